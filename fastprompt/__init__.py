@@ -1,0 +1,10 @@
+"""fastprompt: prompts for frozen CLIP models that withstand adversarial images."""
+
+from .attacks import PGD
+from .clip import FrozenCLIP
+from .data import load_data
+from .evaluation import evaluate
+from .loading import load_clip
+from .tuners.advpt import AdvPTTuner
+
+__all__ = ["PGD", "AdvPTTuner", "FrozenCLIP", "evaluate", "load_clip", "load_data"]

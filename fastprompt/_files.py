@@ -1,0 +1,112 @@
+"""Files are written whole: to a temporary name, flushed to the disk, then renamed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+_DIGEST = "sha256"  # the metadata key under which a file keeps the digest of its tensors
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, or leave what was there before as it was.
+
+    Raises:
+        OSError: the disk is full, or the folder can't be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise OSError(
+            error.errno, f"could not write {path}: {error.strerror}; what was there is unchanged"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a JSON object, as when it was cut short.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}): damaged or foreign") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def digest(tensors: Mapping[str, Tensor], *extra: str) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of ``tensors``, in the names' order."""
+    total = hashlib.sha256()
+    for text in extra:
+        total.update(text.encode() + b"\0")
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whole, with ``metadata`` and a digest over both."""
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    signed = dict(metadata) | {_DIGEST: _sign(plain, metadata)}
+    write_bytes(path, save(plain, metadata=signed))
+
+
+def _sign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    return digest(tensors, *(f"{k}={metadata[k]}" for k in sorted(metadata)))
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that `write_tensors` made with ``metadata["kind"] == kind``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut short, foreign, of another kind, or its contents were changed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}): restore it from a copy, or remove "
+            "it and run again"
+        ) from None
+    stored = metadata.pop(_DIGEST, None)
+    if metadata.get("kind") != kind or stored is None:
+        raise ValueError(
+            f"{path} is not fastprompt's own {kind!r} file: kind {metadata.get('kind')!r}"
+        )
+    if stored != _sign(tensors, metadata):
+        raise ValueError(f"{path} was changed after it was written: its digest does not match")
+    return tensors, metadata

@@ -1,0 +1,1 @@
+"""Weights and cards of the bundled models."""

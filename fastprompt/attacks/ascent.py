@@ -1,0 +1,67 @@
+"""The loop that all gradient attacks here share."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import pgd_step
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """``model`` in eval mode, if it is a module; afterwards every part is as it was."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [m for m in modules if m.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def at_least_float32(outputs: Tensor) -> Tensor:
+    """Low-precision outputs in float32, so that the loss doesn't underflow."""
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+
+
+def pixel_gradient(loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The gradient of ``loss_of(images)`` in the images alone: zeros where the graph is cut."""
+    images = images.detach().requires_grad_(True)
+    loss = loss_of(images)
+    if not loss.requires_grad:
+        return torch.zeros_like(images)
+    (grad,) = torch.autograd.grad(loss, images, allow_unused=True)
+    return torch.zeros_like(images) if grad is None else grad
+
+
+def ascend(
+    loss_of: Callable[[Tensor], Tensor],
+    x: Tensor,
+    start: Tensor,
+    *,
+    alpha: float,
+    eps: float,
+    steps: int,
+    counts: Tensor,
+    targeted: bool = False,
+) -> Tensor:
+    """``steps`` projected sign steps up (targeted: down) ``loss_of`` from ``start``.
+
+    Args:
+        loss_of: images ``[B, 3, H, W]`` to a scalar loss, summed over the batch.
+        x: clean images, the centre of the ball.
+        counts: int64 ``[B, 2]``, to which each step adds its zero and non-finite gradients.
+
+    Returns:
+        The last iterate.
+    """
+    adv = start
+    for _ in range(steps):
+        grad = pixel_gradient(loss_of, adv)
+        adv = pgd_step(adv, x, grad, alpha=alpha, eps=eps, targeted=targeted, counts=counts)
+    return adv

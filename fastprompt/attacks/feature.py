@@ -1,0 +1,87 @@
+"""AdvPT's attack on the image encoder alone: no labels, no text, blind to the prompts."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._checks import Fraction, check_count, check_images, parse_fraction
+from .ascent import ascend, at_least_float32, evaluating
+from .health import GradientHealth
+from .random_start import Sides, random_start
+from .result import AttackResult
+
+
+def feature_kl(clean: Tensor, adv: Tensor) -> Tensor:
+    """``KL(softmax(clean) || softmax(adv))`` over raw feature entries: ``[B, D]`` to ``[B]``."""
+    log_adv, log_clean = F.log_softmax(adv, dim=-1), F.log_softmax(clean, dim=-1)
+    return F.kl_div(log_adv, log_clean, reduction="none", log_target=True).sum(dim=-1)
+
+
+class FeaturePGD:
+    """PGD that drives the image feature away from its clean value (AdvPT, ECCV 2024).
+
+    Maximises ``KL(softmax(f(x)) || softmax(f(x_adv)))`` over the D raw, un-normalised feature
+    entries. It does not see the prompts: an accuracy under it says nothing of an attacker who does.
+
+    Args:
+        encode: pixels ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``.
+        eps: radius in pixel units, a float or such as ``"8/255"``.
+        steps: gradient steps.
+        alpha: step size; by default ``1.25 * eps / steps``, as the authors have it.
+        start: where the uniform start is drawn from. There is no start at the image itself: the
+            gradient is zero there.
+        seed: of the random starts, which depend on (seed, image index) alone.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        eps: Fraction = 8 / 255,
+        steps: int = 10,
+        alpha: Fraction | None = None,
+        *,
+        start: Sides = "two-sided",
+        seed: int = 0,
+    ) -> None:
+        if start not in ("two-sided", "one-sided"):
+            raise ValueError(
+                f"start must be 'two-sided' or 'one-sided', got {start!r}: "
+                "at the clean image this loss has no gradient"
+            )
+        self.encode = encode
+        self.eps = parse_fraction(eps, "eps")
+        self.steps = check_count(steps, "steps")
+        default = 1.25 * self.eps / self.steps
+        self.alpha = default if alpha is None else parse_fraction(alpha, "alpha")
+        self.start: Sides = start
+        self.seed = seed
+
+    def run(self, images: Tensor, *, indices: Tensor | None = None) -> AttackResult:
+        """Attack a batch: float32 ``[B, 3, H, W]`` in [0, 1]; ``indices`` as in `PGD.run`."""
+        check_images(images)
+        if indices is None:
+            indices = torch.arange(len(images), device=images.device)
+        counts = torch.zeros(len(images), 2, dtype=torch.int64, device=images.device)
+        if not len(images):
+            health = GradientHealth(counts[:, 0], counts[:, 1], 0)
+            return AttackResult(images.detach().clone(), None, health)
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(self.encode):
+            x, indices = images.detach().clone(), indices.clone()
+            with torch.no_grad():
+                clean = at_least_float32(self.encode(x))
+            adv = ascend(
+                lambda adv: feature_kl(clean, at_least_float32(self.encode(adv))).sum(),
+                x,
+                random_start(x, self.eps, indices, seed=self.seed, sides=self.start),
+                alpha=self.alpha,
+                eps=self.eps,
+                steps=self.steps,
+                counts=counts,
+            )
+        entries = self.steps * x[0].numel()
+        return AttackResult(adv, None, GradientHealth(counts[:, 0], counts[:, 1], entries))

@@ -1,0 +1,43 @@
+"""The small CLIPs that come with the package."""
+
+import copy
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import open_clip
+from safetensors.torch import load as parse_safetensors
+from torch import nn
+
+DEFAULT = "tiny-shapes"
+
+
+@cache
+def _card(name: str) -> dict[str, Any]:
+    text = resources.files("fastprompt.assets").joinpath(f"{name}.json").read_text("utf-8")
+    return dict(json.loads(text))
+
+
+def names() -> list[str]:
+    """The bundled models."""
+    files = resources.files("fastprompt.assets").iterdir()
+    return sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json"))
+
+
+def card(name: str) -> dict[str, Any]:
+    """Configuration, training command, seed and measured accuracies of a bundled model."""
+    return copy.deepcopy(_card(name))
+
+
+def load(name: str) -> nn.Module:
+    """The bundled open_clip ``CLIP``, weights in float32."""
+    facts = _card(name)
+    model = open_clip.CLIP(**card(name)["config"])
+    state = {}
+    for file in facts["weights"]:  # the robust model is the plain one with another image tower
+        data = resources.files("fastprompt.assets").joinpath(file).read_bytes()
+        state.update({k: v.float() for k, v in parse_safetensors(data).items()})
+    model.load_state_dict(state)
+    model.visual.image_mean, model.visual.image_std = tuple(facts["mean"]), tuple(facts["std"])
+    return model

@@ -1,0 +1,190 @@
+"""`FrozenCLIP`: any open_clip model, its tokenizer and its pixel normalisation, behind one face."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._checks import check_classnames, check_images
+from ._files import digest
+from .classifier import CLIPClassifier
+from .description import Description, TextParts, describe, text_parts
+
+Tokenizer = Callable[[list[str]], Tensor]
+TEMPLATES = ("a photo of a {}.",)
+_TEXT_BATCH = 256
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """`nn.MultiheadAttention` without its gradient-free shortcut.
+
+    The shortcut's outputs differ by about 1e-5 from those under gradients, so that an attack and
+    the judgement on its images would see two models.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class FrozenCLIP(nn.Module):
+    """A CLIP whose weights never change: no gradients into them, always in eval mode.
+
+    Made by `load_clip`. Pixels are float32 NCHW in [0, 1]; normalisation happens inside.
+
+    Args:
+        model: an open_clip ``CLIP`` or ``CustomTextCLIP``; kept, frozen: hand in a copy.
+        tokenizer: strings to token ids, ``[N, context_length]``.
+        mean, std: the pixel normalisation, three values each.
+        name: what to call the model.
+        source: the arguments of `load_clip` that make this model again; None for an object.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        name: str = "custom",
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self.tokenizer = tokenizer
+        dtype = next(model.parameters()).dtype
+        for key, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise ValueError(f"{key} must hold three values, one a channel, got {list(values)}")
+            tensor = torch.tensor(list(values), dtype=dtype).view(3, 1, 1)
+            self.register_buffer(key, tensor, persistent=False)
+        if not bool((self.std > 0).all()):
+            raise ValueError(f"std must be positive, got {list(std)}")
+        self.name = name
+        self.source = dict(source) if source is not None else None
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "FrozenCLIP":
+        """Stays in eval mode, whatever ``mode`` says: the weights are frozen."""
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "FrozenCLIP":
+        """Refuses to unfreeze.
+
+        Raises:
+            RuntimeError: ``requires_grad`` is true.
+        """
+        if requires_grad:
+            raise RuntimeError("FrozenCLIP stays frozen: tune prompts, or a copy of the model")
+        return super().requires_grad_(False)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the pixels that the image tower takes."""
+        visual: Any = self.model.visual
+        size = visual.image_size
+        return int(size[0]) if isinstance(size, (tuple, list)) else int(size)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text, start and end included."""
+        return int(self.model.context_length)  # type: ignore[arg-type]  # an int on both layouts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """exp of the model's logit scale, a scalar tensor."""
+        scale: Any = self.model.logit_scale
+        return scale.exp().reshape(())
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """The bias that sigmoid models add to their logits, a scalar tensor."""
+        bias: Any = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.reshape(())
+
+    @cached_property
+    def text_parts(self) -> TextParts | str:
+        """The text tower's parts for prompts, or why prompts can't be put into it."""
+        return text_parts(self.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights and the normalisation: what a bank or a run was made with."""
+        state = {k: v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)}
+        return digest(state | {"pixel.mean": self.mean, "pixel.std": self.std})
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Image features, un-normalised: pixels ``[B, 3, H, W]`` in [0, 1] to ``[B, D]``.
+
+        Raises:
+            ValueError, TypeError: pixels of another shape or dtype.
+        """
+        check_images(images, values=False)
+        size = self.image_size
+        if images.shape[-2:] != (size, size):
+            raise ValueError(
+                f"images must be [B, 3, {size}, {size}] for {self.name}, got {list(images.shape)}: "
+                f"load the data with image_size={size}"
+            )
+        with plain_attention():
+            encode: Any = self.model.encode_image
+            return encode(((images - self.mean) / self.std).to(self.dtype))
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Text features, un-normalised: N strings to ``[N, D]``. Not differentiable."""
+        tokens = self.tokenizer(list(texts)).to(self.device)
+        with plain_attention():
+            encode: Any = self.model.encode_text
+            return torch.cat([encode(part) for part in tokens.split(_TEXT_BATCH)])
+
+    def zero_shot(
+        self, classnames: Sequence[str], templates: Sequence[str] = TEMPLATES
+    ) -> CLIPClassifier:
+        """CLIP's zero-shot classifier: pixels in [0, 1] to logits.
+
+        Each class's text feature is the mean of its normalised features over the templates,
+        normalised (Radford et al., ICML 2021, section 3.1.4).
+
+        Args:
+            classnames: C distinct names.
+            templates: format strings with one ``{}``, where the name goes.
+
+        Raises:
+            ValueError: no or duplicate class names, a template without ``{}``.
+        """
+        names = check_classnames(classnames)
+        forms = [templates] if isinstance(templates, str) else list(templates)
+        if not forms or any("{}" not in form for form in forms):
+            raise ValueError(f"templates must each hold '{{}}' for the class name, got {forms}")
+        features = torch.stack(
+            [F.normalize(self.encode_text([f.format(n) for n in names]), dim=-1) for f in forms]
+        ).mean(dim=0)
+        return CLIPClassifier(self, F.normalize(features, dim=-1), names)
+
+    def describe(self) -> Description:
+        """Widths, depths, and which methods and fast paths fit this model, or why not."""
+        return describe(self)

@@ -1,0 +1,175 @@
+"""`load_data`: one door to the built-in sets, folders of images and torchvision's data sets."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .._checks import check_count, unknown
+from ..clip import TEMPLATES
+from .downstream import WORLDS, draw_split
+from .loading import ImageDataset, ImageTensors
+from .outside import folder_splits, torchvision_names, torchvision_splits
+
+Classes = Literal["all", "base", "new"]
+Split = tuple[ImageDataset, Tensor]  # a whole split and its labels
+
+
+@dataclass
+class Data:
+    """A data set to tune for; each split is drawn or read when it is first asked for.
+
+    Attributes:
+        name: as given to `load_data`.
+        classnames: the class names, after the choice of classes.
+        templates: zero-shot templates that suit the names.
+        image_size: height and width of the images.
+        arguments: what `load_data` was called with, to load the same again.
+    """
+
+    name: str
+    classnames: list[str]
+    templates: tuple[str, ...]
+    image_size: int
+    arguments: dict[str, Any]
+    _split: Callable[[str], ImageDataset] = field(repr=False)
+
+    @cached_property
+    def train(self) -> ImageDataset:
+        """The training images: ``shots`` a class."""
+        return self._split("train")
+
+    @cached_property
+    def val(self) -> ImageDataset:
+        """The validation images: at most four a class with few shots, as in CoOp."""
+        return self._split("val")
+
+    @cached_property
+    def test(self) -> ImageDataset:
+        """All test images of the chosen classes."""
+        return self._split("test")
+
+
+class Chosen:
+    """The items ``rows`` of a data set, their labels renumbered from ``first``."""
+
+    def __init__(self, data: ImageDataset, rows: Sequence[int], first: int, tag: str) -> None:
+        self.data, self.rows, self.first = data, list(rows), first
+        self.fingerprint = f"{data.fingerprint}/{tag}" if hasattr(data, "fingerprint") else ""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.data[self.rows[index]]
+        return image, label - self.first
+
+
+def class_range(n_classes: int, classes: Classes) -> range:
+    """The classes of a half: ``base`` is the first (the larger if odd), ``new`` the second."""
+    half = (n_classes + 1) // 2
+    parts = {"all": range(n_classes), "base": range(half), "new": range(half, n_classes)}
+    if classes not in parts:
+        raise unknown("choice of classes", str(classes), parts)
+    return parts[classes]
+
+
+def sample(labels: Tensor, classes: range, shots: int | None, seed: int) -> list[int]:
+    """Rows of ``shots`` items of each class, drawn by ``seed``; all where there are fewer.
+
+    Each class has its own generator: its shots don't depend on which other classes there are, and
+    the first 4 of 16 shots are the 4 of 4.
+    """
+    rows: list[int] = []
+    for label in classes:
+        mine = (labels == label).nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + label)
+        order = torch.randperm(len(mine), generator=generator)
+        rows += mine[order[:shots]].tolist()
+    return sorted(rows)
+
+
+def load_data(
+    name: str | Path,
+    *,
+    shots: int | Literal["all"] = "all",
+    seed: int = 0,
+    classes: Classes = "all",
+    image_size: int = 48,
+    root: str | Path = "data",
+    download: bool = False,
+) -> Data:
+    """Load a data set for tuning.
+
+    Args:
+        name: ``"shapes"``, ``"patterns"``, ``"counts"``, the shifted variants ``"shapes-outline"``,
+            ``"shapes-recoloured"``, ``"shapes-crowded"``; a folder with one subfolder of images a
+            class (or ``train``, ``val``, ``test`` folders of such); or the name of a torchvision
+            data set.
+        shots: training images a class (1, 2, 4, 8, 16, ...), or ``"all"``.
+        seed: of the few-shot draw, and of the split where the source has no splits of its own.
+        classes: ``"all"``, or ``"base"`` (first half) or ``"new"`` (second half).
+        image_size: pixels a side; photographs are resized and cut to the middle square.
+        root: where torchvision keeps its data.
+        download: let torchvision download.
+
+    Raises:
+        ValueError: an unknown name (the nearest are offered), shots below 1, an empty folder.
+        FileNotFoundError: data that is not there.
+    """
+    if shots != "all":
+        check_count(shots, "shots")
+    check_count(image_size, "image_size", least=16)
+    text = str(name)
+    whole: Callable[[str], Split]
+    if text in WORLDS:
+        world = WORLDS[text]
+        names, templates = list(world.classnames), world.templates
+        whole = partial(_builtin, text, image_size)
+    elif Path(name).is_dir():
+        names, whole = folder_splits(Path(name), image_size, seed)
+        templates = TEMPLATES
+    elif text in torchvision_names():
+        names, whole = torchvision_splits(text, image_size, Path(root), download, seed)
+        templates = TEMPLATES
+    elif "/" in text or text.startswith("."):
+        raise FileNotFoundError(f"data: there is no folder {text}")
+    else:
+        raise unknown("data set", text, [*WORLDS, *torchvision_names()])
+    chosen = class_range(len(names), classes)
+    limits = {
+        "train": None if shots == "all" else shots,
+        "val": None if shots == "all" else min(shots, 4),
+        "test": None,
+    }
+
+    def split(part: str) -> ImageDataset:
+        data, labels = whole(part)
+        rows = sample(labels, chosen, limits[part], seed)
+        tag = f"{classes}/shots={limits[part]}/seed={seed}"
+        if not isinstance(data, ImageTensors):
+            return Chosen(data, rows, chosen.start, tag)
+        index = torch.tensor(rows, dtype=torch.int64)
+        return ImageTensors(
+            data.images[index], data.labels[index] - chosen.start, f"{data.fingerprint}/{tag}"
+        )
+
+    arguments = {
+        "name": text,
+        "shots": shots,
+        "seed": seed,
+        "classes": classes,
+        "image_size": image_size,
+        "root": str(root),
+    }
+    kept = [names[i] for i in chosen]
+    return Data(text, kept, tuple(templates), image_size, arguments, split)
+
+
+def _builtin(name: str, image_size: int, part: str) -> Split:
+    data = draw_split(name, part, image_size)
+    return data, data.labels

@@ -1,0 +1,47 @@
+"""``fastprompt doctor``: what is installed, what will be used, and does it work."""
+
+import os
+import time
+from collections.abc import Sequence
+
+
+def doctor(arguments: Sequence[str] = ()) -> int:
+    """Print versions, devices, kernel implementations and a check of the bundled models."""
+    if arguments:
+        if arguments[0] in ("-h", "--help"):
+            print("usage: fastprompt doctor\nversions, devices, kernels, the bundled models")
+            return 0
+        raise ValueError(f"doctor takes no options, got {arguments[0]!r}")
+    began = time.perf_counter()
+    import torch
+
+    from . import bundled, kernels
+    from .loading import load_clip
+    from .runs import versions
+
+    for name, version in versions().items():
+        print(f"{name:<18}{version}")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    print(f"{'device':<18}cpu, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
+    for index in range(gpus):
+        print(f"{'device':<18}cuda:{index}, {torch.cuda.get_device_name(index)}")
+    if not gpus:
+        print(f"{'':<18}no GPU: everything runs on the CPU")
+    for op in kernels.__all__:
+        print(f"{'kernel':<18}{op}: plain torch code (this version has no Triton kernel for it)")
+    failed = 0
+    for name in bundled.names():
+        try:
+            clip = load_clip(name)
+            logits = clip.zero_shot(["red circle", "blue star"])(
+                torch.zeros(1, 3, clip.image_size, clip.image_size)
+            )
+            good = bool(logits.isfinite().all())
+        except (ValueError, OSError, RuntimeError, KeyError) as error:
+            good, reason = False, str(error)
+        else:
+            reason = "" if good else "its logits are not finite"
+        failed += not good
+        print(f"{'model':<18}{name}: {'loads and runs' if good else 'FAILS: ' + reason}")
+    print(f"{'time':<18}{time.perf_counter() - began:.1f} s")
+    return 1 if failed else 0

@@ -1,0 +1,269 @@
+"""`load_clip`: from a name, a checkpoint or an open_clip object to a `FrozenCLIP`."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import open_clip
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from . import bundled
+from ._checks import unknown
+from .clip import FrozenCLIP, Tokenizer
+
+_SCHEMES = ("hf-hub:", "local-dir:")
+# where published checkpoints of adversarially fine-tuned image towers keep their weights: TeCoA's
+# training code, then the plain layouts that FARE and others use
+_IMAGE_CONTAINERS = ("vision_encoder_state_dict", "state_dict", "model_state_dict", "model")
+_WRAPPERS = ("module.", "model.", "clip_model.")
+_TOWER_PREFIXES = ("visual.", "image_encoder.")
+
+
+def load_clip(
+    model: str | nn.Module | FrozenCLIP = bundled.DEFAULT,
+    pretrained: str | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_weights: str | Path | Mapping[str, Tensor] | None = None,
+    device: str | torch.device = "cpu",
+    cache_dir: str | None = None,
+) -> FrozenCLIP:
+    """A frozen CLIP.
+
+    Args:
+        model: ``"tiny-shapes"`` or ``"tiny-shapes-robust"`` (bundled); any open_clip name, or one
+            that starts with ``hf-hub:`` or ``local-dir:``; or an open_clip model object, which is
+            copied and left as it was.
+        pretrained: for an open_clip name, one of its weight tags (downloaded) or the path of a
+            checkpoint.
+        tokenizer: strings to token ids ``[N, context_length]``; by default the model's own, and
+            for an object open_clip's standard one if the vocabulary has its size.
+        mean, std: the pixel normalisation; by default the model's own.
+        image_weights: a file or a state dict for the image tower alone, as adversarially
+            fine-tuned towers are published (TeCoA, FARE). Files are read without pickled code.
+        device: where to put the weights.
+        cache_dir: where open_clip keeps downloads.
+
+    Raises:
+        ValueError: an unknown name (the nearest are offered), weights that don't fit.
+        RuntimeError: the weights could not be downloaded.
+        FileNotFoundError: a file that is not there.
+    """
+    source: dict[str, Any] | None = None
+    if isinstance(model, FrozenCLIP):
+        given = {"pretrained": pretrained, "tokenizer": tokenizer, "mean": mean, "std": std}
+        extra = [k for k, v in {**given, "image_weights": image_weights}.items() if v is not None]
+        if extra:
+            raise ValueError(f"model is a FrozenCLIP already: {', '.join(extra)} can't be changed")
+        return model.to(device)
+    if isinstance(model, nn.Module):
+        if pretrained is not None:
+            raise ValueError("pretrained goes with a model name, not with a model object")
+        inner, name = copy.deepcopy(model), type(model).__name__
+        tokenizer = tokenizer or _standard_tokenizer(inner)
+    elif isinstance(model, str):
+        inner, found = _by_name(model, pretrained, cache_dir)
+        tokenizer = tokenizer or found
+        name = model if pretrained is None else f"{model}:{pretrained}"
+        source = {"model": model, "pretrained": pretrained}
+    else:
+        raise TypeError(
+            f"model must be a name or an open_clip model, got {type(model).__name__}: {model!r}"
+        )
+    _require_clip(inner)
+    if image_weights is not None:
+        load_image_weights(inner, image_weights)
+        named = isinstance(image_weights, (str, Path))
+        source = dict(source, image_weights=str(image_weights)) if source and named else None
+    own_mean, own_std = _normalisation(inner)
+    if mean is not None or std is not None:
+        source = None if source is None else {**source, "mean": mean, "std": std}
+    clip = FrozenCLIP(inner, tokenizer, mean or own_mean, std or own_std, name=name, source=source)
+    return clip.to(device)
+
+
+def _by_name(
+    name: str, pretrained: str | None, cache_dir: str | None
+) -> tuple[nn.Module, Tokenizer]:
+    if name in bundled.names():
+        if pretrained is not None:
+            raise ValueError(f"{name} is bundled with its weights: leave pretrained out")
+        return bundled.load(name), open_clip.SimpleTokenizer()
+    scheme = name.startswith(_SCHEMES)
+    if not scheme:
+        known = open_clip.list_models()
+        if name.replace("/", "-") not in known:
+            raise unknown("model", name, [*bundled.names(), *known])
+        _check_pretrained(name, pretrained)
+    try:
+        model = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            precision="fp32",
+            device="cpu",
+            force_quick_gelu=quick_gelu(name, pretrained),
+            cache_dir=cache_dir,
+            require_pretrained=True,
+            weights_only=True,
+        )
+        return model, open_clip.get_tokenizer(name, cache_dir=cache_dir)
+    except (UnpicklingError, SafetensorError, EOFError) as error:
+        raise ValueError(
+            f"the checkpoint for {name} ({pretrained or 'its default'}) is damaged, or holds more "
+            f"than tensors, which is never run: {_first_line(error)}"
+        ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"could not load {name}: {error}") from error
+    except (RuntimeError, OSError, ValueError) as error:
+        if pretrained and Path(pretrained).is_file():
+            raise ValueError(
+                f"the checkpoint {pretrained} does not fit {name}: {_first_line(error)}"
+            ) from error
+        raise RuntimeError(
+            f"could not load {name} with pretrained={pretrained!r}: {_first_line(error)}. "
+            "Without a network, pass the path of a checkpoint as pretrained"
+        ) from error
+
+
+def quick_gelu(name: str, pretrained: str | None) -> bool:
+    """Whether the weights were trained with QuickGELU, which open_clip only warns of."""
+    if pretrained is None or name.startswith(_SCHEMES):
+        return False
+    tag = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained)
+    return bool(tag.get("quick_gelu", False))
+
+
+def _check_pretrained(name: str, pretrained: str | None) -> None:
+    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    if pretrained is None:
+        raise ValueError(
+            f"pretrained is missing: {name} needs a weight tag ({', '.join(tags[:4]) or 'none'}) "
+            "or the path of a checkpoint; for random weights hand in the model object"
+        )
+    looks_like_path = "/" in pretrained or Path(pretrained).suffix in (
+        ".pt",
+        ".pth",
+        ".safetensors",
+    )
+    if pretrained in tags or Path(pretrained).is_file():
+        return
+    if looks_like_path:
+        raise FileNotFoundError(f"pretrained: there is no checkpoint {pretrained}")
+    raise unknown(f"weight tag of {name}", pretrained, tags)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _require_clip(model: nn.Module) -> None:
+    missing = [
+        part
+        for part in ("visual", "encode_image", "encode_text", "logit_scale", "context_length")
+        if not hasattr(model, part)
+    ]
+    if missing:
+        raise TypeError(
+            f"model must be an open_clip CLIP or CustomTextCLIP; {type(model).__name__} has no "
+            f"{', '.join(missing)}"
+        )
+
+
+def _standard_tokenizer(model: nn.Module) -> Tokenizer:
+    standard = open_clip.SimpleTokenizer(context_length=getattr(model, "context_length", 77))
+    if getattr(model, "vocab_size", None) != standard.vocab_size:
+        raise ValueError(
+            f"tokenizer is missing: the model's vocabulary of {getattr(model, 'vocab_size', '?')} "
+            f"is not open_clip's standard one of {standard.vocab_size}; "
+            "pass open_clip.get_tokenizer(name)"
+        )
+    return standard
+
+
+def _normalisation(model: Any) -> tuple[Sequence[float], Sequence[float]]:
+    mean = getattr(model.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
+    std = getattr(model.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
+    return mean, std
+
+
+def load_image_weights(model: nn.Module, weights: str | Path | Mapping[str, Any]) -> None:
+    """Put an image tower's weights into ``model.visual``.
+
+    Args:
+        model: an open_clip model; changed.
+        weights: a file (safetensors, or torch's with tensors only) or a mapping: the tower's state
+            dict itself, or a checkpoint that holds one, with the usual prefixes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged or pickled code, or weights of another tower.
+    """
+    where = str(weights) if isinstance(weights, (str, Path)) else "image_weights"
+    content = _read(Path(weights)) if isinstance(weights, (str, Path)) else dict(weights)
+    for key in _IMAGE_CONTAINERS:
+        if isinstance(content.get(key), Mapping):
+            content = dict(content[key])
+            break
+    visual: Any = model.visual
+    wanted = visual.state_dict()
+    found = {k: v for k, v in _tower_entries(content).items() if isinstance(v, Tensor)}
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise ValueError(
+            f"{where} does not fit {type(visual).__name__}: {len(missing)} of {len(wanted)} "
+            f"tensors are missing, {missing[0]} among them"
+        )
+    wrong = [k for k in wanted if found[k].shape != wanted[k].shape]
+    if wrong:
+        raise ValueError(
+            f"{where} is for another image tower: {wrong[0]} is {list(found[wrong[0]].shape)}, "
+            f"this model has {list(wanted[wrong[0]].shape)}"
+        )
+    visual.load_state_dict({k: found[k] for k in wanted})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"image_weights: there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of the old format, which is fine here
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"image_weights: {path} is damaged, or holds more than tensors, which is never run: "
+            f"{_first_line(error)}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"image_weights: {path} holds a {type(content).__name__}, no state dict")
+    return dict(content)
+
+
+def _tower_entries(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The image tower's entries under its own names, whatever they were saved through.
+
+    A whole CLIP's text tower has the image tower's names, too, without the prefix: where any entry
+    is marked as the image tower's, only such entries count.
+    """
+    plain = {}
+    for key, value in content.items():
+        while wrapper := next((w for w in _WRAPPERS if key.startswith(w)), None):
+            key = key.removeprefix(wrapper)
+        plain[key] = value
+    marked = {
+        key.removeprefix(prefix): value
+        for key, value in plain.items()
+        for prefix in _TOWER_PREFIXES
+        if key.startswith(prefix)
+    }
+    return marked or plain

@@ -1,0 +1,136 @@
+"""A run folder: all that is needed to run it again, to go on where it stopped, and what came out.
+
+config.json          method, settings, model, data, versions
+metrics.jsonl        one line an epoch
+state.safetensors    where tuning stands, for --resume
+prompts.safetensors  the tuned prompts
+result.json          accuracies
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ._files import read_json, read_tensors, write_bytes, write_json, write_tensors
+
+FORMAT = 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    out = {"python": platform.python_version()}
+    for name in ("fastprompt", "torch", "torchvision", "triton", "open_clip_torch"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            out[name] = "not installed"
+    return out
+
+
+class RunFolder:
+    """Reads and writes one run's files, each of them whole."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def started(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / "config.json").exists()
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write ``config.json``."""
+        write_json(self.path / "config.json", {"format": FORMAT, **config, "versions": versions()})
+
+    def read_config(self) -> dict[str, Any]:
+        """``config.json``.
+
+        Raises:
+            FileNotFoundError: this is not a run folder.
+            ValueError: it is damaged, foreign, or of a later format.
+        """
+        if not self.started:
+            raise FileNotFoundError(f"{self.path} is not a run folder: it has no config.json")
+        config = read_json(self.path / "config.json")
+        if config.get("format") != FORMAT:
+            raise ValueError(
+                f"{self.path / 'config.json'} has format {config.get('format')!r}, this version of "
+                f"fastprompt reads {FORMAT}"
+            )
+        missing = [k for k in ("method", "config", "classnames", "clip") if k not in config]
+        if missing:
+            raise ValueError(f"{self.path / 'config.json'} lacks {', '.join(missing)}: damaged")
+        return config
+
+    def write_prompts(self, tensors: Mapping[str, Tensor], method: str) -> None:
+        """Write ``prompts.safetensors``."""
+        write_tensors(
+            self.path / "prompts.safetensors", tensors, {"kind": "prompts", "method": method}
+        )
+
+    def read_prompts(self, method: str) -> dict[str, Tensor]:
+        """The tuned prompts of a run of ``method``.
+
+        Raises:
+            FileNotFoundError: the run has not finished tuning.
+            ValueError: damaged, foreign, changed, or another method's.
+        """
+        tensors, metadata = read_tensors(self.path / "prompts.safetensors", "prompts")
+        if metadata.get("method") != method:
+            raise ValueError(
+                f"{self.path / 'prompts.safetensors'} holds prompts of {metadata.get('method')!r}, "
+                f"not of {method!r}"
+            )
+        return tensors
+
+    def write_state(self, tensors: Mapping[str, Tensor], epoch: int, key: str) -> None:
+        """Write ``state.safetensors``: ``epoch`` epochs are done; ``key`` says of which run."""
+        metadata = {"kind": "state", "epoch": str(epoch), "key": key}
+        write_tensors(self.path / "state.safetensors", tensors, metadata)
+
+    def read_state(self, key: str) -> tuple[dict[str, Tensor], int] | None:
+        """Where tuning stands and how many epochs are done; None before the first."""
+        path = self.path / "state.safetensors"
+        if not path.exists():
+            return None
+        tensors, metadata = read_tensors(path, "state")
+        if metadata.get("key") != key:
+            raise ValueError(f"{path} is of another run: its settings, model or data differ")
+        return tensors, int(metadata["epoch"])
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The whole lines of ``metrics.jsonl``; one cut short by a crash is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(dict(json.loads(line)))
+            except ValueError:
+                break
+        return rows
+
+    def cut_metrics(self, epochs: int) -> None:
+        """Drop the lines of epochs after the first ``epochs``: they will be run again."""
+        rows = [row for row in self.read_metrics() if row["epoch"] <= epochs]
+        write_bytes(
+            self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode()
+        )
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write ``result.json``."""
+        write_json(self.path / "result.json", result)

@@ -1,0 +1,5 @@
+"""Prompts and frozen weights to features."""
+
+from .text import TextTower
+
+__all__ = ["TextTower"]

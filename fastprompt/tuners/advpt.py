@@ -1,0 +1,168 @@
+"""AdvPT: a bank of adversarial embeddings, then a text context tuned on it.
+
+Zhang et al., "Adversarial prompt tuning for vision-language models", ECCV 2024. Phase 1 attacks the
+frozen image encoder alone, once for each training image; phase 2 decodes and attacks nothing.
+"""
+
+import dataclasses
+import math
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._checks import Fraction, check_count, check_labels, parse_fraction
+from ..attacks import FeaturePGD
+from ..attacks.random_start import Sides
+from ..classifier import CLIPClassifier, cosine_logits
+from ..clip import FrozenCLIP
+from ..data.loading import ImageDataset
+from ..prompts import TextContext
+from ..towers import TextTower
+from .bank import make_bank
+from .base import Tuner
+from .config import TunerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvPTConfig(TunerConfig):
+    """AdvPT's settings; the defaults are the authors', but for ``start``.
+
+    Attributes:
+        n_ctx: context tokens, shared by all classes.
+        eps: radius of the bank's attack, a float in pixel units or such as ``"8/255"``.
+        steps: its gradient steps.
+        alpha: its step size; by default ``1.25 * eps / steps``.
+        start: ``"two-sided"`` draws the attack's start from the whole ball, ``"one-sided"`` from
+            [0, eps], as the authors have it.
+        attack_batch: images attacked at once.
+        warmup_epochs: epochs at the constant rate ``warmup_lr`` before the cosine.
+        warmup_lr: that rate.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        bank_dir: where banks are kept, to share them between runs; by default the run folder's
+            ``banks``.
+        workers: processes that decode images for the bank; 0 decodes in this one.
+    """
+
+    n_ctx: int = 32
+    eps: Fraction = 8 / 255
+    steps: int = 10
+    alpha: Fraction | None = None
+    start: Sides = "two-sided"
+    attack_batch: int = 128
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-5
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    bank_dir: str | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count(self.n_ctx, "n_ctx")
+        check_count(self.steps, "steps")
+        check_count(self.attack_batch, "attack_batch")
+        check_count(self.warmup_epochs, "warmup_epochs", least=0)
+        check_count(self.workers, "workers", least=0)
+        object.__setattr__(self, "eps", parse_fraction(self.eps, "eps"))
+        if self.alpha is not None:
+            object.__setattr__(self, "alpha", parse_fraction(self.alpha, "alpha"))
+        if self.start not in ("two-sided", "one-sided"):
+            raise ValueError(f"start must be 'two-sided' or 'one-sided', got {self.start!r}")
+
+
+class AdvPTTuner(Tuner):
+    """AdvPT on any CLIP with a causal text transformer. See `Tuner` for the arguments."""
+
+    method = "advpt"
+    Config = AdvPTConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    config: AdvPTConfig
+    prompts: TextContext
+
+    @classmethod
+    def unfit(cls, clip: FrozenCLIP) -> str:
+        return clip.text_parts if isinstance(clip.text_parts, str) else ""
+
+    def build_prompts(self) -> TextContext:
+        self.tower = TextTower(self.clip, self.classnames, self.config.n_ctx)
+        return TextContext(self.config.n_ctx, self.tower.parts.width, seed=self.config.seed)
+
+    def prepare(
+        self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
+    ) -> int:
+        config = self.config
+        attack = FeaturePGD(
+            self.clip.encode_image,
+            config.eps,
+            config.steps,
+            config.alpha,
+            start=config.start,
+            seed=config.seed,
+        )
+        folder = Path(config.bank_dir) if config.bank_dir else out and out / "banks"
+        self._banks: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, data in (("train", train), ("val", val)):
+            if data is None:
+                continue
+            bank = make_bank(
+                self.clip,
+                data,
+                attack,
+                batch=config.attack_batch,
+                folder=folder,
+                workers=config.workers,
+                title=f"{name} bank",
+                progress=progress,
+            )
+            check_labels(bank.labels, len(data), len(self.classnames), f"labels of {name}")
+            for reason in bank.health.reasons:
+                warnings.warn(f"the {name} bank is not to be trusted: {reason}", stacklevel=3)
+            device = self.clip.device
+            self._banks[name] = (bank.features.to(device), bank.labels.to(device))
+        return len(train)
+
+    def class_features(self) -> Tensor:
+        """L2-normalised class features of the context as it is now, ``[C, D]``."""
+        return F.normalize(self.tower(self.prompts()), dim=-1)
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """Cross-entropy of ``logit_scale * cos(bank, t_c)``: adversarial embeddings only."""
+        features, labels = self._banks["train"]
+        logits = cosine_logits(self.clip, features[rows], self.class_features())
+        return F.cross_entropy(logits, labels[rows])
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        text = self.class_features()
+        out = {}
+        for name, (features, labels) in self._banks.items():
+            hit = cosine_logits(self.clip, features, text).argmax(dim=1) == labels
+            out["accuracy" if name == "train" else "val_accuracy"] = float(hit.float().mean())
+        return out
+
+    def learning_rate(self, epoch: int) -> float:
+        """``warmup_lr`` for the first epochs, then a cosine over all of them."""
+        config = self.config
+        if epoch < config.warmup_epochs:
+            return config.warmup_lr
+        return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+
+    def build_optimiser(self) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.SGD(
+            self.prompts.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+
+    @property
+    def classifier(self) -> CLIPClassifier:
+        """``logit_scale * cos(f(x), t_c)`` with the tuned class features, computed once."""
+        with torch.no_grad():
+            return CLIPClassifier(self.clip, self.class_features(), self.classnames)

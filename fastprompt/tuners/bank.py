@@ -1,0 +1,156 @@
+"""AdvPT's phase 1: one adversarial embedding for each image, made once before tuning."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .._files import read_tensors, write_tensors
+from ..attacks import FeaturePGD, GradientHealth
+from ..clip import FrozenCLIP
+from ..data.loading import ImageDataset, batches, fingerprint
+
+_KIND = "bank"
+_SHARD_BATCHES = 4  # batches between two writes: what a kill may cost
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Attributes:
+
+    features: adversarial image features, raw, float32 ``[N, D]``.
+    labels: int64 ``[N]``.
+    health: gradient health of the attack that made them.
+    """
+
+    features: Tensor
+    labels: Tensor
+    health: GradientHealth
+
+
+def bank_key(clip: FrozenCLIP, data: ImageDataset, attack: FeaturePGD, batch: int) -> str:
+    """A hash of all that a bank depends on: weights, images, threat model, batches."""
+    facts = {
+        "weights": clip.fingerprint,
+        "data": fingerprint(data),
+        "images": len(data),
+        "eps": attack.eps.hex(),
+        "alpha": attack.alpha.hex(),
+        "steps": attack.steps,
+        "start": attack.start,
+        "seed": attack.seed,
+        "batch": batch,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def make_bank(
+    clip: FrozenCLIP,
+    data: ImageDataset,
+    attack: FeaturePGD,
+    *,
+    batch: int,
+    folder: Path | None = None,
+    workers: int = 0,
+    title: str = "bank",
+    progress: bool = True,
+) -> Bank:
+    """The bank of ``data`` under ``attack``; read from ``folder`` if it is there.
+
+    A bank under way is kept in shards: a second call goes on behind the last, and ends with the
+    same bits as one that was never stopped.
+
+    Args:
+        clip: the frozen model whose image encoder is attacked.
+        attack: the threat model.
+        batch: images attacked at once.
+        folder: where banks are kept, one file for each key; None keeps the bank in memory only.
+
+    Raises:
+        ValueError: a file of the bank is damaged.
+        OSError: the disk is full; what was there is unchanged.
+    """
+    key = bank_key(clip, data, attack, batch)
+    file = None if folder is None else folder / f"{key[:32]}.safetensors"
+    if file is not None and file.exists():
+        return _unpack(_read(file, key))
+    parts = None if file is None else file.with_suffix(".parts")
+    shards = list(_shards(clip, data, attack, batch, parts, key, workers, title, progress))
+    whole = {name: torch.cat([s[name] for s in shards]) for name in shards[0] if name != "entries"}
+    whole["entries"] = shards[0]["entries"]
+    if file is not None and parts is not None:
+        write_tensors(file, whole, {"kind": _KIND, "key": key})
+        shutil.rmtree(parts, ignore_errors=True)
+    return _unpack(whole)
+
+
+def _shards(
+    clip: FrozenCLIP,
+    data: ImageDataset,
+    attack: FeaturePGD,
+    batch: int,
+    parts: Path | None,
+    key: str,
+    workers: int,
+    title: str,
+    progress: bool,
+) -> Iterator[dict[str, Tensor]]:
+    size = batch * _SHARD_BATCHES
+    with tqdm(total=len(data), desc=title, unit="img", disable=None if progress else True) as bar:
+        for start in range(0, len(data), size):
+            rows = range(start, min(start + size, len(data)))
+            path = None if parts is None else parts / f"{start:09d}.safetensors"
+            if path is not None and path.exists():
+                shard = _read(path, key)
+                bar.update(len(rows))
+            else:
+                shard = _attack_rows(clip, data, attack, rows, batch, workers, bar)
+                if path is not None:
+                    write_tensors(path, shard, {"kind": _KIND, "key": key})
+            yield shard
+
+
+def _attack_rows(
+    clip: FrozenCLIP,
+    data: ImageDataset,
+    attack: FeaturePGD,
+    rows: range,
+    batch: int,
+    workers: int,
+    bar: "tqdm[Any]",
+) -> dict[str, Tensor]:
+    features, labels, health = [], [], []
+    for indices, images, targets in batches(data, rows, batch, workers):
+        result = attack.run(images.to(clip.device), indices=indices.to(clip.device))
+        with torch.no_grad():
+            features.append(clip.encode_image(result.images).float().cpu())
+        labels.append(targets)
+        health.append(result.health)
+        bar.update(len(indices))
+    joined = GradientHealth.join(health)
+    return {
+        "features": torch.cat(features),
+        "labels": torch.cat(labels),
+        "zero": joined.zero.cpu(),
+        "nonfinite": joined.nonfinite.cpu(),
+        "entries": torch.tensor([joined.entries]),
+    }
+
+
+def _read(path: Path, key: str) -> dict[str, Tensor]:
+    tensors, metadata = read_tensors(path, _KIND)
+    if metadata.get("key") != key:
+        raise ValueError(f"{path} is another bank than its name says: remove it and run again")
+    return tensors
+
+
+def _unpack(tensors: dict[str, Tensor]) -> Bank:
+    health = GradientHealth(tensors["zero"], tensors["nonfinite"], int(tensors["entries"][0]))
+    return Bank(tensors["features"], tensors["labels"], health)

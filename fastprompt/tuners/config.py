@@ -1,0 +1,118 @@
+"""Settings of a method: one typed dataclass, from keywords, a file or the command line alike."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from .._checks import check_count, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class TunerConfig:
+    """What every method has.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch: images in an optimiser step.
+        lr: learning rate at the start of its decay to zero along a cosine.
+        seed: of the prompts' start values, the order of the images and the attack's random starts.
+    """
+
+    epochs: int = 100
+    batch: int = 32
+    lr: float = 0.002
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count(self.epochs, "epochs")
+        check_count(self.batch, "batch")
+        check_count(self.seed, "seed", least=0)
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+
+
+C = TypeVar("C", bound=TunerConfig)
+
+
+def field_names(cls: type[TunerConfig]) -> list[str]:
+    """The settings that ``cls`` has."""
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def as_dict(config: TunerConfig) -> dict[str, Any]:
+    """The settings as plain values, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def parser_for(cls: type[TunerConfig], **options: Any) -> ArgumentParser:
+    """A parser whose arguments are the settings of ``cls``."""
+    parser = ArgumentParser(exit_on_error=False, **options)
+    parser.add_class_arguments(cls)
+    return parser
+
+
+def read_config(cls: type[TunerConfig], path: str | Path) -> dict[str, Any]:
+    """The settings that a YAML or JSON file gives, typed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable, an unknown key (the nearest are offered) or a value of a wrong type.
+    """
+    import yaml
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config: there is no file {path}")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {path} is not readable YAML or JSON: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config: {path} must hold settings by name, got {type(values).__name__}")
+    return typed(cls, values)
+
+
+def typed(cls: type[TunerConfig], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with each converted to its setting's type.
+
+    Raises:
+        ValueError: an unknown key (the nearest are offered), or a value of a wrong type.
+    """
+    known = field_names(cls)
+    for key in values:
+        if key not in known:
+            raise unknown("config key", str(key), known)
+    try:
+        parsed = parser_for(cls).parse_object(dict(values), defaults=False)
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(f"config: {str(error).strip()}") from None
+    return {key: parsed[key] for key in values}
+
+
+def build(
+    cls: type[C],
+    preset: Mapping[str, Any],
+    config: C | str | Path | Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+) -> C:
+    """The settings, each from the first that names it: keywords, ``config``, preset, defaults.
+
+    A ``config`` that is a whole ``cls`` already leaves the preset out.
+    """
+    if isinstance(config, cls):
+        return dataclasses.replace(config, **typed(cls, overrides))
+    if config is None:
+        given: dict[str, Any] = {}
+    elif isinstance(config, (str, Path)):
+        given = read_config(cls, config)
+    elif isinstance(config, Mapping):
+        given = typed(cls, config)
+    else:
+        raise TypeError(
+            f"config must be a {cls.__name__}, a mapping or a file, got {type(config).__name__}"
+        )
+    return cls(**{**preset, **given, **typed(cls, overrides)})
