@@ -41,19 +41,17 @@ def parse_fraction(value: Fraction, name: str, *, zero: bool = False) -> float:
         raise TypeError(f'{name} must be a number or a string like "4/255", got {value!r}')
     try:
         if isinstance(value, str):
-            above, _, below = value.partition("/")
-            number = float(above) / float(below) if below else float(above)
+            above, slash, below = value.partition("/")
+            number = float(above) / float(below) if slash else float(above)
         else:
             number = float(value)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f'{name} must be a number or like "4/255", got {value!r}') from None
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value!r}")
     if number > 1:
-        raise ValueError(
-            f"{name} must be at most 1, got {value!r}: pixels are in [0, 1]: "
-            f"did you mean {number:g}/255?"
-        )
+        hint = f": did you mean {number:g}/255?" if number <= 255 else ""
+        raise ValueError(f"{name} must be at most 1, got {value!r}: pixels are in [0, 1]{hint}")
     if number < 0 or (number == 0 and not zero):
         raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value!r}")
     return number
@@ -65,6 +63,15 @@ def check_count(value: int, name: str, *, least: int = 1) -> int:
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def check_number(value: float, name: str, *, zero: bool = False) -> float:
+    """``value`` if it is a finite number above 0, or 0 where that is allowed."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value}")
     return value
 
 
@@ -99,7 +106,7 @@ def check_labels(labels: Tensor, n: int, classes: int | None = None, name: str =
         raise TypeError(f"{name} must hold integers, got {labels.dtype}")
     if not n:
         return -1
-    low, high = (int(v) for v in torch.aminmax(labels))
+    low, high = (int(v) for v in torch.aminmax(labels.long()))  # unsigned ones lack aminmax
     if low < 0:
         raise ValueError(f"{name} must be 0 or more, got {low}")
     if classes is not None:
@@ -119,6 +126,8 @@ def check_classnames(classnames: Iterable[str]) -> list[str]:
     """The class names as a list: non-empty, distinct, none blank."""
     if isinstance(classnames, str):
         raise TypeError(f"classnames must be a list of names, got the single string {classnames!r}")
+    if not isinstance(classnames, Iterable):
+        raise TypeError(f"classnames must be a list of names, got {classnames!r}")
     names = list(classnames)
     if not names:
         raise ValueError("classnames must not be empty")

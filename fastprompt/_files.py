@@ -32,9 +32,11 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C, too, leaves no temporary file
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if not isinstance(error, OSError):
+            raise
         raise OSError(
             error.errno, f"could not write {path}: {error.strerror}; what was there is unchanged"
         ) from error
@@ -75,7 +77,10 @@ def digest(tensors: Mapping[str, Tensor], *extra: str) -> str:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file whole, with ``metadata`` and a digest over both."""
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    # copies: safetensors refuses tensors that share memory
+    plain = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
+    }
     signed = dict(metadata) | {_DIGEST: _sign(plain, metadata)}
     write_bytes(path, save(plain, metadata=signed))
 
@@ -108,5 +113,8 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
             f"{path} is not fastprompt's own {kind!r} file: kind {metadata.get('kind')!r}"
         )
     if stored != _sign(tensors, metadata):
-        raise ValueError(f"{path} was changed after it was written: its digest does not match")
+        raise ValueError(
+            f"{path} was changed after it was written, its digest does not match: restore it from "
+            "a copy, or remove it and run again"
+        )
     return tensors, metadata

@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentParser
 
 from . import bundled
-from ._checks import nearest, unknown
+from ._checks import check_count, nearest, parse_fraction, unknown
 
 
 class _Parser(ArgumentParser):
@@ -27,12 +27,15 @@ class _Parser(ArgumentParser):
         raise SystemExit(2)
 
 
+_RADII: Any = list[float | int | str] | float | int | str | None
+
+
 def _tune_parser(method: str) -> _Parser:
     from .tuners.registry import TUNERS
 
     tuner = TUNERS[method]
     about = (tuner.__doc__ or "").splitlines()[0]
-    parser = _Parser(prog=f"fastprompt tune {method}", description=about)
+    parser = _Parser(prog=f"fastprompt tune {method}", description=about, allow_abbrev=False)
     parser.add_argument("--clip", type=str, default=bundled.DEFAULT, help="model name")
     parser.add_argument("--pretrained", type=str | None, help="weight tag or checkpoint")
     parser.add_argument("--image_weights", type=str | None, help="file for the image tower alone")
@@ -47,11 +50,11 @@ def _tune_parser(method: str) -> _Parser:
     parser.add_argument("--config", type=str | None, help="YAML or JSON file of the settings below")
     parser.add_argument(
         "--attacks",
-        type=list[str],
+        type=list[str] | str,
         default=["clean", "feature-pgd-40", "pgd-20"],
         help="of the evaluation",
     )
-    parser.add_argument("--eval_eps", type=list[str] | None, help="default: the tuning eps")
+    parser.add_argument("--eval_eps", type=_RADII, help="default: the tuning eps")
     parser.add_argument("--eval_limit", type=int | None, default=400, help="test images judged")
     parser.add_argument("--eval_batch", type=int, default=100)
     parser.add_class_arguments(tuner.Config, help=f"settings of {method}")
@@ -101,9 +104,12 @@ def _resume(method: str, given: Mapping[str, Any]) -> int:
     config = run.read_config()
     if config["method"] != method:
         raise ValueError(f"--resume: {run.path} is a run of {config['method']!r}, not {method!r}")
-    if "job" not in config:
+    job = config.get("job")
+    if not isinstance(job, Mapping):
         raise ValueError(f"--resume: {run.path} was not started from the command line")
-    return _run(method, config["job"], config["config"], {}, run.path, resume=True)
+    if missing := [key for key in _JOB_KEYS if key not in job]:
+        raise ValueError(f"--resume: the job in {run.path / 'config.json'} lacks {missing[0]!r}")
+    return _run(method, job, config["config"], {}, run.path, resume=True)
 
 
 def _run(
@@ -116,18 +122,24 @@ def _run(
     resume: bool,
 ) -> int:
     from .data import load_data
-    from .evaluation.attacks import make_attack
+    from .evaluation.robust import plan_attacks
     from .loading import load_clip
     from .tuners.registry import TUNERS
 
-    for attack in job["attacks"]:
-        if attack != "clean":
-            make_attack(attack, 0.1, 0)  # a misspelt name is told before the work, not after
+    # what the evaluation would refuse is told before the work, not after
+    given = job["eval_eps"]
+    for radius in given if isinstance(given, list) else [given]:
+        if radius is not None:
+            parse_fraction(radius, "eval_eps", zero=True)
+    plan_attacks(job["attacks"], 0.1 if given is None else given, 0)
+    check_count(job["eval_batch"], "eval_batch")
+    if job["eval_limit"] is not None:
+        check_count(job["eval_limit"], "eval_limit")
     clip = load_clip(
         job["clip"],
         job["pretrained"],
         image_weights=job["image_weights"],
-        device=job["device"] or _best_device(),
+        device=_device(job["device"]),
     )
     data = load_data(
         job["data"],
@@ -138,7 +150,7 @@ def _run(
         root=job["root"],
     )
     tuner = TUNERS[method](clip, data.classnames, config, **overrides)
-    eps = job["eval_eps"] or getattr(tuner.config, "eps", "4/255")
+    eps = getattr(tuner.config, "eps", "4/255") if given is None else given
     print(
         f"{method} on {clip.name}, {data.name}: {len(data.classnames)} classes, "
         f"{len(data.train)} training images; run folder {out}",
@@ -167,10 +179,18 @@ def _run(
     return 0
 
 
-def _best_device() -> str:
+def _device(name: str | None) -> str:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise ValueError(f"device must be such as cpu or cuda:0, got {name!r}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: there is no GPU for {name!r} here: use cpu")
+    return name
 
 
 _COMMANDS = ("tune", "doctor")
@@ -199,8 +219,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return doctor(rest)
         raise unknown("command", command, _COMMANDS)
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except SystemExit as done:  # argparse's way out, of --help and of errors
+        return int(done.code or 0)
     except KeyboardInterrupt:
         print("stopped; go on with --resume and the run folder", file=sys.stderr)
         return 130

@@ -125,7 +125,7 @@ class FrozenCLIP(nn.Module):
         bias: Any = getattr(self.model, "logit_bias", None)
         return None if bias is None else bias.reshape(())
 
-    @cached_property
+    @property
     def text_parts(self) -> TextParts | str:
         """The text tower's parts for prompts, or why prompts can't be put into it."""
         return text_parts(self.model)
@@ -171,17 +171,20 @@ class FrozenCLIP(nn.Module):
 
         Args:
             classnames: C distinct names.
-            templates: format strings with one ``{}``, where the name goes.
+            templates: strings with one ``{}``, where the name goes.
 
         Raises:
-            ValueError: no or duplicate class names, a template without ``{}``.
+            ValueError: no or duplicate class names, a template without one ``{}``.
         """
         names = check_classnames(classnames)
         forms = [templates] if isinstance(templates, str) else list(templates)
-        if not forms or any("{}" not in form for form in forms):
-            raise ValueError(f"templates must each hold '{{}}' for the class name, got {forms}")
+        if not forms or any(form.count("{}") != 1 for form in forms):
+            raise ValueError(f"templates must each hold one '{{}}' for the class name, got {forms}")
         features = torch.stack(
-            [F.normalize(self.encode_text([f.format(n) for n in names]), dim=-1) for f in forms]
+            [
+                F.normalize(self.encode_text([f.replace("{}", n) for n in names]), dim=-1)
+                for f in forms
+            ]
         ).mean(dim=0)
         return CLIPClassifier(self, F.normalize(features, dim=-1), names)
 

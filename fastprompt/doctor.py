@@ -30,6 +30,9 @@ def doctor(arguments: Sequence[str] = ()) -> int:
     for op in kernels.__all__:
         print(f"{'kernel':<18}{op}: plain torch code (this version has no Triton kernel for it)")
     failed = 0
+    if not bundled.names():
+        failed = 1
+        print(f"{'model':<18}FAILS: no bundled model was installed")
     for name in bundled.names():
         try:
             clip = load_clip(name)
@@ -37,8 +40,8 @@ def doctor(arguments: Sequence[str] = ()) -> int:
                 torch.zeros(1, 3, clip.image_size, clip.image_size)
             )
             good = bool(logits.isfinite().all())
-        except (ValueError, OSError, RuntimeError, KeyError) as error:
-            good, reason = False, str(error)
+        except Exception as error:  # whatever it is, it is what doctor is asked for
+            good, reason = False, f"{type(error).__name__}: {error}"
         else:
             reason = "" if good else "its logits are not finite"
         failed += not good

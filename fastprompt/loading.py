@@ -27,7 +27,7 @@ _TOWER_PREFIXES = ("visual.", "image_encoder.")
 
 def load_clip(
     model: str | nn.Module | FrozenCLIP = bundled.DEFAULT,
-    pretrained: str | None = None,
+    pretrained: str | Path | None = None,
     *,
     tokenizer: Tokenizer | None = None,
     mean: Sequence[float] | None = None,
@@ -58,6 +58,7 @@ def load_clip(
         FileNotFoundError: a file that is not there.
     """
     source: dict[str, Any] | None = None
+    pretrained = str(pretrained) if isinstance(pretrained, Path) else pretrained
     if isinstance(model, FrozenCLIP):
         given = {"pretrained": pretrained, "tokenizer": tokenizer, "mean": mean, "std": std}
         extra = [k for k, v in {**given, "image_weights": image_weights}.items() if v is not None]
@@ -67,18 +68,19 @@ def load_clip(
     if isinstance(model, nn.Module):
         if pretrained is not None:
             raise ValueError("pretrained goes with a model name, not with a model object")
+        _require_clip(model)
         inner, name = copy.deepcopy(model), type(model).__name__
         tokenizer = tokenizer or _standard_tokenizer(inner)
     elif isinstance(model, str):
         inner, found = _by_name(model, pretrained, cache_dir)
+        _require_clip(inner)
+        source = {"model": model, "pretrained": pretrained} if tokenizer is None else None
         tokenizer = tokenizer or found
         name = model if pretrained is None else f"{model}:{pretrained}"
-        source = {"model": model, "pretrained": pretrained}
     else:
         raise TypeError(
             f"model must be a name or an open_clip model, got {type(model).__name__}: {model!r}"
         )
-    _require_clip(inner)
     if image_weights is not None:
         load_image_weights(inner, image_weights)
         named = isinstance(image_weights, (str, Path))
@@ -86,8 +88,8 @@ def load_clip(
     own_mean, own_std = _normalisation(inner)
     if mean is not None or std is not None:
         source = None if source is None else {**source, "mean": mean, "std": std}
-    clip = FrozenCLIP(inner, tokenizer, mean or own_mean, std or own_std, name=name, source=source)
-    return clip.to(device)
+    mean, std = own_mean if mean is None else mean, own_std if std is None else std
+    return FrozenCLIP(inner, tokenizer, mean, std, name=name, source=source).to(device)
 
 
 def _by_name(
@@ -97,11 +99,15 @@ def _by_name(
         if pretrained is not None:
             raise ValueError(f"{name} is bundled with its weights: leave pretrained out")
         return bundled.load(name), open_clip.SimpleTokenizer()
-    scheme = name.startswith(_SCHEMES)
-    if not scheme:
+    if name.startswith(_SCHEMES):
+        if pretrained is not None:
+            raise ValueError(f"{name} brings its own weights: leave pretrained out")
+    else:
         known = open_clip.list_models()
-        if name.replace("/", "-") not in known:
+        plain = name.replace("/", "-")  # get_tokenizer knows models by this spelling alone
+        if plain not in known:
             raise unknown("model", name, [*bundled.names(), *known])
+        name = plain
         _check_pretrained(name, pretrained)
     try:
         model = open_clip.create_model(
@@ -122,11 +128,14 @@ def _by_name(
         ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"could not load {name}: {error}") from error
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # a foreign file can make the unpickler raise anything
         if pretrained and Path(pretrained).is_file():
             raise ValueError(
-                f"the checkpoint {pretrained} does not fit {name}: {_first_line(error)}"
+                f"the checkpoint {pretrained} is damaged or does not fit {name}: "
+                f"{_first_line(error)}"
             ) from error
+        if not isinstance(error, (RuntimeError, OSError, ValueError)):
+            raise
         raise RuntimeError(
             f"could not load {name} with pretrained={pretrained!r}: {_first_line(error)}. "
             "Without a network, pass the path of a checkpoint as pretrained"
@@ -239,7 +248,7 @@ def _read(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of the old format, which is fine here
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a foreign file can make the unpickler raise anything
         raise ValueError(
             f"image_weights: {path} is damaged, or holds more than tensors, which is never run: "
             f"{_first_line(error)}"

@@ -74,7 +74,7 @@ WORLDS = {
         {"train": 200, "val": 50, "test": 300},
         seed=103,
     ),
-    "shapes-outline": replace(_SHAPES, style=replace(_SHIFTED, outline=True, clutter=0), seed=104),
+    "shapes-outline": replace(_SHAPES, style=replace(_SHIFTED, outline=3.5, clutter=0), seed=104),
     "shapes-recoloured": replace(
         _SHAPES,
         style=replace(

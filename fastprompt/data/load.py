@@ -136,7 +136,7 @@ def load_data(
     elif text in torchvision_names():
         names, whole = torchvision_splits(text, image_size, Path(root), download, seed)
         templates = TEMPLATES
-    elif "/" in text or text.startswith("."):
+    elif isinstance(name, Path) or "/" in text or text.startswith("."):
         raise FileNotFoundError(f"data: there is no folder {text}")
     else:
         raise unknown("data set", text, [*WORLDS, *torchvision_names()])

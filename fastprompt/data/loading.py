@@ -32,10 +32,9 @@ class ImageTensors:
             raise ValueError(
                 f"images must be uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}"
             )
-        if labels.shape != (len(images),):
-            raise ValueError(f"labels must be [{len(images)}], got {list(labels.shape)}")
-        self.images, self.labels = images, labels
-        self.fingerprint = fingerprint or digest({"images": images, "labels": labels})
+        check_labels(labels, len(images))
+        self.images, self.labels = images, labels.to(torch.int64)
+        self.fingerprint = fingerprint or digest({"images": images, "labels": self.labels})
 
     def __len__(self) -> int:
         return len(self.images)
@@ -87,6 +86,8 @@ def batches(
     data: ImageDataset, rows: Sequence[int], batch: int, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Indices ``[B]``, pixels float32 ``[B, 3, H, W]`` in [0, 1] and labels, in ``rows``' order."""
+    if not len(rows):
+        return
     if isinstance(data, ImageTensors):
         for indices in torch.as_tensor(rows, dtype=torch.int64).split(batch):
             yield indices, data.images[indices].float() / 255, data.labels[indices]

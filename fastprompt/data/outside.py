@@ -15,10 +15,8 @@ from torchvision.transforms import v2
 from .loading import ImageDataset
 
 Split = tuple[ImageDataset, Tensor]
-_PARTS = ("train", "val", "test")
 # where a source has no split of its own, each class is cut 70 / 10 / 20
 _SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.8), "test": (0.8, 1.0)}
-_SPLIT_NAMES = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test", "val")}
 
 
 def to_square(image_size: int) -> Callable[[Any], Tensor]:
@@ -83,14 +81,16 @@ def folder_splits(
 ) -> tuple[list[str], Callable[[str], Split]]:
     """Class names and splits of a folder in torchvision's ``ImageFolder`` layout.
 
-    With ``train`` and ``test`` (or ``val``) folders inside, those are the splits; a missing ``val``
-    is cut from the training images. Otherwise each class is cut 70 / 10 / 20 by ``seed``.
+    With ``train`` and ``test`` (or ``val``, ``valid``) folders inside, those are the splits; a
+    missing ``val`` is cut from the training images. Otherwise each class is cut 70 / 10 / 20 by
+    ``seed``.
     """
-    inside = {p.name for p in path.iterdir() if p.is_dir()}
-    own = "train" in inside and bool(inside & {"test", "val"}) and inside <= set(_PARTS)
+    inside = {p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    val_name = "valid" if "valid" in inside else "val"
+    own = "train" in inside and len(inside) > 1 and inside <= {"train", val_name, "test"}
     # a lone val folder is the test set: tuning must not see it
-    test_name = "test" if "test" in inside else "val"
-    own_val = {"val", "test"} <= inside
+    test_name = "test" if "test" in inside else val_name
+    own_val = {val_name, "test"} <= inside
     first = _folder(path / "train" if own else path, image_size)
     names = [c.replace("_", " ") for c in first[0].classes]
 
@@ -99,7 +99,7 @@ def folder_splits(
         if not own:
             rows = _cut(labels, part, seed)
         elif part == "test" or (part == "val" and own_val):
-            folder = path / (test_name if part == "test" else "val")
+            folder = path / (test_name if part == "test" else val_name)
             data, labels, mark = _folder(folder, image_size)
             if data.classes != first[0].classes:
                 raise ValueError(f"data: {folder} has other classes than {path / 'train'}")
@@ -154,7 +154,7 @@ def torchvision_splits(
             whole(split_name)
         except ValueError:  # torchvision's answer to a split it does not have
             return False
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise FileNotFoundError(
                 f"data: torchvision's {name} is not in {root} ({error}); pass its folder as root, "
                 "or download=True where there is a network"

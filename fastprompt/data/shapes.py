@@ -74,7 +74,7 @@ class Rendering:
     light: tuple[float, float] = (0.0, 0.0)  # amplitude of stripes of light
     clutter: int = 0  # at most so many bars and blobs behind the objects
     noise: float = 0.015  # standard deviation of pixel noise
-    outline: bool = False  # draw outlines only
+    outline: float = 0.0  # draw outlines of this width alone, in 24ths of the picture's half
     pattern_contrast: tuple[float, float] = (0.75, 1.0)
 
 
@@ -185,7 +185,8 @@ def _objects(
         distance = signed_distance(scenes.shape[rows], u, v) * r * pixels
         alpha = (0.5 - distance).clamp(0, 1)
         if style.outline:
-            alpha = torch.minimum(alpha, (2.2 + distance).clamp(0, 1))
+            width = style.outline * pixels / 24
+            alpha = torch.minimum(alpha, (width + distance).clamp(0, 1))
         # the pattern lies on the picture at its own tilt, in pixels of a 48-pixel image
         cos, sin = tilt[rows].cos()[:, None, None], tilt[rows].sin()[:, None, None]
         scale = r * 24

@@ -177,7 +177,7 @@ def evaluate(
         raise ValueError("models must not be empty")
     check_dataset(data, "data")
     check_count(batch, "batch")
-    plan = _plan(attacks, eps, seed)
+    plan = plan_attacks(attacks, eps, seed)
     for attack in plan:
         blind = attack.path.startswith("transfer")
         without = [name for name, model in named.items() if blind and not hasattr(model, "clip")]
@@ -216,13 +216,18 @@ def evaluate(
     )
 
 
-def _plan(attacks: Sequence[str], eps: Fraction | Sequence[Fraction], seed: int) -> list[Attack]:
+def plan_attacks(
+    attacks: Sequence[str], eps: Fraction | Sequence[Fraction], seed: int
+) -> list[Attack]:
+    """The attacks of an evaluation, each at each radius; raises as `evaluate` does."""
     names = [attacks] if isinstance(attacks, str) else list(dict.fromkeys(attacks))
     if not names:
         raise ValueError("attacks must not be empty")
     several = isinstance(eps, Sequence) and not isinstance(eps, str)
     given: Sequence[Any] = eps if several else [eps]  # type: ignore[assignment]
     radii = [parse_fraction(e, "eps", zero=True) for e in given]
+    if not radii:
+        raise ValueError("eps must not be empty")
     plan = []
     for name in names:
         if name == "clean":

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import Fraction, check_count, check_labels, parse_fraction
+from .._checks import Fraction, check_count, check_labels, check_number, parse_fraction
 from ..attacks import FeaturePGD
 from ..attacks.random_start import Sides
 from ..classifier import CLIPClassifier, cosine_logits
@@ -58,7 +58,7 @@ class AdvPTConfig(TunerConfig):
     warmup_lr: float = 1e-5
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    bank_dir: str | None = None
+    bank_dir: str | Path | None = None
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +71,10 @@ class AdvPTConfig(TunerConfig):
         object.__setattr__(self, "eps", parse_fraction(self.eps, "eps"))
         if self.alpha is not None:
             object.__setattr__(self, "alpha", parse_fraction(self.alpha, "alpha"))
+        for name in ("warmup_lr", "momentum", "weight_decay"):
+            check_number(getattr(self, name), name, zero=True)
+        if self.bank_dir is not None:
+            object.__setattr__(self, "bank_dir", str(self.bank_dir))
         if self.start not in ("two-sided", "one-sided"):
             raise ValueError(f"start must be 'two-sided' or 'one-sided', got {self.start!r}")
 

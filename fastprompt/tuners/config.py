@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from .._checks import check_count, unknown
+from .._checks import check_count, check_number, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,9 @@ class TunerConfig:
         check_count(self.epochs, "epochs")
         check_count(self.batch, "batch")
         check_count(self.seed, "seed", least=0)
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be above 0, got {self.lr}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
+        check_number(self.lr, "lr")
 
 
 C = TypeVar("C", bound=TunerConfig)
@@ -68,7 +69,8 @@ def read_config(cls: type[TunerConfig], path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path} is not readable YAML or JSON: {error}") from None
+        why = " ".join(str(error).split())
+        raise ValueError(f"config: {path} is not readable YAML or JSON: {why}") from None
     if values is None:
         return {}
     if not isinstance(values, Mapping):
@@ -89,7 +91,7 @@ def typed(cls: type[TunerConfig], values: Mapping[str, Any]) -> dict[str, Any]:
     try:
         parsed = parser_for(cls).parse_object(dict(values), defaults=False)
     except (ArgumentError, TypeError) as error:
-        raise ValueError(f"config: {str(error).strip()}") from None
+        raise ValueError(f"config: {' '.join(str(error).split())}") from None
     return {key: parsed[key] for key in values}
 
 

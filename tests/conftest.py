@@ -1,0 +1,49 @@
+"""Fixtures: small CLIPs with random weights, and the bundled ones."""
+
+import copy
+
+import open_clip
+import pytest
+import torch
+
+from fastprompt import FrozenCLIP, load_clip
+
+SMALL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 48, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
+    "text_cfg": {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": 24,
+        "heads": 2,
+        "layers": 2,
+    },
+}
+
+
+def small_model(layout: type = open_clip.CLIP, seed: int = 0, **text: object) -> torch.nn.Module:
+    """A random open_clip model of a layout; ``text`` changes the text tower's settings."""
+    config = copy.deepcopy(SMALL)
+    config["text_cfg"] |= text
+    torch.manual_seed(seed)
+    return layout(**config).eval()
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def small_clip() -> FrozenCLIP:
+    return load_clip(small_model())
+
+
+@pytest.fixture(scope="session")
+def bundled_clip() -> FrozenCLIP:
+    return load_clip("tiny-shapes")
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,130 @@
+"""The sign step against a slow spelling, its counts, and what it refuses."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastprompt.kernels import pgd_step
+
+
+def batch(n=3, size=5, dtype=torch.float32, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, 3, size, size, generator=gen, dtype=dtype)
+    x_adv = (x + 0.1 * (torch.rand(x.shape, generator=gen, dtype=dtype) - 0.5)).clamp(0, 1)
+    return x_adv, x, torch.randn(x.shape, generator=gen, dtype=dtype)
+
+
+def slow_step(x_adv, x, grad, alpha, eps, lo=0.0, hi=1.0):
+    """One pixel after the other, in Python's floats."""
+    out = []
+    for a, c, g in zip(x_adv.flatten(), x.flatten(), grad.flatten(), strict=True):
+        sign = (g > 0).item() - (g < 0).item()
+        delta = min(max(a.item() + alpha * sign - c.item(), -eps), eps)
+        out.append(min(max(c.item() + delta, lo), hi))
+    return torch.tensor(out, dtype=x.dtype).view_as(x)
+
+
+def test_equals_the_slow_spelling():
+    x_adv, x, grad = batch(dtype=torch.float64)
+    grad[0, 0, 0] = 0.0
+    got = pgd_step(x_adv, x, grad, alpha=0.02, eps=0.04)
+    torch.testing.assert_close(got, slow_step(x_adv, x, grad, 0.02, 0.04), rtol=0, atol=1e-15)
+
+
+def test_targeted_steps_against_the_gradient():
+    x_adv, x, grad = batch()
+    down = pgd_step(x_adv, x, grad, alpha=0.02, eps=0.04, targeted=True)
+    assert torch.equal(down, pgd_step(x_adv, x, -grad, alpha=0.02, eps=0.04))
+    assert not torch.equal(down, pgd_step(x_adv, x, grad, alpha=0.02, eps=0.04))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    eps=st.floats(0, 1),
+    alpha=st.floats(0, 2),
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([0.0, 1e-30, 1.0, 1e30, float("inf")]),
+)
+def test_never_leaves_ball_or_box(eps, alpha, seed, scale):
+    _, x, grad = batch(seed=seed)
+    gen = torch.Generator().manual_seed(seed)
+    anywhere = torch.rand(x.shape, generator=gen)
+    got = pgd_step(anywhere, x, grad * scale, alpha=alpha, eps=eps)
+    assert (got - x).abs().max() <= eps + 1e-7
+    assert got.min() >= 0
+    assert got.max() <= 1
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan")])
+def test_pixels_without_a_gradient_stand_still(bad):
+    _, x, _ = batch()
+    got = pgd_step(x, x, torch.full_like(x, bad), alpha=0.1, eps=0.1)
+    assert torch.equal(got, x)
+
+
+def test_an_infinite_gradient_has_a_sign():
+    _, x, _ = batch()
+    got = pgd_step(x * 0, x * 0, torch.full_like(x, float("inf")), alpha=0.1, eps=0.2)
+    assert torch.equal(got, torch.full_like(x, 0.1))
+
+
+def test_inputs_are_left_alone():
+    x_adv, x, grad = batch()
+    before = x_adv.clone(), x.clone(), grad.clone()
+    pgd_step(x_adv, x, grad, alpha=0.02, eps=0.04)
+    assert all(torch.equal(a, b) for a, b in zip(before, (x_adv, x, grad), strict=True))
+
+
+def test_counts_add_up_per_image():
+    x_adv, x, grad = batch(n=3)
+    grad[0, 0, 0, :2] = 0.0
+    grad[1, 2, 1, 0] = float("nan")
+    grad[1, 2, 1, 1] = float("-inf")
+    counts = torch.zeros(3, 2, dtype=torch.int64)
+    for _ in range(2):
+        pgd_step(x_adv, x, grad, alpha=0.02, eps=0.04, counts=counts)
+    assert counts.tolist() == [[4, 0], [0, 4], [0, 0]]
+
+
+@pytest.mark.parametrize("grad_dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_only_the_sign_of_a_gradient_of_another_dtype_counts(grad_dtype):
+    x_adv, x, grad = batch()
+    got = pgd_step(x_adv, x, grad.to(grad_dtype), alpha=0.02, eps=0.04)
+    assert got.dtype == torch.float32
+    expected = pgd_step(x_adv, x, grad.to(grad_dtype).float(), alpha=0.02, eps=0.04)
+    assert torch.equal(got, expected)
+
+
+def test_empty_batch():
+    empty = torch.zeros(0, 3, 4, 4)
+    assert pgd_step(empty, empty, empty, alpha=0.1, eps=0.1).shape == (0, 3, 4, 4)
+
+
+def test_non_contiguous_and_channels_last_give_the_same():
+    x_adv, x, grad = batch(size=6)
+    expected = pgd_step(x_adv, x, grad, alpha=0.02, eps=0.04)
+    last = [t.to(memory_format=torch.channels_last) for t in (x_adv, x, grad)]
+    assert torch.equal(pgd_step(*last, alpha=0.02, eps=0.04), expected)
+    flipped = [t.flip(-1).contiguous().flip(-1) for t in (x_adv, x, grad)]
+    assert torch.equal(pgd_step(*flipped, alpha=0.02, eps=0.04), expected)
+
+
+def refused(error, match, **changes):
+    x_adv, x, grad = batch()
+    arguments = {"x_adv": x_adv, "x": x, "grad": grad, "alpha": 0.1, "eps": 0.1} | changes
+    with pytest.raises(error, match=match):
+        pgd_step(**arguments)
+
+
+def test_what_it_refuses():
+    refused(TypeError, "x_adv must be float32", x_adv=batch()[0].bfloat16())
+    refused(TypeError, "x must have x_adv's dtype", x=batch()[1].double())
+    refused(ValueError, r"shape \[3, 3, 5, 5\]", grad=torch.zeros(3, 3, 5, 4))
+    refused(ValueError, "device", grad=torch.zeros(3, 3, 5, 5, device="meta"))
+    refused(ValueError, "must not be negative", eps=-0.1)
+    refused(ValueError, "must not be negative", alpha=-0.1)
+    refused(ValueError, "lo must not be above hi", lo=1.0, hi=0.0)
+    refused(ValueError, r"counts must be int64 \[3, 2\]", counts=torch.zeros(3, 2))
+    refused(RuntimeError, "no Triton kernel", impl="triton")
+    refused(ValueError, "impl must be", impl="cuda")

@@ -1,0 +1,57 @@
+"""The package is found from everywhere, whole."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHOW = "import fastprompt.kernels as k; from fastprompt.kernels import pgd_step; print(k.__file__)"
+
+
+def python(*arguments, cwd, **env):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_kernels_are_found_from_another_folder(tmp_path):
+    assert python("-c", SHOW, cwd=tmp_path).endswith("kernels/__init__.py")
+
+
+def test_kernels_are_found_in_the_checkout_without_an_install():
+    path = python("-c", SHOW, cwd=ROOT, PYTHONPATH=str(ROOT))
+    assert Path(path).resolve() == ROOT / "kernels" / "__init__.py"
+
+
+@pytest.mark.slow
+def test_wheel_holds_kernels_and_models(tmp_path):
+    python(
+        *("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"),
+        *("--wheel-dir", str(tmp_path), str(ROOT)),
+        cwd=tmp_path,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    unpacked = tmp_path / "unpacked"
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+        file.extractall(unpacked)
+    for kernel in (ROOT / "kernels").rglob("*.py"):
+        assert f"fastprompt/kernels/{kernel.relative_to(ROOT / 'kernels')}" in names
+    for asset in (ROOT / "fastprompt" / "assets").iterdir():
+        if asset.suffix in (".json", ".safetensors"):
+            assert f"fastprompt/assets/{asset.name}" in names
+    assert "fastprompt/py.typed" in names
+    assert not any(n.startswith(("tests/", "benchmarks/", "kernels/")) for n in names)
+    path = python("-c", SHOW, cwd=tmp_path, PYTHONPATH=str(unpacked))
+    assert path == str(unpacked / "fastprompt/kernels/__init__.py")
+
+
+def test_importing_touches_no_driver(tmp_path):
+    code = (
+        "import torch; torch.cuda.init = torch.cuda._lazy_init = lambda *a: 1 / 0\n"
+        "import fastprompt, fastprompt.cli, fastprompt.kernels; print('fine')"
+    )
+    assert python("-c", code, cwd=tmp_path) == "fine"

@@ -1,0 +1,307 @@
+"""A run that was stopped anywhere ends with the bits of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import SMALL, small_model
+from safetensors.torch import save_file
+
+from fastprompt import AdvPTTuner, cli
+from fastprompt._files import read_tensors
+from fastprompt.attacks import FeaturePGD
+from fastprompt.data.loading import ImageTensors
+from fastprompt.runs import RunFolder
+
+SHARD = 16  # images: four batches of four
+TRAIN, VAL = 6 * 16, 6 * 4
+EPOCHS = 40
+COMMAND = [
+    *("tune", "advpt", "--device=cpu", "--data=patterns", "--shots=16", "--n_ctx=2"),
+    *("--attack_batch=4", "--steps=30", f"--epochs={EPOCHS}", "--batch=8", "--lr=0.1"),
+    *("--attacks=clean", "--eval_limit=6"),
+]
+DEADLINE = 120  # seconds until a run must have come to the point where it is killed
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The bits depend on the number of threads: as many here as in the processes below."""
+    torch.set_num_threads(1)
+
+
+def prompts_of(folder):
+    return read_tensors(folder / "prompts.safetensors", "prompts")[0]
+
+
+def metrics_of(folder):
+    """The metrics, but for the times."""
+    rows = RunFolder(folder).read_metrics()
+    assert len(rows) == (folder / "metrics.jsonl").read_text().count("\n")
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def banks_of(folder):
+    return {f.name: read_tensors(f, "bank")[0] for f in (folder / "banks").glob("*.safetensors")}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def assert_same_run(folder, whole):
+    """Prompts, banks and metrics are those of the run ``whole``, and no shards are left."""
+    assert equal(prompts_of(folder), prompts_of(whole))
+    assert metrics_of(folder) == metrics_of(whole)
+    found, wanted = banks_of(folder), banks_of(whole)
+    assert found.keys() == wanted.keys()
+    assert all(equal(found[name], wanted[name]) for name in wanted)
+    assert list((folder / "banks").glob("*.parts")) == []
+
+
+# ---- killed processes ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The run's arguments, with a small random model in a folder."""
+    folder = tmp_path_factory.mktemp("model")
+    card = {"model_cfg": SMALL, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(card))
+    weights = {k: v.contiguous() for k, v in small_model().state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return [*COMMAND, f"--clip=local-dir:{folder}"]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """The folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    torch.set_num_threads(1)
+    assert cli.main([*command, f"--out={folder}"]) == 0
+    assert [row["epoch"] for row in metrics_of(folder)] == list(range(1, EPOCHS + 1))
+    return folder
+
+
+def process(arguments, errors):
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastprompt.cli", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def kill_when(arguments, reached, tmp_path):
+    """Start a run, and kill it as soon as ``reached()``."""
+    with (tmp_path / "errors").open("w+") as errors:
+        run = process(arguments, errors)
+        try:
+            end = time.monotonic() + DEADLINE
+            while not reached():
+                assert run.poll() is None, f"ended too early: {(tmp_path / 'errors').read_text()}"
+                assert time.monotonic() < end, "never came to the point where it is to be killed"
+                time.sleep(0.002)
+        finally:
+            run.send_signal(signal.SIGKILL)
+            code = run.wait()
+    assert code == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_while_the_bank_is_made(command, whole, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def shards():
+        return list(folder.glob("banks/*.parts/*.safetensors"))
+
+    kill_when([*command, f"--out={folder}"], lambda: len(shards()) >= 2, tmp_path)
+    done = len(shards())
+    assert 2 <= done < TRAIN // SHARD
+    assert banks_of(folder) == {}
+    assert not (folder / "metrics.jsonl").exists()
+
+    attacked = []
+    run_attack = FeaturePGD.run
+
+    def counted(self, images, **options):
+        attacked.append(len(images))
+        return run_attack(self, images, **options)
+
+    monkeypatch.setattr(FeaturePGD, "run", counted)
+    assert cli.main(["tune", "advpt", f"--resume={folder}"]) == 0
+    assert sum(attacked) == TRAIN - done * SHARD + VAL
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_while_the_prompts_are_tuned(command, whole, tmp_path):
+    folder = tmp_path / "run"
+    metrics, state = folder / "metrics.jsonl", folder / "state.safetensors"
+
+    def three_epochs():
+        return state.exists() and metrics.read_bytes().count(b"\n") >= 3
+
+    kill_when([*command, f"--out={folder}"], three_epochs, tmp_path)
+    epoch = int(read_tensors(state, "state")[1]["epoch"])
+    assert 2 <= epoch < EPOCHS
+    assert len(banks_of(folder)) == 2
+    assert not (folder / "prompts.safetensors").exists()
+
+    with (tmp_path / "errors").open("w") as errors:
+        assert process(["tune", "advpt", f"--resume={folder}"], errors).wait(DEADLINE) == 0
+    assert (tmp_path / "errors").read_text() == ""
+    assert_same_run(folder, whole)
+
+
+# ---- stopped at each point -------------------------------------------------------------------
+
+
+class Stopped(BaseException):
+    """As a kill, this is caught by nothing."""
+
+
+def data(seed, n):
+    gen = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 3, 48, 48), generator=gen, dtype=torch.uint8)
+    return ImageTensors(images, torch.arange(n) % 3)
+
+
+TRAIN_SET, VAL_SET = data(1, 10), data(2, 4)
+
+
+def tuner(clip, **changes):
+    settings = {"epochs": 4, "batch": 4, "n_ctx": 2, "steps": 2, "attack_batch": 1, "lr": 0.1}
+    return AdvPTTuner(clip, ["cat", "dog", "cow"], settings | changes)
+
+
+def fit(clip, folder, resume=False):
+    return tuner(clip).fit(TRAIN_SET, VAL_SET, folder, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    torch.set_num_threads(1)
+    fit(small_clip, folder)
+    return folder
+
+
+def stop_in(patch, owner, name, turn, when):
+    """Stop at the ``turn``-th call (from 1) of a method: before or after its work."""
+    original = getattr(owner, name)
+    turns = []
+
+    def stopping(self, *arguments, **options):
+        turns.append(1)
+        if len(turns) == turn and when == "before":
+            raise Stopped
+        result = original(self, *arguments, **options)
+        if len(turns) == turn and when == "after":
+            raise Stopped
+        return result
+
+    patch.setattr(owner, name, stopping)
+
+
+def stop_and_resume(clip, folder, owner, name, turn, when, resume=False):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in(patch, owner, name, turn, when)
+        with pytest.raises(Stopped):
+            fit(clip, folder, resume=resume)
+
+
+EPOCH_BOUNDARIES = [
+    (name, epoch, when)
+    for name in ("append_metrics", "write_state")
+    for epoch in (1, 2, 3, 4)
+    for when in ("before", "after")
+]
+
+
+@pytest.mark.parametrize(("name", "epoch", "when"), EPOCH_BOUNDARIES)
+def test_stopped_at_the_end_of_an_epoch(small_clip, undisturbed, tmp_path, name, epoch, when):
+    stop_and_resume(small_clip, tmp_path, RunFolder, name, epoch, when)
+    assert not (tmp_path / "prompts.safetensors").exists()
+    fit(small_clip, tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 8, 12])
+def test_stopped_within_an_epoch(small_clip, undisturbed, tmp_path, step):
+    stop_and_resume(small_clip, tmp_path, AdvPTTuner, "loss", step, "after")
+    fit(small_clip, tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_stopped_in_the_middle_of_a_line_of_metrics(small_clip, undisturbed, tmp_path):
+    stop_and_resume(small_clip, tmp_path, RunFolder, "write_state", 3, "before")
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    fit(small_clip, tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_stopped_again_and_again(small_clip, undisturbed, tmp_path):
+    for _ in range(3):  # each time one epoch more is kept
+        stop_and_resume(small_clip, tmp_path, RunFolder, "append_metrics", 2, "after", resume=True)
+    fit(small_clip, tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_stopped_before_or_after_the_prompts_are_written(small_clip, undisturbed, tmp_path, when):
+    stop_and_resume(small_clip, tmp_path, RunFolder, "write_prompts", 1, when)
+    fit(small_clip, tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("turn", range(1, 10 + 4 + 1))
+def test_stopped_at_each_image_of_the_banks(small_clip, undisturbed, tmp_path, monkeypatch, turn):
+    stop_and_resume(small_clip, tmp_path, FeaturePGD, "run", turn, "after")
+    left = []
+    run_attack = FeaturePGD.run
+    monkeypatch.setattr(FeaturePGD, "run", lambda *a, **k: left.append(1) or run_attack(*a, **k))
+    fit(small_clip, tmp_path, resume=True)
+    # whole shards of four are kept, and each bank begins a new one
+    kept = (turn - 1) // 4 * 4 if turn <= 10 else 10
+    assert len(left) == 14 - kept
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_run_without_a_folder_ends_with_the_same_prompts(small_clip, undisturbed):
+    prompts = fit(small_clip, None).prompts.state_dict()
+    assert equal(prompts, prompts_of(undisturbed))
+
+
+def test_the_optimisers_memory_matters_to_the_bits(small_clip, undisturbed, tmp_path):
+    """Without its momentum a resumed run would differ: the tests above can tell."""
+    stop_and_resume(small_clip, tmp_path, RunFolder, "write_state", 3, "after")
+    run = RunFolder(tmp_path)
+    key = run.read_config()["key"]
+    tensors, epoch = run.read_state(key)
+    momentum = [name for name in tensors if name.startswith("optimiser/")]
+    assert momentum
+    for name in momentum:
+        tensors[name] = torch.zeros_like(tensors[name])
+    run.write_state(tensors, epoch, key)
+    fit(small_clip, tmp_path, resume=True)
+    assert not equal(prompts_of(tmp_path), prompts_of(undisturbed))
+
+
+@pytest.mark.parametrize("other", [{"lr": 0.2}, {"epochs": 5}, {"eps": "4/255"}, {"seed": 1}])
+def test_other_settings_are_another_run(small_clip, undisturbed, other):
+    before = {p: p.read_bytes() for p in undisturbed.iterdir() if p.is_file()}
+    with pytest.raises(ValueError, match="is a run with other settings, another model or other"):
+        tuner(small_clip, **other).fit(TRAIN_SET, VAL_SET, undisturbed, resume=True)
+    assert before == {p: p.read_bytes() for p in undisturbed.iterdir() if p.is_file()}
+
+
+def test_other_data_is_another_run(small_clip, undisturbed):
+    with pytest.raises(ValueError, match="is a run with other settings, another model or other"):
+        tuner(small_clip).fit(data(3, 10), VAL_SET, undisturbed, resume=True)
