@@ -57,13 +57,14 @@ def _tune_parser(method: str) -> _Parser:
     parser.add_argument("--eval_eps", type=_RADII, help="default: the tuning eps")
     parser.add_argument("--eval_limit", type=int | None, default=400, help="test images judged")
     parser.add_argument("--eval_batch", type=int, default=100)
+    parser.add_argument("--track", type=bool, default=False, help="TensorBoard curves, too")
     parser.add_class_arguments(tuner.Config, help=f"settings of {method}")
     return parser
 
 
 _JOB_KEYS = (
     *("clip", "pretrained", "image_weights", "device", "data", "shots", "classes", "data_seed"),
-    *("root", "attacks", "eval_eps", "eval_limit", "eval_batch"),
+    *("root", "attacks", "eval_eps", "eval_limit", "eval_batch", "track"),
 )
 
 
@@ -157,7 +158,7 @@ def _run(
         flush=True,
     )
     began = time.perf_counter()
-    tuner.fit(data.train, data.val, out, resume=resume, job={"job": dict(job)})
+    tuner.fit(data.train, data.val, out, resume=resume, job={"job": dict(job)}, track=job["track"])
     tuned = time.perf_counter()
     result = tuner.evaluate(
         data.test,

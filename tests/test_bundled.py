@@ -17,7 +17,10 @@ ASSETS = resources.files("fastprompt.assets")
 @torch.no_grad()
 def accuracy(classifier, data, n):
     images, labels = data.images[:n].float() / 255, data.labels[:n]
-    hits = [classifier(x).argmax(1) == y for x, y in zip(images.split(100), labels.split(100))]
+    hits = [
+        classifier(x).argmax(1) == y
+        for x, y in zip(images.split(100), labels.split(100), strict=True)
+    ]
     return torch.cat(hits).float().mean().item()
 
 
@@ -71,7 +74,9 @@ def test_plain_model_is_not_robust(bundled_clip):
 
 def test_robust_model_is_robust_at_one_of_the_radii():
     cards = bundled.card("tiny-shapes-robust")["zero-shot accuracy"]
-    radii = [e for e in ("1/255", "2/255", "4/255") if 0.15 <= cards["shapes"][f"pgd-20 at {e}"] <= 0.5]
+    radii = [
+        e for e in ("1/255", "2/255", "4/255") if 0.15 <= cards["shapes"][f"pgd-20 at {e}"] <= 0.5
+    ]
     assert radii
     data = load_data("shapes")
     clip = load_clip("tiny-shapes-robust")

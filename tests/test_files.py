@@ -4,9 +4,8 @@ import errno
 import json
 import os
 import pickle
+import signal
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -56,37 +55,30 @@ def test_a_file_is_written_and_replaced_whole(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-# a file size limit is a disk that fills up in the middle of a write
-FULL_DISK = """
-import errno, resource, signal, sys
-from pathlib import Path
-from fastprompt._files import write_bytes
-folder = Path(sys.argv[1])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-write_bytes(folder / "fits", b"x" * (1 << 20))
-for name in ("old", "new"):
-    try:
-        write_bytes(folder / name, b"n" * (3 << 20))
-    except OSError as error:
-        assert error.errno == errno.EFBIG, error
-        print(error)
-"""
+@pytest.fixture
+def full_disk():
+    """No file grows beyond 1 MiB: the disk fills up in the middle of a write."""
+    resource = pytest.importorskip("resource", reason="needs a file size limit")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's file size limit")
-def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
-    (tmp_path / "old").write_bytes(b"old content")
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2
-    for name, line in zip(("old", "new"), lines, strict=True):
-        assert f"could not write {tmp_path / name}: File too large" in line
-        assert line.endswith("what was there is unchanged")
-    assert names(tmp_path) == ["fits", "old"]
-    assert (tmp_path / "old").read_bytes() == b"old content"
+@pytest.mark.parametrize("before", [{}, {"a.bin": b"old content"}])
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, full_disk, before):
+    for name, data in before.items():
+        (tmp_path / name).write_bytes(data)
+    path = tmp_path / "a.bin"
+    write_bytes(tmp_path / "fits", b"x" * (1 << 20))
+    with pytest.raises(OSError, match="what was there is unchanged") as error:
+        write_bytes(path, b"n" * (3 << 20))
+    assert error.value.errno == errno.EFBIG
+    assert f"could not write {path}: File too large" in str(error.value)
+    (tmp_path / "fits").unlink()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])

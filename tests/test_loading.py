@@ -356,6 +356,8 @@ def tecoa(donor: nn.Module) -> dict[str, object]:
     }
 
 
+VISUAL_BLOCK = "visual.transformer.resblocks.1.ln_2.weight"
+
 IMAGE_LAYOUTS = {
     "FARE": lambda donor: donor.visual.state_dict(),
     "TeCoA": tecoa,
@@ -437,8 +439,9 @@ def test_a_tower_of_another_width_is_told(tmp_path: Path) -> None:
         {k: v for k, v in small_model().visual.state_dict().items() if k != "proj"},
         {**small_model().visual.state_dict(), "proj": "a string"},
         {k: v for k, v in small_model(width=32).state_dict().items() if "visual" not in k},
+        {k: v for k, v in small_model(width=32).state_dict().items() if k != VISUAL_BLOCK},
     ],
-    ids=["empty", "no tensors", "one missing", "one no tensor", "text tower alone"],
+    ids=["empty", "no tensors", "one missing", "one no tensor", "text alone", "only in text"],
 )
 def test_missing_tensors_are_told(weights: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"\d+ of 32 tensors are missing"):

@@ -32,6 +32,7 @@ _SHIFTED = Rendering(
     clutter=4,
     noise=0.025,
 )
+_MILDER = replace(_SHIFTED, contrast=(0.55, 0.9), blur=(0.2, 0.8))
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,18 @@ WORLDS = {
     "patterns": World(
         tuple(f"{p} shape" for p in PATTERNS),
         _A,
-        _SHIFTED,
+        _MILDER,
         {"train": 200, "val": 50, "test": 200},
         seed=102,
     ),
     "counts": World(
         ("one shape", "two shapes", "three shapes", "four shapes"),
         _SOME,
-        _SHIFTED,
+        replace(_SHIFTED, contrast=(0.3, 0.6), clutter=14),
         {"train": 200, "val": 50, "test": 300},
         seed=103,
     ),
-    "shapes-outline": replace(_SHAPES, style=replace(_SHIFTED, outline=3.5, clutter=0), seed=104),
+    "shapes-outline": replace(_SHAPES, style=replace(_MILDER, outline=5.0, clutter=0), seed=104),
     "shapes-recoloured": replace(
         _SHAPES,
         style=replace(
@@ -97,7 +98,8 @@ def _scenes(name: str, labels: Tensor, generator: torch.Generator) -> Scenes:
     """Scenes that show the labels; what a label leaves open is drawn."""
     scenes = Scenes.random(len(labels), generator)
     if name == "patterns":
-        return replace(scenes, pattern=labels, count=torch.zeros_like(labels))
+        one, large = torch.zeros_like(labels), torch.ones_like(labels)
+        return replace(scenes, pattern=labels, count=one, size=large)
     if name == "counts":
         return replace(scenes, count=labels)
     pair = {"colour": labels // len(SHAPES), "shape": labels % len(SHAPES)}

@@ -20,6 +20,7 @@ from ..data.loading import ImageDataset, check_dataset, fingerprint
 from ..evaluation import Evaluation, evaluate
 from ..loading import load_clip
 from ..runs import RunFolder
+from ..tracking import Tracker
 from . import optimisers
 from .config import TunerConfig, as_dict, build
 
@@ -107,6 +108,7 @@ class Tuner(ABC):
         *,
         resume: bool = False,
         job: Mapping[str, Any] | None = None,
+        track: bool = False,
         progress: bool = True,
     ) -> Self:
         """Tune the prompts.
@@ -118,6 +120,7 @@ class Tuner(ABC):
             resume: go on with the run that stopped in ``out``; on CPU it ends with the same bits
                 as one that was never stopped.
             job: what else ``config.json`` should hold, such as the data's arguments.
+            track: also write TensorBoard curves into ``out`` (extra ``track``).
             progress: show bars, where the output is a terminal.
 
         Raises:
@@ -129,11 +132,14 @@ class Tuner(ABC):
             if data is not None:
                 check_dataset(data, name, self.clip.image_size, len(self.classnames))
         run = None if out is None else RunFolder(out)
+        if track and run is None:
+            raise ValueError("track needs out: the folder to write the curves into")
         key = self._key(train)
         if run is not None:
             self._open(run, key, resume, job)
+        tracker = Tracker(run.path) if run is not None and track else None
         examples = self.prepare(train, val, None if run is None else run.path, progress)
-        self._loop(run, key, examples, progress)
+        self._loop(run, key, examples, tracker, progress)
         if run is not None:
             run.write_prompts(self.prompts.state_dict(), self.method)
         return self
@@ -171,7 +177,14 @@ class Tuner(ABC):
                 f"resume: {run.path} is a run with other settings, another model or other data"
             )
 
-    def _loop(self, run: RunFolder | None, key: str, examples: int, progress: bool) -> None:
+    def _loop(
+        self,
+        run: RunFolder | None,
+        key: str,
+        examples: int,
+        tracker: Tracker | None,
+        progress: bool,
+    ) -> None:
         optimiser = self.build_optimiser()
         start = 0 if run is None else self._restore(run, key, optimiser)
         batch, epochs = self.config.batch, self.config.epochs
@@ -187,6 +200,8 @@ class Tuner(ABC):
             for epoch in range(start, epochs):
                 row = self._epoch(epoch, examples, optimiser, bar)
                 bar.set_postfix({k: f"{row[k]:.3f}" for k in row if k in ("loss", "accuracy")})
+                if tracker is not None:
+                    tracker.add(row)
                 if run is not None:
                     run.append_metrics(row)
                     state = optimisers.pack(self.prompts, optimiser)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastprompt import cli
@@ -288,6 +288,7 @@ def test_equal_radii_are_equal_settings():
     assert AdvPTConfig(eps="8/255") == AdvPTConfig(eps=8 / 255) == AdvPTConfig()
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     st.fixed_dictionaries(
         {},

@@ -1,0 +1,1 @@
+"""Speed and accuracy, measured: results are kept beside, as the programs wrote them."""

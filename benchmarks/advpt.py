@@ -1,0 +1,84 @@
+"""AdvPT on both bundled models, three seeds: what the README's table is made of.
+
+python -m benchmarks.advpt measure   # runs everything, writes the JSON file
+python -m benchmarks.advpt table     # prints the Markdown table of the committed file
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fastprompt import AdvPTTuner, load_clip, load_data
+from fastprompt._files import write_json
+from fastprompt.runs import versions
+from fastprompt.tuners.config import as_dict
+
+RESULT = Path(__file__).parent / "results" / "cpu-2-cores" / "advpt-shapes.json"
+MODELS = ("tiny-shapes", "tiny-shapes-robust")
+ATTACKS = ("clean", "feature-pgd-40", "pgd-20")
+PATHS = {
+    "clean": "clean",
+    "feature-pgd-40": "feature attack (transfer:image-encoder)",
+    "pgd-20": "PGD-20 through the prompts (adaptive)",
+}
+
+
+def measure(seeds: Sequence[int] = (0, 1, 2), images: int = 400) -> None:
+    """Tune with the presets at each seed (of the shots, the prompts and the attacks); write all."""
+    rows: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {}
+    for model in MODELS:
+        clip = load_clip(model)
+        for seed in seeds:
+            data = load_data("shapes", shots=16, seed=seed)
+            tuner = AdvPTTuner(clip, data.classnames, seed=seed)
+            settings[model] = as_dict(tuner.config)
+            began = time.perf_counter()
+            tuner.fit(data.train, progress=False)
+            seconds = time.perf_counter() - began
+            result = tuner.evaluate(
+                data.test,
+                ATTACKS,
+                tuner.config.eps,
+                templates=data.templates,
+                limit=images,
+                seed=seed,
+            )
+            more = {"clip": model, "seed": seed, "tuning_seconds": round(seconds, 1)}
+            rows += [{**more, **row} for row in result.rows]
+            print(model, seed, result.table(), sep="\n", flush=True)
+    write_json(RESULT, {"rows": rows, "settings": settings, "versions": versions()})
+
+
+def _cell(rows: list[dict[str, Any]], model: str) -> str:
+    values = [100 * row["accuracy"] for row in rows if row["model"] == model]
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def table(path: Path = RESULT) -> str:
+    """The Markdown table of a result file: mean and range over the seeds, in percent."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| model | attack | eps | zero-shot | tuned |", "| --- | --- | --- | --- | --- |"]
+    for clip in MODELS:
+        for attack in ATTACKS:
+            rows = [r for r in result["rows"] if (r["clip"], r["attack"]) == (clip, attack)]
+            eps = f"{rows[0]['eps'] * 255:g}/255" if rows[0]["eps"] else ""
+            cells = " | ".join(_cell(rows, model) for model in ("zero-shot", "tuned"))
+            lines.append(f"| {clip} | {PATHS[attack]} | {eps} | {cells} |")
+    return "\n".join(lines)
+
+
+def main(what: Literal["measure", "table"]) -> None:
+    """Measure, or print the table."""
+    if what == "measure":
+        measure()
+    print(table())
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(main)

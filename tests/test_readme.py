@@ -1,0 +1,63 @@
+"""The README tells the truth: its example runs, its figures are those of the committed files."""
+
+import re
+from pathlib import Path
+
+from fastprompt import bundled
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def python_blocks():
+    return re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
+    code = python_blocks()[0]
+    for long, short in (
+        ("shots=16", "shots=1"),
+        ("epochs=20", "epochs=1"),
+        ("limit=400", "limit=8"),
+    ):
+        assert long in code
+        code = code.replace(long, short)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert "adaptive" in capsys.readouterr().out
+    assert names["again"].config == names["tuner"].config
+
+
+def test_the_commands_are_those_that_ci_runs():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    bash = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    job, tests = bash[0].strip(), bash[1].strip()
+    assert job == "pip install . && fastprompt tune advpt"
+    assert tests == 'pip install -e ".[test]" && pytest'
+    assert job in script.splitlines()
+    assert tests in script.splitlines()
+
+
+def test_the_results_table_is_the_committed_file():
+    import sys
+
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks.advpt import table
+    finally:
+        sys.path.remove(str(ROOT))
+    assert table() in README
+
+
+def test_the_models_table_is_what_the_cards_say():
+    for name in ("tiny-shapes", "tiny-shapes-robust"):
+        for place, figures in bundled.card(name)["zero-shot accuracy"].items():
+            cells = " | ".join(f"{100 * v:.1f}" for v in figures.values())
+            assert f"| {name} | {place} | {cells} |" in README, (name, place)
+
+
+def test_every_linked_file_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
