@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastprompt._checks import (
@@ -44,6 +44,7 @@ def test_a_distance_is_read_from_a_number_or_a_fraction(value, number):
     assert type(parsed) is float
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000), st.integers(1, 10_000))
 def test_a_fraction_is_the_nearest_float_to_it(above, below):
     exact = Fraction(above, below)
@@ -54,6 +55,7 @@ def test_a_fraction_is_the_nearest_float_to_it(above, below):
         assert parse_fraction(f"{above}/{below}", "eps") == float(exact)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1, exclude_min=True))
 def test_a_float_in_range_stays_as_it_is(number):
     assert parse_fraction(number, "eps") == number
@@ -109,6 +111,7 @@ def test_only_numbers_and_strings_are_distances(value):
         parse_fraction(value, "eps", zero=True)
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), st.integers(), st.floats()), st.booleans())
 def test_every_answer_is_in_range_or_a_value_error_that_names_the_argument(value, zero):
     try:
@@ -225,6 +228,7 @@ def test_labels_must_be_a_tensor():
         check_labels([0, 1], 2, name="y")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-3, 12), min_size=1, max_size=8), st.integers(1, 10))
 def test_labels_are_in_range_or_refused(values, classes):
     labels = torch.tensor(values)
@@ -285,6 +289,7 @@ def test_without_a_near_name_all_are_listed_if_they_are_few():
     assert nearest("xyz", [f"model{i:02}" for i in range(21)]) == "21 names are known"
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("abcdef", min_size=4), min_size=1, max_size=3, unique=True), st.data())
 def test_a_known_name_with_one_letter_more_is_found(names, data):
     name = data.draw(st.sampled_from(names))

@@ -20,10 +20,10 @@ from fastprompt.runs import RunFolder
 
 SHARD = 16  # images: four batches of four
 TRAIN = 6 * 16
-EPOCHS = 25
+EPOCHS = 20
 COMMAND = [
     *("tune", "advpt", "--device=cpu", "--data=patterns", "--shots=16", "--n_ctx=2"),
-    *("--attack_batch=4", "--steps=20", f"--epochs={EPOCHS}", "--batch=8", "--lr=0.1"),
+    *("--attack_batch=4", "--steps=15", f"--epochs={EPOCHS}", "--batch=8", "--lr=0.1"),
     *("--attacks=clean", "--eval_limit=6"),
 ]
 DEADLINE = 120  # seconds until a run must have come to the point where it is killed

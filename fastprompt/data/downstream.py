@@ -57,7 +57,7 @@ class World:
 _PAIRS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 _A = ("a photo of a {}.", "a picture of a {}.", "a drawing of a {}.")
 _SOME = ("a photo of {}.", "a picture of {}.", "a drawing of {}.")
-_SHAPES = World(_PAIRS, _A, _SHIFTED, {"train": 40, "val": 10, "test": 25}, seed=101)
+_SHAPES = World(_PAIRS, _A, _MILDER, {"train": 40, "val": 10, "test": 25}, seed=101)
 
 WORLDS = {
     "shapes": _SHAPES,
