@@ -14,7 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-_DIGEST = "sha256"  # the metadata key under which a file keeps the digest of its tensors
+# one metadata key holds it all as sorted JSON: safetensors writes several keys in random order, and
+# equal files should be equal bytes
+_HEADER = "fastprompt"
+_DIGEST = "sha256"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -81,8 +84,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     plain = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
     }
-    signed = dict(metadata) | {_DIGEST: _sign(plain, metadata)}
-    write_bytes(path, save(plain, metadata=signed))
+    header = dict(metadata) | {_DIGEST: _sign(plain, metadata)}
+    write_bytes(path, save(plain, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
 
 
 def _sign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -100,13 +103,17 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = dict(file.metadata() or {})
+            header = (file.metadata() or {}).get(_HEADER, "{}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}): restore it from a copy, or remove "
             "it and run again"
         ) from None
+    try:
+        metadata = {str(k): str(v) for k, v in json.loads(header).items()}
+    except (ValueError, AttributeError):
+        metadata = {}
     stored = metadata.pop(_DIGEST, None)
     if metadata.get("kind") != kind or stored is None:
         raise ValueError(

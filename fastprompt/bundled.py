@@ -1,6 +1,7 @@
 """The small CLIPs that come with the package."""
 
 import copy
+import hashlib
 import json
 from functools import cache
 from importlib import resources
@@ -42,6 +43,8 @@ def load(name: str) -> nn.Module:
     state = {}
     for file in facts["weights"]:  # the robust model is the plain one with another image tower
         data = resources.files("fastprompt.assets").joinpath(file).read_bytes()
+        if hashlib.sha256(data).hexdigest() != facts["sha256"][file]:
+            raise ValueError(f"{name}: {file} is damaged: install the package again")
         state.update({k: v.float() for k, v in parse_safetensors(data).items()})
     model.load_state_dict(state)
     model.visual.image_mean, model.visual.image_std = tuple(facts["mean"]), tuple(facts["std"])

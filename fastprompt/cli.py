@@ -94,6 +94,8 @@ def _defaults(parser: _Parser) -> dict[str, Any]:
 
 
 def _resume(method: str, given: Mapping[str, Any]) -> int:
+    import torch
+
     from .runs import RunFolder
 
     extra = sorted(set(given) - {"resume"})
@@ -110,6 +112,7 @@ def _resume(method: str, given: Mapping[str, Any]) -> int:
         raise ValueError(f"--resume: {run.path} was not started from the command line")
     if missing := [key for key in _JOB_KEYS if key not in job]:
         raise ValueError(f"--resume: the job in {run.path / 'config.json'} lacks {missing[0]!r}")
+    torch.set_num_threads(int(config.get("threads", torch.get_num_threads())))  # for the same bits
     return _run(method, job, config["config"], {}, run.path, resume=True)
 
 

@@ -81,6 +81,17 @@ class FrozenCLIP(nn.Module):
         """Stays in eval mode, whatever ``mode`` says: the weights are frozen."""
         return super().train(False)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> "FrozenCLIP":
+        # every move and cast comes through here; the fingerprint is of the weights as they are
+        self.__dict__.pop("fingerprint", None)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module` has it."""
+        self.__dict__.pop("fingerprint", None)
+        return super().load_state_dict(*args, **kwargs)
+
     def requires_grad_(self, requires_grad: bool = True) -> "FrozenCLIP":
         """Refuses to unfreeze.
 

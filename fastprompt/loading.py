@@ -33,7 +33,7 @@ def load_clip(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_weights: str | Path | Mapping[str, Tensor] | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     cache_dir: str | None = None,
 ) -> FrozenCLIP:
     """A frozen CLIP.
@@ -49,7 +49,7 @@ def load_clip(
         mean, std: the pixel normalisation; by default the model's own.
         image_weights: a file or a state dict for the image tower alone, as adversarially
             fine-tuned towers are published (TeCoA, FARE). Files are read without pickled code.
-        device: where to put the weights.
+        device: where to put the weights; by default the CPU, or where an object already is.
         cache_dir: where open_clip keeps downloads.
 
     Raises:
@@ -64,7 +64,7 @@ def load_clip(
         extra = [k for k, v in {**given, "image_weights": image_weights}.items() if v is not None]
         if extra:
             raise ValueError(f"model is a FrozenCLIP already: {', '.join(extra)} can't be changed")
-        return model.to(device)
+        return model if device is None else model.to(device)
     if isinstance(model, nn.Module):
         if pretrained is not None:
             raise ValueError("pretrained goes with a model name, not with a model object")
@@ -89,7 +89,8 @@ def load_clip(
     if mean is not None or std is not None:
         source = None if source is None else {**source, "mean": mean, "std": std}
     mean, std = own_mean if mean is None else mean, own_std if std is None else std
-    return FrozenCLIP(inner, tokenizer, mean, std, name=name, source=source).to(device)
+    clip = FrozenCLIP(inner, tokenizer, mean, std, name=name, source=source)
+    return clip.to(next(inner.parameters()).device if device is None else device)
 
 
 def _by_name(
@@ -229,6 +230,12 @@ def load_image_weights(model: nn.Module, weights: str | Path | Mapping[str, Any]
         raise ValueError(
             f"{where} does not fit {type(visual).__name__}: {len(missing)} of {len(wanted)} "
             f"tensors are missing, {missing[0]} among them"
+        )
+    parts = {key.split(".")[0] for key in wanted}
+    extra = sorted(k for k in found if k not in wanted and k.split(".")[0] in parts)
+    if extra:
+        raise ValueError(
+            f"{where} is for another image tower: this model has no {extra[0]} ({len(extra)} more)"
         )
     wrong = [k for k in wanted if found[k].shape != wanted[k].shape]
     if wrong:

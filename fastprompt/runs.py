@@ -68,13 +68,12 @@ class RunFolder:
             raise ValueError(f"{self.path / 'config.json'} lacks {', '.join(missing)}: damaged")
         return config
 
-    def write_prompts(self, tensors: Mapping[str, Tensor], method: str) -> None:
-        """Write ``prompts.safetensors``."""
-        write_tensors(
-            self.path / "prompts.safetensors", tensors, {"kind": "prompts", "method": method}
-        )
+    def write_prompts(self, tensors: Mapping[str, Tensor], method: str, identity: str) -> None:
+        """Write ``prompts.safetensors``; ``identity`` says of which settings, model and classes."""
+        metadata = {"kind": "prompts", "method": method, "identity": identity}
+        write_tensors(self.path / "prompts.safetensors", tensors, metadata)
 
-    def read_prompts(self, method: str) -> dict[str, Tensor]:
+    def read_prompts(self, method: str, identity: str) -> dict[str, Tensor]:
         """The tuned prompts of a run of ``method``.
 
         Raises:
@@ -86,6 +85,11 @@ class RunFolder:
             raise ValueError(
                 f"{self.path / 'prompts.safetensors'} holds prompts of {metadata.get('method')!r}, "
                 f"not of {method!r}"
+            )
+        if metadata.get("identity") != identity:
+            raise ValueError(
+                f"{self.path}: prompts.safetensors and config.json are of different runs, or "
+                "config.json was changed"
             )
         return tensors
 

@@ -30,8 +30,9 @@ def small_model(layout: type = open_clip.CLIP, seed: int = 0, **text: object) ->
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    # the models here are small: on a busy machine two threads mostly wait for each other
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,11 @@ from fastprompt.data.export_shapes import own_world
 ASSETS = resources.files("fastprompt.assets")
 
 
+@pytest.fixture(autouse=True)
+def _two_threads(_one_thread):
+    torch.set_num_threads(2)
+
+
 @torch.no_grad()
 def accuracy(classifier, data, n):
     images, labels = data.images[:n].float() / 255, data.labels[:n]

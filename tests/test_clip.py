@@ -15,11 +15,6 @@ NAMES = ["red circle", "blue star", "green moon"]
 FORMS = ["a photo of a {}.", "{}", "this picture shows a {}, among others"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    torch.set_num_threads(1)  # the tensors are small: on a busy machine threads only wait
-
-
 @pytest.fixture(params=LAYOUTS, ids=lambda layout: layout.__name__)
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return small_model(request.param)

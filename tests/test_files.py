@@ -297,7 +297,7 @@ def test_a_changed_byte_anywhere_is_refused_or_changes_nothing(file, whole, data
         assert all(torch.equal(read[k], v) for k, v in tensors().items())
 
 
-@pytest.mark.parametrize(("old", "new"), [(b"abc", b"abd"), (b'"key"', b'"kez"')])
+@pytest.mark.parametrize(("old", "new"), [(b"abc", b"abd"), (b"key", b"kez")])
 def test_changed_metadata_is_refused(file, old, new):
     whole = file.read_bytes()
     assert whole.count(old) == 1
@@ -309,6 +309,13 @@ def test_a_renamed_tensor_is_refused(file):
     whole = file.read_bytes()
     file.write_bytes(whole.replace(b"features", b"featurez"))
     refused(file, "was changed after it was written")
+
+
+def test_equal_contents_are_equal_bytes(file, tmp_path):
+    for i in range(5):
+        again = tmp_path / f"again{i}.safetensors"
+        write_tensors(again, dict(reversed(tensors().items())), dict(reversed(META.items())))
+        assert again.read_bytes() == file.read_bytes()
 
 
 def test_another_kind_is_refused(file):
@@ -324,7 +331,8 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path, metadata):
 
 def test_a_foreign_file_with_a_digest_of_its_own_is_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
-    save_file(tensors(), path, META | {"sha256": digest(tensors())})
+    header = json.dumps(META | {"sha256": digest(tensors())})
+    save_file(tensors(), path, {"fastprompt": header})
     refused(path, "its digest does not match")
 
 

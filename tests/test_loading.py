@@ -20,11 +20,6 @@ NAME = "ViT-small-48"  # registered for these tests alone
 CONFIG = {**SMALL, "text_cfg": {**SMALL["text_cfg"], "context_length": 20}}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    torch.set_num_threads(1)  # the tensors are small: on a busy machine threads only wait
-
-
 @pytest.fixture
 def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """open_clip knows the model ``NAME`` until the test is over."""
@@ -476,3 +471,11 @@ def test_nothing_is_loaded_from_a_tower_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="another image tower: proj"):
         load_image_weights(model, tower)
     assert same(model.state_dict(), before)
+
+
+def test_a_deeper_tower_is_refused():
+    deeper = copy.deepcopy(SMALL)
+    deeper["vision_cfg"]["layers"] = 3
+    state = open_clip.CLIP(**deeper).visual.state_dict()
+    with pytest.raises(ValueError, match=r"this model has no transformer\.resblocks\.2"):
+        load_clip(small_model(), image_weights=state)

@@ -103,14 +103,14 @@ def test_a_config_without_its_main_parts_is_refused(run, key):
 
 def test_prompts_round_trip(run):
     tokens = torch.randn(4, 8)
-    run.write_prompts({"tokens": tokens}, "advpt")
-    assert torch.equal(run.read_prompts("advpt")["tokens"], tokens)
+    run.write_prompts({"tokens": tokens}, "advpt", "me")
+    assert torch.equal(run.read_prompts("advpt", "me")["tokens"], tokens)
 
 
 def test_prompts_of_another_method_are_refused(run):
-    run.write_prompts({"tokens": torch.zeros(1)}, "advpt")
+    run.write_prompts({"tokens": torch.zeros(1)}, "advpt", "me")
     refused(
-        lambda: run.read_prompts("other"),
+        lambda: run.read_prompts("other", "me"),
         "holds prompts of 'advpt', not of 'other'",
         run.path / "prompts.safetensors",
     )
@@ -118,7 +118,14 @@ def test_prompts_of_another_method_are_refused(run):
 
 def test_prompts_that_are_not_there_are_missing(run):
     path = run.path / "prompts.safetensors"
-    refused(lambda: run.read_prompts("advpt"), "there is no file", path, FileNotFoundError)
+    refused(lambda: run.read_prompts("advpt", "me"), "there is no file", path, FileNotFoundError)
+
+
+def test_prompts_of_a_run_with_other_settings(run):
+    run.write_prompts({"tokens": torch.zeros(1)}, "advpt", "me")
+    refused(
+        lambda: run.read_prompts("advpt", "other"), "are of different runs", run.path, ValueError
+    )
 
 
 def test_state_round_trip(run):
@@ -142,12 +149,12 @@ def test_state_of_another_run_is_refused(run):
 
 def test_prompts_are_no_state_and_a_state_no_prompts(run):
     run.write_state({"a": torch.ones(2)}, 1, "key")
-    run.write_prompts({"a": torch.ones(2)}, "advpt")
+    run.write_prompts({"a": torch.ones(2)}, "advpt", "me")
     prompts, state = run.path / "prompts.safetensors", run.path / "state.safetensors"
     old = prompts.read_bytes()
     prompts.write_bytes(state.read_bytes())
     state.write_bytes(old)
-    refused(lambda: run.read_prompts("advpt"), "own 'prompts' file: kind 'state'", prompts)
+    refused(lambda: run.read_prompts("advpt", "me"), "own 'prompts' file: kind 'state'", prompts)
     refused(lambda: run.read_state("key"), "own 'state' file: kind 'prompts'", state)
 
 

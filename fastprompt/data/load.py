@@ -13,7 +13,7 @@ from .._checks import check_count, unknown
 from ..clip import TEMPLATES
 from .downstream import WORLDS, draw_split
 from .loading import ImageDataset, ImageTensors
-from .outside import folder_splits, torchvision_names, torchvision_splits
+from .outside import TORCHVISION, folder_splits, torchvision_splits
 
 Classes = Literal["all", "base", "new"]
 Split = tuple[ImageDataset, Tensor]  # a whole split and its labels
@@ -130,16 +130,16 @@ def load_data(
         world = WORLDS[text]
         names, templates = list(world.classnames), world.templates
         whole = partial(_builtin, text, image_size)
+    elif text in TORCHVISION:  # before folders: torchvision's own folder may have this name
+        names, whole = torchvision_splits(text, image_size, Path(root), download, seed)
+        templates = TEMPLATES
     elif Path(name).is_dir():
         names, whole = folder_splits(Path(name), image_size, seed)
-        templates = TEMPLATES
-    elif text in torchvision_names():
-        names, whole = torchvision_splits(text, image_size, Path(root), download, seed)
         templates = TEMPLATES
     elif isinstance(name, Path) or "/" in text or text.startswith("."):
         raise FileNotFoundError(f"data: there is no folder {text}")
     else:
-        raise unknown("data set", text, [*WORLDS, *torchvision_names()])
+        raise unknown("data set", text, [*WORLDS, *TORCHVISION])
     chosen = class_range(len(names), classes)
     limits = {
         "train": None if shots == "all" else shots,

@@ -15,6 +15,30 @@ from torchvision.transforms import v2
 from .loading import ImageDataset
 
 Split = tuple[ImageDataset, Tensor]
+# torchvision's sets of single images with one label each; the rest is video, pairs, boxes, masks
+TORCHVISION = (
+    *(
+        "CIFAR10",
+        "CIFAR100",
+        "Caltech101",
+        "Country211",
+        "DTD",
+        "EuroSAT",
+        "FGVCAircraft",
+    ),
+    *(
+        "FashionMNIST",
+        "Flowers102",
+        "Food101",
+        "GTSRB",
+        "ImageNet",
+        "Imagenette",
+        "KMNIST",
+        "MNIST",
+    ),
+    *("OxfordIIITPet", "PCAM", "QMNIST", "RenderedSST2", "STL10", "SUN397", "SVHN", "StanfordCars"),
+    "USPS",
+)
 # where a source has no split of its own, each class is cut 70 / 10 / 20
 _SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.8), "test": (0.8, 1.0)}
 
@@ -98,6 +122,11 @@ def folder_splits(
         data, labels, mark = first
         if not own:
             rows = _cut(labels, part, seed)
+            if not rows:
+                raise ValueError(
+                    f"data: {path} has too few images for a {part} split of its own: at least 5 a "
+                    "class, or put them into train, val and test folders"
+                )
         elif part == "test" or (part == "val" and own_val):
             folder = path / (test_name if part == "test" else val_name)
             data, labels, mark = _folder(folder, image_size)
@@ -120,21 +149,6 @@ def _train_or_val(labels: Tensor, part: str, own_val: bool, seed: int) -> list[i
     return held if part == "val" else sorted(set(everything) - set(held))
 
 
-@cache
-def torchvision_names() -> list[str]:
-    """torchvision's classification data sets: those that take a root and a split or a flag."""
-    out = []
-    for name in datasets.__all__:
-        cls = getattr(datasets, name)
-        if not inspect.isclass(cls):
-            continue
-        arguments = set(inspect.signature(cls.__init__).parameters)
-        classifies = {"root", "transform"} <= arguments and arguments & {"train", "split"}
-        if classifies and "transforms" not in arguments:
-            out.append(name)
-    return sorted(out)
-
-
 def torchvision_splits(
     name: str, image_size: int, root: Path, download: bool, seed: int
 ) -> tuple[list[str], Callable[[str], Split]]:
@@ -142,11 +156,14 @@ def torchvision_splits(
     cls: Any = getattr(datasets, name)
     arguments = inspect.signature(cls.__init__).parameters
     extra = {"download": download} if "download" in arguments else {}
-    by_name = "train" not in arguments
 
     @cache
     def whole(split_name: str) -> Any:
-        option = {"split": split_name} if by_name else {"train": split_name == "train"}
+        option: dict[str, Any] = {}
+        if "split" in arguments:
+            option = {"split": split_name}
+        elif "train" in arguments:
+            option = {"train": split_name == "train"}
         return cls(str(root), transform=to_square(image_size), **option, **extra)
 
     def exists(split_name: str) -> bool:
@@ -161,29 +178,38 @@ def torchvision_splits(
             ) from error
         return True
 
-    train_name = next((n for n in ("train", "trainval") if exists(n)), None)
-    test_name = next((n for n in ("test", "val") if exists(n)), None)
-    if train_name is None or test_name is None:
-        raise ValueError(f"data: torchvision's {name} has no train and test splits")
-    names = getattr(whole(train_name), "classes", None)
-    if not names:
-        raise ValueError(f"data: torchvision's {name} names no classes: save it as folders instead")
-    own_val = by_name and test_name == "test" and train_name == "train" and exists("val")
+    train_name = next(n for n in ("train", "trainval", "unsplit") if exists(n))
+    test_name = next(n for n in ("test", "val", "unsplit") if exists(n))
+    has_splits = bool({"split", "train"} & set(arguments))
+    own_val = "split" in arguments and (train_name, test_name) == ("train", "test")
+    own_val = own_val and exists("val")
+    names = _names(whole(train_name), name)
 
     def split(part: str) -> Split:
-        source_name = test_name if part == "test" else train_name
-        if part == "val" and own_val:
-            source_name = "val"
-        source = whole(source_name)
+        held_apart = part == "test" or (part == "val" and own_val)
+        source = whole((test_name if part == "test" else part) if held_apart else train_name)
         labels = torch.tensor([int(label) for label in _labels(source)])
-        everything = list(range(len(labels)))
-        rows = everything if part == "test" else _train_or_val(labels, part, own_val, seed)
-        if source_name == "val":
-            rows = everything
-        mark = f"torchvision/{name}/{image_size}/{len(labels)}/{part}/{seed}"
-        return Pictures(source, rows, mark), labels[rows]
+        if not has_splits:
+            rows = _cut(labels, part, seed)
+        elif held_apart:
+            rows = list(range(len(labels)))
+        else:
+            rows = _train_or_val(labels, part, own_val, seed)
+        mark = _hash(
+            name, str(root.resolve()), str(image_size), part, str(seed), str(labels.tolist())
+        )
+        return Pictures(source, rows, f"torchvision/{mark}"), labels[rows]
 
-    return [str(n).replace("_", " ") for n in names], split
+    return names, split
+
+
+def _names(data: Any, name: str) -> list[str]:
+    found = getattr(data, "classes", None) or getattr(data, "categories", None)
+    if not found:
+        raise ValueError(f"data: torchvision's {name} names no classes: save it as folders instead")
+    # ImageNet has several words for a class: the first is the usual one
+    words = [n[0] if isinstance(n, (tuple, list)) else str(n) for n in found]
+    return [word.replace("_", " ") for word in words]
 
 
 def _labels(data: Any) -> Sequence[Any]:

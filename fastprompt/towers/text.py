@@ -67,7 +67,7 @@ class TextTower(nn.Module):
         shared = context.to(names.dtype).expand(len(names), -1, -1)
         x = torch.cat([names[:, :1], shared, names[:, 1:]], dim=1)  # [C, length, text_width]
         x = x + parts.positional_embedding[: self.length]
-        mask = parts.attn_mask[: self.length, : self.length].to(x.dtype)
+        mask = parts.attn_mask[: self.length, : self.length].to(x)
         with plain_attention():
             x = parts.transformer(x, attn_mask=mask)
         ends = x[torch.arange(len(x), device=x.device), self.eos]

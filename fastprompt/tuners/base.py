@@ -22,7 +22,7 @@ from ..loading import load_clip
 from ..runs import RunFolder
 from ..tracking import Tracker
 from . import optimisers
-from .config import TunerConfig, as_dict, build
+from .config import TunerConfig, as_dict, build, typed
 
 
 class Tuner(ABC):
@@ -141,12 +141,11 @@ class Tuner(ABC):
         examples = self.prepare(train, val, None if run is None else run.path, progress)
         self._loop(run, key, examples, tracker, progress)
         if run is not None:
-            run.write_prompts(self.prompts.state_dict(), self.method)
+            run.write_prompts(self.prompts.state_dict(), self.method, _hash(self._identity()))
         return self
 
     def _key(self, train: ImageDataset) -> str:
-        facts = [self._identity(), fingerprint(train), len(train)]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return _hash([self._identity(), fingerprint(train), len(train)])
 
     def _identity(self) -> dict[str, Any]:
         """What says which run this is."""
@@ -278,7 +277,7 @@ class Tuner(ABC):
             run.write_config(self._identity())
         elif any(run.read_config()[k] != v for k, v in self._identity().items()):
             raise FileExistsError(f"folder: {run.path} holds another run")
-        run.write_prompts(self.prompts.state_dict(), self.method)
+        run.write_prompts(self.prompts.state_dict(), self.method, _hash(self._identity()))
         return run.path
 
     @classmethod
@@ -298,19 +297,22 @@ class Tuner(ABC):
             raise ValueError(f"{run.path} is a run of {config['method']!r}, not of {cls.method!r}")
         if clip is None:
             clip = clip_of(config)
-        tuner = cls(clip, config["classnames"], cls.Config(**config["config"]))
+        whole = cls.Config(**typed(cls.Config, config["config"]))
+        tuner = cls(clip, config["classnames"], whole)
         known = config["clip"]["fingerprint"]
         if tuner.clip.fingerprint != known:
             raise ValueError(
                 f"clip: {run.path} was tuned on {config['clip']['name']} with weights "
                 f"{known[:12]}…, this model's are {tuner.clip.fingerprint[:12]}…"
             )
-        tensors = run.read_prompts(cls.method)
-        wanted = {k: v.shape for k, v in tuner.prompts.state_dict().items()}
-        if {k: v.shape for k, v in tensors.items()} != wanted:
-            raise ValueError(f"{run.path} holds prompts of other shapes than its settings say")
+        stored = {key: config[key] for key in tuner._identity()}
+        tensors = run.read_prompts(cls.method, _hash(stored))
         tuner.prompts.load_state_dict(tensors)
         return tuner
+
+
+def _hash(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def clip_of(config: Mapping[str, Any]) -> FrozenCLIP:

@@ -24,11 +24,6 @@ BUILT_IN = {
 PARTS = ("train", "val", "test")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    torch.set_num_threads(1)  # on a busy machine threads only wait for each other
-
-
 def items(data: ImageDataset) -> list[tuple[bytes, int]]:
     """Each picture's bytes and label, in order."""
     pairs = [data[i] for i in range(len(data))]
@@ -512,3 +507,25 @@ def test_unfit_data_sets_are_told(data: object, error: type[Exception], message:
 def test_a_label_without_a_class_is_told() -> None:
     with pytest.raises(ValueError, match=r"labels of data must be in 0\.\.1.*got 2"):
         check_dataset(ImageTensors(BLACK, torch.tensor([0, 1, 2])), "data", classes=2)
+
+
+def test_a_torchvision_set_without_splits_is_cut(tmp_path):
+    for label, name in enumerate(("Forest", "River")):
+        folder = tmp_path / "eurosat" / "2750" / name
+        folder.mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (20, 20), (100 * label, 10 * i, 5)).save(folder / f"{i}.png")
+    data = load_data("EuroSAT", root=tmp_path)
+    assert data.classnames == ["Forest", "River"]
+    parts = [data.train, data.val, data.test]
+    assert [len(p) for p in parts] == [14, 2, 4]
+    seen = [tuple(image[:, 24, 24].tolist()) for part in parts for image, _ in part]
+    assert len(set(seen)) == 20
+
+
+def test_a_folder_too_small_to_cut(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (20, 20)).save(tmp_path / name / "1.png")
+    with pytest.raises(ValueError, match="too few images for a test split"):
+        _ = load_data(tmp_path).test

@@ -1,4 +1,5 @@
 import itertools
+import math
 import re
 import time
 from dataclasses import replace
@@ -44,11 +45,6 @@ NAMED = {
     "purple": (128, 0, 128),
     "pink": (255, 192, 203),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    torch.set_num_threads(1)  # on a busy machine threads only wait for each other
 
 
 def random_scenes(n: int, seed: int = 0) -> Scenes:
@@ -241,11 +237,34 @@ def test_patterns_differ_from_each_other() -> None:
         assert float(apart.float().mean()) > 0.15, (one, other)
 
 
-def test_outlines_are_hollow() -> None:
+def test_outlines_are_hollow_and_as_wide_as_told() -> None:
     whole = painted(render(scene(), BARE)[0])
-    line = painted(render(scene(), replace(BARE, outline=True))[0])
-    assert not bool((line & ~whole).any())
-    assert 0 < int(line.sum()) < 0.5 * int(whole.sum())
+    thin, thick = (painted(render(scene(), replace(BARE, outline=w))[0]) for w in (2.0, 4.0))
+    assert not bool((thin & ~thick).any())
+    assert not bool((thick & ~whole).any())
+    assert 0 < int(thin.sum()) < 0.6 * int(thick.sum())
+    assert int(thick.sum()) < 0.6 * int(whole.sum())
+
+
+@pytest.mark.parametrize("size", [48, 96])
+def test_edges_are_one_pixel_wide(size: int) -> None:
+    picture = render(scene(), BARE, size=size)[0]
+    mask = painted(picture)
+    colour = picture[:, inner(mask)][:, :1, None]
+    mixed = (picture != GREY).any(dim=0) & (picture != colour).any(dim=0)
+    rim = 2 * (math.pi * int(mask.sum())) ** 0.5
+    assert 0.8 * rim < int(mixed.sum()) < 1.25 * rim
+
+
+def test_blur_is_a_five_pixel_binomial() -> None:
+    sharp = render(scene("star", pattern="checkered"), BARE).float()
+    soft = render(scene("star", pattern="checkered"), replace(BARE, blur=(1, 1))).float()
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (row[:, None] * row).expand(3, 1, 5, 5)
+    padded = torch.nn.functional.pad(sharp, (2, 2, 2, 2), mode="replicate")
+    expected = torch.nn.functional.conv2d(padded, kernel, groups=3)
+    assert float((expected - sharp).abs().max()) > 50
+    assert float((soft - expected).abs().max()) <= 1  # both were rounded to bytes
 
 
 # ---- counts ------------------------------------------------------------------------------------
