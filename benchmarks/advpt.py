@@ -26,7 +26,7 @@ PATHS = {
 }
 
 
-def measure(seeds: Sequence[int] = (0, 1, 2), images: int = 400) -> None:
+def measure(seeds: Sequence[int] = (0, 1, 2), images: int = 300) -> None:
     """Tune with the presets at each seed (of the shots, the prompts and the attacks); write all."""
     rows: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}

@@ -123,7 +123,7 @@ def check_label_range(largest: int, classes: int, name: str = "labels") -> None:
 
 
 def check_classnames(classnames: Iterable[str]) -> list[str]:
-    """The class names as a list: non-empty, distinct, none blank."""
+    """The class names as a list: non-empty, distinct, none blank; underscores become spaces."""
     if isinstance(classnames, str):
         raise TypeError(f"classnames must be a list of names, got the single string {classnames!r}")
     if not isinstance(classnames, Iterable):
@@ -137,7 +137,8 @@ def check_classnames(classnames: Iterable[str]) -> list[str]:
             raise TypeError(f"classnames must be strings, got {name!r}")
         if not name.strip():
             raise ValueError("classnames must not hold a blank name")
-        if name in seen:
+        spoken = name.replace("_", " ")
+        if spoken in seen:
             raise ValueError(f"classnames must be distinct: {name!r} stands there twice")
-        seen.add(name)
-    return names
+        seen.add(spoken)
+    return [name.replace("_", " ") for name in names]

@@ -31,11 +31,6 @@ def card(name: str) -> dict[str, Any]:
     return copy.deepcopy(_card(name))
 
 
-def forget() -> None:
-    """Read the cards anew: they were rewritten."""
-    _card.cache_clear()
-
-
 def load(name: str) -> nn.Module:
     """The bundled open_clip ``CLIP``, weights in float32."""
     facts = _card(name)

@@ -16,7 +16,7 @@ class CLIPClassifier(nn.Module):
     """``logit_scale * cos(f(x), t_c)``: pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``.
 
     Args:
-        clip: the frozen model.
+        clip: the frozen model, shared: moving the classifier moves it, too.
         text_features: one L2-normalised text feature a class, ``[C, D]``.
         classnames: the C names.
     """

@@ -1,5 +1,6 @@
 """The command line: ``fastprompt tune METHOD``, ``fastprompt doctor``."""
 
+import contextlib
 import re
 import sys
 import time
@@ -45,14 +46,15 @@ def _tune_parser(method: str) -> _Parser:
     parser.add_argument("--classes", type=Literal["all", "base", "new"], default="all")
     parser.add_argument("--data_seed", type=int, default=0, help="of the few-shot draw")
     parser.add_argument("--root", type=str, default="data", help="where torchvision keeps data")
+    parser.add_argument("--download", type=bool, default=False, help="let torchvision download")
     parser.add_argument("--out", type=str | None, help="run folder; default: a new one in runs/")
     parser.add_argument("--resume", type=str | None, help="run folder to go on with")
     parser.add_argument("--config", type=str | None, help="YAML or JSON file of the settings below")
     parser.add_argument(
         "--attacks",
         type=list[str] | str,
-        default=["clean", "feature-pgd-40", "pgd-20"],
-        help="of the evaluation",
+        default="clean,feature-pgd-40,pgd-20",
+        help="of the evaluation, with commas between",
     )
     parser.add_argument("--eval_eps", type=_RADII, help="default: the tuning eps")
     parser.add_argument("--eval_limit", type=int | None, default=400, help="test images judged")
@@ -64,7 +66,7 @@ def _tune_parser(method: str) -> _Parser:
 
 _JOB_KEYS = (
     *("clip", "pretrained", "image_weights", "device", "data", "shots", "classes", "data_seed"),
-    *("root", "attacks", "eval_eps", "eval_limit", "eval_batch", "track"),
+    *("root", "download", "attacks", "eval_eps", "eval_limit", "eval_batch", "track"),
 )
 
 
@@ -84,8 +86,19 @@ def _tune(arguments: Sequence[str]) -> int:
         return _resume(method, given)
     job = {**_defaults(parser), **{k: v for k, v in given.items() if k in _JOB_KEYS}}
     overrides = {k: v for k, v in given.items() if k not in (*_JOB_KEYS, "out", "resume", "config")}
-    out = Path(given.get("out") or f"runs/{method}-{time.strftime('%Y%m%d-%H%M%S')}")
+    out = Path(given["out"]) if given.get("out") else None
     return _run(method, job, given.get("config"), overrides, out, resume=False)
+
+
+def _new_folder(method: str) -> Path:
+    """A folder of this run's own in ``runs``, claimed by making it."""
+    stem = Path("runs") / f"{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in range(1, 1000):
+        folder = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise FileExistsError(f"out: {stem} and its numbered siblings all exist: name a folder")
 
 
 def _defaults(parser: _Parser) -> dict[str, Any]:
@@ -112,7 +125,12 @@ def _resume(method: str, given: Mapping[str, Any]) -> int:
         raise ValueError(f"--resume: {run.path} was not started from the command line")
     if missing := [key for key in _JOB_KEYS if key not in job]:
         raise ValueError(f"--resume: the job in {run.path / 'config.json'} lacks {missing[0]!r}")
-    torch.set_num_threads(int(config.get("threads", torch.get_num_threads())))  # for the same bits
+    # what a person may have changed there is read as strictly as the command line
+    _tune_parser(method).parse_object({k: v for k, v in job.items() if v is not None})
+    threads = config.get("threads")
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"--resume: {run.path / 'config.json'} has a bad threads: damaged")
+    torch.set_num_threads(threads)  # for the same bits
     return _run(method, job, config["config"], {}, run.path, resume=True)
 
 
@@ -121,7 +139,7 @@ def _run(
     job: Mapping[str, Any],
     config: Any,
     overrides: Mapping[str, Any],
-    out: Path,
+    out: Path | None,
     *,
     resume: bool,
 ) -> int:
@@ -152,9 +170,11 @@ def _run(
         classes=job["classes"],
         image_size=clip.image_size,
         root=job["root"],
+        download=job["download"],
     )
     tuner = TUNERS[method](clip, data.classnames, config, **overrides)
     eps = getattr(tuner.config, "eps", "4/255") if given is None else given
+    out = out or _new_folder(method)
     print(
         f"{method} on {clip.name}, {data.name}: {len(data.classnames)} classes, "
         f"{len(data.train)} training images; run folder {out}",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ._checks import check_classnames, check_images
 from ._files import digest
 from .classifier import CLIPClassifier
-from .description import Description, TextParts, describe, text_parts
+from .description import Description, TextParts, architecture, describe, text_parts
 
 Tokenizer = Callable[[list[str]], Tensor]
 TEMPLATES = ("a photo of a {}.",)
@@ -143,9 +143,10 @@ class FrozenCLIP(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the weights and the normalisation: what a bank or a run was made with."""
+        """SHA-256 over architecture, weights and normalisation: what a run was made with."""
         state = {k: v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)}
-        return digest(state | {"pixel.mean": self.mean, "pixel.std": self.std})
+        state |= {"pixel.mean": self.mean, "pixel.std": self.std}
+        return digest(state, *architecture(self.model))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features, un-normalised: pixels ``[B, 3, H, W]`` in [0, 1] to ``[B, D]``.
@@ -192,12 +193,23 @@ class FrozenCLIP(nn.Module):
         if not forms or any(form.count("{}") != 1 for form in forms):
             raise ValueError(f"templates must each hold one '{{}}' for the class name, got {forms}")
         features = torch.stack(
-            [
-                F.normalize(self.encode_text([f.replace("{}", n) for n in names]), dim=-1)
-                for f in forms
-            ]
+            [F.normalize(self._encode_names(form, names), dim=-1) for form in forms]
         ).mean(dim=0)
         return CLIPClassifier(self, F.normalize(features, dim=-1), names)
+
+    def _encode_names(self, form: str, names: Sequence[str]) -> Tensor:
+        """Features of the names in a template; a text that the tokenizer would cut is refused."""
+        texts = [form.replace("{}", name) for name in names]
+        whole = self.tokenizer(texts)
+        for name, text, row in zip(names, texts, whole, strict=True):
+            # a text that is cut has the same tokens whatever stands behind its end
+            full = bool(row[-1] != 0)
+            if full and torch.equal(row, self.tokenizer([f"{text} more"])[0]):
+                raise ValueError(
+                    f"classnames: {name[:40]!r} in the template {form!r} is longer than the "
+                    f"{self.context_length} tokens that {self.name} takes: shorten it"
+                )
+        return self.encode_text(texts)
 
     def describe(self) -> Description:
         """Widths, depths, and which methods and fast paths fit this model, or why not."""

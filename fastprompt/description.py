@@ -31,6 +31,19 @@ class TextParts:
         return self.token_embedding.embedding_dim
 
 
+# what changes a model's features without changing its weights' names or shapes
+_SETTINGS = ("num_heads", "pool_type", "text_pool_type", "eos_id", "text_eos_id", "pad_id", "eps")
+
+
+def architecture(model: nn.Module) -> list[str]:
+    """One line a module: its place, its class and the settings that no weight shows."""
+    return [
+        f"{place} {type(module).__name__} "
+        + " ".join(f"{k}={getattr(module, k)}" for k in _SETTINGS if hasattr(module, k))
+        for place, module in model.named_modules()
+    ]
+
+
 def text_owner(model: nn.Module) -> Any:
     """The module that holds the text tower: the model itself in open_clip's ``CLIP`` layout."""
     return getattr(model, "text", model)

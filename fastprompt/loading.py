@@ -7,6 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from safetensors import SafetensorError
@@ -21,6 +22,8 @@ _SCHEMES = ("hf-hub:", "local-dir:")
 # where published checkpoints of adversarially fine-tuned image towers keep their weights: TeCoA's
 # training code, then the plain layouts that FARE and others use
 _IMAGE_CONTAINERS = ("vision_encoder_state_dict", "state_dict", "model_state_dict", "model")
+# TeCoA's checkpoints keep their best accuracy as a numpy scalar beside the weights
+_SAFE: list[Any] = [np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float64DType]
 _WRAPPERS = ("module.", "model.", "clip_model.")
 _TOWER_PREFIXES = ("visual.", "image_encoder.")
 
@@ -41,7 +44,7 @@ def load_clip(
     Args:
         model: ``"tiny-shapes"`` or ``"tiny-shapes-robust"`` (bundled); any open_clip name, or one
             that starts with ``hf-hub:`` or ``local-dir:``; or an open_clip model object, which is
-            copied and left as it was.
+            copied and left as it was (the copy in float32, or float64 if it is in that).
         pretrained: for an open_clip name, one of its weight tags (downloaded) or the path of a
             checkpoint.
         tokenizer: strings to token ids ``[N, context_length]``; by default the model's own, and
@@ -69,7 +72,7 @@ def load_clip(
         if pretrained is not None:
             raise ValueError("pretrained goes with a model name, not with a model object")
         _require_clip(model)
-        inner, name = copy.deepcopy(model), type(model).__name__
+        inner, name = _full_precision(copy.deepcopy(model)), type(model).__name__
         tokenizer = tokenizer or _standard_tokenizer(inner)
     elif isinstance(model, str):
         inner, found = _by_name(model, pretrained, cache_dir)
@@ -87,10 +90,18 @@ def load_clip(
         source = dict(source, image_weights=str(image_weights)) if source and named else None
     own_mean, own_std = _normalisation(inner)
     if mean is not None or std is not None:
-        source = None if source is None else {**source, "mean": mean, "std": std}
+        own = {"mean": mean, "std": std}
+        numbers = {k: [float(x) for x in v] for k, v in own.items() if v is not None}
+        source = None if source is None else {**source, **numbers}
     mean, std = own_mean if mean is None else mean, own_std if std is None else std
     clip = FrozenCLIP(inner, tokenizer, mean, std, name=name, source=source)
     return clip.to(next(inner.parameters()).device if device is None else device)
+
+
+def _full_precision(model: nn.Module) -> nn.Module:
+    """float32 for a model in half precision, whole or in part; float64 stays."""
+    low = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    return model.float() if low else model
 
 
 def _by_name(
@@ -140,7 +151,15 @@ def _by_name(
         raise RuntimeError(
             f"could not load {name} with pretrained={pretrained!r}: {_first_line(error)}. "
             "Without a network, pass the path of a checkpoint as pretrained"
+            + _other_name(name, pretrained)
         ) from error
+
+
+def _other_name(name: str, pretrained: str | None) -> str:
+    """A checkpoint file doesn't say that it was trained with QuickGELU: the name has to."""
+    if not quick_gelu(name, pretrained) or name.endswith("-quickgelu"):
+        return ""
+    return f" and {name}-quickgelu as the model: these weights were trained with QuickGELU"
 
 
 def quick_gelu(name: str, pretrained: str | None) -> bool:
@@ -254,7 +273,8 @@ def _read(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of the old format, which is fine here
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_SAFE):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can make the unpickler raise anything
         raise ValueError(
             f"image_weights: {path} is damaged, or holds more than tensors, which is never run: "

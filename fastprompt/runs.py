@@ -20,6 +20,7 @@ from torch import Tensor
 from ._files import read_json, read_tensors, write_bytes, write_json, write_tensors
 
 FORMAT = 1
+_CONFIG_TYPES = {"method": str, "config": dict, "classnames": list, "clip": dict}
 
 
 def versions() -> dict[str, str]:
@@ -63,9 +64,13 @@ class RunFolder:
                 f"{self.path / 'config.json'} has format {config.get('format')!r}, this version of "
                 f"fastprompt reads {FORMAT}"
             )
-        missing = [k for k in ("method", "config", "classnames", "clip") if k not in config]
-        if missing:
-            raise ValueError(f"{self.path / 'config.json'} lacks {', '.join(missing)}: damaged")
+        for key, kind in _CONFIG_TYPES.items():
+            if key not in config:
+                raise ValueError(f"{self.path / 'config.json'} lacks {key}: damaged")
+            if not isinstance(config[key], kind):
+                raise ValueError(f"{self.path / 'config.json'} has a bad {key}: damaged")
+        if not {"name", "source", "fingerprint"} <= set(config["clip"]):
+            raise ValueError(f"{self.path / 'config.json'} has a bad clip: damaged")
         return config
 
     def write_prompts(self, tensors: Mapping[str, Tensor], method: str, identity: str) -> None:
@@ -110,10 +115,14 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, f"could not write {path}: {error.strerror}") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The whole lines of ``metrics.jsonl``; one cut short by a crash is left out."""
@@ -126,7 +135,7 @@ class RunFolder:
                 row = json.loads(line)
             except ValueError:
                 break
-            if not isinstance(row, dict):
+            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
                 break
             rows.append(row)
         return rows
@@ -137,7 +146,3 @@ class RunFolder:
         write_bytes(
             self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode()
         )
-
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write ``result.json``."""
-        write_json(self.path / "result.json", result)

@@ -5,6 +5,7 @@ import open_clip
 import pytest
 import torch
 from conftest import SMALL, small_model
+from open_clip.transformer import QuickGELU
 from torch import nn
 
 from fastprompt import FrozenCLIP, load_clip
@@ -444,3 +445,44 @@ def test_fingerprints_differ_by_normalisation(model: nn.Module) -> None:
 
 def test_fingerprints_differ_by_seed() -> None:
     assert load_clip(small_model(seed=0)).fingerprint != load_clip(small_model(seed=1)).fingerprint
+
+
+def test_a_name_that_the_tokenizer_would_cut_is_refused(small_clip):
+    long = "word " * 90
+    with pytest.raises(ValueError, match=r"classnames: 'word .* longer than the 77 tokens"):
+        small_clip.zero_shot(["cat", long + "dog"])
+    fits = " ".join(["cat"] * 70)
+    small_clip.zero_shot([fits], ["{}."])
+
+
+def test_underscores_are_spaces_in_every_prompt(small_clip):
+    with_spaces = small_clip.zero_shot(["red circle"]).text_features
+    assert torch.equal(small_clip.zero_shot(["red_circle"]).text_features, with_spaces)
+    with pytest.raises(ValueError, match="stands there twice"):
+        small_clip.zero_shot(["red_circle", "red circle"])
+
+
+def test_fingerprint_tells_architectures_with_equal_weights_apart():
+    plain, quick = small_model(), small_model()
+    quick.load_state_dict(plain.state_dict())
+    for block in quick.visual.transformer.resblocks:
+        block.mlp.gelu = QuickGELU()
+    assert load_clip(plain).fingerprint != load_clip(quick).fingerprint
+    heads = small_model(heads=3)
+    heads.load_state_dict(plain.state_dict())
+    assert load_clip(plain).fingerprint != load_clip(heads).fingerprint
+
+
+def test_fingerprint_follows_a_cast():
+    clip = load_clip(small_model())
+    before = clip.fingerprint
+    assert clip.double().fingerprint != before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_runs_in_float32(dtype, images):
+    model = small_model().to(dtype)
+    clip = load_clip(model)
+    assert clip.dtype == torch.float32
+    assert clip.zero_shot(["a", "b"])(images).dtype == torch.float32
+    assert next(model.parameters()).dtype == dtype

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -479,3 +480,21 @@ def test_a_deeper_tower_is_refused():
     state = open_clip.CLIP(**deeper).visual.state_dict()
     with pytest.raises(ValueError, match=r"this model has no transformer\.resblocks\.2"):
         load_clip(small_model(), image_weights=state)
+
+
+def test_a_numpy_accuracy_beside_the_weights_is_read(tmp_path):
+    model = small_model(seed=3)
+    path = tmp_path / "tecoa.pth.tar"
+    accuracy = np.float64(61.25)
+    torch.save({"vision_encoder_state_dict": model.visual.state_dict(), "best": accuracy}, path)
+    clip = load_clip(small_model(), image_weights=path)
+    assert torch.equal(clip.model.visual.proj, model.visual.proj)
+
+
+def test_without_a_network_the_remedy_names_the_right_activation(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(factory, "download_pretrained", offline)
+    with pytest.raises(RuntimeError, match="ViT-B-16-quickgelu as the model"):
+        load_clip("ViT-B-16", "openai")

@@ -215,6 +215,17 @@ def test_cutting_leaves_whole_lines_of_the_first_epochs_only(run, metrics, epoch
     assert run.read_metrics() == [*kept, {"epoch": 99}]
 
 
-def test_the_result_is_json(run):
-    run.write_result({"rows": [1, 2]})
-    assert json.loads((run.path / "result.json").read_text()) == {"rows": [1, 2]}
+def test_a_metrics_line_without_an_epoch_ends_the_reading(run, metrics):
+    metrics.write_text('{"epoch": 1}\n{"foo": 1}\n{"epoch": 2}\n')
+    assert run.read_metrics() == [{"epoch": 1}]
+
+
+@pytest.mark.parametrize(
+    "change", [{"clip": "x"}, {"clip": {}}, {"config": None}, {"classnames": "abc"}]
+)
+def test_parts_of_a_wrong_type_are_damage(run, change):
+    parts = {"method": "m", "config": {}, "classnames": ["a"]}
+    clip = {"name": "n", "source": None, "fingerprint": "f"}
+    run.write_config({**parts, "clip": clip} | change)
+    with pytest.raises(ValueError, match=f"has a bad {next(iter(change))}: damaged"):
+        run.read_config()

@@ -24,6 +24,15 @@ def evaluating(model: Any) -> Iterator[None]:
             module.training = True
 
 
+def module_device(model: Any, otherwise: torch.device) -> torch.device:
+    """Where a module's weights or buffers are; ``otherwise`` for a plain callable."""
+    if isinstance(model, nn.Module):
+        tensor = next(iter([*model.parameters(), *model.buffers()]), None)
+        if tensor is not None:
+            return tensor.device
+    return otherwise
+
+
 def at_least_float32(outputs: Tensor) -> Tensor:
     """Low-precision outputs in float32, so that the loss doesn't underflow."""
     return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._checks import Fraction, check_count, check_images, check_label_range, check_labels
 from .._checks import parse_fraction as parse
-from .ascent import ascend, at_least_float32, evaluating
+from .ascent import ascend, at_least_float32, evaluating, module_device
 from .health import GradientHealth
 from .random_start import random_start
 from .result import AttackResult
@@ -98,7 +98,8 @@ class PGD:
         """Attack a batch.
 
         Args:
-            images: float32 ``[B, 3, H, W]`` in [0, 1]; not changed.
+            images: float32 ``[B, 3, H, W]`` in [0, 1]; not changed. The result is where a module's
+                weights are, as in `torchattacks`.
             labels: int64 ``[B]``: the true classes, or the targets in targeted mode.
             indices: the images' indices in their data set, int64 ``[B]``; by default their places
                 in the batch. They key the random starts: give them, and splitting a batch changes
@@ -119,7 +120,8 @@ class PGD:
         elif indices.shape != (len(images),):
             raise ValueError(f"indices must be [{len(images)}], got {list(indices.shape)}")
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model):
-            x, labels, indices = images.detach().clone(), labels.clone(), indices.clone()
+            where = module_device(self.model, images.device)
+            x, labels, indices = (t.detach().clone().to(where) for t in (images, labels, indices))
             return self._run(x, labels, indices, largest, judge)
 
     def _run(

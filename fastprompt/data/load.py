@@ -13,10 +13,9 @@ from .._checks import check_count, unknown
 from ..clip import TEMPLATES
 from .downstream import WORLDS, draw_split
 from .loading import ImageDataset, ImageTensors
-from .outside import TORCHVISION, folder_splits, torchvision_splits
+from .outside import TORCHVISION, Split, folder_splits, torchvision_splits
 
 Classes = Literal["all", "base", "new"]
-Split = tuple[ImageDataset, Tensor]  # a whole split and its labels
 
 
 @dataclass
@@ -111,7 +110,7 @@ def load_data(
             class (or ``train``, ``val``, ``test`` folders of such); or the name of a torchvision
             data set.
         shots: training images a class (1, 2, 4, 8, 16, ...), or ``"all"``.
-        seed: of the few-shot draw, and of the split where the source has no splits of its own.
+        seed: of the few-shot draw. The splits don't depend on it.
         classes: ``"all"``, or ``"base"`` (first half) or ``"new"`` (second half).
         image_size: pixels a side; photographs are resized and cut to the middle square.
         root: where torchvision keeps its data.
@@ -131,10 +130,10 @@ def load_data(
         names, templates = list(world.classnames), world.templates
         whole = partial(_builtin, text, image_size)
     elif text in TORCHVISION:  # before folders: torchvision's own folder may have this name
-        names, whole = torchvision_splits(text, image_size, Path(root), download, seed)
+        names, whole = torchvision_splits(text, image_size, Path(root), download)
         templates = TEMPLATES
     elif Path(name).is_dir():
-        names, whole = folder_splits(Path(name), image_size, seed)
+        names, whole = folder_splits(Path(name), image_size)
         templates = TEMPLATES
     elif isinstance(name, Path) or "/" in text or text.startswith("."):
         raise FileNotFoundError(f"data: there is no folder {text}")

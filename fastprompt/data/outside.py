@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor
 from torchvision import datasets
@@ -14,7 +15,7 @@ from torchvision.transforms import v2
 
 from .loading import ImageDataset
 
-Split = tuple[ImageDataset, Tensor]
+Split = tuple[ImageDataset, Tensor]  # a whole split and its labels
 # torchvision's sets of single images with one label each; the rest is video, pairs, boxes, masks
 TORCHVISION = (
     *(
@@ -36,8 +37,7 @@ TORCHVISION = (
         "KMNIST",
         "MNIST",
     ),
-    *("OxfordIIITPet", "PCAM", "QMNIST", "RenderedSST2", "STL10", "SUN397", "SVHN", "StanfordCars"),
-    "USPS",
+    *("OxfordIIITPet", "QMNIST", "RenderedSST2", "STL10", "SUN397", "StanfordCars"),
 )
 # where a source has no split of its own, each class is cut 70 / 10 / 20
 _SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.8), "test": (0.8, 1.0)}
@@ -76,13 +76,16 @@ def _hash(*texts: str) -> str:
     return total.hexdigest()
 
 
-def _cut(labels: Tensor, part: str, seed: int) -> list[int]:
-    """One part's rows where the source has no splits: each class cut at `_SHARES`, by ``seed``."""
+def _cut(labels: Tensor, part: str) -> list[int]:
+    """One part's rows where the source has no splits: each class cut at `_SHARES`.
+
+    Always the same cut: another few-shot seed must not move test images into the training set.
+    """
     low, high = _SHARES[part]
     rows: list[int] = []
     for label in labels.unique().tolist():
         mine = (labels == label).nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + label)
+        generator = torch.Generator().manual_seed(label)
         order = mine[torch.randperm(len(mine), generator=generator)]
         rows += order[round(low * len(mine)) : round(high * len(mine))].tolist()
     return sorted(rows)
@@ -100,18 +103,15 @@ def _folder(path: Path, image_size: int) -> tuple[datasets.ImageFolder, Tensor, 
     return data, torch.tensor(data.targets), _hash(str(image_size), *stamps)
 
 
-def folder_splits(
-    path: Path, image_size: int, seed: int
-) -> tuple[list[str], Callable[[str], Split]]:
+def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str], Split]]:
     """Class names and splits of a folder in torchvision's ``ImageFolder`` layout.
 
     With ``train`` and ``test`` (or ``val``, ``valid``) folders inside, those are the splits; a
-    missing ``val`` is cut from the training images. Otherwise each class is cut 70 / 10 / 20 by
-    ``seed``.
+    missing ``val`` is cut from the training images. Otherwise each class is cut 70 / 10 / 20.
     """
     inside = {p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
     val_name = "valid" if "valid" in inside else "val"
-    own = "train" in inside and len(inside) > 1 and inside <= {"train", val_name, "test"}
+    own = "train" in inside and bool(inside & {val_name, "test"})
     # a lone val folder is the test set: tuning must not see it
     test_name = "test" if "test" in inside else val_name
     own_val = {val_name, "test"} <= inside
@@ -121,7 +121,7 @@ def folder_splits(
     def split(part: str) -> Split:
         data, labels, mark = first
         if not own:
-            rows = _cut(labels, part, seed)
+            rows = _cut(labels, part)
             if not rows:
                 raise ValueError(
                     f"data: {path} has too few images for a {part} split of its own: at least 5 a "
@@ -134,23 +134,23 @@ def folder_splits(
                 raise ValueError(f"data: {folder} has other classes than {path / 'train'}")
             rows = list(range(len(labels)))
         else:
-            rows = _train_or_val(labels, part, own_val, seed)
-        return Pictures(data, rows, f"folder/{mark}/{part}/{seed}"), labels[rows]
+            rows = _train_or_val(labels, part, own_val)
+        return Pictures(data, rows, f"folder/{mark}/{part}"), labels[rows]
 
     return names, split
 
 
-def _train_or_val(labels: Tensor, part: str, own_val: bool, seed: int) -> list[int]:
+def _train_or_val(labels: Tensor, part: str, own_val: bool) -> list[int]:
     """Rows of the training images, less those held out as ``val`` where the source has none."""
     everything = range(len(labels))
     if own_val:
         return list(everything)
-    held = _cut(labels, "val", seed)
+    held = _cut(labels, "val")
     return held if part == "val" else sorted(set(everything) - set(held))
 
 
 def torchvision_splits(
-    name: str, image_size: int, root: Path, download: bool, seed: int
+    name: str, image_size: int, root: Path, download: bool
 ) -> tuple[list[str], Callable[[str], Split]]:
     """Class names and splits of a torchvision data set; a missing ``val`` is cut from ``train``."""
     cls: Any = getattr(datasets, name)
@@ -190,26 +190,24 @@ def torchvision_splits(
         source = whole((test_name if part == "test" else part) if held_apart else train_name)
         labels = torch.tensor([int(label) for label in _labels(source)])
         if not has_splits:
-            rows = _cut(labels, part, seed)
+            rows = _cut(labels, part)
         elif held_apart:
             rows = list(range(len(labels)))
         else:
-            rows = _train_or_val(labels, part, own_val, seed)
-        mark = _hash(
-            name, str(root.resolve()), str(image_size), part, str(seed), str(labels.tolist())
-        )
+            rows = _train_or_val(labels, part, own_val)
+        mark = _hash(name, str(root.resolve()), str(image_size), part, str(labels.tolist()))
         return Pictures(source, rows, f"torchvision/{mark}"), labels[rows]
 
     return names, split
 
 
 def _names(data: Any, name: str) -> list[str]:
+    if name == "ImageNet":  # the synsets' own first words are not distinct
+        return list(open_clip.IMAGENET_CLASSNAMES)
     found = getattr(data, "classes", None) or getattr(data, "categories", None)
     if not found:
         raise ValueError(f"data: torchvision's {name} names no classes: save it as folders instead")
-    # ImageNet has several words for a class: the first is the usual one
-    words = [n[0] if isinstance(n, (tuple, list)) else str(n) for n in found]
-    return [word.replace("_", " ") for word in words]
+    return [str(n).replace("_", " ") for n in found]
 
 
 def _labels(data: Any) -> Sequence[Any]:

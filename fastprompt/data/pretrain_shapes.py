@@ -11,18 +11,20 @@ zero-shot adversarial robustness for large-scale models", ICLR 2023).
 
 import copy
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from .._files import write_json
+from .._files import write_bytes, write_json
+from ..attacks.ascent import ascend
 from .captions import describe_scenes
 from .sdf import PATTERNS, SHAPES
 from .shapes import COLOURS, COUNTS, Scenes, render
@@ -178,13 +180,17 @@ def train_robust(
         start = (torch.rand(clean.shape, generator=generator) * 2 - 1) * eps
         adv = (clean + start).clamp(0, 1)
         model.visual.requires_grad_(False)
-        for _ in range(attack_steps):
-            adv.requires_grad_(True)
-            grad = torch.autograd.grad(_question_loss(model, adv, text, labels), adv)[0]
-            delta = (adv.detach() + alpha * grad.sign() - clean).clamp(-eps, eps)
-            adv = (clean + delta).clamp(0, 1)
+        adv = ascend(
+            partial(_question_loss, model, text=text, labels=labels),
+            clean,
+            adv,
+            alpha=alpha,
+            eps=eps,
+            steps=attack_steps,
+            counts=torch.zeros(batch, 2, dtype=torch.int64),
+        )
         model.visual.requires_grad_(True)
-        loss = _question_loss(model, adv.detach(), text, labels)
+        loss = _question_loss(model, adv, text, labels)
         _schedule(optimiser, step, steps, lr)
         optimiser.zero_grad()
         loss.backward()
@@ -197,9 +203,8 @@ def train_robust(
 
 def _save(model: Any, out: Path, stage: str, settings: dict[str, Any]) -> None:
     """The weights and, beside them, the settings that made them."""
-    out.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(state, out / f"{stage}.safetensors")
+    write_bytes(out / f"{stage}.safetensors", save(state))
     write_json(out / f"{stage}.json", settings)
 
 

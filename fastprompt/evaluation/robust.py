@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .._checks import Fraction, check_count, check_label_range, parse_fraction
 from .._files import write_json
 from ..attacks import AttackResult, GradientHealth
-from ..attacks.ascent import evaluating
+from ..attacks.ascent import evaluating, module_device
 from ..data.loading import ImageDataset, batches, check_dataset
 from ..runs import versions
 from .attacks import Attack, clean, make_attack
@@ -71,9 +71,7 @@ class Evaluation:
             "rows": self.rows,
             "threat_model": "L-inf in pixel space, pixels in [0, 1]",
             "trusted": self.trusted,
-            "reasons": [
-                f"{r['model']}, {r['attack']}: {w}" for r in self.rows for w in r["reasons"]
-            ],
+            "reasons": self.reasons,
             "versions": versions(),
         }
 
@@ -186,7 +184,8 @@ def evaluate(
                 f"attack {attack.name!r} needs the image encoder of {without[0]!r}: it has no .clip"
             )
     rows = _draw_rows(len(data), limit, seed)
-    where = torch.device(device) if device is not None else _device(next(iter(named.values())))
+    first = next(iter(named.values()))
+    where = module_device(first, torch.device("cpu")) if device is None else torch.device(device)
     tallies = {(a.name, a.eps, m): _Tally() for a in plan for m in named}
     seconds = dict.fromkeys(tallies, 0.0)
     total = len(rows) * len(tallies)
@@ -220,7 +219,8 @@ def plan_attacks(
     attacks: Sequence[str], eps: Fraction | Sequence[Fraction], seed: int
 ) -> list[Attack]:
     """The attacks of an evaluation, each at each radius; raises as `evaluate` does."""
-    names = [attacks] if isinstance(attacks, str) else list(dict.fromkeys(attacks))
+    split = attacks.split(",") if isinstance(attacks, str) else attacks
+    names = list(dict.fromkeys(split))
     if not names:
         raise ValueError("attacks must not be empty")
     several = isinstance(eps, Sequence) and not isinstance(eps, str)
@@ -245,14 +245,6 @@ def _draw_rows(n: int, limit: int | None, seed: int) -> list[int]:
     check_count(limit, "limit")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return sorted(order[:limit].tolist())
-
-
-def _device(model: Any) -> torch.device:
-    if isinstance(model, nn.Module):
-        tensor = next(iter([*model.parameters(), *model.buffers()]), None)
-        if tensor is not None:
-            return tensor.device
-    return torch.device("cpu")
 
 
 @torch.no_grad()

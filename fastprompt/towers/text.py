@@ -1,12 +1,19 @@
 """Class features from a learned context: ``[SOS, context, class name, EOS]``."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._checks import check_classnames
 from ..clip import FrozenCLIP, plain_attention
+
+
+def _attention_kernel(device: torch.device) -> AbstractContextManager[None]:
+    """On the CPU the unfused kernel: at the length of a prompt its backward is the faster one."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 class TextTower(nn.Module):
@@ -35,7 +42,7 @@ class TextTower(nn.Module):
         if isinstance(parts, str):
             raise ValueError(f"{clip.name} takes no text prompts: {parts}")
         names = check_classnames(classnames)
-        tokens = clip.tokenizer([f"{n.replace('_', ' ')}." for n in names])
+        tokens = clip.tokenizer([f"{n}." for n in names])
         is_end = tokens == parts.eos_id
         end = is_end.int().argmax(1) if parts.pool_type == "eos" else tokens.argmax(1)
         used = end + 1 + n_ctx
@@ -57,6 +64,18 @@ class TextTower(nn.Module):
         self.register_buffer("name_tokens", embedded, persistent=False)  # [C, width, text_width]
         self.register_buffer("eos", (end + n_ctx).to(clip.device), persistent=False)
 
+    def word_context(self, words: str) -> Tensor:
+        """Embeddings of the first tokens of ``words``, ``[at most M, text_width]``."""
+        tokens = self.clip.tokenizer([words])[0]
+        is_end = tokens == self.parts.eos_id
+        end = int(is_end.int().argmax() if self.parts.pool_type == "eos" else tokens.argmax())
+        if end < 2:
+            raise ValueError(f"ctx_init must hold a word, got {words!r}")
+        kept = tokens[1 : min(end, self.n_ctx + 1)].to(self.clip.device)
+        with torch.no_grad():
+            embedded: Tensor = self.parts.token_embedding(kept)
+        return embedded
+
     def forward(self, context: Tensor) -> Tensor:
         """Un-normalised class features ``[C, D]`` of a context ``[M, text_width]``."""
         parts, names = self.parts, self.name_tokens
@@ -68,7 +87,7 @@ class TextTower(nn.Module):
         x = torch.cat([names[:, :1], shared, names[:, 1:]], dim=1)  # [C, length, text_width]
         x = x + parts.positional_embedding[: self.length]
         mask = parts.attn_mask[: self.length, : self.length].to(x)
-        with plain_attention():
+        with plain_attention(), _attention_kernel(x.device):
             x = parts.transformer(x, attn_mask=mask)
         ends = x[torch.arange(len(x), device=x.device), self.eos]
         ends = parts.ln_final(ends)  # [C, text_width]

@@ -33,6 +33,8 @@ class AdvPTConfig(TunerConfig):
 
     Attributes:
         n_ctx: context tokens, shared by all classes.
+        ctx_init: words whose embeddings the context starts from (CoOp's option of that name): their
+            first ``n_ctx`` tokens, and N(0, 0.02) behind them. By default noise alone.
         eps: radius of the bank's attack, a float in pixel units or such as ``"8/255"``.
         steps: its gradient steps.
         alpha: its step size; by default ``1.25 * eps / steps``.
@@ -49,6 +51,7 @@ class AdvPTConfig(TunerConfig):
     """
 
     n_ctx: int = 32
+    ctx_init: str | None = None
     eps: Fraction = 8 / 255
     steps: int = 10
     alpha: Fraction | None = None
@@ -79,12 +82,19 @@ class AdvPTConfig(TunerConfig):
             raise ValueError(f"start must be 'two-sided' or 'one-sided', got {self.start!r}")
 
 
+_SMALL = {"n_ctx": 4, "ctx_init": "a photo of a", "lr": 2.0, "epochs": 20}
+
+
 class AdvPTTuner(Tuner):
     """AdvPT on any CLIP with a causal text transformer. See `Tuner` for the arguments."""
 
     method = "advpt"
     Config = AdvPTConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    # the bundled text tower never saw long captions, and 8/255 leaves nothing of the bundled images
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny-shapes": {**_SMALL, "eps": 1 / 255},
+        "tiny-shapes-robust": {**_SMALL, "eps": 4 / 255},
+    }
     config: AdvPTConfig
     prompts: TextContext
 
@@ -93,8 +103,10 @@ class AdvPTTuner(Tuner):
         return clip.text_parts if isinstance(clip.text_parts, str) else ""
 
     def build_prompts(self) -> TextContext:
-        self.tower = TextTower(self.clip, self.classnames, self.config.n_ctx)
-        return TextContext(self.config.n_ctx, self.tower.parts.width, seed=self.config.seed)
+        config = self.config
+        self.tower = TextTower(self.clip, self.classnames, config.n_ctx)
+        start = None if config.ctx_init is None else self.tower.word_context(config.ctx_init)
+        return TextContext(config.n_ctx, self.tower.parts.width, seed=config.seed, start=start)
 
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
@@ -168,5 +180,7 @@ class AdvPTTuner(Tuner):
     @property
     def classifier(self) -> CLIPClassifier:
         """``logit_scale * cos(f(x), t_c)`` with the tuned class features, computed once."""
+        device = self.clip.device  # the model may have been moved since it was tuned
+        self.tower.to(device), self.prompts.to(device)
         with torch.no_grad():
             return CLIPClassifier(self.clip, self.class_features(), self.classnames)

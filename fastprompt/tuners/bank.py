@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .._files import read_tensors, write_tensors
 from ..attacks import FeaturePGD, GradientHealth
+from ..attacks.ascent import at_least_float32
 from ..clip import FrozenCLIP
 from ..data.loading import ImageDataset, batches, fingerprint
 
@@ -25,7 +26,7 @@ _SHARD_BATCHES = 4  # batches between two writes: what a kill may cost
 class Bank:
     """Attributes:
 
-    features: adversarial image features, raw, float32 ``[N, D]``.
+    features: adversarial image features, raw, at least float32, ``[N, D]``.
     labels: int64 ``[N]``.
     health: gradient health of the attack that made them.
     """
@@ -130,7 +131,7 @@ def _attack_rows(
     for indices, images, targets in batches(data, rows, batch, workers):
         result = attack.run(images.to(clip.device), indices=indices.to(clip.device))
         with torch.no_grad():
-            features.append(clip.encode_image(result.images).float().cpu())
+            features.append(at_least_float32(clip.encode_image(result.images)).cpu())
         labels.append(targets)
         health.append(result.health)
         bar.update(len(indices))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -132,12 +133,14 @@ class Tuner(ABC):
             if data is not None:
                 check_dataset(data, name, self.clip.image_size, len(self.classnames))
         run = None if out is None else RunFolder(out)
-        if track and run is None:
-            raise ValueError("track needs out: the folder to write the curves into")
+        if run is None and (track or resume):
+            raise ValueError(f"{'track' if track else 'resume'} needs out: the run's folder")
         key = self._key(train)
         if run is not None:
             self._open(run, key, resume, job)
         tracker = Tracker(run.path) if run is not None and track else None
+        # from the start values, whatever was tuned before: config.json must be the whole story
+        self.prompts = self.build_prompts().to(self.clip.device)
         examples = self.prepare(train, val, None if run is None else run.path, progress)
         self._loop(run, key, examples, tracker, progress)
         if run is not None:
@@ -162,7 +165,9 @@ class Tuner(ABC):
 
     def _open(self, run: RunFolder, key: str, resume: bool, job: Mapping[str, Any] | None) -> None:
         if not run.started:
-            if run.path.exists() and any(run.path.iterdir()):
+            # a write that was killed may have left a temporary file of ours
+            own = re.compile(r"\..*\.tmp")
+            if run.path.exists() and not all(own.fullmatch(p.name) for p in run.path.iterdir()):
                 raise FileExistsError(f"out: {run.path} holds other files: choose a new folder")
             run.write_config(
                 {**self._identity(), "key": key, "threads": torch.get_num_threads(), **(job or {})}
@@ -221,7 +226,7 @@ class Tuner(ABC):
         began = time.perf_counter()
         # the order is a function of seed and epoch alone: a resumed run sees the same
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        order = torch.randperm(examples, generator=generator)
+        order = torch.randperm(examples, generator=generator).to(self.clip.device)
         rate = self.learning_rate(epoch)
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -275,7 +280,7 @@ class Tuner(ABC):
         run = RunFolder(folder)
         if not run.started:
             run.write_config(self._identity())
-        elif any(run.read_config()[k] != v for k, v in self._identity().items()):
+        elif _hash(_identity_in(run.read_config())) != _hash(self._identity()):
             raise FileExistsError(f"folder: {run.path} holds another run")
         run.write_prompts(self.prompts.state_dict(), self.method, _hash(self._identity()))
         return run.path
@@ -305,10 +310,13 @@ class Tuner(ABC):
                 f"clip: {run.path} was tuned on {config['clip']['name']} with weights "
                 f"{known[:12]}…, this model's are {tuner.clip.fingerprint[:12]}…"
             )
-        stored = {key: config[key] for key in tuner._identity()}
-        tensors = run.read_prompts(cls.method, _hash(stored))
+        tensors = run.read_prompts(cls.method, _hash(_identity_in(config)))
         tuner.prompts.load_state_dict(tensors)
         return tuner
+
+
+def _identity_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in ("method", "config", "classnames", "clip")}
 
 
 def _hash(facts: Any) -> str:

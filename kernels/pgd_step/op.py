@@ -7,8 +7,6 @@ from torch import Tensor
 
 from . import eager
 
-IMPLEMENTATIONS = ("torch",)  # the Triton kernel is not written yet
-
 
 def pgd_step(
     x_adv: Tensor,

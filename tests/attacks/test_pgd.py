@@ -222,9 +222,10 @@ def test_model_and_inputs_are_left_as_they_were():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_works_under_no_grad_and_inference_mode(mode):
     x, y = batch()
-    expected = PGD(Linear(), steps=2)(x, y)
+    attack = PGD(Linear(), steps=2)
+    expected = attack(x, y)
     with mode():
-        assert torch.equal(PGD(Linear(), steps=2)(x.clone(), y.clone()), expected)
+        assert torch.equal(attack(x.clone(), y.clone()), expected)
 
 
 # ---- gradient health ------------------------------------------------------------------------

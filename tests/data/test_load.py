@@ -210,11 +210,12 @@ def test_a_flat_folder_is_cut_70_10_20(tmp_path: Path, draw: Callable[..., None]
     assert all(torch.equal(image[0], image[1]) for image in grey)
 
 
-def test_a_flat_folder_is_cut_by_seed(tmp_path: Path, draw: Callable[..., None]) -> None:
+def test_a_flat_folder_is_cut_alike_at_every_seed(
+    tmp_path: Path, draw: Callable[..., None]
+) -> None:
     draw(tmp_path, CLASSES, 10)
     first, again, other = (items(load_data(tmp_path, seed=s).test) for s in (0, 0, 1))
-    assert first == again
-    assert first != other
+    assert first == again == other  # else the test images of one seed train another
     assert_disjoint(load_data(tmp_path, seed=1))
 
 
@@ -341,7 +342,7 @@ def test_a_torchvision_set_takes_shots_and_halves(mnist: tuple[Path, Tensor, Ten
     assert data.train.fingerprint != whole.train.fingerprint
 
 
-@pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "DTD", "USPS"])
+@pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "DTD", "SUN397"])
 def test_a_torchvision_set_that_is_not_there_names_the_remedy(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match=rf"{name} is not in .*pass its folder as root, or"):
         load_data(name, root=tmp_path / "nowhere")

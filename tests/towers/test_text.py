@@ -86,3 +86,13 @@ def test_wrong_context_shape_and_unfit_towers(small_clip):
     loose = load_clip(small_model(open_clip.CustomTextCLIP, no_causal_mask=True))
     with pytest.raises(ValueError, match=r"takes no text prompts: .* not causal"):
         TextTower(loose, NAMES, n_ctx=4)
+
+
+def test_word_context_is_the_words_embeddings(small_clip):
+    tower = TextTower(small_clip, NAMES, n_ctx=4)
+    assert torch.equal(tower.word_context("a photo of a"), word_context(small_clip, "a photo of a"))
+    assert torch.equal(tower.word_context("a photo"), word_context(small_clip, "a photo"))
+    longer = word_context(small_clip, "a photo of a cat")
+    assert torch.equal(tower.word_context("a photo of a cat"), longer[:4])
+    with pytest.raises(ValueError, match="ctx_init must hold a word"):
+        tower.word_context(" ")

@@ -193,6 +193,66 @@ def test_seeds_matter_and_repeat(small_clip, data):
     assert not torch.equal(tokens(1), tokens(2))
 
 
+def test_context_starts_from_words_and_noise_behind(small_clip):
+    noise = AdvPTTuner(small_clip, ["a", "b"], n_ctx=6).prompts.tokens
+    words = AdvPTTuner(small_clip, ["a", "b"], n_ctx=6, ctx_init="a photo of a").prompts.tokens
+    embedding = small_clip.text_parts.token_embedding
+    tokens = small_clip.tokenizer(["a photo of a"])[0, 1:5]
+    assert torch.equal(words[:4], embedding(tokens))
+    assert torch.equal(words[4:], noise[4:])
+
+
+def test_word_context_starts_at_zero_shot(small_clip):
+    names = ["cat", "dog"]
+    tuner = AdvPTTuner(small_clip, names, n_ctx=4, ctx_init="a photo of a")
+    zero_shot = small_clip.zero_shot(names, ["a photo of a {}."])
+    torch.testing.assert_close(
+        tuner.classifier.text_features, zero_shot.text_features, rtol=0, atol=1e-5
+    )
+
+
+def test_fitting_twice_starts_anew(small_clip, data):
+    tuner = AdvPTTuner(small_clip, data.classnames, **FAST)
+    first = tuner.fit(data.train, progress=False).prompts.tokens.detach().clone()
+    assert torch.equal(tuner.fit(data.train, progress=False).prompts.tokens, first)
+
+
+def test_a_run_stopped_in_its_first_epoch_resumes_on_the_same_object(
+    small_clip, data, tmp_path, monkeypatch
+):
+    straight = AdvPTTuner(small_clip, data.classnames, **FAST).fit(data.train, progress=False)
+    tuner = AdvPTTuner(small_clip, data.classnames, **FAST)
+    real, calls = AdvPTTuner.loss, []
+
+    def stopping(self, rows):
+        calls.append(rows)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, rows)
+
+    monkeypatch.setattr(AdvPTTuner, "loss", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        tuner.fit(data.train, out=tmp_path / "run", progress=False)
+    monkeypatch.undo()
+    tuner.fit(data.train, out=tmp_path / "run", resume=True, progress=False)
+    assert torch.equal(tuner.prompts.tokens, straight.prompts.tokens)
+
+
+def test_a_model_in_float64_stays_in_float64(data):
+    clip = load_clip(small_model().double())
+    tuner = AdvPTTuner(clip, data.classnames, **FAST).fit(data.train, progress=False)
+    assert tuner._banks["train"][0].dtype == torch.float64
+    assert tuner.classifier(data.test.images[:2].float() / 255).dtype == torch.float64
+
+
+def test_a_model_with_its_own_normalisation_is_saved_twice(data, tmp_path):
+    clip = load_clip("tiny-shapes", mean=(0.5, 0.4, 0.3), std=torch.tensor([0.2, 0.2, 0.2]))
+    tuner = AdvPTTuner(clip, data.classnames, n_ctx=2)
+    tuner.save(tmp_path)
+    tuner.save(tmp_path)
+    assert torch.equal(AdvPTTuner.load(tmp_path).clip.mean, clip.mean)
+
+
 # ---- the tuner's face -----------------------------------------------------------------------
 
 

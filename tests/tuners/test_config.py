@@ -22,6 +22,7 @@ VALUES = {
     "lr": 0.01,
     "seed": 3,
     "n_ctx": 4,
+    "ctx_init": "a photo of a",
     "eps": "4/255",
     "steps": 2,
     "alpha": "1/255",
