@@ -1,4 +1,4 @@
-"""AdvPT on both bundled models, three seeds: what the README's table is made of.
+"""AdvPT on the bundled models and data, three seeds: what the README's table is made of.
 
 python -m benchmarks.advpt measure   # runs everything, writes the JSON file
 python -m benchmarks.advpt table     # prints the Markdown table of the committed file
@@ -16,8 +16,13 @@ from fastprompt._files import write_json
 from fastprompt.runs import versions
 from fastprompt.tuners.config import as_dict
 
-RESULT = Path(__file__).parent / "results" / "cpu-2-cores" / "advpt-shapes.json"
-MODELS = ("tiny-shapes", "tiny-shapes-robust")
+RESULT = Path(__file__).parent / "results" / "cpu-2-cores" / "advpt.json"
+# model, data set, training images a class
+CASES: tuple[tuple[str, str, Any], ...] = (
+    ("tiny-shapes", "patterns", "all"),
+    ("tiny-shapes-robust", "patterns", "all"),
+    ("tiny-shapes", "shapes", 16),
+)
 ATTACKS = ("clean", "feature-pgd-40", "pgd-20")
 PATHS = {
     "clean": "clean",
@@ -26,16 +31,16 @@ PATHS = {
 }
 
 
-def measure(seeds: Sequence[int] = (0, 1, 2), images: int = 300) -> None:
-    """Tune with the presets at each seed (of the shots, the prompts and the attacks); write all."""
+def measure(seeds: Sequence[int] = (0, 1, 2), images: int = 250) -> None:
+    """Tune with the presets at each seed (of the shots, the order and the attacks); write all."""
     rows: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
-    for model in MODELS:
+    for model, name, shots in CASES:
         clip = load_clip(model)
         for seed in seeds:
-            data = load_data("shapes", shots=16, seed=seed)
+            data = load_data(name, shots=shots, seed=seed)
             tuner = AdvPTTuner(clip, data.classnames, seed=seed)
-            settings[model] = as_dict(tuner.config)
+            settings[f"{model}, {name}"] = as_dict(tuner.config)
             began = time.perf_counter()
             tuner.fit(data.train, progress=False)
             seconds = time.perf_counter() - began
@@ -47,10 +52,23 @@ def measure(seeds: Sequence[int] = (0, 1, 2), images: int = 300) -> None:
                 limit=images,
                 seed=seed,
             )
-            more = {"clip": model, "seed": seed, "tuning_seconds": round(seconds, 1)}
-            rows += [{**more, **row} for row in result.rows]
-            print(model, seed, result.table(), sep="\n", flush=True)
-    write_json(RESULT, {"rows": rows, "settings": settings, "versions": versions()})
+            more = {"clip": model, "data": name, "shots": shots, "seed": seed}
+            rows += [{**more, "tuning_seconds": round(seconds, 1), **r} for r in result.rows]
+            print(more, result.table(), sep="\n", flush=True)
+            write_json(RESULT, {"rows": rows, "settings": settings, "versions": versions()})
+
+
+def gains(
+    path: Path = RESULT, attack: str = "feature-pgd-40"
+) -> dict[tuple[str, str], list[float]]:
+    """Tuned minus zero-shot accuracy under ``attack``, by (model, data set), one a seed."""
+    rows = [r for r in json.loads(path.read_text("utf-8"))["rows"] if r["attack"] == attack]
+    out: dict[tuple[str, str], list[float]] = {}
+    for zero, tuned in zip(rows[::2], rows[1::2], strict=True):
+        out.setdefault((zero["clip"], zero["data"]), []).append(
+            tuned["accuracy"] - zero["accuracy"]
+        )
+    return out
 
 
 def _cell(rows: list[dict[str, Any]], model: str) -> str:
@@ -61,13 +79,17 @@ def _cell(rows: list[dict[str, Any]], model: str) -> str:
 def table(path: Path = RESULT) -> str:
     """The Markdown table of a result file: mean and range over the seeds, in percent."""
     result = json.loads(path.read_text(encoding="utf-8"))
-    lines = ["| model | attack | eps | zero-shot | tuned |", "| --- | --- | --- | --- | --- |"]
-    for clip in MODELS:
+    lines = [
+        "| model | data | attack | eps | zero-shot | tuned |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for clip, name, _ in CASES:
+        case = [r for r in result["rows"] if (r["clip"], r["data"]) == (clip, name)]
         for attack in ATTACKS:
-            rows = [r for r in result["rows"] if (r["clip"], r["attack"]) == (clip, attack)]
+            rows = [r for r in case if r["attack"] == attack]
             eps = f"{rows[0]['eps'] * 255:g}/255" if rows[0]["eps"] else ""
             cells = " | ".join(_cell(rows, model) for model in ("zero-shot", "tuned"))
-            lines.append(f"| {clip} | {PATHS[attack]} | {eps} | {cells} |")
+            lines.append(f"| {clip} | {name} | {PATHS[attack]} | {eps} | {cells} |")
     return "\n".join(lines)
 
 
