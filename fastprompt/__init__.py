@@ -5,6 +5,6 @@ from .clip import FrozenCLIP
 from .data import load_data
 from .evaluation import evaluate
 from .loading import load_clip
-from .tuners.advpt import AdvPTTuner
+from .tuners.advpt import AdvPTConfig, AdvPTTuner
 
-__all__ = ["PGD", "AdvPTTuner", "FrozenCLIP", "evaluate", "load_clip", "load_data"]
+__all__ = ["PGD", "AdvPTConfig", "AdvPTTuner", "FrozenCLIP", "evaluate", "load_clip", "load_data"]

@@ -82,6 +82,7 @@ class AdvPTConfig(TunerConfig):
             raise ValueError(f"start must be 'two-sided' or 'one-sided', got {self.start!r}")
 
 
+_ROWS = 4096  # embeddings judged at once: the logits of a whole bank can be gigabytes
 _SMALL = {"n_ctx": 4, "ctx_init": "a photo of a", "lr": 2.0, "epochs": 20}
 
 
@@ -157,8 +158,11 @@ class AdvPTTuner(Tuner):
         text = self.class_features()
         out = {}
         for name, (features, labels) in self._banks.items():
-            hit = cosine_logits(self.clip, features, text).argmax(dim=1) == labels
-            out["accuracy" if name == "train" else "val_accuracy"] = float(hit.float().mean())
+            parts = zip(features.split(_ROWS), labels.split(_ROWS), strict=True)
+            hits = sum(
+                (cosine_logits(self.clip, f, text).argmax(dim=1) == y).sum() for f, y in parts
+            )
+            out["accuracy" if name == "train" else "val_accuracy"] = float(hits / len(labels))
         return out
 
     def learning_rate(self, epoch: int) -> float:

@@ -108,14 +108,22 @@ def _shards(
         for start in range(0, len(data), size):
             rows = range(start, min(start + size, len(data)))
             path = None if parts is None else parts / f"{start:09d}.safetensors"
-            if path is not None and path.exists():
-                shard = _read(path, key)
+            shard = None if path is None else _finished(path, key)
+            if shard is not None:
                 bar.update(len(rows))
             else:
                 shard = _attack_rows(clip, data, attack, rows, batch, workers, bar)
                 if path is not None:
                     write_tensors(path, shard, {"kind": _KIND, "key": key})
             yield shard
+
+
+def _finished(path: Path, key: str) -> dict[str, Tensor] | None:
+    """The shard at ``path``; None if it is not there, or was merged by another run just now."""
+    try:
+        return _read(path, key) if path.exists() else None
+    except FileNotFoundError:
+        return None
 
 
 def _attack_rows(
