@@ -165,13 +165,16 @@ class FrozenCLIP(nn.Module):
             encode: Any = self.model.encode_image
             return encode(((images - self.mean) / self.std).to(self.dtype))
 
-    @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Text features, un-normalised: N strings to ``[N, D]``. Not differentiable."""
-        tokens = self.tokenizer(list(texts)).to(self.device)
+        return self._encode_tokens(self.tokenizer(list(texts)))
+
+    @torch.no_grad()
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        encode: Any = self.model.encode_text
         with plain_attention():
-            encode: Any = self.model.encode_text
-            return torch.cat([encode(part) for part in tokens.split(_TEXT_BATCH)])
+            parts = tokens.to(self.device).split(_TEXT_BATCH)
+            return torch.cat([encode(part) for part in parts])
 
     def zero_shot(
         self, classnames: Sequence[str], templates: Sequence[str] = TEMPLATES
@@ -200,8 +203,8 @@ class FrozenCLIP(nn.Module):
     def _encode_names(self, form: str, names: Sequence[str]) -> Tensor:
         """Features of the names in a template; a text that the tokenizer would cut is refused."""
         texts = [form.replace("{}", name) for name in names]
-        whole = self.tokenizer(texts)
-        for name, text, row in zip(names, texts, whole, strict=True):
+        tokens = self.tokenizer(texts)
+        for name, text, row in zip(names, texts, tokens, strict=True):
             # a text that is cut has the same tokens whatever stands behind its end
             full = bool(row[-1] != 0)
             if full and torch.equal(row, self.tokenizer([f"{text} more"])[0]):
@@ -209,7 +212,7 @@ class FrozenCLIP(nn.Module):
                     f"classnames: {name[:40]!r} in the template {form!r} is longer than the "
                     f"{self.context_length} tokens that {self.name} takes: shorten it"
                 )
-        return self.encode_text(texts)
+        return self._encode_tokens(tokens)
 
     def describe(self) -> Description:
         """Widths, depths, and which methods and fast paths fit this model, or why not."""

@@ -46,5 +46,5 @@ def doctor(arguments: Sequence[str] = ()) -> int:
             reason = "" if good else "its logits are not finite"
         failed += not good
         print(f"{'model':<18}{name}: {'loads and runs' if good else 'FAILS: ' + reason}")
-    print(f"{'time':<18}{time.perf_counter() - began:.1f} s")
+    print(f"{'checked in':<18}{time.perf_counter() - began:.1f} s, without the start of Python")
     return 1 if failed else 0

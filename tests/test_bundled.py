@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastprompt import PGD, bundled, load_clip, load_data
+from fastprompt._checks import parse_fraction
 from fastprompt.data.export_shapes import own_world
 
 ASSETS = resources.files("fastprompt.assets")
@@ -85,15 +86,10 @@ def test_robust_model_is_robust_at_one_of_the_radii():
     assert radii
     data = load_data("shapes")
     clip = load_clip("tiny-shapes-robust")
-    attack = PGD(zero_shot(clip, data), radii[0], float(eval_fraction(radii[0])) / 4, 20)
+    attack = PGD(zero_shot(clip, data), radii[0], parse_fraction(radii[0], "eps") / 4, 20)
     result = attack.run(data.test.images[:100].float() / 255, data.test.labels[:100])
     assert result.trusted
-    assert 0.05 <= 1 - result.success.float().mean() <= 0.6
-
-
-def eval_fraction(text):
-    above, below = text.split("/")
-    return int(above) / int(below)
+    assert 0.15 <= 1 - result.success.float().mean() <= 0.5
 
 
 @pytest.mark.parametrize("name", ["tiny-shapes", "tiny-shapes-robust"])

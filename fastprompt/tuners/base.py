@@ -174,7 +174,7 @@ class Tuner(ABC):
             )
         elif not resume:
             raise FileExistsError(
-                f"out: {run.path} holds a run already: resume it, or choose a new"
+                f"out: {run.path} holds a run already: resume it, or choose a new folder"
             )
         elif run.read_config().get("key") != key:
             raise ValueError(
