@@ -1,7 +1,6 @@
 """`FrozenCLIP`: any open_clip model, its tokenizer and its pixel normalisation, behind one face."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,27 +10,20 @@ from torch import Tensor, nn
 
 from ._checks import check_classnames, check_images
 from ._files import digest
+from .attention import plain_attention
 from .classifier import CLIPClassifier
-from .description import Description, TextParts, architecture, describe, text_parts
+from .description import (
+    Description,
+    HFTextParts,
+    TextParts,
+    architecture,
+    describe,
+    text_parts,
+)
 
 Tokenizer = Callable[[list[str]], Tensor]
 TEMPLATES = ("a photo of a {}.",)
 _TEXT_BATCH = 256
-
-
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """`nn.MultiheadAttention` without its gradient-free shortcut.
-
-    The shortcut's outputs differ by about 1e-5 from those under gradients, so that an attack and
-    the judgement on its images would see two models.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class FrozenCLIP(nn.Module):
@@ -137,7 +129,7 @@ class FrozenCLIP(nn.Module):
         return None if bias is None else bias.reshape(())
 
     @property
-    def text_parts(self) -> TextParts | str:
+    def text_parts(self) -> TextParts | HFTextParts | str:
         """The text tower's parts for prompts, or why prompts can't be put into it."""
         return text_parts(self.model)
 
@@ -154,6 +146,13 @@ class FrozenCLIP(nn.Module):
         Raises:
             ValueError, TypeError: pixels of another shape or dtype.
         """
+        self.check_pixels(images)
+        with plain_attention():
+            encode: Any = self.model.encode_image
+            return encode(((images - self.mean) / self.std).to(self.dtype))
+
+    def check_pixels(self, images: Tensor) -> None:
+        """Raise unless ``images`` has the shape and dtype that the image tower takes."""
         check_images(images, values=False)
         size = self.image_size
         if images.shape[-2:] != (size, size):
@@ -161,9 +160,6 @@ class FrozenCLIP(nn.Module):
                 f"images must be [B, 3, {size}, {size}] for {self.name}, got {list(images.shape)}: "
                 f"load the data with image_size={size}"
             )
-        with plain_attention():
-            encode: Any = self.model.encode_image
-            return encode(((images - self.mean) / self.std).to(self.dtype))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Text features, un-normalised: N strings to ``[N, D]``. Not differentiable."""

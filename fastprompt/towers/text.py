@@ -1,98 +1,147 @@
-"""Class features from a learned context: ``[SOS, context, class name, EOS]``."""
+"""`TextTower`: class features from prompts, computing what they need and no more."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
-from .._checks import check_classnames
-from ..clip import FrozenCLIP, plain_attention
+from .._checks import check_count
+from ..attention import attention_kernel
+from ..description import HFTextParts, TextParts
+from .cast import cast_hf, cast_text
+from .chunks import default_class_chunk, total_memory
+from .full import FullChunk, cut, pooled_places
+from .hf import HFChunk
+from .layout import Position
+from .packed import PackedChunk, prefix_states
+from .prompted import PromptedText
+
+if TYPE_CHECKING:
+    from ..clip import FrozenCLIP
 
 
-def _attention_kernel(device: torch.device) -> AbstractContextManager[None]:
-    """On the CPU the unfused kernel: at the length of a prompt its backward is the faster one."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+class TextTower(PromptedText):
+    """The frozen text tower with learned context tokens; see `PromptedText` for the arguments.
 
+    Three exact ways, the best that the text tower allows:
 
-class TextTower(nn.Module):
-    """The frozen text tower with a shared context in front of each class name.
-
-    The class name follows the context and a period follows the name, as in CoOp. Attention is
-    causal, so what stands behind the end token never reaches it: the sequences are cut to the
-    longest prompt, which changes no feature.
+    - ``shared prefix``: a causal tower computes what stands before the first class name once for
+      all classes, and packs the rest without padding;
+    - ``whole sequences``: a tower without a causal mask;
+    - ``input embeddings``: a Hugging Face model, cut to the longest prompt.
 
     Args:
-        clip: the frozen model.
-        classnames: C distinct names; underscores count as spaces.
-        n_ctx: M, the number of context tokens.
-
-    Raises:
-        ValueError: the text tower takes no prompts (the reason is given), or a class name is too
-            long for the context length.
+        class_chunk: classes computed at once; with fewer than all, each chunk is computed again in
+            the backward pass, so that memory is bounded. By default a function of the shapes and of
+            the device's memory.
+        dtype: of the blocks; by default the weights' own.
     """
 
-    name_tokens: Tensor
-    eos: Tensor
+    inverse: Tensor
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], n_ctx: int) -> None:
-        super().__init__()
-        parts = clip.text_parts
-        if isinstance(parts, str):
-            raise ValueError(f"{clip.name} takes no text prompts: {parts}")
-        names = check_classnames(classnames)
-        tokens = clip.tokenizer([f"{n}." for n in names])
-        is_end = tokens == parts.eos_id
-        end = is_end.int().argmax(1) if parts.pool_type == "eos" else tokens.argmax(1)
-        used = end + 1 + n_ctx
-        longest = int(used.argmax())
-        if int(used[longest]) > clip.context_length:
-            # a name longer than the whole context was cut by the tokenizer: "at least" covers it
-            raise ValueError(
-                f"classnames: {names[longest]!r} needs at least {int(end[longest]) - 1} tokens; "
-                f"{n_ctx} context tokens leave room for {max(0, clip.context_length - n_ctx - 2)} "
-                f"of {clip.context_length}: shorten the name or lower n_ctx"
-            )
-        self.clip = clip
-        self.parts = parts
-        self.n_ctx = n_ctx
-        self.length = int(used.max())
-        width = self.length - n_ctx
-        with torch.no_grad():
-            embedded = parts.token_embedding(tokens[:, :width].to(clip.device))
-        self.register_buffer("name_tokens", embedded, persistent=False)  # [C, width, text_width]
-        self.register_buffer("eos", (end + n_ctx).to(clip.device), persistent=False)
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        classnames: Sequence[str],
+        n_ctx: int,
+        *,
+        position: Position = "end",
+        class_specific: bool = False,
+        n_prompts: int | None = None,
+        class_chunk: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            clip,
+            classnames,
+            n_ctx,
+            position=position,
+            class_specific=class_specific,
+            n_prompts=n_prompts,
+        )
+        if class_chunk is not None:
+            check_count(class_chunk, "class_chunk")
+        self.prefix = 0
+        self.chunks = nn.ModuleList()
+        build = self._build_hf if isinstance(self.parts, HFTextParts) else self._build
+        self.class_chunk = build(class_chunk, dtype)
+        order = torch.cat([chunk.order for chunk in self.chunks])  # type: ignore[misc]
+        self.register_buffer("inverse", order.argsort(), persistent=False)
+        self.to(clip.device)
 
-    def word_context(self, words: str) -> Tensor:
-        """Embeddings of the first tokens of ``words``, ``[at most M, text_width]``."""
-        tokens = self.clip.tokenizer([words])[0]
-        is_end = tokens == self.parts.eos_id
-        end = int(is_end.int().argmax() if self.parts.pool_type == "eos" else tokens.argmax())
-        if end < 2:
-            raise ValueError(f"ctx_init must hold a word, got {words!r}")
-        kept = tokens[1 : min(end, self.n_ctx + 1)].to(self.clip.device)
-        with torch.no_grad():
-            embedded: Tensor = self.parts.token_embedding(kept)
-        return embedded
+    def _build(self, class_chunk: int | None, dtype: torch.dtype | None) -> int:
+        assert isinstance(self.parts, TextParts)
+        self.parts, self.copied = cast_text(self.parts, dtype)
+        parts = self.parts
+        if parts.attn_mask is None:
+            self.path = "whole sequences"
+            layout = cut(self.layout, parts)
+            tokens = layout.length
+            lengths = torch.full((self.classes,), tokens)
+        else:
+            self.path = "shared prefix"
+            layout = dataclasses.replace(self.layout, ends=pooled_places(self.layout, parts))
+            self.prefix = layout.start if self.class_specific else layout.leading
+            lengths = layout.ends + 1 - self.prefix
+        chunk = class_chunk or self._default_chunk(int(lengths.max()), parts.layers, parts.dtype)
+        for rows in lengths.argsort(stable=True).split(chunk):
+            if self.path == "shared prefix":
+                self.chunks.append(PackedChunk(parts, layout, self.prefix, rows))
+            else:
+                self.chunks.append(FullChunk(parts, layout, rows))
+        self.layout = layout
+        return min(chunk, self.classes)
 
-    def forward(self, context: Tensor) -> Tensor:
-        """Un-normalised class features ``[C, D]`` of a context ``[M, text_width]``."""
-        parts, names = self.parts, self.name_tokens
-        if context.shape != (self.n_ctx, parts.width):
-            raise ValueError(
-                f"context must be [{self.n_ctx}, {parts.width}], got {list(context.shape)}"
-            )
-        shared = context.to(names.dtype).expand(len(names), -1, -1)
-        x = torch.cat([names[:, :1], shared, names[:, 1:]], dim=1)  # [C, length, text_width]
-        x = x + parts.positional_embedding[: self.length]
-        mask = parts.attn_mask[: self.length, : self.length].to(x)
-        with plain_attention(), _attention_kernel(x.device):
-            x = parts.transformer(x, attn_mask=mask)
-        ends = x[torch.arange(len(x), device=x.device), self.eos]
-        ends = parts.ln_final(ends)  # [C, text_width]
-        if parts.text_projection is None:
-            return ends
-        if isinstance(parts.text_projection, nn.Linear):
-            return parts.text_projection(ends)
-        return ends @ parts.text_projection
+    def _build_hf(self, class_chunk: int | None, dtype: torch.dtype | None) -> int:
+        assert isinstance(self.parts, HFTextParts)
+        self.parts, self.copied = cast_hf(self.parts, dtype)
+        parts, self.path = self.parts, "input embeddings"
+        layout = self.layout = self.layout.trimmed()
+        layers = getattr(parts.owner.config, "num_hidden_layers", 12)
+        own = next(parts.owner.parameters()).dtype
+        chunk = class_chunk or self._default_chunk(layout.length, layers, own)
+        for rows in torch.arange(self.classes).split(chunk):
+            self.chunks.append(HFChunk(parts, layout, rows))
+        return min(chunk, self.classes)
+
+    def _default_chunk(self, tokens: int, layers: int, dtype: torch.dtype) -> int:
+        memory = total_memory(self.clip.device)
+        tokens *= self.n_prompts or 1
+        return default_class_chunk(self.classes, tokens, self.parts.width, layers, dtype, memory)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest prompt that is computed."""
+        return int(self.layout.ends.max()) + 1 if self.prefix else self.layout.length
+
+    def encode(self, context: Tensor, deep: Tensor | None) -> Tensor:
+        parts = self.parts
+        shared: list[Tensor] = []
+        if isinstance(parts, TextParts) and parts.attn_mask is not None:
+            with attention_kernel(context.device):
+                shared = prefix_states(parts, self.layout, self.prefix, context, deep)
+        states = torch.cat(list(self._run(context, deep, shared)), dim=1)[:, self.inverse]
+        if isinstance(parts, HFTextParts):
+            return states  # its own pooler and projection have been through them
+        return self.project(parts.ln_final(states))
+
+    def _run(
+        self, context: Tensor, deep: Tensor | None, shared: Sequence[Tensor]
+    ) -> Iterator[Tensor]:
+        for chunk in self.chunks:
+            if len(self.chunks) == 1:
+                yield self._one(chunk, context, deep, *shared)
+            else:
+                yield checkpoint(self._one, chunk, context, deep, *shared, use_reentrant=False)
+
+    def _one(
+        self, chunk: nn.Module, context: Tensor, deep: Tensor | None, *shared: Tensor
+    ) -> Tensor:
+        # here, not around the loop: a chunk is computed again from the backward pass
+        with attention_kernel(context.device):
+            return chunk(context, deep, *shared)

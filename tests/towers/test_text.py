@@ -33,24 +33,6 @@ def test_equals_encode_text_where_the_context_is_words(layout, options):
     torch.testing.assert_close(tower(context), expected, rtol=0, atol=1e-12)
 
 
-def test_trimming_changes_no_gradient():
-    clip = load_clip(small_model().double())
-    short = TextTower(clip, NAMES, n_ctx=3)
-    untrimmed = TextTower(clip, NAMES, n_ctx=3)
-    width = 77 - 3
-    tokens = clip.tokenizer([f"{n.replace('_', ' ')}." for n in NAMES])[:, :width]
-    untrimmed.length = 77
-    untrimmed.name_tokens = clip.text_parts.token_embedding(tokens)
-    context = torch.randn(3, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    grads = []
-    for tower in (short, untrimmed):
-        leaf = context.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(tower(leaf).square().sum(), leaf)
-        grads.append(grad)
-    assert grads[0].norm() > 1e-6
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-12)
-
-
 def test_each_context_token_matters(small_clip):
     tower = TextTower(small_clip, NAMES, n_ctx=3)
     context = torch.zeros(3, 24, requires_grad=True)
@@ -83,9 +65,9 @@ def test_a_name_longer_than_the_context(small_clip):
 def test_wrong_context_shape_and_unfit_towers(small_clip):
     with pytest.raises(ValueError, match=r"context must be \[4, 24\]"):
         TextTower(small_clip, NAMES, n_ctx=4)(torch.zeros(3, 24))
-    loose = load_clip(small_model(open_clip.CustomTextCLIP, no_causal_mask=True))
-    with pytest.raises(ValueError, match=r"takes no text prompts: .* not causal"):
-        TextTower(loose, NAMES, n_ctx=4)
+    first = load_clip(small_model(open_clip.CustomTextCLIP, pool_type="first"))
+    with pytest.raises(ValueError, match=r"takes no text prompts: .* which no prompt reaches"):
+        TextTower(first, NAMES, n_ctx=4)
 
 
 def test_word_context_is_the_words_embeddings(small_clip):

@@ -1,0 +1,99 @@
+"""Text towers without a causal mask: every token sees every other, so whole sequences are run.
+
+Exact savings that are left: padding that no token attends to is cut off, and the last layer is
+computed for the token that is read.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import attend
+from ..description import TextParts
+from .blocks import open_blocks
+from .layout import TextLayout
+
+
+def cut(layout: TextLayout, parts: TextParts) -> TextLayout:
+    """Without the padding behind the longest prompt, where nothing attends to it or reads it."""
+    return layout.trimmed() if parts.pad_id is not None and parts.pool_type != "last" else layout
+
+
+def pooled_places(layout: TextLayout, parts: TextParts) -> Tensor:
+    """The place of the token that is read in each prompt, ``[C]``."""
+    if parts.pool_type == "first":
+        return torch.zeros_like(layout.ends)
+    return (
+        torch.full_like(layout.ends, layout.length - 1)
+        if parts.pool_type == "last"
+        else (layout.ends)
+    )
+
+
+def padding_mask(ids: Tensor, pad_id: int | None, dtype: torch.dtype) -> Tensor | None:
+    """Additive ``[C, 1, 1, T]``: no token attends to padding."""
+    if pad_id is None:
+        return None
+    mask = torch.zeros(ids.shape, dtype=dtype, device=ids.device)
+    return mask.masked_fill_(ids == pad_id, float("-inf"))[:, None, None]
+
+
+class FullChunk(nn.Module):
+    """Whole prompts of some classes.
+
+    Args:
+        parts: the text tower.
+        layout: of all prompts, from `cut`.
+        rows: the classes of this chunk, ``[C]``.
+
+    Attributes:
+        order: those classes.
+        ids: token ids, ``[C, T]``.
+        places: of the context tokens, ``[C, M]``.
+        pooled: place of the token that is read, ``[C]``.
+    """
+
+    order: Tensor
+    ids: Tensor
+    places: Tensor
+    pooled: Tensor
+
+    def __init__(self, parts: TextParts, layout: TextLayout, rows: Tensor) -> None:
+        super().__init__()
+        self.parts = parts
+        self.blocks = open_blocks(parts.transformer)
+        self.register_buffer("order", rows, persistent=False)
+        self.register_buffer("ids", layout.ids[rows], persistent=False)
+        self.register_buffer("places", layout.context[rows], persistent=False)
+        self.register_buffer("pooled", pooled_places(layout, parts)[rows], persistent=False)
+
+    def forward(self, context: Tensor, deep: Tensor | None) -> Tensor:
+        """States of the pooled tokens behind the last layer, ``[K, C, width]``.
+
+        Args:
+            context: ``[K, M, width]``, or ``[K, all C, M, width]`` of one context a class.
+            deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+        """
+        parts = self.parts
+        x = parts.token_embedding(self.ids).to(parts.dtype).expand(len(context), -1, -1, -1)
+        x = put(x, self.places, context[:, self.order] if context.ndim == 4 else context[:, None])
+        x = x + parts.positional_embedding[: x.shape[2]].to(parts.dtype)
+        mask = padding_mask(self.ids, parts.pad_id, x.dtype)
+        depth = 1 if deep is None else deep.shape[1] + 1
+        rows = torch.arange(x.shape[1], device=x.device)
+        for i, block in enumerate(self.blocks):
+            if deep is not None and 0 < i < depth:
+                x = put(x, self.places, deep[:, None, i - 1])
+            normed = block.norm(x)
+            if i + 1 < len(self.blocks):
+                x = block.leave(x, attend(*block.qkv(normed), mask))
+                continue
+            k, v = block.keys_values(normed)
+            q = block.queries(normed[:, rows, self.pooled][:, :, None])
+            x = block.leave(x[:, rows, self.pooled][:, :, None], attend(q, k, v, mask))
+        return x[:, :, 0]
+
+
+def put(x: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+    """``x [K, C, T, W]`` with ``tokens [K, C or 1, M, W]`` at ``places [C, M]``."""
+    index = places[None, :, :, None].expand(len(x), -1, -1, x.shape[-1])
+    return x.scatter(2, index, tokens.to(x.dtype).expand(index.shape))

@@ -1,0 +1,39 @@
+"""Prompts in a Hugging Face text model: put among its input embeddings, cut to the longest."""
+
+from torch import Tensor, nn
+
+from ..description import HFTextParts
+from .full import put
+from .layout import TextLayout
+
+
+class HFChunk(nn.Module):
+    """Whole prompts of some classes, through ``inputs_embeds``.
+
+    Args:
+        parts: the text tower.
+        layout: of all prompts; padding is masked, so that it may be cut off.
+        rows: the classes of this chunk, ``[C]``.
+    """
+
+    order: Tensor
+    ids: Tensor
+    places: Tensor
+
+    def __init__(self, parts: HFTextParts, layout: TextLayout, rows: Tensor) -> None:
+        super().__init__()
+        self.parts = parts
+        self.register_buffer("order", rows, persistent=False)
+        self.register_buffer("ids", layout.ids[rows], persistent=False)
+        self.register_buffer("places", layout.context[rows], persistent=False)
+
+    def forward(self, context: Tensor, deep: None) -> Tensor:
+        """Features ``[K, C, D]`` of a context ``[K, M, width]`` or ``[K, all C, M, width]``."""
+        parts = self.parts
+        own = context[:, self.order] if context.ndim == 4 else context[:, None]
+        x = parts.token_embedding(self.ids)
+        x = put(x.expand(len(context), -1, -1, -1), self.places, own)  # [K, C, T, W]
+        attended = (self.ids != parts.pad_id).long().repeat(len(context), 1)
+        out = parts.owner.transformer(inputs_embeds=x.flatten(0, 1), attention_mask=attended)
+        features: Tensor = parts.owner.proj(parts.owner.pooler(out, attended))
+        return features.unflatten(0, (len(context), -1))

@@ -1,0 +1,211 @@
+"""Image features of open_clip's VisionTransformer with visual prompts and token refiners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attention import attend, attention_kernel
+from ..description import visual_prompts_fit
+from .blocks import OpenBlock, open_blocks
+from .cast import frozen_copy
+
+if TYPE_CHECKING:
+    from ..clip import FrozenCLIP
+
+Refiners = Sequence[Callable[[Tensor], Tensor]]
+
+
+class ImageTower(nn.Module):
+    """The frozen image tower, computing what the features need and no more.
+
+    Prompt tokens stand behind the patch tokens and carry no positional embedding. Those of layer 0
+    join before the tower's first LayerNorm, those of a later layer replace the prompt tokens
+    before their block (the first of them to come join there); below the last such layer they flow
+    on as tokens do. Refiners act on the class and patch tokens before every block but the first
+    (NAP's order). Pooling by average leaves prompt tokens out.
+
+    What the next layer replaces is not computed: such prompt tokens serve as keys and values, once
+    for the whole batch. In the last block only the pooled tokens are computed.
+
+    Args:
+        clip: the frozen model.
+        layers: the layers that have prompts of their own, rising; by default none.
+        dtype: of the blocks; by default the weights' own. The patch embedding keeps the weights'
+            dtype: in less, steps of an attack would be lost in rounding.
+
+    Raises:
+        ValueError: the image tower takes no visual prompts (the reason is given), or has no such
+            layer.
+    """
+
+    patch_weight: Tensor
+    patch_bias: Tensor
+
+    def __init__(
+        self, clip: FrozenCLIP, layers: Sequence[int] = (), *, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        if reason := visual_prompts_fit(clip.model):
+            raise ValueError(f"{clip.name} takes no visual prompts: {reason}")
+        self.clip = clip
+        visual: Any = clip.model.visual
+        self.visual: Any = frozen_copy(visual, dtype)
+        self.dtype = clip.dtype if dtype is None else dtype
+        self.blocks = open_blocks(self.visual.transformer)
+        self.layers = check_layers(layers, len(self.blocks), f"image tower of {clip.name}")
+        self._fold(clip, visual.conv1.weight.detach())
+
+    def _fold(self, clip: FrozenCLIP, weight: Tensor) -> None:
+        """The pixel normalisation goes into the patch embedding: ``conv((x - mean) / std)``."""
+        scaled = weight / clip.std
+        self.register_buffer("patch_weight", scaled, persistent=False)
+        self.register_buffer("patch_bias", -(scaled * clip.mean).sum((1, 2, 3)), persistent=False)
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Tensor | None = None,
+        refiners: Refiners | None = None,
+        *,
+        keep_layers: bool = False,
+    ) -> Any:
+        """Un-normalised image features ``[B, D]``.
+
+        Args:
+            images: pixels ``[B, 3, S, S]`` in [0, 1].
+            prompts: ``[len(layers), V, width]``.
+            refiners: one for each block but the first: tokens ``[B, N, width]`` to the same.
+            keep_layers: also return every block's output.
+
+        Returns:
+            The features; with ``keep_layers`` a pair of the features and a list of ``[B, N + V,
+            width]``, one a block: class token, patches, prompt tokens.
+
+        Raises:
+            ValueError: shapes that don't fit.
+        """
+        self.clip.check_pixels(images)
+        check_prompts(prompts, self.layers, self.blocks[0].width)
+        check_refiners(refiners, len(self.blocks))
+        with attention_kernel(images.device):
+            x = self._embed(images)
+            x, kept = self._blocks(x, prompts, refiners, keep_layers)
+        features = self._pool(x, whole=keep_layers)
+        return (features, kept) if keep_layers else features
+
+    def _embed(self, images: Tensor) -> Tensor:
+        visual = self.visual
+        x = patches(images.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias)
+        x = x.to(self.dtype)
+        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
+        return visual.ln_pre(x)
+
+    def _blocks(
+        self, x: Tensor, prompts: Tensor | None, refiners: Refiners | None, keep: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        kept: list[Tensor] = []
+        own = {} if prompts is None else dict(zip(self.layers, prompts.to(x.dtype), strict=True))
+        extra: Tensor | None = None  # prompt tokens, [V, W] while alike in the batch, or [B, V, W]
+        n = x.shape[1]
+        for i, block in enumerate(self.blocks):
+            if refiners is not None and i > 0:
+                x = refiners[i - 1](x).to(x.dtype)
+            if i in own:
+                extra = self.visual.ln_pre(own[i]) if i == 0 else own[i]
+            last = i + 1 == len(self.blocks)
+            if last and not keep:
+                return self._last(block, x, extra), kept
+            # prompt tokens that the next layer replaces need no output
+            follow = extra is not None and (keep or i + 1 not in own)
+            whole = _block(block, x, extra, follow=follow)
+            x, extra = whole[:, :n], whole[:, n:] if follow else extra
+            if keep:
+                kept.append(whole)
+        return x, kept
+
+    def _last(self, block: OpenBlock, x: Tensor, extra: Tensor | None) -> Tensor:
+        """The last block for the tokens that are pooled."""
+        pooled = slice(0, 1) if self.visual.pool_type == "tok" else slice(1, None)
+        normed = block.norm(x)
+        k, v = _with_extra(block, *block.keys_values(normed), extra)
+        mixed = attend(block.queries(normed[:, pooled]), k, v)
+        return block.leave(x[:, pooled], mixed)
+
+    def _pool(self, x: Tensor, *, whole: bool) -> Tensor:
+        visual = self.visual
+        average = visual.pool_type == "avg"
+        if whole:
+            x = x[:, 1:] if average else x[:, :1]
+        if average and not visual.final_ln_after_pool:
+            x = visual.ln_post(x).mean(dim=1)
+        else:
+            x = visual.ln_post(x.mean(dim=1) if average else x[:, 0])
+        return x if visual.proj is None else x @ visual.proj.to(x.dtype)
+
+
+def patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A convolution whose stride is its kernel, ``[B, 3, H, W]`` to ``[B, N, width]``.
+
+    As a matrix product: the convolution's gradient in the pixels is five times slower on the CPU.
+    """
+    height, width = weight.shape[-2:]
+    x = images.unfold(2, height, height).unfold(3, width, width)  # [B, 3, rows, columns, h, w]
+    x = x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    return F.linear(x, weight.flatten(1), bias)
+
+
+def _with_extra(
+    block: OpenBlock, k: Tensor, v: Tensor, extra: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of the prompt tokens behind those of the others."""
+    if extra is None:
+        return k, v
+    extra_k, extra_v = block.keys_values(block.norm(extra))
+    shape = (len(k), *extra_k.shape[-3:])
+    return torch.cat([k, extra_k.expand(shape)], 1), torch.cat([v, extra_v.expand(shape)], 1)
+
+
+def _block(block: OpenBlock, x: Tensor, extra: Tensor | None, *, follow: bool) -> Tensor:
+    """The outputs of ``x``, and with ``follow`` those of the prompt tokens behind them."""
+    if follow and extra is not None:
+        x = torch.cat([x, extra.expand(len(x), *extra.shape[-2:])], dim=1)
+        extra = None
+    q, k, v = block.qkv(block.norm(x))
+    k, v = _with_extra(block, k, v, extra)
+    return block.leave(x, attend(q, k, v))
+
+
+def check_layers(layers: Sequence[int], depth: int, tower: str) -> tuple[int, ...]:
+    """``layers`` if they rise and the tower has them."""
+    out = tuple(int(i) for i in layers)
+    if list(out) != sorted(set(out)):
+        raise ValueError(f"layers must rise, got {list(out)}")
+    if out and not 0 <= out[0] <= out[-1] < depth:
+        raise ValueError(
+            f"layers must be in 0..{depth - 1}: the {tower} has {depth} layers, got {list(out)}: "
+            "lower the prompt depth"
+        )
+    return out
+
+
+def check_prompts(prompts: Tensor | None, layers: Sequence[int], width: int) -> None:
+    """Raise unless ``prompts`` is ``[len(layers), V, width]``; None where there are no layers."""
+    got = None if prompts is None else list(prompts.shape)
+    if got is None and not layers:
+        return
+    if got is None or len(got) != 3 or got[0] != len(layers) or got[2] != width:
+        raise ValueError(f"prompts must be [{len(layers)}, V, {width}], got {got}")
+
+
+def check_refiners(refiners: Refiners | None, depth: int) -> None:
+    """Raise unless there is one for each block but the first."""
+    if refiners is not None and len(refiners) != depth - 1:
+        raise ValueError(
+            f"refiners must be {depth - 1}, one for each block but the first, got {len(refiners)}"
+        )

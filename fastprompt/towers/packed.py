@@ -1,0 +1,195 @@
+"""A causal text tower on class prompts that begin alike: one shared prefix, packed suffixes.
+
+Attention is causal, so the states of the tokens in front of the first class name are the same for
+every class, in every layer: they are computed once. What stands behind a prompt's end never reaches
+it and is left out; the last layer is computed for the end tokens alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import attend, causal_mask
+from ..description import TextParts
+from .blocks import open_blocks
+from .layout import TextLayout
+
+
+@dataclass(frozen=True)
+class Group:
+    """Classes with suffixes of one length, side by side in the packed tokens."""
+
+    classes: int
+    length: int
+
+
+class PackedChunk(nn.Module):
+    """The suffixes of some class prompts without padding: N tokens, sorted by length.
+
+    Args:
+        parts: the text tower.
+        layout: of all prompts.
+        prefix: P, how many tokens stand in the shared prefix.
+        rows: the classes of this chunk, ``[C]``.
+
+    Attributes:
+        order: the class at each place, ``[C]``.
+        ids, positions: token ids and their places in the prompt, ``[N]``.
+        ends: the packed place of each prompt's last token, ``[C]``.
+        context: packed places of context tokens, ``[n]``; none where all are in the prefix.
+        sources, owners: which context token stands there, and of which class, ``[n]``.
+    """
+
+    order: Tensor
+    ids: Tensor
+    positions: Tensor
+    ends: Tensor
+    context: Tensor
+    sources: Tensor
+    owners: Tensor
+
+    def __init__(self, parts: TextParts, layout: TextLayout, prefix: int, rows: Tensor) -> None:
+        super().__init__()
+        self.parts = parts
+        self.blocks = open_blocks(parts.transformer)
+        lengths = layout.ends[rows] + 1 - prefix
+        order = rows[lengths.argsort(stable=True)]
+        lengths = layout.ends[order] + 1 - prefix
+        places = torch.arange(layout.length)
+        used = (places >= prefix) & (places <= layout.ends[order][:, None])  # [C, length]
+        number = torch.full(used.shape, -1)  # of the context token there
+        n_ctx = layout.context.shape[1]
+        number.scatter_(1, layout.context[order], torch.arange(n_ctx).expand(len(order), -1))
+        sources, owners = number[used], order[:, None].expand_as(used)[used]
+        context = (sources >= 0).nonzero().flatten()
+        tensors = {
+            "order": order,
+            "ids": layout.ids[order][used],
+            "positions": places.expand_as(used)[used],
+            "ends": lengths.cumsum(0) - 1,
+            "context": context,
+            "sources": sources[context],
+            "owners": owners[context],
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        sizes, counts = torch.unique_consecutive(lengths, return_counts=True)
+        self.groups = [Group(int(n), int(s)) for s, n in zip(sizes, counts, strict=True)]
+        self.holds_context = bool(len(context))
+
+    def forward(self, context: Tensor, deep: Tensor | None, *prefix: Tensor) -> Tensor:
+        """States of the end tokens behind the last layer, ``[K, C, width]`` in this order.
+
+        Args:
+            context: ``[K, M, width]``, or ``[K, all C, M, width]`` of one context a class.
+            deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            prefix: keys and values of each layer in turn, from `prefix_states`.
+        """
+        x = self._embed(context)
+        depth = 1 if deep is None else deep.shape[1] + 1
+        for i, block in enumerate(self.blocks):
+            if deep is not None and 0 < i < depth and self.holds_context:
+                x = x.index_copy(1, self.context, deep[:, i - 1, self.sources].to(x.dtype))
+            normed, shared = block.norm(x), (prefix[2 * i], prefix[2 * i + 1])
+            if i + 1 < len(self.blocks):
+                q, k, v = block.qkv(normed)
+                x = block.leave(x, attend_packed(q, k, v, shared, self.groups, ends=False))
+                continue
+            k, v = block.keys_values(normed)
+            q = block.queries(normed[:, self.ends])
+            mixed = attend_packed(q, k, v, shared, self.groups, ends=True)
+            x = block.leave(x[:, self.ends], mixed)
+        return x
+
+    def _embed(self, context: Tensor) -> Tensor:
+        """``[K or 1, N, width]``: 1 as long as no context token is among them."""
+        parts = self.parts
+        tokens = parts.token_embedding(self.ids).to(parts.dtype)[None]
+        positions = parts.positional_embedding.to(parts.dtype)[self.positions]
+        if self.holds_context:
+            own = (self.owners, self.sources) if context.ndim == 4 else (self.sources,)
+            tokens = tokens.expand(len(context), -1, -1)
+            tokens = tokens.index_copy(1, self.context, context[:, *own].to(tokens.dtype))
+        return tokens + positions
+
+
+def prefix_states(
+    parts: TextParts, layout: TextLayout, prefix: int, context: Tensor, deep: Tensor | None
+) -> list[Tensor]:
+    """The prefix's keys and values, ``[K or 1, P, H, d]`` each, of every layer in turn.
+
+    Args:
+        prefix: P, how many tokens stand there: start token, then context.
+        context: ``[K, M, width]``; of one context a class nothing stands in the prefix.
+        deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+    """
+    start, dtype = layout.start, parts.dtype
+    blocks = open_blocks(parts.transformer)
+    inside = prefix - start
+    x = parts.token_embedding(layout.ids[:1, :start].to(context.device)).to(dtype)
+    if inside:
+        x = torch.cat([x.expand(len(context), -1, -1), context[:, :inside].to(dtype)], dim=1)
+    x = x + parts.positional_embedding[:prefix].to(dtype)
+    depth = 1 if deep is None or not inside else deep.shape[1] + 1
+    out: list[Tensor] = []
+    for i, block in enumerate(blocks):
+        if deep is not None and 0 < i < depth:
+            own = deep[:, i - 1, :inside].to(dtype)
+            x = torch.cat([x.expand(len(deep), -1, -1), own], dim=1)
+        normed = block.norm(x)
+        # what the next layer replaces needs keys and values here, and no output
+        kept = start if i + 1 < depth else x.shape[1]
+        if i + 1 == len(blocks) or not kept:
+            out += block.keys_values(normed)
+            x = x[:, :kept]
+            continue
+        q, k, v = block.qkv(normed)
+        out += (k, v)
+        q, k, v = q[:, :kept], k[:, :kept], v[:, :kept]
+        x = block.leave(x[:, :kept], attend(q, k, v, causal_mask(kept, q)))
+    return out
+
+
+def attend_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix: tuple[Tensor, Tensor],
+    groups: Sequence[Group],
+    *,
+    ends: bool,
+) -> Tensor:
+    """Attention of packed suffix tokens over one shared prefix and over their own, causally.
+
+    Args:
+        q: ``[K or 1, N, H, d]``, or with ``ends`` the last token of each class, ``[., C, H, d]``.
+        k, v: ``[K or 1, N, H, d]``.
+        prefix: keys and values ``[K or 1, P, H, d]``.
+
+    Returns:
+        ``[K, ., H, d]``, as ``q``.
+    """
+    q = (q * q.shape[-1] ** -0.5).transpose(1, 2)  # [K, H, ., d]
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    prefix_k, prefix_v = (t.transpose(1, 2) for t in prefix)
+    p = prefix_k.shape[2]
+    shared = q @ prefix_k.transpose(-1, -2)  # [K, H, ., P]
+    out, row, token = [], 0, 0
+    for group in groups:
+        n, s = group.classes, group.length
+        rows = 1 if ends else s
+        mine, theirs = slice(row, row + n * rows), slice(token, token + n * s)
+        row, token = mine.stop, theirs.stop
+        own_q = q[:, :, mine].unflatten(2, (n, rows))
+        own_k, own_v = (t[:, :, theirs].unflatten(2, (n, s)) for t in (k, v))
+        scores = own_q @ own_k.transpose(-1, -2)  # [K, H, n, rows, s]
+        if rows > 1:
+            scores = scores + causal_mask(s, scores)
+        front = shared[:, :, mine].unflatten(2, (n, rows))
+        scores = scores.expand(len(front), -1, -1, -1, -1)
+        weights = torch.cat([front, scores], dim=-1).softmax(dim=-1)
+        over_prefix = weights[..., :p].flatten(2, 3) @ prefix_v  # [K, H, n * rows, d]
+        out.append(over_prefix + (weights[..., p:] @ own_v).flatten(2, 3))
+    return torch.cat(out, dim=2).transpose(1, 2)

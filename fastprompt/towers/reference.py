@@ -1,0 +1,136 @@
+"""The same features the plain way: prompts put into open_clip's own modules.
+
+What published code runs: every class at the tokenizer's full length, every token in every layer,
+several prompts one after the other. The baseline of the benchmarks and one side of the equality
+tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+from ..attention import plain_attention
+from ..description import HFTextParts, TextParts, visual_prompts_fit
+from .image import Refiners, check_layers, check_prompts, check_refiners
+from .prompted import PromptedText
+
+if TYPE_CHECKING:
+    from ..clip import FrozenCLIP
+
+
+class ReferenceTextTower(PromptedText):
+    """Class features by open_clip's own modules; see `PromptedText` for the arguments."""
+
+    ids: Tensor
+    places: Tensor
+
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], n_ctx: int, **options: Any
+    ) -> None:
+        super().__init__(clip, classnames, n_ctx, **options)
+        self.register_buffer("ids", self.layout.ids.to(clip.device), persistent=False)
+        self.register_buffer("places", self.layout.context.to(clip.device), persistent=False)
+
+    def encode(self, context: Tensor, deep: Tensor | None) -> Tensor:
+        depths = [None] * len(context) if deep is None else list(deep)
+        with plain_attention():
+            return torch.stack([self._one(c, d) for c, d in zip(context, depths, strict=True)])
+
+    def _one(self, context: Tensor, deep: Tensor | None) -> Tensor:
+        """``[C, D]`` of one prompt: context ``[M or C, M, W]``, deep ``[depth - 1, M, W]``."""
+        parts = self.parts
+        x = self._put(parts.token_embedding(self.ids), context)  # [C, length, W]
+        if isinstance(parts, HFTextParts):
+            mask = (self.ids != parts.pad_id).long()
+            out = parts.owner.transformer(inputs_embeds=x, attention_mask=mask)
+            return parts.owner.proj(parts.owner.pooler(out, mask))
+        x = x + parts.positional_embedding[: x.shape[1]]
+        x = self._transformer(parts, x, deep)
+        x = parts.ln_final(x)
+        return self.project(text_global_pool(x, self.ids, parts.pool_type, parts.eos_id))
+
+    def _transformer(self, parts: TextParts, x: Tensor, deep: Tensor | None) -> Tensor:
+        mask = parts.attn_mask
+        if parts.pad_id is not None:
+            mask = parts.owner._build_additive_mask(self.ids, x.shape[1], x.dtype)
+        for i, block in enumerate(parts.transformer.resblocks):  # type: ignore[arg-type]
+            if deep is not None and 0 < i <= len(deep):
+                x = self._put(x, deep[i - 1])
+            x = run_block(parts.transformer, block, x, mask)
+        return x
+
+    def _put(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """``x [C, length, W]`` with ``tokens [M, W]`` or ``[C, M, W]`` in the context's places."""
+        if not self.n_ctx:
+            return x
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        return x.index_put((rows, self.places), tokens.to(x.dtype).expand(len(x), -1, -1))
+
+
+def run_block(transformer: Any, block: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """One of open_clip's blocks on ``x [B, T, W]``, in the order of dimensions that it takes."""
+    if transformer.batch_first:
+        return block(x, attn_mask=mask)
+    return block(x.transpose(0, 1), attn_mask=mask).transpose(0, 1)
+
+
+class ReferenceImageTower(nn.Module):
+    """Image features by open_clip's own modules; see `ImageTower` for arguments and results."""
+
+    def __init__(self, clip: FrozenCLIP, layers: Sequence[int] = ()) -> None:
+        super().__init__()
+        if reason := visual_prompts_fit(clip.model):
+            raise ValueError(f"{clip.name} takes no visual prompts: {reason}")
+        self.clip = clip
+        visual: Any = clip.model.visual
+        self.visual = visual
+        depth = len(visual.transformer.resblocks)
+        self.layers = check_layers(layers, depth, f"image tower of {clip.name}")
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Tensor | None = None,
+        refiners: Refiners | None = None,
+        *,
+        keep_layers: bool = False,
+    ) -> Any:
+        """See `ImageTower.forward`."""
+        clip = self.clip
+        visual: Any = self.visual
+        clip.check_pixels(images)
+        blocks = visual.transformer.resblocks
+        check_prompts(prompts, self.layers, visual.conv1.out_channels)
+        check_refiners(refiners, len(blocks))
+        own = {} if prompts is None else dict(zip(self.layers, prompts, strict=True))
+        with plain_attention():
+            x = self._patches(((images - clip.mean) / clip.std).to(clip.dtype))
+            n = x.shape[1]
+            if 0 in own:
+                x = torch.cat([x, own[0].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+            x = visual.ln_pre(x)
+            kept = []
+            for i, block in enumerate(blocks):
+                tokens, extra = x[:, :n], x[:, n:]
+                if i > 0 and refiners is not None:
+                    tokens = refiners[i - 1](tokens)
+                if i > 0 and i in own:
+                    extra = own[i].to(x.dtype).expand(len(x), -1, -1)
+                x = run_block(visual.transformer, block, torch.cat([tokens, extra], dim=1))
+                kept.append(x)
+            pooled, _ = visual._pool(x[:, :n])
+        features = pooled if visual.proj is None else pooled @ visual.proj
+        return (features, kept) if keep_layers else features
+
+    def _patches(self, pixels: Tensor) -> Tensor:
+        """Class and patch tokens with their positions, as they are before ``ln_pre``."""
+        visual: Any = self.visual
+        x = visual.conv1(pixels).flatten(2).transpose(1, 2)
+        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
+        return visual.patch_dropout(x)
