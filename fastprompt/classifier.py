@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._dtypes import at_least_float32
+from .towers.engines import make_image_tower
+
 if TYPE_CHECKING:
     from .clip import FrozenCLIP
 
@@ -19,11 +22,30 @@ class CLIPClassifier(nn.Module):
         clip: the frozen model, shared: moving the classifier moves it, too.
         text_features: one L2-normalised text feature a class, ``[C, D]``.
         classnames: the C names.
+        engine: ``"fast"`` computes what the features need and no more; ``"reference"`` runs
+            open_clip's own image tower. Equal up to rounding.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp64"`` in the image tower; by default bf16 on a
+            GPU that has it, else the weights' own. Logits are float32 at least.
+        image_tower: to use in place of one of the engine's.
+        visual: its visual prompts, ``[layers, V, width]``.
+        refiners: its token refiners.
     """
 
     text_features: Tensor
+    visual: Tensor | None
 
-    def __init__(self, clip: FrozenCLIP, text_features: Tensor, classnames: Sequence[str]) -> None:
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        text_features: Tensor,
+        classnames: Sequence[str],
+        *,
+        engine: str = "fast",
+        precision: str | None = None,
+        image_tower: nn.Module | None = None,
+        visual: Tensor | None = None,
+        refiners: nn.ModuleList | None = None,
+    ) -> None:
         super().__init__()
         if text_features.ndim != 2 or len(text_features) != len(classnames):
             raise ValueError(
@@ -32,11 +54,18 @@ class CLIPClassifier(nn.Module):
             )
         self.clip = clip
         self.classnames = list(classnames)
+        self.image_tower = image_tower or make_image_tower(clip, engine=engine, precision=precision)
         self.register_buffer("text_features", text_features.detach())
+        self.register_buffer("visual", None if visual is None else visual.detach())
+        self.refiners = refiners
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Raw image features ``[B, D]``, float32 at least."""
+        return at_least_float32(self.image_tower(images, self.visual, self.refiners))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, C]``, differentiable in the pixels."""
-        return self.logits(self.clip.encode_image(images))
+        return self.logits(self.encode_image(images))
 
     def logits(self, image_features: Tensor) -> Tensor:
         """Logits ``[B, C]`` of raw image features ``[B, D]``."""
@@ -50,6 +79,6 @@ def cosine_logits(clip: FrozenCLIP, image_features: Tensor, text_features: Tenso
         image_features: raw, ``[B, D]``.
         text_features: L2-normalised, ``[C, D]``.
     """
-    image = F.normalize(image_features, dim=-1)
+    image = F.normalize(at_least_float32(image_features), dim=-1)
     logits = clip.logit_scale * image @ text_features.T
     return logits if clip.logit_bias is None else logits + clip.logit_bias

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._checks import check_classnames, check_images
+from ._dtypes import at_least_float32
 from ._files import digest
 from .attention import plain_attention
 from .classifier import CLIPClassifier
@@ -173,7 +174,12 @@ class FrozenCLIP(nn.Module):
             return torch.cat([encode(part) for part in parts])
 
     def zero_shot(
-        self, classnames: Sequence[str], templates: Sequence[str] = TEMPLATES
+        self,
+        classnames: Sequence[str],
+        templates: Sequence[str] = TEMPLATES,
+        *,
+        engine: str = "fast",
+        precision: str | None = None,
     ) -> CLIPClassifier:
         """CLIP's zero-shot classifier: pixels in [0, 1] to logits.
 
@@ -183,6 +189,7 @@ class FrozenCLIP(nn.Module):
         Args:
             classnames: C distinct names.
             templates: strings with one ``{}``, where the name goes.
+            engine, precision: of the image tower, see `CLIPClassifier`.
 
         Raises:
             ValueError: no or duplicate class names, a template without one ``{}``.
@@ -194,7 +201,8 @@ class FrozenCLIP(nn.Module):
         features = torch.stack(
             [F.normalize(self._encode_names(form, names), dim=-1) for form in forms]
         ).mean(dim=0)
-        return CLIPClassifier(self, F.normalize(features, dim=-1), names)
+        text = F.normalize(at_least_float32(features), dim=-1)
+        return CLIPClassifier(self, text, names, engine=engine, precision=precision)
 
     def _encode_names(self, form: str, names: Sequence[str]) -> Tensor:
         """Features of the names in a template; a text that the tokenizer would cut is refused."""

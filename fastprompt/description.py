@@ -207,5 +207,28 @@ def describe(clip: FrozenCLIP) -> Description:
         parameters=sum(p.numel() for p in model.parameters()),
         methods={name: tuner.unfit(clip) for name, tuner in TUNERS.items()},
         prompts={"text": why_no_text, "visual": visual_prompts_fit(model)},
-        fast_paths={"text trimmed behind the longest prompt": why_no_text},
+        fast_paths=_fast_paths(parts, visual_prompts_fit(model)),
     )
+
+
+def _fast_paths(parts: TextParts | HFTextParts | str, why_no_visual: str) -> dict[str, str]:
+    """What the fast engine leaves out, and why it can't."""
+    if isinstance(parts, str):
+        prefix = trimmed = last = parts
+    elif isinstance(parts, HFTextParts):
+        prefix, trimmed = "a Hugging Face text model sees a prompt both ways", ""
+        last = "a Hugging Face text model runs its own layers"
+    else:
+        causal = parts.attn_mask is not None
+        prefix, last = "" if causal else "the text tower is not causal", ""
+        trimmed = ""
+        if parts.pool_type == "last":
+            trimmed = "the text tower reads its last token, behind the padding"
+        elif not causal and parts.pad_id is None:
+            trimmed = "the text tower attends to the padding"
+    return {
+        "text prefix computed once for all classes": prefix,
+        "text cut behind the end of the prompts": trimmed,
+        "text last layer for the token that is read": last,
+        "image last block for the pooled tokens": why_no_visual,
+    }

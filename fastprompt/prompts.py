@@ -1,9 +1,32 @@
-"""What learns."""
+"""What learns: text context, deep multi-modal prompts, token refiners."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ._checks import check_count
+
+
+@dataclass(frozen=True)
+class PromptValues:
+    """What prompts put into the towers.
+
+    Attributes:
+        context: context tokens, ``[M, text_width]`` (see `TextTower.forward` for the other shapes).
+        deep: what replaces them before layers 1, 2, ... of the text tower,
+            ``[depth - 1, M, text_width]``.
+        visual: visual prompts, one set for each of the image layers that have some,
+            ``[layers, V, image_width]``.
+    """
+
+    context: Tensor
+    deep: Tensor | None = None
+    visual: Tensor | None = None
+
+
+def _normal(generator: torch.Generator, *shape: int, std: float = 0.02) -> Tensor:
+    return std * torch.randn(*shape, generator=generator)
 
 
 class TextContext(nn.Module):
@@ -22,8 +45,7 @@ class TextContext(nn.Module):
     ) -> None:
         super().__init__()
         check_count(n_ctx, "n_ctx")
-        generator = torch.Generator().manual_seed(seed)
-        tokens = 0.02 * torch.randn(n_ctx, width, generator=generator)
+        tokens = _normal(torch.Generator().manual_seed(seed), n_ctx, width)
         if start is not None:
             tokens[: len(start)] = start.detach()
         self.tokens = nn.Parameter(tokens)
@@ -31,3 +53,91 @@ class TextContext(nn.Module):
     def forward(self) -> Tensor:
         """The tokens, ``[M, width]``."""
         return self.tokens
+
+    def values(self) -> PromptValues:
+        """What goes into the towers."""
+        return PromptValues(self.tokens)
+
+
+class DeepPrompts(nn.Module):
+    """Text and visual prompts in the first ``depth`` layers of both towers, coupled.
+
+    The visual prompts are mapped from the text prompts by one linear layer in each layer (MaPLe,
+    Khattak et al., CVPR 2023, section 3.2).
+
+    Args:
+        depth: layers with prompts of their own, of both towers.
+        n_ctx: M, tokens in each of them.
+        text_width, image_width: of the towers.
+        refiners: `TokenRefiner` modules in the image tower, one for each block but the first: so
+            many, 0 for none.
+        seed: of the start values, N(0, 0.02); the maps start as `nn.Linear` does.
+        start: start values of the first layer's first tokens, ``[at most M, text_width]``.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        n_ctx: int,
+        text_width: int,
+        image_width: int,
+        *,
+        refiners: int = 0,
+        seed: int = 0,
+        start: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_count(depth, "depth")
+        check_count(n_ctx, "n_ctx")
+        generator = torch.Generator().manual_seed(seed)
+        tokens = _normal(generator, depth, n_ctx, text_width)
+        if start is not None:
+            tokens[0, : len(start)] = start.detach()
+        self.tokens = nn.Parameter(tokens)
+        self.map_weight, self.map_bias = (
+            nn.Parameter(_uniform(generator, text_width, depth, *shape))
+            for shape in ((image_width, text_width), (1, image_width))
+        )
+        self.refiners: nn.ModuleList | None = None
+        if refiners:
+            self.refiners = nn.ModuleList(
+                TokenRefiner(image_width, seed=seed + i) for i in range(refiners)
+            )
+
+    def visual(self) -> Tensor:
+        """The visual prompts, ``[depth, M, image_width]``."""
+        return torch.baddbmm(self.map_bias, self.tokens, self.map_weight.transpose(1, 2))
+
+    def values(self) -> PromptValues:
+        """What goes into the towers."""
+        return PromptValues(self.tokens[0], self.tokens[1:], self.visual())
+
+
+def _uniform(generator: torch.Generator, fan_in: int, *shape: int) -> Tensor:
+    """`nn.Linear`'s start values: uniform in ``+-1 / sqrt(fan_in)``."""
+    return (2 * torch.rand(*shape, generator=generator) - 1) * fan_in**-0.5
+
+
+class TokenRefiner(nn.Module):
+    """``x + W2 ReLU(W1 x)``: purifies the tokens in front of a block (NAP's neural augmentor).
+
+    Starts as the identity: ``W2`` is zero.
+
+    Args:
+        width: d, of a token; the hidden layer has 2 d.
+        seed: of the start values of ``W1``, those of `nn.Linear`.
+    """
+
+    def __init__(self, width: int, *, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.first, self.second = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        with torch.no_grad():
+            self.first.weight.copy_(_uniform(generator, width, 2 * width, width))
+            self.first.bias.copy_(_uniform(generator, width, 2 * width))
+            self.second.weight.zero_(), self.second.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[..., width]`` to the same, in the refiner's own precision."""
+        dtype = self.first.weight.dtype
+        return x + self.second(self.first(x.to(dtype)).relu()).to(x.dtype)

@@ -357,13 +357,29 @@ def test_prompts_fit_a_causal_tower_that_pools_the_end(layout: type, pool: dict)
     assert "no:" not in str(page)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        ({"no_causal_mask": True}, ["not causal", "attends to the padding", "", ""]),
+        ({"pool_type": "last"}, ["", "reads its last token, behind the padding", "", ""]),
+    ],
+    ids=["not causal", "last token"],
+)
+def test_the_page_says_which_fast_paths_are_left(layout: type, text: dict, reasons: list) -> None:
+    page = load_clip(small_model(layout, **text)).describe()
+    assert page.prompts == {"text": "", "visual": ""}
+    for why, expected in zip(page.fast_paths.values(), reasons, strict=True):
+        assert (expected in why) if expected else why == ""
+    assert f"no: {page.fast_paths[list(page.fast_paths)[1]]}" in str(page)
+
+
 @pytest.mark.parametrize(
     ("layout", "text", "reason"),
     [
-        (open_clip.CLIP, {"no_causal_mask": True}, "not causal"),
-        (open_clip.CustomTextCLIP, {"no_causal_mask": True}, "not causal"),
-        (open_clip.CLIP, {"pool_type": "last"}, "pools its last token"),
-        (open_clip.CustomTextCLIP, {"pool_type": "last"}, "pools its last token"),
+        (open_clip.CLIP, {"pool_type": "first"}, "which no prompt reaches"),
+        (open_clip.CustomTextCLIP, {"pool_type": "first"}, "which no prompt reaches"),
+        (open_clip.CustomTextCLIP, {"pool_type": "none"}, "pools its tokens by 'none'"),
         (open_clip.CustomTextCLIP, {"embed_cls": True}, "appends a class token"),
     ],
 )
@@ -373,13 +389,14 @@ def test_a_tower_that_takes_no_prompts_says_why(layout: type, text: dict, reason
     assert reason in page.prompts["text"]
     assert page.methods["advpt"] == page.prompts["text"]
     assert page.prompts["visual"] == ""
-    assert page.causal is ("no_causal_mask" not in text)
+    assert page.causal
     assert page.text_width is None
     shown = str(page).splitlines()
     assert f"  method advpt: no: {page.prompts['text']}" in shown
     assert f"  prompts text: no: {page.prompts['text']}" in shown
     assert "  prompts visual: yes" in shown
-    assert clip.zero_shot(NAMES).text_features.isfinite().all()
+    if text.get("pool_type") != "none":
+        assert clip.zero_shot(NAMES).text_features.isfinite().all()
 
 
 def test_a_text_tower_of_another_kind_says_why() -> None:

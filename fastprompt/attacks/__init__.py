@@ -2,7 +2,8 @@
 
 from .feature import FeaturePGD
 from .health import GradientHealth
+from .online import OnlinePGD
 from .pgd import PGD
 from .result import AttackResult
 
-__all__ = ["PGD", "AttackResult", "FeaturePGD", "GradientHealth"]
+__all__ = ["PGD", "AttackResult", "FeaturePGD", "GradientHealth", "OnlinePGD"]

@@ -33,9 +33,7 @@ def module_device(model: Any, otherwise: torch.device) -> torch.device:
     return otherwise
 
 
-def at_least_float32(outputs: Tensor) -> Tensor:
-    """Low-precision outputs in float32, so that the loss doesn't underflow."""
-    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+Gradient = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
 def pixel_gradient(loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -58,6 +56,7 @@ def ascend(
     steps: int,
     counts: Tensor,
     targeted: bool = False,
+    gradient: Gradient = pixel_gradient,
 ) -> Tensor:
     """``steps`` projected sign steps up (targeted: down) ``loss_of`` from ``start``.
 
@@ -65,12 +64,13 @@ def ascend(
         loss_of: images ``[B, 3, H, W]`` to a scalar loss, summed over the batch.
         x: clean images, the centre of the ball.
         counts: int64 ``[B, 2]``, to which each step adds its zero and non-finite gradients.
+        gradient: how the loss's gradient in the images is taken.
 
     Returns:
         The last iterate.
     """
     adv = start
     for _ in range(steps):
-        grad = pixel_gradient(loss_of, adv)
+        grad = gradient(loss_of, adv)
         adv = pgd_step(adv, x, grad, alpha=alpha, eps=eps, targeted=targeted, counts=counts)
     return adv

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import Fraction, check_count, check_images, parse_fraction
-from .ascent import ascend, at_least_float32, evaluating
+from .._dtypes import at_least_float32
+from .ascent import ascend, evaluating
 from .health import GradientHealth
 from .random_start import Sides, random_start
 from .result import AttackResult

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .._checks import Fraction, check_count, check_images, check_label_range, check_labels
 from .._checks import parse_fraction as parse
-from .ascent import ascend, at_least_float32, evaluating, module_device
+from .._dtypes import at_least_float32
+from .ascent import ascend, evaluating, module_device
 from .health import GradientHealth
 from .random_start import random_start
 from .result import AttackResult

@@ -76,9 +76,9 @@ def make_attack(name: str, eps: float, seed: int) -> Attack:
     }
 
     def transfer(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
-        return FeaturePGD(model.clip.encode_image, eps, steps, seed=seed).run(
-            images, indices=indices
-        )
+        # through the judged model's own towers where it has some: the same features, faster
+        encode = getattr(model, "encode_image", model.clip.encode_image)
+        return FeaturePGD(encode, eps, steps, seed=seed).run(images, indices=indices)
 
     return Attack(name, "transfer:image-encoder", eps, settings, transfer)
 

@@ -1,7 +1,17 @@
 """Prompts and frozen weights to features: the fast exact way, and the plain way."""
 
+from .engines import Engine, make_image_tower, make_text_tower, resolve_precision
 from .image import ImageTower
 from .reference import ReferenceImageTower, ReferenceTextTower
 from .text import TextTower
 
-__all__ = ["ImageTower", "ReferenceImageTower", "ReferenceTextTower", "TextTower"]
+__all__ = [
+    "Engine",
+    "ImageTower",
+    "ReferenceImageTower",
+    "ReferenceTextTower",
+    "TextTower",
+    "make_image_tower",
+    "make_text_tower",
+    "resolve_precision",
+]

@@ -90,13 +90,17 @@ class ImageTower(nn.Module):
             ValueError: shapes that don't fit.
         """
         self.clip.check_pixels(images)
-        check_prompts(prompts, self.layers, self.blocks[0].width)
-        check_refiners(refiners, len(self.blocks))
+        self.check(prompts, refiners)
         with attention_kernel(images.device):
             x = self._embed(images)
             x, kept = self._blocks(x, prompts, refiners, keep_layers)
         features = self._pool(x, whole=keep_layers)
         return (features, kept) if keep_layers else features
+
+    def check(self, prompts: Tensor | None, refiners: Refiners | None) -> None:
+        """Raise what `forward` would of prompts and refiners."""
+        check_prompts(prompts, self.layers, self.blocks[0].width)
+        check_refiners(refiners, len(self.blocks))
 
     def _embed(self, images: Tensor) -> Tensor:
         visual = self.visual

@@ -69,6 +69,12 @@ def text_ends(clip: FrozenCLIP, tokens: Tensor, pool_type: str, eos_id: int) -> 
     return ends.clamp(max=tokens.shape[1] - 1)
 
 
+def start_tokens(clip: FrozenCLIP) -> int:
+    """1 where the tokenizer puts a start token in front of a text, else 0."""
+    first = clip.tokenizer(["cat", "dog"])[:, 0]
+    return int(first[0] == first[1])
+
+
 def text_layout(
     clip: FrozenCLIP,
     classnames: Sequence[str],
@@ -97,8 +103,7 @@ def text_layout(
     limit = min(clip.context_length, tokens.shape[1])
     tokens = tokens[:, :limit]
     ends = text_ends(clip, tokens, pool_type, eos_id)
-    first = clip.tokenizer(["cat", "dog"])[:, 0]
-    start = int(first[0] == first[1])
+    start = start_tokens(clip)
     longest = int(ends.argmax())
     if int(ends[longest]) + 1 + n_ctx > limit:
         # a name longer than the whole context was cut by the tokenizer: "at least" covers it
@@ -128,3 +133,23 @@ def _assemble(
     order = (~taken).long().cumsum(dim=1) - 1
     ids = torch.where(taken, stand_in, tokens.gather(1, order.clamp(min=0)))
     return TextLayout(ids, context, ends, start, leading)
+
+
+def word_context(clip: FrozenCLIP, words: str, n_ctx: int) -> Tensor:
+    """Embeddings of the first tokens of ``words``, ``[at most n_ctx, text_width]``.
+
+    Raises:
+        ValueError: ``words`` holds no token, or the text tower takes no prompts.
+    """
+    parts = clip.text_parts
+    if isinstance(parts, str):
+        raise ValueError(f"{clip.name} takes no text prompts: {parts}")
+    start = start_tokens(clip)
+    tokens = clip.tokenizer([words])
+    end = int(text_ends(clip, tokens, parts.pool_type, parts.eos_id))
+    if end <= start:
+        raise ValueError(f"ctx_init must hold a word, got {words!r}")
+    kept = tokens[0, start : min(end, n_ctx + start)].to(clip.device)
+    with torch.no_grad():
+        embedded: Tensor = parts.token_embedding(kept)
+    return embedded

@@ -6,12 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from .._checks import check_classnames, check_count
 from ..description import HFTextParts, TextParts
-from .layout import Position, text_ends, text_layout
+from .layout import Position, text_layout
 
 if TYPE_CHECKING:
     from ..clip import FrozenCLIP
@@ -72,22 +71,6 @@ class PromptedText(nn.Module, ABC):
         own = (self.classes,) if self.class_specific else ()
         return (*many, *own, self.n_ctx, self.parts.width)
 
-    def word_context(self, words: str) -> Tensor:
-        """Embeddings of the first tokens of ``words``, ``[at most M, text_width]``.
-
-        Raises:
-            ValueError: ``words`` holds no token.
-        """
-        parts, start = self.parts, self.layout.start
-        tokens = self.clip.tokenizer([words])
-        end = int(text_ends(self.clip, tokens, parts.pool_type, parts.eos_id))
-        if end <= start:
-            raise ValueError(f"ctx_init must hold a word, got {words!r}")
-        kept = tokens[0, start : min(end, self.n_ctx + start)].to(self.clip.device)
-        with torch.no_grad():
-            embedded: Tensor = parts.token_embedding(kept)
-        return embedded
-
     def forward(self, context: Tensor, deep: Tensor | None = None) -> Tensor:
         """Un-normalised class features ``[C, D]``, or ``[K, C, D]`` of K prompts.
 
@@ -100,18 +83,19 @@ class PromptedText(nn.Module, ABC):
         Raises:
             ValueError: shapes that don't fit, or a depth that the tower does not have.
         """
-        if tuple(context.shape) != self.context_shape:
-            raise ValueError(
-                f"context must be {list(self.context_shape)}, got {list(context.shape)}"
-            )
-        self._check_deep(deep)
+        self.check(context, deep)
         if self.n_prompts is None:
             context, deep = context[None], None if deep is None else deep[None]
         deep = None if deep is None or not deep.shape[1] else deep
         features = self.encode(context, deep)
         return features[0] if self.n_prompts is None else features
 
-    def _check_deep(self, deep: Tensor | None) -> None:
+    def check(self, context: Tensor, deep: Tensor | None) -> None:
+        """Raise what `forward` would."""
+        if tuple(context.shape) != self.context_shape:
+            raise ValueError(
+                f"context must be {list(self.context_shape)}, got {list(context.shape)}"
+            )
         if deep is None:
             return
         many = () if self.n_prompts is None else (self.n_prompts,)

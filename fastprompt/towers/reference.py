@@ -105,8 +105,7 @@ class ReferenceImageTower(nn.Module):
         visual: Any = self.visual
         clip.check_pixels(images)
         blocks = visual.transformer.resblocks
-        check_prompts(prompts, self.layers, visual.conv1.out_channels)
-        check_refiners(refiners, len(blocks))
+        self.check(prompts, refiners)
         own = {} if prompts is None else dict(zip(self.layers, prompts, strict=True))
         with plain_attention():
             x = self._patches(((images - clip.mean) / clip.std).to(clip.dtype))
@@ -126,6 +125,12 @@ class ReferenceImageTower(nn.Module):
             pooled, _ = visual._pool(x[:, :n])
         features = pooled if visual.proj is None else pooled @ visual.proj
         return (features, kept) if keep_layers else features
+
+    def check(self, prompts: Tensor | None, refiners: Refiners | None) -> None:
+        """Raise what `forward` would of prompts and refiners."""
+        visual: Any = self.visual
+        check_prompts(prompts, self.layers, visual.conv1.out_channels)
+        check_refiners(refiners, len(visual.transformer.resblocks))
 
     def _patches(self, pixels: Tensor) -> Tensor:
         """Class and patch tokens with their positions, as they are before ``ln_pre``."""

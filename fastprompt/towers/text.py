@@ -66,7 +66,7 @@ class TextTower(PromptedText):
         )
         if class_chunk is not None:
             check_count(class_chunk, "class_chunk")
-        self.prefix = 0
+        self.prefix, self.full_length = 0, self.layout.length
         self.chunks = nn.ModuleList()
         build = self._build_hf if isinstance(self.parts, HFTextParts) else self._build
         self.class_chunk = build(class_chunk, dtype)
@@ -113,6 +113,24 @@ class TextTower(PromptedText):
         memory = total_memory(self.clip.device)
         tokens *= self.n_prompts or 1
         return default_class_chunk(self.classes, tokens, self.parts.width, layers, dtype, memory)
+
+    def describe(self) -> str:
+        """The way that is taken, and why not a better one."""
+        whole = self.classes * self.full_length
+        if self.path != "shared prefix":
+            why = "it is not causal" if self.path == "whole sequences" else "it is not open_clip's"
+            taken = f"{self.path} of {self.length} tokens: {why}, so that no prefix can be shared"
+            return f"{taken}; {self.classes * self.length} tokens, not {whole}"
+        packed = sum(len(chunk.ids) for chunk in self.chunks)  # type: ignore[arg-type, misc]
+        why = ""
+        if self.class_specific:
+            why = " (each class has a context of its own)"
+        elif self.prefix < self.layout.start + self.n_ctx:
+            why = " (class names stand in front of context tokens)"
+        return (
+            f"shared prefix of {self.prefix} tokens{why}, the rest packed; "
+            f"{self.prefix + packed} tokens, not {whole}"
+        )
 
     @property
     def length(self) -> int:

@@ -17,11 +17,11 @@ from torch import Tensor
 from .._checks import Fraction, check_count, check_labels, check_number, parse_fraction
 from ..attacks import FeaturePGD
 from ..attacks.random_start import Sides
-from ..classifier import CLIPClassifier, cosine_logits
+from ..classifier import CLIPClassifier
 from ..clip import FrozenCLIP
 from ..data.loading import ImageDataset
 from ..prompts import TextContext
-from ..towers import TextTower
+from ..towers.layout import word_context
 from .bank import make_bank
 from .base import Tuner
 from .config import TunerConfig
@@ -104,17 +104,18 @@ class AdvPTTuner(Tuner):
         return clip.text_parts if isinstance(clip.text_parts, str) else ""
 
     def build_prompts(self) -> TextContext:
-        config = self.config
-        self.tower = TextTower(self.clip, self.classnames, config.n_ctx)
-        start = None if config.ctx_init is None else self.tower.word_context(config.ctx_init)
-        return TextContext(config.n_ctx, self.tower.parts.width, seed=config.seed, start=start)
+        config, parts = self.config, self.clip.text_parts
+        assert not isinstance(parts, str)  # `unfit` has said so
+        words = config.ctx_init
+        start = None if words is None else word_context(self.clip, words, config.n_ctx)
+        return TextContext(config.n_ctx, parts.width, seed=config.seed, start=start)
 
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
     ) -> int:
         config = self.config
         attack = FeaturePGD(
-            self.clip.encode_image,
+            self.model.image_features,
             config.eps,
             config.steps,
             config.alpha,
@@ -131,6 +132,7 @@ class AdvPTTuner(Tuner):
                 data,
                 attack,
                 batch=config.attack_batch,
+                towers=f"{config.engine}/{config.precision}",
                 folder=folder,
                 workers=config.workers,
                 title=f"{name} bank",
@@ -143,25 +145,19 @@ class AdvPTTuner(Tuner):
             self._banks[name] = (bank.features.to(device), bank.labels.to(device))
         return len(train)
 
-    def class_features(self) -> Tensor:
-        """L2-normalised class features of the context as it is now, ``[C, D]``."""
-        return F.normalize(self.tower(self.prompts()), dim=-1)
-
     def loss(self, rows: Tensor) -> Tensor:
         """Cross-entropy of ``logit_scale * cos(bank, t_c)``: adversarial embeddings only."""
         features, labels = self._banks["train"]
-        logits = cosine_logits(self.clip, features[rows], self.class_features())
+        logits = self.model.logits(features[rows], self.model.class_features())
         return F.cross_entropy(logits, labels[rows])
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        text = self.class_features()
+        text = self.model.class_features()
         out = {}
         for name, (features, labels) in self._banks.items():
             parts = zip(features.split(_ROWS), labels.split(_ROWS), strict=True)
-            hits = sum(
-                (cosine_logits(self.clip, f, text).argmax(dim=1) == y).sum() for f, y in parts
-            )
+            hits = sum((self.model.logits(f, text).argmax(dim=1) == y).sum() for f, y in parts)
             out["accuracy" if name == "train" else "val_accuracy"] = float(hits / len(labels))
         return out
 
@@ -184,7 +180,5 @@ class AdvPTTuner(Tuner):
     @property
     def classifier(self) -> CLIPClassifier:
         """``logit_scale * cos(f(x), t_c)`` with the tuned class features, computed once."""
-        device = self.clip.device  # the model may have been moved since it was tuned
-        self.tower.to(device), self.prompts.to(device)
-        with torch.no_grad():
-            return CLIPClassifier(self.clip, self.class_features(), self.classnames)
+        self.model.to(self.clip.device)  # the clip may have been moved since it was tuned
+        return self.model.classifier()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .._dtypes import at_least_float32
 from .._files import read_tensors, write_tensors
 from ..attacks import FeaturePGD, GradientHealth
-from ..attacks.ascent import at_least_float32
 from ..clip import FrozenCLIP
 from ..data.loading import ImageDataset, batches, fingerprint
 
@@ -36,10 +36,13 @@ class Bank:
     health: GradientHealth
 
 
-def bank_key(clip: FrozenCLIP, data: ImageDataset, attack: FeaturePGD, batch: int) -> str:
-    """A hash of all that a bank depends on: weights, images, threat model, batches."""
+def bank_key(
+    clip: FrozenCLIP, data: ImageDataset, attack: FeaturePGD, batch: int, towers: str = ""
+) -> str:
+    """A hash of all that a bank depends on: weights, images, threat model, batches, engine."""
     facts = {
         "weights": clip.fingerprint,
+        "towers": towers,
         "data": fingerprint(data),
         "images": len(data),
         "eps": attack.eps.hex(),
@@ -58,6 +61,7 @@ def make_bank(
     attack: FeaturePGD,
     *,
     batch: int,
+    towers: str = "",
     folder: Path | None = None,
     workers: int = 0,
     title: str = "bank",
@@ -72,13 +76,14 @@ def make_bank(
         clip: the frozen model whose image encoder is attacked.
         attack: the threat model.
         batch: images attacked at once.
+        towers: engine and precision of what the attack encodes with.
         folder: where banks are kept, one file for each key; None keeps the bank in memory only.
 
     Raises:
         ValueError: a file of the bank is damaged.
         OSError: the disk is full; what was there is unchanged.
     """
-    key = bank_key(clip, data, attack, batch)
+    key = bank_key(clip, data, attack, batch, towers)
     file = None if folder is None else folder / f"{key[:32]}.safetensors"
     if file is not None and file.exists():
         return _unpack(_read(file, key))
@@ -139,7 +144,7 @@ def _attack_rows(
     for indices, images, targets in batches(data, rows, batch, workers):
         result = attack.run(images.to(clip.device), indices=indices.to(clip.device))
         with torch.no_grad():
-            features.append(at_least_float32(clip.encode_image(result.images)).cpu())
+            features.append(at_least_float32(attack.encode(result.images)).cpu())
         labels.append(targets)
         health.append(result.health)
         bar.update(len(indices))

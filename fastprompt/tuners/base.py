@@ -1,5 +1,6 @@
 """What the methods share: settings, the loop, saving, resuming, evaluation."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -8,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,14 @@ from ..clip import TEMPLATES, FrozenCLIP
 from ..data.loading import ImageDataset, check_dataset, fingerprint
 from ..evaluation import Evaluation, evaluate
 from ..loading import load_clip
+from ..prompted import PromptedCLIP
 from ..runs import RunFolder
 from ..tracking import Tracker
 from . import optimisers
 from .config import TunerConfig, as_dict, build, typed
+
+# settings of how a run is executed: filled in for the machine, kept in config.json
+_EXECUTION = ("compile", "class_chunk")
 
 
 class Tuner(ABC):
@@ -59,7 +64,8 @@ class Tuner(ABC):
         self.classnames = check_classnames(classnames)
         preset = self.presets.get((self.clip.source or {}).get("model", ""), {})
         self.config = build(self.Config, preset, config, overrides)
-        self.prompts = self.build_prompts().to(self.clip.device)
+        self._given = {key: getattr(self.config, key) for key in _EXECUTION}
+        self._start()
 
     # ---- what a method defines -------------------------------------------------------------
 
@@ -101,6 +107,29 @@ class Tuner(ABC):
 
     # ---- what all share --------------------------------------------------------------------
 
+    def _start(self) -> None:
+        """New prompts, in towers that run as the settings say; what they left open is filled in."""
+        config, device = self.config, self.clip.device
+        compiled = config.compile
+        if compiled is None:
+            compiled = config.engine == "fast" and device.type == "cuda"
+        self.prompts = self.build_prompts().to(device)
+        self.model = PromptedCLIP(
+            self.clip,
+            self.classnames,
+            self.prompts,
+            engine=config.engine,
+            precision=config.precision,
+            compile=compiled,
+            class_chunk=config.class_chunk,
+        )
+        self.config = dataclasses.replace(
+            config,
+            precision=cast(Any, self.model.precision),
+            compile=compiled,
+            class_chunk=self.model.class_chunk,
+        )
+
     def fit(
         self,
         train: ImageDataset,
@@ -140,15 +169,21 @@ class Tuner(ABC):
             self._open(run, key, resume, job)
         tracker = Tracker(run.path) if run is not None and track else None
         # from the start values, whatever was tuned before: config.json must be the whole story
-        self.prompts = self.build_prompts().to(self.clip.device)
+        self._start()
         examples = self.prepare(train, val, None if run is None else run.path, progress)
         self._loop(run, key, examples, tracker, progress)
         if run is not None:
-            run.write_prompts(self.prompts.state_dict(), self.method, _hash(self._identity()))
+            self._write_prompts(run)
         return self
 
+    def _write_prompts(self, run: RunFolder) -> None:
+        run.write_prompts(self.prompts.state_dict(), self.method, self._hash())
+
+    def _hash(self) -> str:
+        return _hash(_run_facts(self._identity()))
+
     def _key(self, train: ImageDataset) -> str:
-        return _hash([self._identity(), fingerprint(train), len(train)])
+        return _hash([_run_facts(self._identity()), fingerprint(train), len(train)])
 
     def _identity(self) -> dict[str, Any]:
         """What says which run this is."""
@@ -176,10 +211,23 @@ class Tuner(ABC):
             raise FileExistsError(
                 f"out: {run.path} holds a run already: resume it, or choose a new folder"
             )
-        elif run.read_config().get("key") != key:
+        elif (stored := run.read_config()).get("key") != key:
             raise ValueError(
                 f"resume: {run.path} is a run with other settings, another model or other data"
             )
+        else:
+            self._adopt(stored["config"], run.path)
+
+    def _adopt(self, stored: Mapping[str, Any], path: Path) -> None:
+        """How a run that is resumed was executed: for the same bits, it goes on likewise."""
+        known = {key: stored[key] for key in _EXECUTION if key in stored}
+        for key, value in known.items():
+            if self._given[key] not in (None, value):
+                raise ValueError(
+                    f"{key}: {path} was begun with {value!r}, got {self._given[key]!r}: "
+                    "leave it out"
+                )
+        self.config = dataclasses.replace(self.config, **typed(self.Config, known))
 
     def _loop(
         self,
@@ -280,9 +328,11 @@ class Tuner(ABC):
         run = RunFolder(folder)
         if not run.started:
             run.write_config(self._identity())
-        elif _hash(_identity_in(run.read_config())) != _hash(self._identity()):
+        elif _run_facts(_identity_in(run.read_config())) != _run_facts(
+            json.loads(json.dumps(self._identity()))
+        ):
             raise FileExistsError(f"folder: {run.path} holds another run")
-        run.write_prompts(self.prompts.state_dict(), self.method, _hash(self._identity()))
+        self._write_prompts(run)
         return run.path
 
     @classmethod
@@ -302,7 +352,9 @@ class Tuner(ABC):
             raise ValueError(f"{run.path} is a run of {config['method']!r}, not of {cls.method!r}")
         if clip is None:
             clip = clip_of(config)
-        whole = cls.Config(**typed(cls.Config, config["config"]))
+        # how it was executed was for another machine, perhaps: this one's defaults are taken
+        settings = {k: v for k, v in config["config"].items() if k not in _EXECUTION}
+        whole = cls.Config(**typed(cls.Config, settings))
         tuner = cls(clip, config["classnames"], whole)
         known = config["clip"]["fingerprint"]
         if tuner.clip.fingerprint != known:
@@ -310,13 +362,19 @@ class Tuner(ABC):
                 f"clip: {run.path} was tuned on {config['clip']['name']} with weights "
                 f"{known[:12]}…, this model's are {tuner.clip.fingerprint[:12]}…"
             )
-        tensors = run.read_prompts(cls.method, _hash(_identity_in(config)))
+        tensors = run.read_prompts(cls.method, _hash(_run_facts(_identity_in(config))))
         tuner.prompts.load_state_dict(tensors)
         return tuner
 
 
 def _identity_in(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in ("method", "config", "classnames", "clip")}
+
+
+def _run_facts(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without what changes rounding alone: how the run is executed."""
+    config = {k: v for k, v in identity["config"].items() if k not in _EXECUTION}
+    return {**identity, "config": config}
 
 
 def _hash(facts: Any) -> str:

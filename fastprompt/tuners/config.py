@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from .._checks import check_count, check_number, unknown
+from ..towers import Engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +20,23 @@ class TunerConfig:
         batch: images in an optimiser step.
         lr: learning rate at the start of its decay to zero along a cosine.
         seed: of the prompts' start values, the order of the images and the attack's random starts.
+        engine: ``"fast"``, or ``"reference"``: the same mathematics by open_clip's own modules,
+            as published code runs them.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp64"`` in the towers; by default bf16 on a GPU that
+            has it, else the weights' own. Logits and losses are float32 at least.
+        compile: run the towers through `torch.compile`; by default on a GPU.
+        class_chunk: classes whose text features are computed at once, to bound the memory; by
+            default a function of the shapes and of the device's memory.
     """
 
     epochs: int = 100
     batch: int = 32
     lr: float = 0.002
     seed: int = 0
+    engine: Engine = "fast"
+    precision: Literal["fp32", "bf16", "fp64"] | None = None
+    compile: bool | None = None
+    class_chunk: int | None = None
 
     def __post_init__(self) -> None:
         check_count(self.epochs, "epochs")
@@ -33,6 +45,8 @@ class TunerConfig:
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
         check_number(self.lr, "lr")
+        if self.class_chunk is not None:
+            check_count(self.class_chunk, "class_chunk")
 
 
 C = TypeVar("C", bound=TunerConfig)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastprompt import PGD, evaluate, load_data
+from fastprompt.classifier import CLIPClassifier
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.robust import wilson
 
@@ -112,12 +113,9 @@ def test_adaptive_attack_goes_through_each_model_and_transfer_is_shared(small_cl
 
     monkeypatch.setattr(PGD, "run", spy)
     forwards = []
+    inner = CLIPClassifier.encode_image
     monkeypatch.setattr(
-        type(small_clip),
-        "encode_image",
-        (lambda inner: lambda self, x: forwards.append(len(x)) or inner(self, x))(
-            type(small_clip).encode_image
-        ),
+        CLIPClassifier, "encode_image", lambda self, x: forwards.append(len(x)) or inner(self, x)
     )
     result = evaluate(
         models, data.test, ["pgd-1", "feature-pgd-2"], "4/255", limit=4, progress=False

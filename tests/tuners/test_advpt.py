@@ -122,7 +122,7 @@ def test_loss_equals_its_definition(tuner, data):
     tuner.fit(data.train, progress=False)
     rows = torch.tensor([0, 5, 11])
     features, labels = tuner._banks["train"]
-    text = tuner.class_features().detach().double()
+    text = tuner.model.class_features().detach().double()
     slow = 0.0
     for i in rows.tolist():
         cosines = [torch.dot(features[i].double(), t) / features[i].double().norm() for t in text]
@@ -144,7 +144,7 @@ def test_phase_2_equals_a_plain_loop(small_clip, data):
         rate = 1e-5 if epoch == 0 else 0.002 * 0.5 * (1 + math.cos(math.pi * epoch / 3))
         order = torch.randperm(18, generator=torch.Generator().manual_seed(epoch))
         for rows in order.split(8):
-            text = F.normalize(twin.tower(context), dim=-1)
+            text = F.normalize(twin.model.text(context), dim=-1)
             logits = small_clip.logit_scale * F.normalize(features[rows], dim=-1) @ text.T
             (grad,) = torch.autograd.grad(F.cross_entropy(logits, labels[rows]), context)
             momentum = 0.9 * momentum + grad + 5e-4 * context.detach()
@@ -308,8 +308,8 @@ def test_classifier_is_a_module_of_pixels_to_logits(tuner, data):
 
 
 def test_refuses_what_does_not_fit(small_clip, data, tuner, tmp_path):
-    with pytest.raises(ValueError, match=r"advpt does not fit .* not causal"):
-        AdvPTTuner(small_model(open_clip.CustomTextCLIP, no_causal_mask=True), ["a", "b"])
+    with pytest.raises(ValueError, match=r"advpt does not fit .* no prompt reaches"):
+        AdvPTTuner(small_model(open_clip.CustomTextCLIP, pool_type="first"), ["a", "b"])
     for names, match in (([], "must not be empty"), (["a", "a"], "stands there twice")):
         with pytest.raises(ValueError, match=match):
             AdvPTTuner(small_clip, names)

@@ -34,6 +34,10 @@ VALUES = {
     "weight_decay": 0.0,
     "bank_dir": "some/banks",
     "workers": 1,
+    "engine": "reference",
+    "precision": "fp32",
+    "compile": True,
+    "class_chunk": 7,
 }
 WANTED = AdvPTConfig(**VALUES)
 

@@ -1,0 +1,183 @@
+"""`PromptedCLIP`: learned prompts in a frozen CLIP, on either engine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._checks import check_classnames
+from ._dtypes import at_least_float32
+from .classifier import CLIPClassifier, cosine_logits
+from .clip import FrozenCLIP
+from .prompts import PromptValues
+from .towers.engines import make_image_tower, make_text_tower, resolve_precision
+from .towers.layout import Position
+
+
+class Prompts(Protocol):
+    """A module that learns prompts; it may have ``refiners``, a list of modules."""
+
+    def values(self) -> PromptValues: ...
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """``module`` without gradients: inside, no graph of its parameters is built."""
+    learning = [p for p in module.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+class PromptedCLIP(nn.Module):
+    """Pixels ``[B, 3, S, S]`` in [0, 1] to logits ``[B, C]``, through prompts that learn.
+
+    Args:
+        clip: the frozen model.
+        classnames: C distinct names.
+        prompts: what learns: a module with ``values()``, such as `TextContext` or `DeepPrompts`.
+        position: where the class name stands, see `TextTower`.
+        layers: image layers of the visual prompts; by default the first ones.
+        engine: ``"fast"``, or ``"reference"``: the same features by open_clip's own modules, every
+            class at full length and the text encoder inside every forward pass.
+        precision: of the towers, see `CLIPClassifier`.
+        compile: run the towers through `torch.compile`, as whole graphs.
+        class_chunk: see `TextTower`.
+
+    Raises:
+        ValueError: prompts that don't fit the towers (depth, width, room for the longest name,
+            refiners or visual prompts for a tower that takes none), prompts on another device, a
+            bad engine or precision.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        classnames: Sequence[str],
+        prompts: nn.Module,
+        *,
+        position: Position = "end",
+        layers: Sequence[int] | None = None,
+        engine: str = "fast",
+        precision: str | None = None,
+        compile: bool = False,
+        class_chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.clip, self.classnames = clip, check_classnames(classnames)
+        self.prompts, self.engine = prompts, engine
+        self.precision = resolve_precision(clip, engine, precision)
+        if compile and engine == "reference":
+            raise ValueError("compile must be False with engine='reference': it runs eagerly")
+        if class_chunk is not None and engine == "reference":
+            raise ValueError("class_chunk must be None with engine='reference': it takes all")
+        values = self._values()
+        if values.context.device != clip.device:
+            raise ValueError(
+                f"prompts are on {values.context.device}, {clip.name} is on {clip.device}: "
+                "move one of them"
+            )
+        self.refiners: nn.ModuleList | None = getattr(prompts, "refiners", None)
+        options: dict[str, Any] = {"engine": engine, "precision": precision}
+        depth = 0 if values.visual is None else len(values.visual)
+        self.image = make_image_tower(clip, range(depth) if layers is None else layers, **options)
+        self.text = make_text_tower(
+            clip,
+            self.classnames,
+            values.context.shape[-2],
+            position=position,
+            class_chunk=class_chunk,
+            **options,
+        )
+        self._check(values)
+        self._text, self._image = self._text_features, self._image_features
+        self.attack_loss = self._attack_loss
+        if compile:
+            self._text = torch.compile(self._text, fullgraph=True)
+            self._image = torch.compile(self._image, fullgraph=True)
+            self.attack_loss = torch.compile(self.attack_loss, fullgraph=True)
+
+    @property
+    def class_chunk(self) -> int | None:
+        """Classes whose text features are computed at once; None on the reference engine: all."""
+        return getattr(self.text, "class_chunk", None)
+
+    def _values(self) -> PromptValues:
+        prompts: Any = self.prompts
+        return prompts.values()
+
+    def _check(self, values: PromptValues) -> None:
+        """Shapes, before any work: one image and one class are not run."""
+        self.text.check(values.context, values.deep)
+        self.image.check(values.visual, self.refiners)  # type: ignore[operator]
+
+    # what may be compiled: tensors in, tensors out
+
+    def _text_features(self, context: Tensor, deep: Tensor | None) -> Tensor:
+        return F.normalize(at_least_float32(self.text(context, deep)), dim=-1)
+
+    def _image_features(self, images: Tensor, visual: Tensor | None) -> Tensor:
+        return at_least_float32(self.image(images, visual, self.refiners))
+
+    def _attack_loss(
+        self, images: Tensor, labels: Tensor, text: Tensor, visual: Tensor | None
+    ) -> Tensor:
+        logits = self.logits(self._image_features(images, visual), text)
+        return F.cross_entropy(logits, labels, reduction="sum")
+
+    # what tuners call
+
+    def class_features(self, values: PromptValues | None = None) -> Tensor:
+        """L2-normalised class features of the prompts as they are, ``[C, D]``, float32 at least."""
+        values = values or self._values()
+        return self._text(values.context, values.deep)
+
+    def image_features(self, images: Tensor, values: PromptValues | None = None) -> Tensor:
+        """Raw image features ``[B, D]``, float32 at least, through the visual prompts."""
+        values = values or self._values()
+        return self._image(images, values.visual)
+
+    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Logits ``[B, C]`` of raw image features and normalised class features."""
+        return cosine_logits(self.clip, image_features, class_features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, C]`` with a graph to pixels and prompts."""
+        values = self._values()
+        return self.logits(self.image_features(images, values), self.class_features(values))
+
+    def frozen_prompts(self) -> AbstractContextManager[None]:
+        """Inside, no graph of the prompts is built, nor of what else learns with them."""
+        return frozen(self.prompts)
+
+    @torch.no_grad()
+    def hoisted(self) -> tuple[Tensor, Tensor | None]:
+        """What an attack holds fixed: class features ``[C, D]`` and visual prompts, detached."""
+        values = self._values()
+        visual = None if values.visual is None else values.visual.detach()
+        return self.class_features(values), visual
+
+    def classifier(self) -> CLIPClassifier:
+        """The classifier of the prompts as they are now: further tuning does not change it."""
+        text, visual = self.hoisted()
+        refiners = copy.deepcopy(self.refiners)
+        if refiners is not None:
+            refiners.requires_grad_(False)
+        return CLIPClassifier(
+            self.clip,
+            text.clone(),
+            self.classnames,
+            image_tower=self.image,
+            visual=None if visual is None else visual.clone(),
+            refiners=refiners,
+        )

@@ -1,0 +1,119 @@
+"""The towers of an engine: ``"fast"``, or the plain ``"reference"`` with the same mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .._dtypes import PRECISIONS, check_precision, default_precision
+from ..attention import plain_attention
+from ..description import visual_prompts_fit
+from .cast import frozen_copy
+from .image import ImageTower
+from .prompted import PromptedText
+from .reference import ReferenceImageTower, ReferenceTextTower
+from .text import TextTower
+
+if TYPE_CHECKING:
+    from ..clip import FrozenCLIP
+
+Engine = Literal["fast", "reference"]
+
+
+def resolve_precision(clip: FrozenCLIP, engine: str, precision: str | None) -> str:
+    """The precision that the towers run in: the one asked for, or the engine's default.
+
+    Raises:
+        ValueError: an unknown engine or precision, one that the device lacks, or one that is not
+            the weights' own for the reference engine.
+    """
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be 'fast' or 'reference', got {engine!r}")
+    own = default_precision(clip.dtype, torch.device("cpu"))
+    if engine == "reference":
+        if precision not in (None, own):
+            raise ValueError(
+                f"precision must be {own!r} with engine='reference', which runs the model's own "
+                f"modules in the weights' own precision, got {precision!r}"
+            )
+        return own
+    if precision is None:
+        return default_precision(clip.dtype, clip.device)
+    check_precision(precision, clip.device)
+    return precision
+
+
+def make_text_tower(
+    clip: FrozenCLIP,
+    classnames: Sequence[str],
+    n_ctx: int,
+    *,
+    engine: str = "fast",
+    precision: str | None = None,
+    class_chunk: int | None = None,
+    **options: Any,
+) -> PromptedText:
+    """The engine's text tower; ``options`` are those of `PromptedText`."""
+    dtype = PRECISIONS[resolve_precision(clip, engine, precision)]
+    if engine == "reference":
+        return ReferenceTextTower(clip, classnames, n_ctx, **options)
+    return TextTower(clip, classnames, n_ctx, class_chunk=class_chunk, dtype=dtype, **options)
+
+
+def make_image_tower(
+    clip: FrozenCLIP,
+    layers: Sequence[int] = (),
+    *,
+    engine: str = "fast",
+    precision: str | None = None,
+) -> nn.Module:
+    """The engine's image tower; an image tower of another kind runs as it is, without prompts.
+
+    Raises:
+        ValueError: prompts for an image tower that takes none (the reason is given).
+    """
+    dtype = PRECISIONS[resolve_precision(clip, engine, precision)]
+    if not layers and visual_prompts_fit(clip.model):
+        return PlainImageTower(clip, dtype)
+    if engine == "reference":
+        return ReferenceImageTower(clip, layers)
+    return ImageTower(clip, layers, dtype=dtype)
+
+
+class PlainImageTower(nn.Module):
+    """An image tower that takes no prompts, whatever its kind: ResNet, ConvNeXt, timm's."""
+
+    def __init__(self, clip: FrozenCLIP, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.clip = clip
+        visual: Any = clip.model.visual
+        self.visual = frozen_copy(visual, dtype)
+        self.dtype = clip.dtype if dtype is None else dtype
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: None = None,
+        refiners: None = None,
+        *,
+        keep_layers: bool = False,
+    ) -> Tensor:
+        """Un-normalised image features ``[B, D]`` of pixels ``[B, 3, S, S]`` in [0, 1].
+
+        Raises:
+            ValueError: prompts, refiners or layers are asked for.
+        """
+        self.check(prompts, refiners, keep_layers=keep_layers)
+        self.clip.check_pixels(images)
+        pixels = (images - self.clip.mean) / self.clip.std
+        with plain_attention():
+            return self.visual(pixels.to(self.dtype))
+
+    def check(self, prompts: object, refiners: object, *, keep_layers: bool = False) -> None:
+        """Raise what `forward` would of prompts and refiners."""
+        if prompts is not None or refiners is not None or keep_layers:
+            reason = visual_prompts_fit(self.clip.model)
+            raise ValueError(f"{self.clip.name} takes no visual prompts or refiners: {reason}")
