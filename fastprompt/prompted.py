@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +38,23 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Attributes:
+
+    values: what the prompts put into the towers.
+    text: L2-normalised class features ``[C, D]``; both with a graph to the prompts.
+    """
+
+    values: PromptValues
+    text: Tensor
+
+    def detached(self) -> tuple[Tensor, Tensor | None]:
+        """What an attack holds fixed: class features and visual prompts, without a graph."""
+        visual = self.values.visual
+        return self.text.detach(), None if visual is None else visual.detach()
 
 
 class PromptedCLIP(nn.Module):
@@ -160,16 +178,30 @@ class PromptedCLIP(nn.Module):
         """Inside, no graph of the prompts is built, nor of what else learns with them."""
         return frozen(self.prompts)
 
-    @torch.no_grad()
-    def hoisted(self) -> tuple[Tensor, Tensor | None]:
-        """What an attack holds fixed: class features ``[C, D]`` and visual prompts, detached."""
+    def prepare(self) -> Prepared:
+        """What a tuning step needs of the prompts, once: its attack and its loss share it."""
         values = self._values()
-        visual = None if values.visual is None else values.visual.detach()
-        return self.class_features(values), visual
+        return Prepared(values, self.class_features(values))
+
+    def pair(
+        self, images: Tensor, adv: Tensor, prepared: Prepared | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of clean and of adversarial images, with a graph to the prompts.
+
+        The fast engine makes one pass over both; the reference engine two, each with its own class
+        features.
+        """
+        if self.engine == "reference":
+            return self(images), self(adv)
+        prepared = prepared or self.prepare()
+        features = self.image_features(torch.cat([images, adv]), prepared.values)
+        clean, attacked = self.logits(features, prepared.text).split([len(images), len(adv)])
+        return clean, attacked
 
     def classifier(self) -> CLIPClassifier:
         """The classifier of the prompts as they are now: further tuning does not change it."""
-        text, visual = self.hoisted()
+        with torch.no_grad():
+            text, visual = self.prepare().detached()
         refiners = copy.deepcopy(self.refiners)
         if refiners is not None:
             refiners.requires_grad_(False)

@@ -18,7 +18,7 @@ from .random_start import random_start
 from .result import AttackResult
 
 if TYPE_CHECKING:
-    from ..prompted import PromptedCLIP
+    from ..prompted import Prepared, PromptedCLIP
 
 
 class OnlinePGD:
@@ -63,7 +63,13 @@ class OnlinePGD:
         )
 
     def __call__(
-        self, images: Tensor, labels: Tensor, indices: Tensor, draw: int = 0
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        prepared: Prepared | None = None,
+        *,
+        draw: int = 0,
     ) -> AttackResult:
         """Attack a batch.
 
@@ -71,6 +77,8 @@ class OnlinePGD:
             images: float32 ``[B, 3, S, S]`` in [0, 1], on the model's device; not checked.
             labels: int64 ``[B]``.
             indices: the images' indices in their data set, int64 ``[B]``.
+            prepared: from `PromptedCLIP.prepare`, which the step's loss shares; by default
+                computed here. The reference engine computes its own in every step.
             draw: which random start of an image: the epoch, say.
         """
         x = images.detach()
@@ -84,7 +92,8 @@ class OnlinePGD:
                 adv, counts = self._through_everything(x, start, labels)
             else:
                 with self.model.frozen_prompts():
-                    adv, counts = self._ascent(x, start, labels, *self.model.hoisted())
+                    fixed = (prepared or self.model.prepare()).detached()
+                    adv, counts = self._ascent(x, start, labels, *fixed)
         entries = self.steps * images[0].numel() if len(images) else 0
         return AttackResult(adv, None, GradientHealth(counts[:, 0], counts[:, 1], entries))
 
