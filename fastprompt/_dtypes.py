@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor
 
-PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -22,8 +27,7 @@ def default_precision(dtype: torch.dtype, device: torch.device) -> str:
     """``"bf16"`` for float32 weights on a GPU that has it, else the weights' own."""
     if dtype == torch.float32 and device.type == "cuda" and has_bf16(device):
         return "bf16"
-    own = [name for name, known in PRECISIONS.items() if known == dtype]
-    return own[0] if own else "fp32"
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:

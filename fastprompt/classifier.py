@@ -24,8 +24,8 @@ class CLIPClassifier(nn.Module):
         classnames: the C names.
         engine: ``"fast"`` computes what the features need and no more; ``"reference"`` runs
             open_clip's own image tower. Equal up to rounding.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp64"`` in the image tower; by default bf16 on a
-            GPU that has it, else the weights' own. Logits are float32 at least.
+        precision: ``"fp64"``, ``"fp32"``, ``"bf16"`` or ``"fp16"`` in the image tower; by default
+            bf16 on a GPU that has it, else the weights' own. Logits are float32 at least.
         image_tower: to use in place of one of the engine's.
         visual: its visual prompts, ``[layers, V, width]``.
         refiners: its token refiners.

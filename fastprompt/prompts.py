@@ -1,11 +1,19 @@
 """What learns: text context, deep multi-modal prompts, token refiners."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._checks import check_count
+from .description import visual_prompts_fit
+
+if TYPE_CHECKING:
+    from .clip import FrozenCLIP
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,48 @@ class DeepPrompts(nn.Module):
                 TokenRefiner(image_width, seed=seed + i) for i in range(refiners)
             )
 
+    @classmethod
+    def for_clip(
+        cls,
+        clip: FrozenCLIP,
+        n_ctx: int,
+        *,
+        depth: int | None = None,
+        refiners: bool = False,
+        seed: int = 0,
+        start: Tensor | None = None,
+    ) -> DeepPrompts:
+        """Prompts of a model's widths, on its device; by default in every layer of both towers.
+
+        Raises:
+            ValueError: one of the towers takes no such prompts (the reason is given), or has fewer
+                layers than ``depth``.
+        """
+        parts, reason = clip.text_parts, visual_prompts_fit(clip.model)
+        if isinstance(parts, str) or reason or not parts.layers:
+            why = parts if isinstance(parts, str) else reason or "no prompts fit its text layers"
+            raise ValueError(f"{clip.name} takes no deep prompts: {why}")
+        visual: Any = clip.model.visual
+        layers = len(visual.transformer.resblocks)
+        deepest = min(parts.layers, layers)
+        if depth is None:
+            depth = deepest
+        if not 1 <= depth <= deepest:
+            raise ValueError(
+                f"depth must be in 1..{deepest} for {clip.name}, whose towers have {parts.layers} "
+                f"(text) and {layers} (image) layers for prompts, got {depth}"
+            )
+        prompts = cls(
+            depth,
+            n_ctx,
+            parts.width,
+            visual.conv1.out_channels,
+            refiners=layers - 1 if refiners else 0,
+            seed=seed,
+            start=start,
+        )
+        return prompts.to(clip.device)
+
     def visual(self) -> Tensor:
         """The visual prompts, ``[depth, M, image_width]``."""
         return torch.baddbmm(self.map_bias, self.tokens, self.map_weight.transpose(1, 2))
@@ -138,6 +188,8 @@ class TokenRefiner(nn.Module):
             self.second.weight.zero_(), self.second.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[..., width]`` to the same, in the refiner's own precision."""
-        dtype = self.first.weight.dtype
-        return x + self.second(self.first(x.to(dtype)).relu()).to(x.dtype)
+        """Tokens ``[..., width]`` to the same, computed in the tokens' precision."""
+        first, second = (
+            (m.weight.to(x.dtype), m.bias.to(x.dtype)) for m in (self.first, self.second)
+        )
+        return x + F.linear(F.linear(x, *first).relu(), *second)

@@ -29,6 +29,14 @@ def small_model(layout: type = open_clip.CLIP, seed: int = 0, **text: object) ->
     return layout(**config).eval()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     # the models here are small: on a busy machine two threads mostly wait for each other

@@ -91,7 +91,6 @@ class PlainImageTower(nn.Module):
         self.clip = clip
         visual: Any = clip.model.visual
         self.visual = frozen_copy(visual, dtype)
-        self.dtype = clip.dtype if dtype is None else dtype
 
     def forward(
         self,
@@ -110,7 +109,7 @@ class PlainImageTower(nn.Module):
         self.clip.check_pixels(images)
         pixels = (images - self.clip.mean) / self.clip.std
         with plain_attention():
-            return self.visual(pixels.to(self.dtype))
+            return self.visual(pixels.to(next(self.visual.parameters()).dtype))
 
     def check(self, prompts: object, refiners: object, *, keep_layers: bool = False) -> None:
         """Raise what `forward` would of prompts and refiners."""

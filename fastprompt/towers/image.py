@@ -55,10 +55,14 @@ class ImageTower(nn.Module):
         self.clip = clip
         visual: Any = clip.model.visual
         self.visual: Any = frozen_copy(visual, dtype)
-        self.dtype = clip.dtype if dtype is None else dtype
         self.blocks = open_blocks(self.visual.transformer)
         self.layers = check_layers(layers, len(self.blocks), f"image tower of {clip.name}")
         self._fold(clip, visual.conv1.weight.detach())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the blocks compute in."""
+        return self.visual.positional_embedding.dtype
 
     def _fold(self, clip: FrozenCLIP, weight: Tensor) -> None:
         """The pixel normalisation goes into the patch embedding: ``conv((x - mean) / std)``."""

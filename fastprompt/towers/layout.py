@@ -62,7 +62,13 @@ def text_ends(clip: FrozenCLIP, tokens: Tensor, pool_type: str, eos_id: int) -> 
     if pool_type == "argmax":
         return tokens.argmax(dim=1)
     if pool_type == "eos":
-        return (tokens == eos_id).int().argmax(dim=1)
+        is_end = tokens == eos_id
+        if not bool(is_end.any(dim=1).all()):
+            raise ValueError(
+                f"{clip.name}: the text tower ends a text at eos_id {eos_id}, which the tokenizer "
+                "never writes: hand in the tokenizer or the eos_id that belong together"
+            )
+        return is_end.int().argmax(dim=1)
     two = clip.tokenizer(["cat", "dog"])
     last = two.gather(1, _last_words(clip, two)[:, None])
     ends = _last_words(clip, tokens) + int(last[0] != last[1])

@@ -123,6 +123,6 @@ class PromptedText(nn.Module, ABC):
 
 def check_depth(depth: int, layers: int, tower: str) -> None:
     """Raise where prompts are deeper than the tower."""
-    if depth > layers:
+    if depth > max(layers, 1):
         why = f"it has {layers} layers" if layers else "prompts can't be put into its layers"
         raise ValueError(f"depth must be at most {max(layers, 1)} for the {tower}: {why}")

@@ -43,7 +43,8 @@ class ReferenceTextTower(PromptedText):
 
     def _one(self, context: Tensor, deep: Tensor | None) -> Tensor:
         """``[C, D]`` of one prompt: context ``[M or C, M, W]``, deep ``[depth - 1, M, W]``."""
-        parts = self.parts
+        parts = self.clip.text_parts  # as they are now: moving the model makes a new mask
+        assert not isinstance(parts, str)
         x = self._put(parts.token_embedding(self.ids), context)  # [C, length, W]
         if isinstance(parts, HFTextParts):
             mask = (self.ids != parts.pad_id).long()

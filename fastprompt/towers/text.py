@@ -144,6 +144,7 @@ class TextTower(PromptedText):
             with attention_kernel(context.device):
                 shared = prefix_states(parts, self.layout, self.prefix, context, deep)
         states = torch.cat(list(self._run(context, deep, shared)), dim=1)[:, self.inverse]
+        states = states.expand(len(context), -1, -1)  # without a context token all are alike
         if isinstance(parts, HFTextParts):
             return states  # its own pooler and projection have been through them
         return self.project(parts.ln_final(states))

@@ -22,8 +22,8 @@ class TunerConfig:
         seed: of the prompts' start values, the order of the images and the attack's random starts.
         engine: ``"fast"``, or ``"reference"``: the same mathematics by open_clip's own modules,
             as published code runs them.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp64"`` in the towers; by default bf16 on a GPU that
-            has it, else the weights' own. Logits and losses are float32 at least.
+        precision: ``"fp64"``, ``"fp32"``, ``"bf16"`` or ``"fp16"`` in the towers; by default bf16
+            on a GPU that has it, else the weights' own. Logits and losses are float32 at least.
         compile: run the towers through `torch.compile`; by default on a GPU.
         class_chunk: classes whose text features are computed at once, to bound the memory; by
             default a function of the shapes and of the device's memory.
@@ -34,7 +34,7 @@ class TunerConfig:
     lr: float = 0.002
     seed: int = 0
     engine: Engine = "fast"
-    precision: Literal["fp32", "bf16", "fp64"] | None = None
+    precision: Literal["fp64", "fp32", "bf16", "fp16"] | None = None
     compile: bool | None = None
     class_chunk: int | None = None
 
