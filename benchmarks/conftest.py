@@ -1,17 +1,19 @@
-"""What the benchmarks share: threads, machine facts, and rungs timed by turns."""
-
-import platform
+"""What the benchmarks share: threads, memory that is kept, and the machine's facts."""
 
 import pytest
 import torch
 
+from .machine import facts, keep_freed_memory
+
+THREADS = 2
+
+
+@pytest.fixture(scope="session")
+def freed_memory_kept():
+    return keep_freed_memory()
+
 
 @pytest.fixture(autouse=True)
-def _threads(benchmark):
-    torch.set_num_threads(2)
-    benchmark.extra_info |= {
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dtype": "float32",
-    }
+def _facts(benchmark, freed_memory_kept):
+    torch.set_num_threads(THREADS)
+    benchmark.extra_info |= facts() | {"freed_memory_kept": freed_memory_kept}

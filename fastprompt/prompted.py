@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,16 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+def _compiled(method: Any) -> Any:
+    """A method compiled as one graph, on a copy of its code.
+
+    Dynamo bounds the graphs of one code object: those of other models must not count here.
+    """
+    function = method.__func__
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return torch.compile(MethodType(own, method.__self__), fullgraph=True)
 
 
 @dataclass(frozen=True)
@@ -121,9 +132,8 @@ class PromptedCLIP(nn.Module):
         self._text, self._image = self._text_features, self._image_features
         self.attack_loss = self._attack_loss
         if compile:
-            self._text = torch.compile(self._text, fullgraph=True)
-            self._image = torch.compile(self._image, fullgraph=True)
-            self.attack_loss = torch.compile(self.attack_loss, fullgraph=True)
+            self._text, self._image = _compiled(self._text), _compiled(self._image)
+            self.attack_loss = _compiled(self.attack_loss)
 
     @property
     def class_chunk(self) -> int | None:

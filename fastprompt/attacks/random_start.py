@@ -4,6 +4,7 @@ Philox-4x32 with ten rounds (Salmon et al., "Parallel random numbers: as easy as
 in plain integer tensor code: the same bits on every device.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -63,6 +64,10 @@ def random_start(
         indices: the images' indices in their data set, int64 ``[B]``.
         sides: ``"two-sided"`` draws from [-eps, eps], ``"one-sided"`` from [0, eps].
     """
-    unit = uniform(indices, x[0].numel(), seed=seed, restart=restart).view(x.shape).to(x.dtype)
+    unit = (
+        uniform(indices, math.prod(x.shape[1:]), seed=seed, restart=restart)
+        .view(x.shape)
+        .to(x.dtype)
+    )
     noise = unit * eps if sides == "one-sided" else (unit * 2 - 1) * eps
     return (x + noise).clamp(0, 1)

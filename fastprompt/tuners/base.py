@@ -222,7 +222,7 @@ class Tuner(ABC):
         """How a run that is resumed was executed: for the same bits, it goes on likewise."""
         known = {key: stored[key] for key in _EXECUTION if key in stored}
         for key, value in known.items():
-            if self._given[key] not in (None, value):
+            if self._given[key] is not None and getattr(self.config, key) != value:
                 raise ValueError(
                     f"{key}: {path} was begun with {value!r}, got {self._given[key]!r}: "
                     "leave it out"

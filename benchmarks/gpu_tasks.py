@@ -1,0 +1,253 @@
+"""The tasks of `benchmarks.gpu`, the most valuable first."""
+
+import gc
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import DeviceType
+
+from fastprompt.attacks import OnlinePGD
+from fastprompt.prompted import PromptedCLIP
+from fastprompt.prompts import DeepPrompts, TextContext
+from fastprompt.towers import ReferenceTextTower, TextTower
+
+from .gpu import ROOT, Task
+from .models import class_names, composed_names, random_clip
+from .rungs import RUNGS, Rung, random_batch
+from .timing import count_flops, difference
+
+DEVICE = "cuda"
+N_CTX = 16
+
+
+def event_seconds(function: Callable[[], object], rounds: int, warmup: int = 3) -> float:
+    """Seconds of one call: events around a backlog of ``rounds``, so that launches are hidden."""
+    for _ in range(warmup):
+        function()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(rounds):
+        function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / rounds
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Bytes that one call allocates above what was there."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def matmul_rate(dtype: torch.dtype, n: int = 8192) -> float:
+    """FLOP/s of a dense square product."""
+    a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / event_seconds(lambda: a @ b, 20)
+
+
+def busy_share(function: Callable[[], object]) -> float:
+    """Share of the time from the first kernel to the last in which one is running."""
+    from torch.profiler import ProfilerActivity, profile
+
+    function()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        function()
+        torch.cuda.synchronize()
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in record.events()
+        if event.device_type == DeviceType.CUDA
+    )
+    busy, reached = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return busy / (reached - spans[0][0])
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Products in TF32, or in full float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def gpu_tests() -> dict[str, Any]:
+    """Every test marked ``gpu``, in a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-6000:] + done.stderr[-2000:])
+    return {"summary": done.stdout.strip().splitlines()[-1]}
+
+
+def attack_rate(batch: int = 256, steps: int = 10) -> dict[str, Any]:
+    """PGD-10 on ViT-B/16 in bf16: images a second, and the share of the measured matmul rate."""
+    clip = random_clip("ViT-B-16").to(DEVICE)
+    rate = matmul_rate(torch.bfloat16)
+    data = random_batch(batch, clip.image_size, 100).to(DEVICE)
+    out: dict[str, Any] = {"batch": batch, "steps": steps, "bf16_matmul_flops": rate}
+    for compiled in (False, True):
+        prompts = TextContext(N_CTX, 512).to(DEVICE)
+        model = PromptedCLIP(clip, class_names(100), prompts, precision="bf16", compile=compiled)
+        prepared = model.prepare()
+        for captured in (False, True):
+            attack = OnlinePGD(model, "4/255", "1/255", steps, capture=captured)
+
+            def run(attack: OnlinePGD = attack, prepared: Any = prepared) -> Tensor:
+                return attack(data.images, data.labels, data.indices, prepared).images
+
+            seconds = event_seconds(run, 5)
+            flops = count_flops(run) if not (compiled or captured) else out["flops"]
+            out["flops"] = flops
+            out[f"compile={compiled}, graph={captured}"] = {
+                "seconds": seconds,
+                "images_per_second": batch / seconds,
+                "matmul_share": flops / seconds / rate,
+                "busy_share": busy_share(run),
+                "peak_bytes": peak_bytes(run),
+            }
+    return out
+
+
+def text_tower() -> dict[str, Any]:
+    """ViT-B-32's text tower on ImageNet's names, forward and backward, in float32."""
+    clip = random_clip("ViT-B-32").to(DEVICE)
+    context = (0.02 * torch.randn(N_CTX, 512)).to(DEVICE).requires_grad_()
+    names = list(dict.fromkeys(open_clip.IMAGENET_CLASSNAMES))
+    towers = {
+        "eager": ReferenceTextTower(clip, names, N_CTX),
+        "fastprompt": TextTower(clip, names, N_CTX, dtype=torch.float32),
+        "fastprompt, bf16": TextTower(clip, names, N_CTX, dtype=torch.bfloat16),
+    }
+    out: dict[str, Any] = {"classes": len(names)}
+    features: dict[str, Tensor] = {}
+    for rung, tower in towers.items():
+
+        def step(tower: Any = tower) -> Tensor:
+            return torch.autograd.grad(tower(context).float().square().sum(), context)[0]
+
+        features[rung] = tower(context).detach().float()
+        out[rung] = {
+            "seconds": event_seconds(step, 2 if rung == "eager" else 20),
+            "peak_bytes": peak_bytes(step),
+            "difference": difference(features[rung], features["eager"]),
+        }
+    out["ratio"] = out["eager"]["seconds"] / out["fastprompt"]["seconds"]
+    out["memory_ratio"] = out["eager"]["peak_bytes"] / out["fastprompt"]["peak_bytes"]
+    return out
+
+
+def many_classes(classes: int = 21_000) -> dict[str, Any]:
+    """The same with 21,000 names, in chunks."""
+    clip = random_clip("ViT-B-32").to(DEVICE)
+    context = (0.02 * torch.randn(N_CTX, 512)).to(DEVICE).requires_grad_()
+    out: dict[str, Any] = {"classes": classes}
+    for chunk in (1000, 4000, None):
+        tower = TextTower(clip, composed_names(classes), N_CTX, class_chunk=chunk)
+
+        def step(tower: TextTower = tower) -> Tensor:
+            return torch.autograd.grad(tower(context).square().sum(), context)[0]
+
+        out[f"chunk {tower.class_chunk}{'' if chunk else ' (default)'}"] = {
+            "seconds": event_seconds(step, 2, warmup=1),
+            "peak_bytes": peak_bytes(step),
+        }
+    return out
+
+
+def tuning_step(
+    name: str = "ViT-B-16", classes: int = 1000, batch: int = 32, steps: int = 5
+) -> dict[str, Any]:
+    """A step at NAP's published size, every rung; the fast one also in bf16, compiled, captured."""
+    clip = random_clip(name).to(DEVICE)
+    names = class_names(classes)
+    data = random_batch(batch, clip.image_size, classes, steps).to(DEVICE)
+    out: dict[str, Any] = {"classes": classes, "batch": batch, "steps": steps}
+
+    def timed(kind: type[Rung], **options: Any) -> dict[str, float]:
+        rung = kind(clip, names, DeepPrompts.for_clip(clip, N_CTX), data, **options)
+        seconds = event_seconds(rung.step, 3, warmup=2)
+        return {"seconds": seconds, "peak_bytes": peak_bytes(rung.step)}
+
+    for rung, kind in RUNGS.items():
+        out[rung] = timed(kind, **({"precision": "fp32"} if rung == "fastprompt" else {}))
+    with tf32(True):
+        out["eager-hoisted, TF32"] = timed(RUNGS["eager-hoisted"])
+    out["fastprompt, bf16"] = timed(RUNGS["fastprompt"], precision="bf16")
+    out["fastprompt, bf16, compiled"] = timed(RUNGS["fastprompt"], precision="bf16", compile=True)
+    for rung in [k for k in out if k.startswith("fastprompt")]:
+        out[f"eager / {rung}"] = out["eager"]["seconds"] / out[rung]["seconds"]
+    return out
+
+
+def agreement() -> dict[str, Any]:
+    """Both engines on the GPU: features and gradients in float64, float32 and bf16."""
+    out: dict[str, Any] = {}
+    for precision, dtype in (("fp64", torch.float64), ("fp32", torch.float32), ("bf16", None)):
+        clip = random_clip("ViT-B-32").to(DEVICE)
+        if dtype is torch.float64:
+            clip = clip.double()
+        names = class_names(50)
+        data = random_batch(8, clip.image_size, len(names)).to(DEVICE)
+        images, labels = data.images.to(clip.dtype), data.labels
+        got: dict[str, list[Tensor]] = {}
+        for engine in ("reference", "fast"):
+            prompts = DeepPrompts.for_clip(clip, N_CTX, refiners=True).to(clip.dtype)
+            _perturb(prompts)
+            model = PromptedCLIP(
+                clip,
+                names,
+                prompts,
+                engine=engine,
+                precision=precision if engine == "fast" else None,
+            )
+            pixels = images.clone().requires_grad_()
+            logits = model(pixels)
+            F.cross_entropy(logits, labels).backward()
+            grads = [p.grad for p in prompts.parameters() if p.grad is not None]
+            got[engine] = [logits.detach(), *grads, pixels.grad]  # type: ignore[list-item]
+        pairs = zip(got["fast"], got["reference"], strict=True)
+        out[precision] = max(difference(a, b) for a, b in pairs)
+    return out
+
+
+@torch.no_grad()
+def _perturb(module: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for parameter in module.parameters():
+        noise = 0.02 * torch.randn(parameter.shape, generator=generator)
+        parameter.add_(noise.to(parameter))
+
+
+TASKS = (
+    Task("tests", "every test marked gpu", 300, gpu_tests),
+    Task(
+        "attack",
+        "PGD-10, ViT-B/16, batch 256, bf16: at least 45 % of the matmul rate, no gaps",
+        240,
+        attack_rate,
+    ),
+    Task("text-1000", "text tower, ImageNet's names, against 77 tokens", 90, text_tower),
+    Task("step", "tuning step at NAP's published size, all rungs", 420, tuning_step),
+    Task("agreement", "both engines, float64, float32, bf16", 90, agreement),
+    Task("text-21000", "21,000 classes in chunks", 120, many_classes),
+)

@@ -1,0 +1,135 @@
+"""The machine under a measurement: its facts, its bare matmul rate, the memory of one function."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+
+T = TypeVar("T")
+
+# numbers of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep what it frees, for all rungs alike; False where there is no glibc.
+
+    glibc gives a big tensor back to the system at every free, and the page faults of getting it
+    again slow eager code down, which frees many, far more than code that does without them: that
+    baseline would be a false one.
+    """
+    libc = _libc()
+    if libc is None:
+        return False
+    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 256 << 20}
+    taken = [libc.mallopt(name, value) for name, value in settings.items()]
+    return all(taken)
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """A linear layer without bias, ``[rows, inputs]`` to ``[rows, outputs]``, weights frozen."""
+
+    rows: int
+    inputs: int
+    outputs: int
+
+    @property
+    def flops(self) -> int:
+        """Forward, and backward into the input."""
+        return 4 * self.rows * self.inputs * self.outputs
+
+
+def layer_gemms(tokens: int, width: int) -> tuple[Gemm, ...]:
+    """The linear layers of one transformer block on ``tokens`` tokens."""
+    shapes = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))
+    return tuple(Gemm(tokens, i, o) for i, o in shapes)
+
+
+def gemm_pass(gemms: Sequence[Gemm]) -> Callable[[], None]:
+    """A function that does each of ``gemms`` once, forward and backward, and nothing else."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    many = [(random(g.rows, g.inputs), random(g.rows, g.outputs), g) for g in gemms]
+    weights = [random(g.outputs, g.inputs) for g in gemms]
+
+    def run() -> None:
+        for (x, gradient, _), weight in zip(many, weights, strict=True):
+            F.linear(x, weight)
+            gradient @ weight
+
+    return run
+
+
+def _status(key: str) -> int:
+    """A size from ``/proc/self/status``, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Bytes of resident memory that ``function`` takes at its peak, above those at its start.
+
+    For a fresh process (`in_child`): memory that was freed before but is still held would be used
+    again unseen. What can be given back is given back first.
+
+    Raises:
+        RuntimeError: this is not Linux, or the peak can't be reset.
+    """
+    gc.collect()
+    if (libc := _libc()) is not None:
+        libc.malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    except OSError as error:
+        raise RuntimeError(f"peak memory needs Linux's /proc/self/clear_refs: {error}") from None
+    start = _status("VmHWM")
+    function()
+    return _status("VmHWM") - start
+
+
+def in_child(function: Callable[..., T], *args: Any) -> T:
+    """``function(*args)`` in a fresh process; the function must be importable there."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def facts() -> dict[str, Any]:
+    """What a time depends on beside the code."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": "float32",
+    }

@@ -1,0 +1,149 @@
+"""Rungs timed by turns, behind a gate that they agree; their FLOPs counted."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+LIMIT = 1e-4
+
+
+class RungsDifferError(RuntimeError):
+    """Rungs that are to be compared don't compute the same."""
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """``||a - b|| / ||b||``, in float64."""
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm())
+
+
+def gate(
+    results: Mapping[str, Mapping[str, Tensor]], baseline: str = "eager", limit: float = LIMIT
+) -> dict[str, dict[str, float]]:
+    """How far each rung's tensors are from the baseline's, norm-relative, by rung and name.
+
+    Args:
+        results: by rung, outputs and gradients by name.
+        limit: of every difference, for float32.
+
+    Raises:
+        RungsDifferError: a difference is above the limit, or not a number (as where the baseline
+            is zero, which proves nothing), or names or shapes differ.
+    """
+    wanted = results[baseline]
+    found: dict[str, dict[str, float]] = {}
+    wrong = []
+    for rung, tensors in results.items():
+        if rung == baseline:
+            continue
+        shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+        if shapes != {name: tuple(t.shape) for name, t in wanted.items()}:
+            raise RungsDifferError(f"{rung} and {baseline} give other names or shapes: {shapes}")
+        found[rung] = {name: difference(t, wanted[name]) for name, t in tensors.items()}
+        # not "> limit", which a NaN would pass
+        wrong += [f"{rung}: {n} by {d:.2e}" for n, d in found[rung].items() if not d <= limit]
+    if wrong:
+        raise RungsDifferError(f"differs from {baseline} by more than {limit:g}: {wrong}")
+    return found
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one rung, a round each."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Half of the rounds took longer."""
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The lower and the upper one."""
+        return quartiles(self.seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a result file."""
+        lower, upper = self.quartiles
+        return {"median": self.median, "lower": lower, "upper": upper, "rounds": len(self.seconds)}
+
+
+def quartiles(values: tuple[float, ...]) -> tuple[float, float]:
+    """The lower and the upper quartile; of one value, itself."""
+    if len(values) == 1:
+        return values[0], values[0]
+    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return lower, upper
+
+
+def by_turns(
+    rungs: Mapping[str, Callable[[], object]],
+    rounds: int = 7,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Every rung once a round, so that what else the machine does meets all of them alike.
+
+    Args:
+        warmup: rounds in front that don't count.
+        clock: seconds.
+    """
+    names = list(rungs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    for i in range(warmup + rounds):
+        # another one goes first each time: none always comes behind the same other
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            began = clock()
+            rungs[name]()
+            taken = clock() - began
+            if i >= warmup:
+                seconds[name].append(taken)
+    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
+
+
+def ratio(timings: Mapping[str, Timing], slow: str, fast: str) -> dict[str, float]:
+    """How many times longer ``slow`` takes: of the medians, and quartiles over the rounds."""
+    pairs = zip(timings[slow].seconds, timings[fast].seconds, strict=True)
+    lower, upper = quartiles(tuple(a / b for a, b in pairs))
+    return {"medians": timings[slow].median / timings[fast].median, "lower": lower, "upper": upper}
+
+
+class _FlopCount(TorchDispatchMode):
+    """torch's own formulas, without its counter's module hooks, which `autograd.grad` trips."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def count_flops(function: Callable[[], object]) -> int:
+    """FLOPs of the matrix products and convolutions that ``function`` does.
+
+    Attention counts as its plain products in every rung: the fused kernel's backward computes some
+    of them twice, which is no use to anybody.
+    """
+    with sdpa_kernel(SDPBackend.MATH), _FlopCount() as count:
+        function()
+    return count.total
