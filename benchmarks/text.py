@@ -59,20 +59,15 @@ class Rung:
         return {"features": features.detach(), "context gradient": gradient}
 
 
-def peak(
-    rung: str, classes: int, n_ctx: int, threads: int, chunk: int | None, keep: bool
-) -> tuple[int, float]:
+def peak(rung: str, classes: int, n_ctx: int, threads: int, chunk: int | None) -> tuple[int, float]:
     """Peak bytes above weights and tower, and seconds, of one forward and backward.
 
-    Args:
-        keep: the process keeps what it frees; else a peak is what is in use at once.
+    Freed memory goes back to the system here, so that a peak is what is in use at once.
     """
     torch.set_num_threads(threads)
     clip, names = random_clip(), class_names(classes)
     Rung(rung, clip, names[:2], n_ctx)()  # libraries make their own buffers in their first call
     run = Rung(rung, clip, names, n_ctx, chunk)
-    if keep:
-        keep_freed_memory()
     seconds = []
 
     def timed() -> None:
@@ -85,13 +80,13 @@ def peak(
 
 def measure_memory(classes: int, n_ctx: int, threads: int) -> dict[str, Any]:
     """Peak bytes of each rung in a process of its own, and how many times less the fast one is."""
-    peaks = {r: in_child(peak, r, classes, n_ctx, threads, None, False)[0] for r in RUNGS}
+    peaks = {r: in_child(peak, r, classes, n_ctx, threads, None)[0] for r in RUNGS}
     return {"peak_bytes": peaks, "ratio": peaks["eager"] / peaks["fastprompt"]}
 
 
 def measure_many(classes: int, n_ctx: int, threads: int, chunk: int) -> dict[str, Any]:
     """Peak bytes and seconds of the fast tower on many classes, once, chunk by chunk."""
-    size, seconds = in_child(peak, "fastprompt", classes, n_ctx, threads, chunk, True)
+    size, seconds = in_child(peak, "fastprompt", classes, n_ctx, threads, chunk)
     return {"classes": classes, "class_chunk": chunk, "peak_bytes": size, "seconds": seconds}
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .._checks import check_count
 from ..attention import attention_kernel
 from ..description import HFTextParts, TextParts
 from .cast import cast_hf, cast_text
-from .chunks import default_class_chunk, total_memory
+from .chunks import deal, default_class_chunk, recomputed, total_memory
 from .full import FullChunk, cut, pooled_places
 from .hf import HFChunk
 from .layout import Position
@@ -88,8 +89,9 @@ class TextTower(PromptedText):
             layout = dataclasses.replace(self.layout, ends=pooled_places(self.layout, parts))
             self.prefix = layout.start if self.class_specific else layout.leading
             lengths = layout.ends + 1 - self.prefix
-        chunk = class_chunk or self._default_chunk(int(lengths.max()), parts.layers, parts.dtype)
-        for rows in lengths.argsort(stable=True).split(chunk):
+        mean = math.ceil(float(lengths.float().mean()))
+        chunk = class_chunk or self._default_chunk(mean, parts.layers, parts.dtype)
+        for rows in deal(lengths, chunk):
             if self.path == "shared prefix":
                 self.chunks.append(PackedChunk(parts, layout, self.prefix, rows))
             else:
@@ -153,10 +155,11 @@ class TextTower(PromptedText):
         self, context: Tensor, deep: Tensor | None, shared: Sequence[Tensor]
     ) -> Iterator[Tensor]:
         for chunk in self.chunks:
+            run = partial(self._one, chunk)
             if len(self.chunks) == 1:
-                yield self._one(chunk, context, deep, *shared)
+                yield run(context, deep, *shared)
             else:
-                yield checkpoint(self._one, chunk, context, deep, *shared, use_reentrant=False)
+                yield recomputed(run, context, deep, *shared)
 
     def _one(
         self, chunk: nn.Module, context: Tensor, deep: Tensor | None, *shared: Tensor
