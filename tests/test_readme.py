@@ -1,5 +1,6 @@
 """The README tells the truth: its example runs, its figures are those of the committed files."""
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -10,14 +11,13 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def committed():
+def committed(name="advpt"):
     """The benchmark that made the committed figures."""
     sys.path.insert(0, str(ROOT))
     try:
-        from benchmarks import advpt
+        return importlib.import_module(f"benchmarks.{name}")
     finally:
         sys.path.remove(str(ROOT))
-    return advpt
 
 
 def python_blocks():
@@ -40,6 +40,15 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
     assert names["again"].config == names["tuner"].config
 
 
+def test_the_tuning_loop_runs(capsys):
+    code = next(block for block in python_blocks() if "OnlinePGD" in block)
+    for long, short in (("shots=4", "shots=1"), ("limit=400", "limit=8"), ("range(2)", "range(1)")):
+        assert long in code
+        code = code.replace(long, short)
+    exec(code.replace("pgd-20", "pgd-2"), {})
+    assert "adaptive" in capsys.readouterr().out
+
+
 def test_the_commands_are_those_that_ci_runs():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     bash = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
@@ -52,6 +61,10 @@ def test_the_commands_are_those_that_ci_runs():
 
 def test_the_results_table_is_the_committed_file():
     assert committed().table() in README
+
+
+def test_the_engines_table_is_the_committed_files():
+    assert committed("engines").table() in README
 
 
 def test_advpt_beats_zero_shot_on_its_own_attack_at_every_seed():

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 # tensors of a token's width that a layer keeps for the backward pass: measured 12, with room
 _KEPT = 14
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
 _SHARE = 4  # of the memory, one part in so many
 
 
@@ -18,7 +20,10 @@ def total_memory(device: torch.device) -> int:
     """Bytes that the device has, used or not: the same in every process on a machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # what a container may use of it
+    limit = _CGROUP.read_text().strip() if _CGROUP.exists() else "max"
+    return min(physical, int(limit)) if limit.isdigit() else physical
 
 
 def default_class_chunk(

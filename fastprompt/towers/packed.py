@@ -85,7 +85,7 @@ class PackedChunk(nn.Module):
         Args:
             context: ``[K, M, width]``, or ``[K, all C, M, width]`` of one context a class.
             deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
-            prefix: keys and values of each layer in turn, from `prefix_states`.
+            prefix: keys and values of each layer in turn, from `SharedPrefix`.
         """
         x = self._embed(context)
         depth = 1 if deep is None else deep.shape[1] + 1
@@ -115,41 +115,60 @@ class PackedChunk(nn.Module):
         return tokens + positions
 
 
-def prefix_states(
-    parts: TextParts, layout: TextLayout, prefix: int, context: Tensor, deep: Tensor | None
-) -> list[Tensor]:
-    """The prefix's keys and values, ``[K or 1, P, H, d]`` each, of every layer in turn.
+class SharedPrefix(nn.Module):
+    """The tokens in front of the first class name: start token, then context.
 
     Args:
-        prefix: P, how many tokens stand there: start token, then context.
-        context: ``[K, M, width]``; of one context a class nothing stands in the prefix.
-        deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+        parts: the text tower.
+        layout: of all prompts.
+        length: P, how many tokens stand there; of one context a class only the start token.
     """
-    start, dtype = layout.start, parts.dtype
-    blocks = open_blocks(parts.transformer)
-    inside = prefix - start
-    x = parts.token_embedding(layout.ids[:1, :start].to(context.device)).to(dtype)
-    if inside:
-        x = torch.cat([x.expand(len(context), -1, -1), context[:, :inside].to(dtype)], dim=1)
-    x = x + parts.positional_embedding[:prefix].to(dtype)
-    depth = 1 if deep is None or not inside else deep.shape[1] + 1
-    out: list[Tensor] = []
-    for i, block in enumerate(blocks):
-        if deep is not None and 0 < i < depth:
-            own = deep[:, i - 1, :inside].to(dtype)
-            x = torch.cat([x.expand(len(deep), -1, -1), own], dim=1)
-        normed = block.norm(x)
-        # what the next layer replaces needs keys and values here, and no output
-        kept = start if i + 1 < depth else x.shape[1]
-        if i + 1 == len(blocks) or not kept:
-            out += block.keys_values(normed)
-            x = x[:, :kept]
-            continue
-        q, k, v = block.qkv(normed)
-        out += (k, v)
-        q, k, v = q[:, :kept], k[:, :kept], v[:, :kept]
-        x = block.leave(x[:, :kept], attend(q, k, v, causal_mask(kept, q)))
-    return out
+
+    ids: Tensor
+
+    def __init__(self, parts: TextParts, layout: TextLayout, length: int) -> None:
+        super().__init__()
+        self.parts, self.length, self.start = parts, length, layout.start
+        self.blocks = open_blocks(parts.transformer)
+        # on the device: a copy in each forward pass would wait for it
+        self.register_buffer("ids", layout.ids[:1, : layout.start].clone(), persistent=False)
+
+    def forward(self, context: Tensor, deep: Tensor | None) -> list[Tensor]:
+        """Keys and values, ``[K or 1, P, H, d]`` each, of every layer in turn.
+
+        Args:
+            context: ``[K, M, width]``; of one context a class nothing stands in the prefix.
+            deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+        """
+        start, inside = self.start, self.length - self.start
+        x = self._embed(context, inside)
+        depth = 1 if deep is None or not inside else deep.shape[1] + 1
+        out: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            if deep is not None and 0 < i < depth:
+                own = deep[:, i - 1, :inside].to(x.dtype)
+                x = torch.cat([x.expand(len(deep), -1, -1), own], dim=1)
+            normed = block.norm(x)
+            # what the next layer replaces needs keys and values here, and no output
+            kept = start if i + 1 < depth else x.shape[1]
+            if i + 1 == len(self.blocks) or not kept:
+                out += block.keys_values(normed)
+                x = x[:, :kept]
+                continue
+            q, k, v = block.qkv(normed)
+            out += (k, v)
+            q, k, v = q[:, :kept], k[:, :kept], v[:, :kept]
+            x = block.leave(x[:, :kept], attend(q, k, v, causal_mask(kept, q)))
+        return out
+
+    def _embed(self, context: Tensor, inside: int) -> Tensor:
+        """``[K, P, width]``, or ``[1, P, width]`` with no context inside."""
+        parts = self.parts
+        x = parts.token_embedding(self.ids).to(parts.dtype)
+        if inside:
+            own = context[:, :inside].to(parts.dtype)
+            x = torch.cat([x.expand(len(context), -1, -1), own], dim=1)
+        return x + parts.positional_embedding[: self.length].to(parts.dtype)
 
 
 def attend_packed(

@@ -19,7 +19,7 @@ from .chunks import deal, default_class_chunk, recomputed, total_memory
 from .full import FullChunk, cut, pooled_places
 from .hf import HFChunk
 from .layout import Position
-from .packed import PackedChunk, prefix_states
+from .packed import PackedChunk, SharedPrefix
 from .prompted import PromptedText
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class TextTower(PromptedText):
         if class_chunk is not None:
             check_count(class_chunk, "class_chunk")
         self.prefix, self.full_length = 0, self.layout.length
+        self.shared: SharedPrefix | None = None
         self.chunks = nn.ModuleList()
         build = self._build_hf if isinstance(self.parts, HFTextParts) else self._build
         self.class_chunk = build(class_chunk, dtype)
@@ -88,6 +89,7 @@ class TextTower(PromptedText):
             self.path = "shared prefix"
             layout = dataclasses.replace(self.layout, ends=pooled_places(self.layout, parts))
             self.prefix = layout.start if self.class_specific else layout.leading
+            self.shared = SharedPrefix(parts, layout, self.prefix)
             lengths = layout.ends + 1 - self.prefix
         mean = math.ceil(float(lengths.float().mean()))
         chunk = class_chunk or self._default_chunk(mean, parts.layers, parts.dtype)
@@ -142,9 +144,9 @@ class TextTower(PromptedText):
     def encode(self, context: Tensor, deep: Tensor | None) -> Tensor:
         parts = self.parts
         shared: list[Tensor] = []
-        if isinstance(parts, TextParts) and parts.attn_mask is not None:
+        if self.shared is not None:
             with attention_kernel(context.device):
-                shared = prefix_states(parts, self.layout, self.prefix, context, deep)
+                shared = self.shared(context, deep)
         states = torch.cat(list(self._run(context, deep, shared)), dim=1)[:, self.inverse]
         states = states.expand(len(context), -1, -1)  # without a context token all are alike
         if isinstance(parts, HFTextParts):

@@ -314,3 +314,22 @@ def test_a_replay_sees_what_the_optimiser_changed(cuda_model):
     check_an_attack_follows_the_prompts(
         cuda_model, lambda attack: len(attack._ascent._graphs), "cuda"
     )
+
+
+@pytest.mark.gpu
+def test_a_step_never_waits_for_the_device(cuda_model):
+    x, y, indices = batch("cuda")
+    attack = OnlinePGD(cuda_model, "8/255", "2/255", 3)
+
+    def step():
+        prepared = cuda_model.prepare()
+        adv = attack(x, y, indices, prepared).images
+        clean, attacked = cuda_model.pair(x, adv, prepared)
+        (clean.logsumexp(1) + attacked.logsumexp(1)).sum().backward()
+
+    step()  # a capture waits
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

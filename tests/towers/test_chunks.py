@@ -1,6 +1,7 @@
 """Some classes at once: the same numbers in less memory."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import open_clip
@@ -10,7 +11,7 @@ from engine_checks import NAMES, deep_shape, noise, relative, text_clip
 from torch import Tensor
 
 from fastprompt.towers import TextTower
-from fastprompt.towers.chunks import default_class_chunk, total_memory
+from fastprompt.towers.chunks import deal, default_class_chunk, recomputed, total_memory
 
 CUSTOM = open_clip.CustomTextCLIP
 C = len(NAMES)
@@ -167,11 +168,13 @@ def test_a_tower_asks_for_its_own_tokens(monkeypatch):
     TextTower(clip, NAMES, 3, n_prompts=4)
     TextTower(clip, NAMES, 3, dtype=torch.bfloat16)
     memory = total_memory(torch.device("cpu"))
-    longest = 8 + 2  # the longest name, its period and its end, behind the prefix
+    # behind the start token: a name, its period and its end; on average, as chunks are dealt
+    used = (clip.tokenizer([f"{name}." for name in NAMES]) != 0).sum(dim=1) - 1
+    mean = math.ceil(float(used.float().mean()))
     assert asked == [
-        (C, longest, 24, 3, torch.float64, memory),
-        (C, 4 * longest, 24, 3, torch.float64, memory),
-        (C, longest, 24, 3, torch.bfloat16, memory),
+        (C, mean, 24, 3, torch.float64, memory),
+        (C, 4 * mean, 24, 3, torch.float64, memory),
+        (C, mean, 24, 3, torch.bfloat16, memory),
     ]
 
 
@@ -183,3 +186,58 @@ def test_small_towers_are_computed_whole():
 
 def test_total_memory_is_the_machines():
     assert total_memory(torch.device("cpu")) == total_memory(torch.device("cpu")) > 2**28
+
+
+@pytest.mark.parametrize(("classes", "chunk"), [(1, 1), (7, 3), (100, 9), (100, 100), (5, 50)])
+def test_rows_are_dealt_evenly(classes, chunk):
+    lengths = torch.randint(2, 12, (classes,), generator=torch.Generator().manual_seed(classes))
+    hands = deal(lengths, chunk)
+    assert sorted(torch.cat(hands).tolist()) == list(range(classes))
+    assert max(len(hand) for hand in hands) <= chunk
+    # each hand is a fair share: none is longer than another by more than one long row
+    totals = [int(lengths[hand].sum()) for hand in hands]
+    assert max(totals) - min(totals) <= int(lengths.max())
+
+
+def test_what_is_computed_again_leaves_one_node():
+    weight = noise(6, 6)
+    x = noise(4, 6, seed=1)
+
+    def deep(x: Tensor, nothing: None, weight: Tensor) -> Tensor:
+        for _ in range(5):
+            x = (x @ weight).tanh()
+        return x
+
+    out = recomputed(deep, x, None, weight)
+    assert {fn.name() for fn, _ in out.grad_fn.next_functions if fn} == {
+        "torch::autograd::AccumulateGrad"
+    }
+    for got, wanted in zip(
+        torch.autograd.grad(out.square().sum(), [x, weight]),
+        torch.autograd.grad(deep(x, None, weight).square().sum(), [x, weight]),
+        strict=True,
+    ):
+        assert wanted.norm() > 1e-6
+        assert torch.equal(got, wanted)
+
+
+def test_what_needs_no_gradient_gets_none():
+    x, fixed = noise(3), noise(3, seed=1).detach()
+    out = recomputed(lambda a, b: a * b, x, fixed)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad, fixed)
+    assert not recomputed(lambda a, b: a * b, fixed, fixed).requires_grad
+
+
+@pytest.mark.parametrize(("text", "expected"), [("max\n", 8000), ("5000\n", 5000), ("9000", 8000)])
+def test_a_containers_limit_counts(text, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "fastprompt.towers.chunks.os.sysconf",
+        {"SC_PAGE_SIZE": 8, "SC_PHYS_PAGES": 1000}.__getitem__,
+    )
+    limit = tmp_path / "memory.max"
+    limit.write_text(text)
+    monkeypatch.setattr("fastprompt.towers.chunks._CGROUP", limit)
+    assert total_memory(torch.device("cpu")) == expected
+    limit.unlink()
+    assert total_memory(torch.device("cpu")) == 8000
