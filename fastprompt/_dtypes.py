@@ -1,5 +1,7 @@
 """Precisions by name, and what must not be computed in less than float32."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -19,15 +21,21 @@ def at_least_float32(x: Tensor) -> Tensor:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16, not by emulation."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with nullcontext() if device.index is None else torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu"
+
+
+def own_precision(dtype: torch.dtype) -> str:
+    """The precision of weights."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
 def default_precision(dtype: torch.dtype, device: torch.device) -> str:
     """``"bf16"`` for float32 weights on a GPU that has it, else the weights' own."""
     if dtype == torch.float32 and device.type == "cuda" and has_bf16(device):
         return "bf16"
-    return next(name for name, known in PRECISIONS.items() if known == dtype)
+    return own_precision(dtype)
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._dtypes import at_least_float32
+from ._dtypes import at_least_float32, own_precision
 from .towers.engines import make_image_tower
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ class CLIPClassifier(nn.Module):
         engine: ``"fast"`` computes what the features need and no more; ``"reference"`` runs
             open_clip's own image tower. Equal up to rounding.
         precision: ``"fp64"``, ``"fp32"``, ``"bf16"`` or ``"fp16"`` in the image tower; by default
-            bf16 on a GPU that has it, else the weights' own. Logits are float32 at least.
-        image_tower: to use in place of one of the engine's.
+            the weights' own: a judge should not round. Logits are float32 at least.
+        image_tower: to use in place of one that ``engine`` and ``precision`` make; they say then
+            what it is.
         visual: its visual prompts, ``[layers, V, width]``.
         refiners: its token refiners.
     """
@@ -54,10 +55,19 @@ class CLIPClassifier(nn.Module):
             )
         self.clip = clip
         self.classnames = list(classnames)
-        self.image_tower = image_tower or make_image_tower(clip, engine=engine, precision=precision)
+        self.engine = engine
+        self.precision = precision or own_precision(clip.dtype)
+        self.image_tower = image_tower or make_image_tower(
+            clip, engine=engine, precision=precision or self.precision
+        )
         self.register_buffer("text_features", text_features.detach())
         self.register_buffer("visual", None if visual is None else visual.detach())
         self.refiners = refiners
+
+    @property
+    def has_visual_prompts(self) -> bool:
+        """Whether the image features go through anything that was learned."""
+        return self.visual is not None or self.refiners is not None
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Raw image features ``[B, D]``, float32 at least."""

@@ -54,6 +54,7 @@ class FrozenCLIP(nn.Module):
         source: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.version = 0  # counts changes of the weights
         self.model = model
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -75,15 +76,20 @@ class FrozenCLIP(nn.Module):
         return super().train(False)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "FrozenCLIP":
-        # every move and cast comes through here; the fingerprint is of the weights as they are
-        self.__dict__.pop("fingerprint", None)
+        # every move and cast comes through here
+        self._weights_changed()
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `nn.Module` has it."""
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # every load comes through here, also that of a module which this one is a part of
+        self._weights_changed()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _weights_changed(self) -> None:
+        """What was made of the weights is made anew: the fingerprint here, the rest by towers."""
         self.__dict__.pop("fingerprint", None)
-        return super().load_state_dict(*args, **kwargs)
+        self.version += 1
 
     def requires_grad_(self, requires_grad: bool = True) -> "FrozenCLIP":
         """Refuses to unfreeze.

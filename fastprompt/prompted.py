@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,8 @@ from ._dtypes import at_least_float32
 from .classifier import CLIPClassifier, cosine_logits
 from .clip import FrozenCLIP
 from .prompts import PromptValues
+from .towers import ImageTower, TextTower
+from .towers.base import Tower
 from .towers.engines import make_image_tower, make_text_tower, resolve_precision
 from .towers.layout import Position
 
@@ -41,14 +43,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _compiled(method: Any) -> Any:
-    """A method compiled as one graph, on a copy of its code.
+def _compiled(function: FunctionType) -> Callable[..., Tensor]:
+    """A function compiled as one graph, on a copy of its code.
 
     Dynamo bounds the graphs of one code object: those of other models must not count here.
     """
-    function = method.__func__
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    return torch.compile(MethodType(own, method.__self__), fullgraph=True)
+    return torch.compile(own, fullgraph=True)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class PromptedCLIP(nn.Module):
         engine: ``"fast"``, or ``"reference"``: the same features by open_clip's own modules, every
             class at full length and the text encoder inside every forward pass.
         precision: of the towers, see `CLIPClassifier`.
-        compile: run the towers through `torch.compile`, as whole graphs.
+        class_specific: each class has a context of its own.
+        compile: run the towers through `torch.compile`, as whole graphs; by default the fast engine
+            on a GPU. Towers of other kinds than open_clip's transformers run as they are.
         class_chunk: see `TextTower`.
 
     Raises:
@@ -99,7 +102,8 @@ class PromptedCLIP(nn.Module):
         layers: Sequence[int] | None = None,
         engine: str = "fast",
         precision: str | None = None,
-        compile: bool = False,
+        class_specific: bool = False,
+        compile: bool | None = None,
         class_chunk: int | None = None,
     ) -> None:
         super().__init__()
@@ -110,6 +114,13 @@ class PromptedCLIP(nn.Module):
             raise ValueError("compile must be False with engine='reference': it runs eagerly")
         if class_chunk is not None and engine == "reference":
             raise ValueError("class_chunk must be None with engine='reference': it takes all")
+        if compile is None:
+            compile = engine == "fast" and clip.device.type == "cuda"
+        if not callable(getattr(prompts, "values", None)):
+            raise TypeError(
+                f"prompts must be a module with values(), such as DeepPrompts, got "
+                f"{type(prompts).__name__}"
+            )
         values = self._values()
         if values.context.device != clip.device:
             raise ValueError(
@@ -119,21 +130,25 @@ class PromptedCLIP(nn.Module):
         self.refiners: nn.ModuleList | None = getattr(prompts, "refiners", None)
         options: dict[str, Any] = {"engine": engine, "precision": precision}
         depth = 0 if values.visual is None else len(values.visual)
-        self.image = make_image_tower(clip, range(depth) if layers is None else layers, **options)
+        self.image: Tower = make_image_tower(
+            clip, range(depth) if layers is None else layers, **options
+        )
         self.text = make_text_tower(
             clip,
             self.classnames,
             values.context.shape[-2],
             position=position,
             class_chunk=class_chunk,
+            class_specific=class_specific,
             **options,
         )
         self._check(values)
-        self._text, self._image = self._text_features, self._image_features
-        self.attack_loss = self._attack_loss
-        if compile:
-            self._text, self._image = _compiled(self._text), _compiled(self._image)
-            self.attack_loss = _compiled(self.attack_loss)
+        self.compiled = compile
+        self._functions: dict[str, Callable[..., Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy compiles anew: compiled code is of one process
+        return {**self.__dict__, "_functions": {}}
 
     @property
     def class_chunk(self) -> int | None:
@@ -151,6 +166,19 @@ class PromptedCLIP(nn.Module):
 
     # what may be compiled: tensors in, tensors out
 
+    def _call(self, name: str, *tensors: Tensor | None) -> Tensor:
+        """A method of tensors, compiled where that is asked for and possible."""
+        self.text.refresh()
+        self.image.refresh()
+        function: Any = getattr(type(self), name)
+        kind = TextTower if name == "_text_features" else ImageTower
+        tower = self.text if name == "_text_features" else self.image
+        if not self.compiled or not isinstance(tower, kind) or getattr(tower, "foreign", False):
+            return function(self, *tensors)
+        if name not in self._functions:
+            self._functions[name] = _compiled(function)
+        return self._functions[name](self, *tensors)
+
     def _text_features(self, context: Tensor, deep: Tensor | None) -> Tensor:
         return F.normalize(at_least_float32(self.text(context, deep)), dim=-1)
 
@@ -165,15 +193,30 @@ class PromptedCLIP(nn.Module):
 
     # what tuners call
 
+    def attack_loss(
+        self, images: Tensor, labels: Tensor, text: Tensor, visual: Tensor | None
+    ) -> Tensor:
+        """Cross-entropy, summed, at fixed class features and visual prompts: see `Prepared`."""
+        return self._call("_attack_loss", images, labels, text, visual)
+
+    def attack_reads(self) -> list[Tensor]:
+        """The tensors that `attack_loss` reads beside its arguments."""
+        self.image.refresh()
+        visual: nn.Module = getattr(self.image, "visual", self.clip.model)  # may be a cast copy
+        held = [visual, self.image, *([] if self.refiners is None else [self.refiners])]
+        tensors = [t for m in held for t in (*m.parameters(), *m.buffers())]
+        scale: Any = self.clip.model.logit_scale
+        return [*tensors, scale]
+
     def class_features(self, values: PromptValues | None = None) -> Tensor:
         """L2-normalised class features of the prompts as they are, ``[C, D]``, float32 at least."""
         values = values or self._values()
-        return self._text(values.context, values.deep)
+        return self._call("_text_features", values.context, values.deep)
 
     def image_features(self, images: Tensor, values: PromptValues | None = None) -> Tensor:
         """Raw image features ``[B, D]``, float32 at least, through the visual prompts."""
         values = values or self._values()
-        return self._image(images, values.visual)
+        return self._call("_image_features", images, values.visual)
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Logits ``[B, C]`` of raw image features and normalised class features."""
@@ -219,6 +262,8 @@ class PromptedCLIP(nn.Module):
             self.clip,
             text.clone(),
             self.classnames,
+            engine=self.engine,
+            precision=self.precision,
             image_tower=self.image,
             visual=None if visual is None else visual.clone(),
             refiners=refiners,

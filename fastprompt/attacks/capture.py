@@ -1,7 +1,7 @@
 """A whole multi-step attack in one CUDA graph, captured once for each shape and replayed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,14 +18,15 @@ _SHAPES = 4  # graphs kept: a full batch and the last, smaller one, for training
 class CapturedAscent:
     """`ascend` of ``loss_of(images, *inputs)``, on a GPU as one CUDA graph.
 
-    The graph reads what it needs from buffers of its own, which each call fills: nothing is frozen
-    into it but eps, alpha, the number of steps, and the place of the parameters that ``loss_of``
-    reads by itself (optimisers change those in place).
+    The graph reads what it is called with from buffers of its own, which each call fills. Frozen
+    into it are eps, alpha, the number of steps, and the place in memory of what ``loss_of`` reads
+    by itself: changes in place are seen, a change of place makes a new graph.
 
-    Where a capture is impossible the attack runs step by step; the reason is logged once.
+    Where a capture fails the attack runs step by step from then on; the reason is logged.
 
     Args:
         loss_of: images and further tensors to a scalar, summed over the batch.
+        reads: the tensors that ``loss_of`` reads by itself: weights, say.
         alpha, eps, steps: see `ascend`.
         capture: False never captures.
     """
@@ -33,16 +34,19 @@ class CapturedAscent:
     def __init__(
         self,
         loss_of: Callable[..., Tensor],
+        reads: Callable[[], Iterable[Tensor]] = tuple,
         *,
         alpha: float,
         eps: float,
         steps: int,
         capture: bool = True,
     ) -> None:
-        self.loss_of = loss_of
+        self.loss_of, self.reads = loss_of, reads
         self.alpha, self.eps, self.steps = alpha, eps, steps
-        self.reason = "" if capture else "not asked for"
+        self.failure = "" if capture else "not asked for"
         self._graphs: dict[Any, _Graph] = {}
+        self._places: tuple[int, ...] = ()
+        self._pool: Any = None
 
     def __call__(self, x: Tensor, start: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
         """The last iterate, and int64 ``[B, 2]`` counts of zero and non-finite gradients.
@@ -52,27 +56,21 @@ class CapturedAscent:
             start: where the ascent starts.
             inputs: what ``loss_of`` takes behind the images.
         """
-        given = (x, start, *inputs)
-        if not self.reason:
-            self.reason = self._obstacle(x)
-            if self.reason and x.device.type != "cpu":
-                log.warning("attack not captured in a CUDA graph: %s", self.reason)
-        if self.reason:
+        if self.obstacle(x):
             return self._steps(x, start, *inputs)
-        key = tuple(None if t is None else (t.shape, t.dtype) for t in given)
-        if key not in self._graphs:
-            graph = self._capture(given)
-            if graph is None:
-                return self._steps(x, start, *inputs)
-            if len(self._graphs) >= _SHAPES:
-                self._graphs.pop(next(iter(self._graphs)))
-            self._graphs[key] = graph
-        return self._graphs[key].replay(given)
+        given = (x, start, *inputs)
+        with torch.cuda.device(x.device):
+            graph = self._graph(given)
+            return self._steps(x, start, *inputs) if graph is None else graph.replay(given)
 
-    @staticmethod
-    def _obstacle(x: Tensor) -> str:
+    def obstacle(self, x: Tensor) -> str:
+        """Why an attack on ``x`` is not captured; empty if it is."""
+        if self.failure:
+            return self.failure
         if x.device.type != "cuda":
             return f"the images are on {x.device.type}"
+        if not len(x):
+            return "there are no images"
         return "another capture is under way" if torch.cuda.is_current_stream_capturing() else ""
 
     def _steps(self, x: Tensor, start: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -88,20 +86,40 @@ class CapturedAscent:
         )
         return adv, counts
 
+    def _graph(self, given: tuple[Any, ...]) -> "_Graph | None":
+        """The graph for arguments of these shapes; None if it can't be captured."""
+        places = tuple(t.data_ptr() for t in self.reads())
+        if places != self._places:
+            self._graphs.clear()
+            self._places = places
+        key = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in given)
+        graph = self._graphs.pop(key, None) or self._capture(given)
+        if graph is not None:
+            self._graphs[key] = graph  # behind the others: the first is the one not used longest
+            if len(self._graphs) > _SHAPES:
+                del self._graphs[next(iter(self._graphs))]
+        return graph
+
     def _capture(self, given: tuple[Any, ...]) -> "_Graph | None":
         try:
-            return _Graph(self._steps, given)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            return _Graph(self._steps, given, self._pool)
         except RuntimeError as error:  # torch's CUDA errors are RuntimeErrors
-            self.reason = " ".join(str(error).split())[:200]
-            log.warning("attack not captured in a CUDA graph: %s", self.reason)
+            self.failure = " ".join(str(error).split())[:200]
+            log.warning("attack not captured in a CUDA graph: %s", self.failure)
             return None
 
 
 class _Graph:
-    """A function captured on copies of its arguments."""
+    """A function captured on copies of its arguments.
+
+    Graphs share ``pool``: one replay is over before the next begins, and what is handed out is a
+    copy.
+    """
 
     def __init__(
-        self, function: Callable[..., tuple[Tensor, Tensor]], given: tuple[Any, ...]
+        self, function: Callable[..., tuple[Tensor, Tensor]], given: tuple[Any, ...], pool: Any
     ) -> None:
         self.buffers = [None if t is None else t.detach().clone() for t in given]
         side = torch.cuda.Stream()
@@ -111,7 +129,8 @@ class _Graph:
                 function(*self.buffers)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # other threads, such as a loader's that pins memory, may go on meanwhile
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.out = function(*self.buffers)
 
     def replay(self, given: tuple[Any, ...]) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import Fraction, check_count
+from .._checks import Fraction, check_count, check_images
 from .._checks import parse_fraction as parse
 from .ascent import ascend
 from .capture import CapturedAscent
 from .health import GradientHealth
-from .random_start import random_start
+from .random_start import random_start as draw_start
 from .result import AttackResult
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class OnlinePGD:
         eps: radius in pixel units, a float or such as ``"4/255"``.
         alpha: step size in pixel units, likewise.
         steps: gradient steps.
-        start: start from a uniform point of the ball instead of the image.
+        random_start: start from a uniform point of the ball instead of the image.
         seed: of the random starts, which depend on (seed, image index, draw) alone.
         capture: False never captures a CUDA graph.
 
@@ -49,17 +49,24 @@ class OnlinePGD:
         alpha: Fraction = 1 / 255,
         steps: int = 3,
         *,
-        start: bool = True,
+        random_start: bool = True,
         seed: int = 0,
         capture: bool = True,
     ) -> None:
+        if not hasattr(model, "attack_loss"):
+            raise TypeError(f"model must be a PromptedCLIP, got {type(model).__name__}: use PGD")
         self.model = model
         self.eps = parse(eps, "eps", zero=True)
         self.alpha = parse(alpha, "alpha")
         self.steps = check_count(steps, "steps")
-        self.start, self.seed = start, seed
+        self.random_start, self.seed = random_start, seed
         self._ascent = CapturedAscent(
-            model.attack_loss, alpha=self.alpha, eps=self.eps, steps=self.steps, capture=capture
+            model.attack_loss,
+            model.attack_reads,
+            alpha=self.alpha,
+            eps=self.eps,
+            steps=self.steps,
+            capture=capture,
         )
 
     def __call__(
@@ -74,17 +81,25 @@ class OnlinePGD:
         """Attack a batch.
 
         Args:
-            images: float32 ``[B, 3, S, S]`` in [0, 1], on the model's device; not checked.
+            images: float32 ``[B, 3, S, S]`` in [0, 1], on the model's device. Values are not
+                checked: looking at them waits for the device.
             labels: int64 ``[B]``.
             indices: the images' indices in their data set, int64 ``[B]``.
             prepared: from `PromptedCLIP.prepare`, which the step's loss shares; by default
                 computed here. The reference engine computes its own in every step.
             draw: which random start of an image: the epoch, say.
+
+        Raises:
+            ValueError, TypeError: images, labels or indices of a wrong shape or dtype.
         """
+        check_images(images, values=False)
+        for name, tensor in (("labels", labels), ("indices", indices)):
+            if tensor.shape != (len(images),):
+                raise ValueError(f"{name} must be [{len(images)}], got {list(tensor.shape)}")
         x = images.detach()
         start = x
-        if self.start:
-            start = random_start(
+        if self.random_start:
+            start = draw_start(
                 x, self.eps, indices, seed=self.seed, restart=draw, sides="two-sided"
             )
         with torch.enable_grad():

@@ -76,8 +76,9 @@ def make_attack(name: str, eps: float, seed: int) -> Attack:
     }
 
     def transfer(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
-        # through the judged model's own towers where it has some: the same features, faster
-        encode = getattr(model, "encode_image", model.clip.encode_image)
+        # the classifier's own tower is the faster one, but no learned prompt may stand in it
+        blind = not getattr(model, "has_visual_prompts", True)
+        encode = model.encode_image if blind else model.clip.encode_image
         return FeaturePGD(encode, eps, steps, seed=seed).run(images, indices=indices)
 
     return Attack(name, "transfer:image-encoder", eps, settings, transfer)

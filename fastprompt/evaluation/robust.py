@@ -106,7 +106,9 @@ class _Tally:
         self.standing: list[Tensor] = []
         self.health: list[GradientHealth] = []
 
-    def row(self, model: str, attack: Attack, seconds: float) -> dict[str, Any]:
+    def row(
+        self, model: str, attack: Attack, seconds: float, facts: dict[str, Any]
+    ) -> dict[str, Any]:
         health = GradientHealth.join(self.health)
         standing = torch.cat(self.standing).cpu()
         # an image whose attack had no gradient is not shown to be robust: it does not count as such
@@ -115,6 +117,7 @@ class _Tally:
         n, correct = len(robust), int(robust.sum())
         return {
             "model": model,
+            **facts,
             "attack": attack.name,
             "path": attack.path,
             "eps": attack.eps,
@@ -208,7 +211,7 @@ def evaluate(
                     bar.update(len(images))
     return Evaluation(
         [
-            tallies[a.name, a.eps, m].row(m, a, seconds[a.name, a.eps, m])
+            tallies[a.name, a.eps, m].row(m, a, seconds[a.name, a.eps, m], _facts(named[m]))
             for a in plan
             for m in named
         ]
@@ -237,6 +240,11 @@ def plan_attacks(
             raise ValueError(f"eps must be above 0 for {name!r}")
         plan += [make_attack(name, radius, seed) for radius in dict.fromkeys(radii)]
     return plan
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    """How a classifier of ours computes."""
+    return {k: getattr(model, k) for k in ("engine", "precision") if hasattr(model, k)}
 
 
 def _draw_rows(n: int, limit: int | None, seed: int) -> list[int]:

@@ -1,15 +1,30 @@
 """open_clip's residual attention block, opened: the same weights, called piece by piece."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
+from ..description import TextParts
 
-def open_blocks(transformer: nn.Module) -> list["OpenBlock"]:
+
+def open_blocks(transformer: nn.Module) -> list[OpenBlock]:
     """The transformer's blocks, opened."""
     return [OpenBlock(block) for block in transformer.resblocks]  # type: ignore[union-attr]
+
+
+class OpenText:
+    """A text transformer's parts and its opened blocks, shared by all that compute with them."""
+
+    parts: TextParts
+    blocks: list[OpenBlock]
+
+    def set(self, parts: TextParts) -> None:
+        """Take these from now on."""
+        self.parts, self.blocks = parts, open_blocks(parts.transformer)
 
 
 class OpenBlock:

@@ -5,6 +5,7 @@ import dataclasses
 from typing import TypeVar
 
 import torch
+from open_clip.transformer import LayerNormFp32
 from torch import nn
 
 from ..description import HFTextParts, TextParts
@@ -16,31 +17,35 @@ def frozen_copy(module: M, dtype: torch.dtype | None) -> M:
     """``module`` itself if it has that dtype already (or None is asked for), else a cast copy."""
     if dtype is None or dtype == next(module.parameters()).dtype:
         return module
-    return copy.deepcopy(module).to(dtype).requires_grad_(False)
+    copied = copy.deepcopy(module).to(dtype).requires_grad_(False)
+    for part in copied.modules():
+        if isinstance(part, LayerNormFp32):
+            part.float()  # it computes in float32 whatever comes in
+    return copied
 
 
-def cast_text(parts: TextParts, dtype: torch.dtype | None) -> tuple[TextParts, nn.Module]:
-    """The text tower in ``dtype``, and a module that holds what was copied, to move it with."""
-    holder = nn.Module()
+def cast_text(parts: TextParts, dtype: torch.dtype | None) -> TextParts:
+    """The text tower in ``dtype``: itself, or with copies of its weights."""
     if dtype is None or dtype == parts.dtype:
-        return parts, holder
-    holder.transformer = frozen_copy(parts.transformer, dtype)
-    holder.ln_final = frozen_copy(parts.ln_final, dtype)
-    for name in ("positional_embedding", "text_projection"):
-        part = getattr(parts, name)
-        if isinstance(part, nn.Module):
-            part = frozen_copy(part, dtype)
-        elif part is not None:
-            part = nn.Parameter(part.detach().to(dtype), requires_grad=False)
-        setattr(holder, name, part)
-    names = ("transformer", "ln_final", "positional_embedding", "text_projection")
-    return dataclasses.replace(parts, **{name: getattr(holder, name) for name in names}), holder
+        return parts
+    projection = parts.text_projection
+    if isinstance(projection, nn.Module):
+        projection = frozen_copy(projection, dtype)
+    elif projection is not None:
+        projection = projection.detach().to(dtype)
+    return dataclasses.replace(
+        parts,
+        transformer=frozen_copy(parts.transformer, dtype),
+        ln_final=frozen_copy(parts.ln_final, dtype),
+        positional_embedding=parts.positional_embedding.detach().to(dtype),
+        text_projection=projection,
+    )
 
 
-def cast_hf(parts: HFTextParts, dtype: torch.dtype | None) -> tuple[HFTextParts, nn.Module]:
+def cast_hf(parts: HFTextParts, dtype: torch.dtype | None) -> HFTextParts:
     """Likewise for a Hugging Face model."""
     owner = frozen_copy(parts.owner, dtype)
     if owner is parts.owner:
-        return parts, nn.Module()
+        return parts
     embedding = owner.transformer.get_input_embeddings()
-    return dataclasses.replace(parts, owner=owner, token_embedding=embedding), owner
+    return dataclasses.replace(parts, owner=owner, token_embedding=embedding)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .._dtypes import PRECISIONS, check_precision, default_precision
+from .._dtypes import PRECISIONS, check_precision, default_precision, own_precision
 from ..attention import plain_attention
 from ..description import visual_prompts_fit
+from .base import Tower
 from .cast import frozen_copy
 from .image import ImageTower
 from .prompted import PromptedText
@@ -32,7 +33,7 @@ def resolve_precision(clip: FrozenCLIP, engine: str, precision: str | None) -> s
     """
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be 'fast' or 'reference', got {engine!r}")
-    own = default_precision(clip.dtype, torch.device("cpu"))
+    own = own_precision(clip.dtype)
     if engine == "reference":
         if precision not in (None, own):
             raise ValueError(
@@ -46,6 +47,12 @@ def resolve_precision(clip: FrozenCLIP, engine: str, precision: str | None) -> s
     return precision
 
 
+def _cast(clip: FrozenCLIP, engine: str, precision: str | None) -> torch.dtype | None:
+    """What the towers are cast to; None leaves the weights as they are, and as they will be."""
+    dtype = PRECISIONS[resolve_precision(clip, engine, precision)]
+    return None if dtype == clip.dtype else dtype
+
+
 def make_text_tower(
     clip: FrozenCLIP,
     classnames: Sequence[str],
@@ -57,7 +64,7 @@ def make_text_tower(
     **options: Any,
 ) -> PromptedText:
     """The engine's text tower; ``options`` are those of `PromptedText`."""
-    dtype = PRECISIONS[resolve_precision(clip, engine, precision)]
+    dtype = _cast(clip, engine, precision)
     if engine == "reference":
         return ReferenceTextTower(clip, classnames, n_ctx, **options)
     return TextTower(clip, classnames, n_ctx, class_chunk=class_chunk, dtype=dtype, **options)
@@ -69,13 +76,13 @@ def make_image_tower(
     *,
     engine: str = "fast",
     precision: str | None = None,
-) -> nn.Module:
+) -> Tower:
     """The engine's image tower; an image tower of another kind runs as it is, without prompts.
 
     Raises:
         ValueError: prompts for an image tower that takes none (the reason is given).
     """
-    dtype = PRECISIONS[resolve_precision(clip, engine, precision)]
+    dtype = _cast(clip, engine, precision)
     if not layers and visual_prompts_fit(clip.model):
         return PlainImageTower(clip, dtype)
     if engine == "reference":
@@ -83,14 +90,19 @@ def make_image_tower(
     return ImageTower(clip, layers, dtype=dtype)
 
 
-class PlainImageTower(nn.Module):
+class PlainImageTower(Tower):
     """An image tower that takes no prompts, whatever its kind: ResNet, ConvNeXt, timm's."""
 
+    visual: nn.Module
+
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.clip = clip
-        visual: Any = clip.model.visual
-        self.visual = frozen_copy(visual, dtype)
+        super().__init__(clip)
+        self._cast = dtype
+
+    def derive(self) -> None:
+        """A copy in another precision, if one was asked for."""
+        visual: Any = self.clip.model.visual
+        object.__setattr__(self, "visual", frozen_copy(visual, self._cast))
 
     def forward(
         self,
@@ -105,6 +117,7 @@ class PlainImageTower(nn.Module):
         Raises:
             ValueError: prompts, refiners or layers are asked for.
         """
+        self.refresh()
         self.check(prompts, refiners, keep_layers=keep_layers)
         self.clip.check_pixels(images)
         pixels = (images - self.clip.mean) / self.clip.std

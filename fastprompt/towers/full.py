@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..attention import attend
 from ..description import TextParts
-from .blocks import open_blocks
+from .blocks import OpenText
 from .layout import TextLayout
 
 
@@ -22,11 +22,9 @@ def pooled_places(layout: TextLayout, parts: TextParts) -> Tensor:
     """The place of the token that is read in each prompt, ``[C]``."""
     if parts.pool_type == "first":
         return torch.zeros_like(layout.ends)
-    return (
-        torch.full_like(layout.ends, layout.length - 1)
-        if parts.pool_type == "last"
-        else (layout.ends)
-    )
+    if parts.pool_type == "last":
+        return torch.full_like(layout.ends, layout.length - 1)
+    return layout.ends
 
 
 def padding_mask(ids: Tensor, pad_id: int | None, dtype: torch.dtype) -> Tensor | None:
@@ -41,7 +39,7 @@ class FullChunk(nn.Module):
     """Whole prompts of some classes.
 
     Args:
-        parts: the text tower.
+        text: the text tower, opened.
         layout: of all prompts, from `cut`.
         rows: the classes of this chunk, ``[C]``.
 
@@ -57,14 +55,13 @@ class FullChunk(nn.Module):
     places: Tensor
     pooled: Tensor
 
-    def __init__(self, parts: TextParts, layout: TextLayout, rows: Tensor) -> None:
+    def __init__(self, text: OpenText, layout: TextLayout, rows: Tensor) -> None:
         super().__init__()
-        self.parts = parts
-        self.blocks = open_blocks(parts.transformer)
+        self.text = text
         self.register_buffer("order", rows, persistent=False)
         self.register_buffer("ids", layout.ids[rows], persistent=False)
         self.register_buffer("places", layout.context[rows], persistent=False)
-        self.register_buffer("pooled", pooled_places(layout, parts)[rows], persistent=False)
+        self.register_buffer("pooled", pooled_places(layout, text.parts)[rows], persistent=False)
 
     def forward(self, context: Tensor, deep: Tensor | None) -> Tensor:
         """States of the pooled tokens behind the last layer, ``[K, C, width]``.
@@ -73,18 +70,18 @@ class FullChunk(nn.Module):
             context: ``[K, M, width]``, or ``[K, all C, M, width]`` of one context a class.
             deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
         """
-        parts = self.parts
+        parts = self.text.parts
         x = parts.token_embedding(self.ids).to(parts.dtype).expand(len(context), -1, -1, -1)
         x = put(x, self.places, context[:, self.order] if context.ndim == 4 else context[:, None])
         x = x + parts.positional_embedding[: x.shape[2]].to(parts.dtype)
         mask = padding_mask(self.ids, parts.pad_id, x.dtype)
         depth = 1 if deep is None else deep.shape[1] + 1
         rows = torch.arange(x.shape[1], device=x.device)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.text.blocks):
             if deep is not None and 0 < i < depth:
                 x = put(x, self.places, deep[:, None, i - 1])
             normed = block.norm(x)
-            if i + 1 < len(self.blocks):
+            if i + 1 < len(self.text.blocks):
                 x = block.leave(x, attend(*block.qkv(normed), mask))
                 continue
             k, v = block.keys_values(normed)

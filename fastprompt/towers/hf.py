@@ -7,11 +7,17 @@ from .full import put
 from .layout import TextLayout
 
 
+class OpenHF:
+    """A Hugging Face text model's parts, shared by all that compute with them."""
+
+    parts: HFTextParts
+
+
 class HFChunk(nn.Module):
     """Whole prompts of some classes, through ``inputs_embeds``.
 
     Args:
-        parts: the text tower.
+        text: holds the text tower's parts.
         layout: of all prompts; padding is masked, so that it may be cut off.
         rows: the classes of this chunk, ``[C]``.
     """
@@ -20,16 +26,16 @@ class HFChunk(nn.Module):
     ids: Tensor
     places: Tensor
 
-    def __init__(self, parts: HFTextParts, layout: TextLayout, rows: Tensor) -> None:
+    def __init__(self, text: OpenHF, layout: TextLayout, rows: Tensor) -> None:
         super().__init__()
-        self.parts = parts
+        self.text = text
         self.register_buffer("order", rows, persistent=False)
         self.register_buffer("ids", layout.ids[rows], persistent=False)
         self.register_buffer("places", layout.context[rows], persistent=False)
 
     def forward(self, context: Tensor, deep: None) -> Tensor:
         """Features ``[K, C, D]`` of a context ``[K, M, width]`` or ``[K, all C, M, width]``."""
-        parts = self.parts
+        parts = self.text.parts
         own = context[:, self.order] if context.ndim == 4 else context[:, None]
         x = parts.token_embedding(self.ids)
         x = put(x.expand(len(context), -1, -1, -1), self.places, own)  # [K, C, T, W]

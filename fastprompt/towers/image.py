@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attention import attend, attention_kernel
 from ..description import visual_prompts_fit
+from .base import Tower
 from .blocks import OpenBlock, open_blocks
 from .cast import frozen_copy
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Refiners = Sequence[Callable[[Tensor], Tensor]]
 
 
-class ImageTower(nn.Module):
+class ImageTower(Tower):
     """The frozen image tower, computing what the features need and no more.
 
     Prompt tokens stand behind the patch tokens and carry no positional embedding. Those of layer 0
@@ -43,32 +44,36 @@ class ImageTower(nn.Module):
             layer.
     """
 
+    visual: Any
     patch_weight: Tensor
     patch_bias: Tensor
 
     def __init__(
         self, clip: FrozenCLIP, layers: Sequence[int] = (), *, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(clip)
         if reason := visual_prompts_fit(clip.model):
             raise ValueError(f"{clip.name} takes no visual prompts: {reason}")
-        self.clip = clip
-        visual: Any = clip.model.visual
-        self.visual: Any = frozen_copy(visual, dtype)
-        self.blocks = open_blocks(self.visual.transformer)
+        self._cast = dtype
+        for name in ("patch_weight", "patch_bias"):
+            self.register_buffer(name, None, persistent=False)
+        self.refresh()
         self.layers = check_layers(layers, len(self.blocks), f"image tower of {clip.name}")
-        self._fold(clip, visual.conv1.weight.detach())
 
     @property
     def dtype(self) -> torch.dtype:
         """What the blocks compute in."""
         return self.visual.positional_embedding.dtype
 
-    def _fold(self, clip: FrozenCLIP, weight: Tensor) -> None:
-        """The pixel normalisation goes into the patch embedding: ``conv((x - mean) / std)``."""
-        scaled = weight / clip.std
-        self.register_buffer("patch_weight", scaled, persistent=False)
-        self.register_buffer("patch_bias", -(scaled * clip.mean).sum((1, 2, 3)), persistent=False)
+    def derive(self) -> None:
+        """Copies in another precision; the pixel normalisation goes into the patch embedding."""
+        visual: Any = self.clip.model.visual
+        # past `nn.Module`: the weights are the clip's, or a copy that nobody else shall see
+        object.__setattr__(self, "visual", frozen_copy(visual, self._cast))
+        self.blocks = open_blocks(self.visual.transformer)
+        scaled = visual.conv1.weight.detach() / self.clip.std
+        self.patch_weight = scaled
+        self.patch_bias = -(scaled * self.clip.mean).sum((1, 2, 3))
 
     def forward(
         self,
@@ -93,6 +98,7 @@ class ImageTower(nn.Module):
         Raises:
             ValueError: shapes that don't fit.
         """
+        self.refresh()
         self.clip.check_pixels(images)
         self.check(prompts, refiners)
         with attention_kernel(images.device):
@@ -163,8 +169,10 @@ def patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     As a matrix product: the convolution's gradient in the pixels is five times slower on the CPU.
     """
     height, width = weight.shape[-2:]
-    x = images.unfold(2, height, height).unfold(3, width, width)  # [B, 3, rows, columns, h, w]
-    x = x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    rows, columns = images.shape[-2] // height, images.shape[-1] // width
+    x = images[..., : rows * height, : columns * width]
+    x = x.reshape(len(x), 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+    x = x.flatten(3).flatten(1, 2)  # [B, N, 3 * h * w]
     return F.linear(x, weight.flatten(1), bias)
 
 

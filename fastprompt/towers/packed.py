@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import attend, causal_mask
-from ..description import TextParts
-from .blocks import open_blocks
+from .blocks import OpenText
 from .layout import TextLayout
 
 
@@ -29,7 +28,7 @@ class PackedChunk(nn.Module):
     """The suffixes of some class prompts without padding: N tokens, sorted by length.
 
     Args:
-        parts: the text tower.
+        text: the text tower, opened.
         layout: of all prompts.
         prefix: P, how many tokens stand in the shared prefix.
         rows: the classes of this chunk, ``[C]``.
@@ -50,10 +49,9 @@ class PackedChunk(nn.Module):
     sources: Tensor
     owners: Tensor
 
-    def __init__(self, parts: TextParts, layout: TextLayout, prefix: int, rows: Tensor) -> None:
+    def __init__(self, text: OpenText, layout: TextLayout, prefix: int, rows: Tensor) -> None:
         super().__init__()
-        self.parts = parts
-        self.blocks = open_blocks(parts.transformer)
+        self.text = text
         lengths = layout.ends[rows] + 1 - prefix
         order = rows[lengths.argsort(stable=True)]
         lengths = layout.ends[order] + 1 - prefix
@@ -89,11 +87,11 @@ class PackedChunk(nn.Module):
         """
         x = self._embed(context)
         depth = 1 if deep is None else deep.shape[1] + 1
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.text.blocks):
             if deep is not None and 0 < i < depth and self.holds_context:
                 x = x.index_copy(1, self.context, deep[:, i - 1, self.sources].to(x.dtype))
             normed, shared = block.norm(x), (prefix[2 * i], prefix[2 * i + 1])
-            if i + 1 < len(self.blocks):
+            if i + 1 < len(self.text.blocks):
                 q, k, v = block.qkv(normed)
                 x = block.leave(x, attend_packed(q, k, v, shared, self.groups, ends=False))
                 continue
@@ -105,7 +103,7 @@ class PackedChunk(nn.Module):
 
     def _embed(self, context: Tensor) -> Tensor:
         """``[K or 1, N, width]``: 1 as long as no context token is among them."""
-        parts = self.parts
+        parts = self.text.parts
         tokens = parts.token_embedding(self.ids).to(parts.dtype)[None]
         positions = parts.positional_embedding.to(parts.dtype)[self.positions]
         if self.holds_context:
@@ -119,17 +117,16 @@ class SharedPrefix(nn.Module):
     """The tokens in front of the first class name: start token, then context.
 
     Args:
-        parts: the text tower.
+        text: the text tower, opened.
         layout: of all prompts.
         length: P, how many tokens stand there; of one context a class only the start token.
     """
 
     ids: Tensor
 
-    def __init__(self, parts: TextParts, layout: TextLayout, length: int) -> None:
+    def __init__(self, text: OpenText, layout: TextLayout, length: int) -> None:
         super().__init__()
-        self.parts, self.length, self.start = parts, length, layout.start
-        self.blocks = open_blocks(parts.transformer)
+        self.text, self.length, self.start = text, length, layout.start
         # on the device: a copy in each forward pass would wait for it
         self.register_buffer("ids", layout.ids[:1, : layout.start].clone(), persistent=False)
 
@@ -144,14 +141,14 @@ class SharedPrefix(nn.Module):
         x = self._embed(context, inside)
         depth = 1 if deep is None or not inside else deep.shape[1] + 1
         out: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.text.blocks):
             if deep is not None and 0 < i < depth:
                 own = deep[:, i - 1, :inside].to(x.dtype)
                 x = torch.cat([x.expand(len(deep), -1, -1), own], dim=1)
             normed = block.norm(x)
             # what the next layer replaces needs keys and values here, and no output
             kept = start if i + 1 < depth else x.shape[1]
-            if i + 1 == len(self.blocks) or not kept:
+            if i + 1 == len(self.text.blocks) or not kept:
                 out += block.keys_values(normed)
                 x = x[:, :kept]
                 continue
@@ -163,7 +160,7 @@ class SharedPrefix(nn.Module):
 
     def _embed(self, context: Tensor, inside: int) -> Tensor:
         """``[K, P, width]``, or ``[1, P, width]`` with no context inside."""
-        parts = self.parts
+        parts = self.text.parts
         x = parts.token_embedding(self.ids).to(parts.dtype)
         if inside:
             own = context[:, :inside].to(parts.dtype)

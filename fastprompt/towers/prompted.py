@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from .._checks import check_classnames, check_count
 from ..description import HFTextParts, TextParts
+from .base import Tower
 from .layout import Position, text_layout
 
 if TYPE_CHECKING:
     from ..clip import FrozenCLIP
 
 
-class PromptedText(nn.Module, ABC):
+class PromptedText(Tower, ABC):
     """Class features from learned context tokens and class names.
 
     Args:
@@ -44,13 +45,12 @@ class PromptedText(nn.Module, ABC):
         class_specific: bool = False,
         n_prompts: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(clip)
         parts = clip.text_parts
         if isinstance(parts, str):
             raise ValueError(f"{clip.name} takes no text prompts: {parts}")
         if n_prompts is not None:
             check_count(n_prompts, "n_prompts")
-        self.clip = clip
         self.parts: TextParts | HFTextParts = parts
         self.classes = len(check_classnames(classnames))
         self.n_ctx, self.n_prompts = check_count(n_ctx, "n_ctx", least=0), n_prompts
@@ -83,6 +83,7 @@ class PromptedText(nn.Module, ABC):
         Raises:
             ValueError: shapes that don't fit, or a depth that the tower does not have.
         """
+        self.refresh()
         self.check(context, deep)
         if self.n_prompts is None:
             context, deep = context[None], None if deep is None else deep[None]
@@ -108,6 +109,11 @@ class PromptedText(nn.Module, ABC):
             wanted = [*many, "depth - 1", self.n_ctx, self.parts.width]
             raise ValueError(f"deep must be {wanted}, got {list(shape)}".replace("'", ""))
         check_depth(shape[-3] + 1, layers, f"text tower of {self.clip.name}")
+
+    def describe(self) -> str:
+        """The way that is taken, in words."""
+        tokens = self.classes * self.layout.length
+        return f"every class at its full length of {self.layout.length} tokens, {tokens} in all"
 
     @abstractmethod
     def encode(self, context: Tensor, deep: Tensor | None) -> Tensor:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from open_clip.transformer import text_global_pool
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attention import plain_attention
 from ..description import HFTextParts, TextParts, visual_prompts_fit
+from .base import Tower
 from .image import Refiners, check_layers, check_prompts, check_refiners
 from .prompted import PromptedText
 
@@ -33,8 +34,13 @@ class ReferenceTextTower(PromptedText):
         self, clip: FrozenCLIP, classnames: Sequence[str], n_ctx: int, **options: Any
     ) -> None:
         super().__init__(clip, classnames, n_ctx, **options)
-        self.register_buffer("ids", self.layout.ids.to(clip.device), persistent=False)
-        self.register_buffer("places", self.layout.context.to(clip.device), persistent=False)
+        self.register_buffer("ids", self.layout.ids, persistent=False)
+        self.register_buffer("places", self.layout.context, persistent=False)
+
+    def derive(self) -> None:
+        parts = self.clip.text_parts  # moving the model makes a new mask
+        assert not isinstance(parts, str)
+        self.parts = parts
 
     def encode(self, context: Tensor, deep: Tensor | None) -> Tensor:
         depths = [None] * len(context) if deep is None else list(deep)
@@ -43,8 +49,7 @@ class ReferenceTextTower(PromptedText):
 
     def _one(self, context: Tensor, deep: Tensor | None) -> Tensor:
         """``[C, D]`` of one prompt: context ``[M or C, M, W]``, deep ``[depth - 1, M, W]``."""
-        parts = self.clip.text_parts  # as they are now: moving the model makes a new mask
-        assert not isinstance(parts, str)
+        parts = self.parts
         x = self._put(parts.token_embedding(self.ids), context)  # [C, length, W]
         if isinstance(parts, HFTextParts):
             mask = (self.ids != parts.pad_id).long()
@@ -80,16 +85,14 @@ def run_block(transformer: Any, block: Any, x: Tensor, mask: Tensor | None = Non
     return block(x.transpose(0, 1), attn_mask=mask).transpose(0, 1)
 
 
-class ReferenceImageTower(nn.Module):
+class ReferenceImageTower(Tower):
     """Image features by open_clip's own modules; see `ImageTower` for arguments and results."""
 
     def __init__(self, clip: FrozenCLIP, layers: Sequence[int] = ()) -> None:
-        super().__init__()
+        super().__init__(clip)
         if reason := visual_prompts_fit(clip.model):
             raise ValueError(f"{clip.name} takes no visual prompts: {reason}")
-        self.clip = clip
         visual: Any = clip.model.visual
-        self.visual = visual
         depth = len(visual.transformer.resblocks)
         self.layers = check_layers(layers, depth, f"image tower of {clip.name}")
 
@@ -103,7 +106,7 @@ class ReferenceImageTower(nn.Module):
     ) -> Any:
         """See `ImageTower.forward`."""
         clip = self.clip
-        visual: Any = self.visual
+        visual: Any = self.clip.model.visual
         clip.check_pixels(images)
         blocks = visual.transformer.resblocks
         self.check(prompts, refiners)
@@ -129,13 +132,13 @@ class ReferenceImageTower(nn.Module):
 
     def check(self, prompts: Tensor | None, refiners: Refiners | None) -> None:
         """Raise what `forward` would of prompts and refiners."""
-        visual: Any = self.visual
+        visual: Any = self.clip.model.visual
         check_prompts(prompts, self.layers, visual.conv1.out_channels)
         check_refiners(refiners, len(visual.transformer.resblocks))
 
     def _patches(self, pixels: Tensor) -> Tensor:
         """Class and patch tokens with their positions, as they are before ``ln_pre``."""
-        visual: Any = self.visual
+        visual: Any = self.clip.model.visual
         x = visual.conv1(pixels).flatten(2).transpose(1, 2)
         first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)

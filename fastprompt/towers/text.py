@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from .._checks import check_count
 from ..attention import attention_kernel
 from ..description import HFTextParts, TextParts
+from .blocks import OpenText
 from .cast import cast_hf, cast_text
 from .chunks import deal, default_class_chunk, recomputed, total_memory
 from .full import FullChunk, cut, pooled_places
-from .hf import HFChunk
+from .hf import HFChunk, OpenHF
 from .layout import Position
 from .packed import PackedChunk, SharedPrefix
 from .prompted import PromptedText
@@ -68,50 +69,65 @@ class TextTower(PromptedText):
         if class_chunk is not None:
             check_count(class_chunk, "class_chunk")
         self.prefix, self.full_length = 0, self.layout.length
+        self._cast = dtype
         self.shared: SharedPrefix | None = None
         self.chunks = nn.ModuleList()
-        build = self._build_hf if isinstance(self.parts, HFTextParts) else self._build
-        self.class_chunk = build(class_chunk, dtype)
+        self.open = OpenHF() if isinstance(self.parts, HFTextParts) else OpenText()
+        self.refresh()
+        build = self._build_hf if isinstance(self.open, OpenHF) else self._build
+        self.class_chunk = min(build(class_chunk), self.classes)
         order = torch.cat([chunk.order for chunk in self.chunks])  # type: ignore[misc]
         self.register_buffer("inverse", order.argsort(), persistent=False)
         self.to(clip.device)
 
-    def _build(self, class_chunk: int | None, dtype: torch.dtype | None) -> int:
-        assert isinstance(self.parts, TextParts)
-        self.parts, self.copied = cast_text(self.parts, dtype)
-        parts = self.parts
+    @property
+    def foreign(self) -> bool:
+        """Whether the text model is another library's."""
+        return isinstance(self.open, OpenHF)
+
+    def derive(self) -> None:
+        """The weights as they are now, in the precision that was asked for."""
+        parts = self.clip.text_parts
+        if isinstance(self.open, OpenText):
+            assert isinstance(parts, TextParts)
+            self.parts = cast_text(parts, self._cast)
+            self.open.set(self.parts)
+        else:
+            assert isinstance(parts, HFTextParts)
+            self.parts = self.open.parts = cast_hf(parts, self._cast)
+
+    def _build(self, class_chunk: int | None) -> int:
+        assert isinstance(self.open, OpenText)
+        parts = self.open.parts
         if parts.attn_mask is None:
             self.path = "whole sequences"
-            layout = cut(self.layout, parts)
-            tokens = layout.length
-            lengths = torch.full((self.classes,), tokens)
+            self.layout = cut(self.layout, parts)
+            lengths = torch.full((self.classes,), self.layout.length)
         else:
             self.path = "shared prefix"
-            layout = dataclasses.replace(self.layout, ends=pooled_places(self.layout, parts))
-            self.prefix = layout.start if self.class_specific else layout.leading
-            self.shared = SharedPrefix(parts, layout, self.prefix)
-            lengths = layout.ends + 1 - self.prefix
+            self.layout = dataclasses.replace(self.layout, ends=pooled_places(self.layout, parts))
+            self.prefix = self.layout.start if self.class_specific else self.layout.leading
+            self.shared = SharedPrefix(self.open, self.layout, self.prefix)
+            lengths = self.layout.ends + 1 - self.prefix
         mean = math.ceil(float(lengths.float().mean()))
         chunk = class_chunk or self._default_chunk(mean, parts.layers, parts.dtype)
         for rows in deal(lengths, chunk):
-            if self.path == "shared prefix":
-                self.chunks.append(PackedChunk(parts, layout, self.prefix, rows))
+            if self.shared is not None:
+                self.chunks.append(PackedChunk(self.open, self.layout, self.prefix, rows))
             else:
-                self.chunks.append(FullChunk(parts, layout, rows))
-        self.layout = layout
-        return min(chunk, self.classes)
+                self.chunks.append(FullChunk(self.open, self.layout, rows))
+        return chunk
 
-    def _build_hf(self, class_chunk: int | None, dtype: torch.dtype | None) -> int:
-        assert isinstance(self.parts, HFTextParts)
-        self.parts, self.copied = cast_hf(self.parts, dtype)
-        parts, self.path = self.parts, "input embeddings"
-        layout = self.layout = self.layout.trimmed()
-        layers = getattr(parts.owner.config, "num_hidden_layers", 12)
-        own = next(parts.owner.parameters()).dtype
-        chunk = class_chunk or self._default_chunk(layout.length, layers, own)
+    def _build_hf(self, class_chunk: int | None) -> int:
+        assert isinstance(self.open, OpenHF)
+        owner, self.path = self.open.parts.owner, "input embeddings"
+        self.layout = self.layout.trimmed()
+        layers = getattr(owner.config, "num_hidden_layers", 12)
+        dtype = next(owner.parameters()).dtype
+        chunk = class_chunk or self._default_chunk(self.layout.length, layers, dtype)
         for rows in torch.arange(self.classes).split(chunk):
-            self.chunks.append(HFChunk(parts, layout, rows))
-        return min(chunk, self.classes)
+            self.chunks.append(HFChunk(self.open, self.layout, rows))
+        return chunk
 
     def _default_chunk(self, tokens: int, layers: int, dtype: torch.dtype) -> int:
         memory = total_memory(self.clip.device)
@@ -139,7 +155,8 @@ class TextTower(PromptedText):
     @property
     def length(self) -> int:
         """Tokens of the longest prompt that is computed."""
-        return int(self.layout.ends.max()) + 1 if self.prefix else self.layout.length
+        packed = self.path == "shared prefix"
+        return int(self.layout.ends.max()) + 1 if packed else self.layout.length
 
     def encode(self, context: Tensor, deep: Tensor | None) -> Tensor:
         parts = self.parts

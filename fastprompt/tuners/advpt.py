@@ -180,5 +180,5 @@ class AdvPTTuner(Tuner):
     @property
     def classifier(self) -> CLIPClassifier:
         """``logit_scale * cos(f(x), t_c)`` with the tuned class features, computed once."""
-        self.model.to(self.clip.device)  # the clip may have been moved since it was tuned
+        self.prompts.to(self.clip.device)  # the clip may have been moved since it was tuned
         return self.model.classifier()

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import re
 import time
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._checks import Fraction, check_classnames
+from .._dtypes import check_precision
 from ..classifier import CLIPClassifier
 from ..clip import TEMPLATES, FrozenCLIP
 from ..data.loading import ImageDataset, check_dataset, fingerprint
@@ -26,6 +28,8 @@ from ..runs import RunFolder
 from ..tracking import Tracker
 from . import optimisers
 from .config import TunerConfig, as_dict, build, typed
+
+log = logging.getLogger(__name__)
 
 # settings of how a run is executed: filled in for the machine, kept in config.json
 _EXECUTION = ("compile", "class_chunk")
@@ -109,24 +113,21 @@ class Tuner(ABC):
 
     def _start(self) -> None:
         """New prompts, in towers that run as the settings say; what they left open is filled in."""
-        config, device = self.config, self.clip.device
-        compiled = config.compile
-        if compiled is None:
-            compiled = config.engine == "fast" and device.type == "cuda"
-        self.prompts = self.build_prompts().to(device)
+        config = self.config
+        self.prompts = self.build_prompts().to(self.clip.device)
         self.model = PromptedCLIP(
             self.clip,
             self.classnames,
             self.prompts,
             engine=config.engine,
             precision=config.precision,
-            compile=compiled,
+            compile=config.compile,
             class_chunk=config.class_chunk,
         )
         self.config = dataclasses.replace(
             config,
             precision=cast(Any, self.model.precision),
-            compile=compiled,
+            compile=self.model.compiled,
             class_chunk=self.model.class_chunk,
         )
 
@@ -314,7 +315,12 @@ class Tuner(ABC):
             **options: see `fastprompt.evaluate`.
         """
         models = {
-            "zero-shot": self.clip.zero_shot(self.classnames, templates),
+            "zero-shot": self.clip.zero_shot(
+                self.classnames,
+                templates,
+                engine=self.config.engine,
+                precision=self.config.precision,
+            ),
             "tuned": self.classifier,
         }
         return evaluate(models, test, attacks=attacks, eps=eps, **options)
@@ -352,8 +358,11 @@ class Tuner(ABC):
             raise ValueError(f"{run.path} is a run of {config['method']!r}, not of {cls.method!r}")
         if clip is None:
             clip = clip_of(config)
+        clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
         # how it was executed was for another machine, perhaps: this one's defaults are taken
         settings = {k: v for k, v in config["config"].items() if k not in _EXECUTION}
+        if not runs_here(settings.get("precision"), clip):
+            settings["precision"] = None
         whole = cls.Config(**typed(cls.Config, settings))
         tuner = cls(clip, config["classnames"], whole)
         known = config["clip"]["fingerprint"]
@@ -379,6 +388,15 @@ def _run_facts(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hash(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def runs_here(precision: str | None, clip: FrozenCLIP) -> bool:
+    """Whether the model's device has the precision that a run was tuned in."""
+    try:
+        return precision is None or check_precision(precision, clip.device) is not None
+    except ValueError:
+        log.warning("%s was tuned with, %s has none: its own is taken", precision, clip.device)
+        return False
 
 
 def clip_of(config: Mapping[str, Any]) -> FrozenCLIP:

@@ -46,7 +46,8 @@ def test_on_the_cpu_it_runs_step_by_step_and_says_nothing(caplog):
     ascent = CapturedAscent(loss_of, **SETTINGS)
     with caplog.at_level(logging.DEBUG, logger=LOGGER):
         results = [ascent(*case(seed=seed)) for seed in (0, 1)]
-    assert ascent.reason == "the images are on cpu"
+    assert ascent.obstacle(case()[0]) == "the images are on cpu"
+    assert ascent.failure == ""  # elsewhere it may still be captured
     assert caplog.records == []
     assert same(results[0], eager(case(seed=0)))
     assert same(results[1], eager(case(seed=1)))
@@ -57,17 +58,18 @@ def test_not_asked_for_it_is_never_tried(monkeypatch, caplog):
     def refuse(*_):
         raise AssertionError("captured although not asked for")
 
-    monkeypatch.setattr(CapturedAscent, "_obstacle", refuse)
     monkeypatch.setattr(capture, "_Graph", refuse)
     ascent = CapturedAscent(loss_of, **SETTINGS, capture=False)
     ascent(*case())
-    assert ascent.reason == "not asked for"
+    assert ascent.obstacle(case()[0]) == "not asked for"
     assert caplog.records == []
 
 
 @pytest.fixture
 def no_obstacle(monkeypatch):
-    monkeypatch.setattr(CapturedAscent, "_obstacle", staticmethod(lambda x: ""))
+    monkeypatch.setattr(CapturedAscent, "obstacle", lambda self, x: self.failure)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
 
 
 def test_a_capture_that_fails_is_told_once_and_not_tried_again(no_obstacle, monkeypatch, caplog):
@@ -86,7 +88,7 @@ def test_a_capture_that_fails_is_told_once_and_not_tried_again(no_obstacle, monk
     (record,) = caplog.records
     assert (record.name, record.levelno) == (LOGGER, logging.WARNING)
     assert "operation not permitted" in record.getMessage()
-    assert ascent.reason == "CUDA error: operation not permitted"
+    assert ascent.failure == "CUDA error: operation not permitted"
 
 
 def test_our_own_mistakes_are_not_hidden(no_obstacle, monkeypatch):
@@ -98,23 +100,23 @@ def test_our_own_mistakes_are_not_hidden(no_obstacle, monkeypatch):
         CapturedAscent(loss_of, **SETTINGS)(*case())
 
 
-def test_an_obstacle_on_another_device_is_told_once(monkeypatch, caplog):
-    monkeypatch.setattr(CapturedAscent, "_steps", lambda self, x, start, *inputs: (start, x))
-    ascent = CapturedAscent(loss_of, **SETTINGS)
-    x = torch.empty(2, 3, 4, 4, device="meta")
-    ascent(x, x), ascent(x, x)
-    (record,) = caplog.records
-    assert "the images are on meta" in record.getMessage()
-
-
-def test_within_another_capture_there_is_none(monkeypatch):
+def test_what_stands_in_the_way_now_may_be_gone_later(monkeypatch):
     class OnAGPU:
         device = torch.device("cuda")
 
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def __len__(self) -> int:
+            return self.n
+
+    ascent = CapturedAscent(loss_of, **SETTINGS)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert CapturedAscent._obstacle(OnAGPU()) == "another capture is under way"
+    assert ascent.obstacle(OnAGPU(1)) == "another capture is under way"
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert CapturedAscent._obstacle(OnAGPU()) == ""
+    assert ascent.obstacle(OnAGPU(0)) == "there are no images"
+    assert ascent.obstacle(torch.empty(2, device="meta")) == "the images are on meta"
+    assert ascent.obstacle(OnAGPU(1)) == ""
 
 
 # ---- captured, on a stand-in for CUDA -------------------------------------------------------
@@ -145,9 +147,10 @@ class Recorder:
                     out.copy_(new)
 
         class OnCPU(real):
-            def __init__(self, function, given) -> None:
+            def __init__(self, function, given, pool) -> None:
+                assert pool == "pool"
                 recorder.captured.append(tuple(None if t is None else t.shape for t in given))
-                super().__init__(function, given)
+                super().__init__(function, given, pool)
                 self.graph.out, self.graph.function = self.out, lambda: function(*self.buffers)
                 for t in self.out:  # a capture records, it does not compute
                     t.fill_(-1)
@@ -157,7 +160,7 @@ class Recorder:
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "current_stream", Stream)
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-        monkeypatch.setattr(torch.cuda, "graph", lambda graph: Stream())
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: Stream())
 
 
 @pytest.fixture
@@ -207,6 +210,24 @@ def test_one_capture_a_shape_and_no_more_kept_than_there_are_places(recorder):
     assert len(recorder.captured) == captured  # the latest are kept
     assert same(ascent(*case(8)), eager(case(8)))
     assert len(recorder.captured) == captured + 1  # the oldest had to go
+
+
+def test_what_moved_in_memory_is_captured_anew(recorder):
+    x, start, weight, _ = case()
+    held = [weight.clone()]
+
+    def reading(images):
+        return loss_of(images, held[0])
+
+    ascent = CapturedAscent(reading, lambda: held, **SETTINGS)
+    for _ in range(2):
+        assert same(ascent(x, start), eager((x, start, held[0])))
+        held[0].mul_(-2)  # in place: the graph reads what is there
+    assert len(recorder.captured) == 1
+    before = held[0]
+    held[0] = before.clone() * 3
+    assert same(ascent(x, start), eager((x, start, held[0])))
+    assert len(recorder.captured) == 2
 
 
 def test_inputs_and_dtypes_are_part_of_the_shape(recorder):
@@ -293,7 +314,7 @@ def test_captured_equals_eager_bit_for_bit(cuda_model, caplog):
             assert torch.equal(ours.images, theirs.images)
             assert torch.equal(ours.health.zero, theirs.health.zero)
             assert torch.equal(ours.health.nonfinite, theirs.health.nonfinite)
-    assert attack._ascent.reason == ""
+    assert attack._ascent.failure == ""
     assert len(attack._ascent._graphs) == 2
     assert plain._ascent._graphs == {}
     assert caplog.records == []

@@ -224,7 +224,7 @@ def test_images_stay_in_ball_and_box(clip, engine, start):
     x, y, indices = batch()
     x[0], x[1] = 0.0, 1.0  # where the box cuts the ball
     given = x.clone()
-    adv = OnlinePGD(prompted(clip, engine), EPS, ALPHA, 4, start=start)(x, y, indices).images
+    adv = OnlinePGD(prompted(clip, engine), EPS, ALPHA, 4, random_start=start)(x, y, indices).images
     assert adv.dtype == torch.float32
     assert adv.shape == x.shape
     assert not adv.requires_grad
@@ -286,7 +286,7 @@ def test_it_is_pgd_on_the_frozen_classifier_bit_for_bit(clip, draw):
 @ENGINES
 def test_without_a_start_it_starts_at_the_image(double, engine):
     model, (x, y, indices) = prompted(double, engine), batch(dtype=torch.float64)
-    ours = OnlinePGD(model, EPS, ALPHA, 3, start=False)(x, y, indices)
+    ours = OnlinePGD(model, EPS, ALPHA, 3, random_start=False)(x, y, indices)
     assert torch.equal(ours.images, plain_loop(model.classifier(), x, y, x, 3))
     plain = PGD(model.classifier(), EPS, ALPHA, 3, random_start=False).run(x, y)
     assert torch.equal(ours.images, plain.images)
@@ -341,7 +341,7 @@ def test_seed_and_draw_key_the_start(clip, engine):
 @pytest.mark.parametrize("start", [True, False])
 def test_eps_zero_leaves_the_images_alone(clip, engine, start):
     x, y, indices = batch()
-    result = OnlinePGD(prompted(clip, engine), 0, ALPHA, 2, start=start)(x, y, indices)
+    result = OnlinePGD(prompted(clip, engine), 0, ALPHA, 2, random_start=start)(x, y, indices)
     assert torch.equal(result.images, x)
     assert result.trusted
 
@@ -350,7 +350,7 @@ def test_eps_zero_leaves_the_images_alone(clip, engine, start):
 @pytest.mark.parametrize("start", [True, False])
 def test_an_empty_batch_comes_back_empty(clip, engine, start):
     x, y, indices = (t[:0] for t in batch())
-    result = OnlinePGD(prompted(clip, engine), EPS, ALPHA, 2, start=start)(x, y, indices)
+    result = OnlinePGD(prompted(clip, engine), EPS, ALPHA, 2, random_start=start)(x, y, indices)
     assert result.images.shape == (0, 3, 48, 48)
     assert len(result.health.zero) == 0
     assert result.trusted
@@ -366,14 +366,14 @@ def test_gradient_health_counts_zeros_and_nans(clip, engine):
     assert healthy.health.nonfinite.tolist() == [0] * 3
     # of one class the cross-entropy is 0 everywhere
     one = prompted(clip, engine, names=["cat"])
-    flat = OnlinePGD(one, EPS, ALPHA, 2, start=False)(x, torch.zeros_like(y), indices)
+    flat = OnlinePGD(one, EPS, ALPHA, 2, random_start=False)(x, torch.zeros_like(y), indices)
     assert flat.health.zero.tolist() == [entries] * 3
     assert not flat.trusted
     assert torch.equal(flat.images, x)
     broken = prompted(clip, engine)
     with torch.no_grad():
         broken.prompts.tokens.fill_(float("nan"))
-    lost = OnlinePGD(broken, EPS, ALPHA, 2, start=False)(x, y, indices)
+    lost = OnlinePGD(broken, EPS, ALPHA, 2, random_start=False)(x, y, indices)
     assert lost.health.nonfinite.tolist() == [entries] * 3
     assert not lost.trusted
     assert torch.equal(lost.images, x)

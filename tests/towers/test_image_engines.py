@@ -290,17 +290,40 @@ def test_the_weights_own_dtype_makes_no_copy():
     assert ImageTower(clip, dtype=torch.float32).visual is clip.model.visual
 
 
-@pytest.mark.parametrize("start", [None, torch.bfloat16], ids=["own-dtype", "bfloat16-copy"])
-def test_a_cast_reaches_all_that_the_tower_holds(start):
-    clip = copy.deepcopy(image_clip(dtype=torch.float32))
-    images = pixels(clip).detach()
-    tower = ImageTower(clip, dtype=start).to(torch.float64)
-    assert {t.dtype for t in (*tower.parameters(), *tower.buffers())} == {torch.float64}
-    got = tower(images.double())
-    assert got.dtype == torch.float64
-    expected = ReferenceImageTower(clip)(images.double())
-    # rounding of what was float32 or bfloat16 before the cast
-    assert relative(got, expected) <= (SINGLE if start is None else 0.1)
+@pytest.mark.parametrize("change", ["cast", "load", "load through a parent"])
+@pytest.mark.parametrize("copied", [None, torch.bfloat16], ids=["own-dtype", "bfloat16-copy"])
+def test_the_tower_follows_its_models_weights(copied, change):
+    clip = copy.deepcopy(image_clip(dtype=torch.float32 if change == "cast" else torch.float64))
+    tower = ImageTower(clip, dtype=copied)
+    images = pixels(clip).detach().to(clip.dtype)
+    before = tower(images)
+    if change == "cast":
+        clip.double()
+        images = images.double()
+    else:
+        state = {k: v + 0.1 for k, v in clip.state_dict().items()}
+        if change == "load":
+            clip.load_state_dict(state)
+        else:
+            parent = torch.nn.ModuleList([clip])
+            parent.load_state_dict({f"0.{k}": v for k, v in state.items()})
+    got, expected = tower(images), ReferenceImageTower(clip)(images)
+    assert got.dtype == (copied or clip.dtype)
+    assert relative(got, ImageTower(clip, dtype=copied)(images)) == 0
+    tolerance = 0.1 if copied else EXACT
+    assert relative(got.to(expected.dtype), expected) <= tolerance
+    if change != "cast":
+        assert relative(got, before) > tolerance
+
+
+def test_models_that_compute_their_layer_norms_in_float32_can_be_copied():
+    model = open_clip.CLIP(**copy.deepcopy(SMALL), cast_dtype=torch.bfloat16).eval()
+    clip = load_clip(model)
+    assert any(type(m).__name__ == "LayerNormFp32" for m in clip.modules())
+    images = pixels(clip).detach().float()
+    low = ImageTower(clip, dtype=torch.bfloat16)(images)
+    assert low.dtype == torch.bfloat16
+    assert relative(low.float(), ImageTower(clip)(images)) <= 0.1
 
 
 # ---- bad input ---------------------------------------------------------------------------------

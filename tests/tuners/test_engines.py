@@ -164,7 +164,10 @@ def test_compile_is_asked_for(small_clip, compiled):
     assert AdvPTTuner(small_clip, NAMES, FAST).config.compile is False  # on a CPU
     assert AdvPTTuner(small_clip, NAMES, FAST, engine="reference").config.compile is False
     assert compiled == []
-    assert AdvPTTuner(small_clip, NAMES, FAST, compile=True).config.compile is True
+    tuner = AdvPTTuner(small_clip, NAMES, FAST, compile=True)
+    assert tuner.config.compile is True
+    assert compiled == []  # before the first use
+    tuner.model(pixels(2).float() / 255)
     assert all(options == {"fullgraph": True} for _, options in compiled)
     assert {"_text_features", "_image_features"} <= {name for name, _ in compiled}
 
