@@ -4,8 +4,8 @@ python -m benchmarks.gpu                        # what has a result for this cod
 python -m benchmarks.gpu --pending              # run what has none, the most valuable first
 python -m benchmarks.gpu --pending --seconds 540 --out FOLDER   # in a call of bounded time
 
-A result belongs to the code that it was measured with: each file holds a digest of the library's
-sources, and a changed library makes it pending again. Without a GPU the list is all there is.
+A result belongs to the code that it was measured with: each file holds a digest of the sources, and
+a change makes it pending again. Without a GPU the list is all there is.
 """
 
 import hashlib
@@ -41,9 +41,9 @@ class Task:
 
 
 def code_digest() -> str:
-    """SHA-256 over the library's sources: what a result was measured with."""
+    """SHA-256 over library and benchmarks: what a result was measured with."""
     digest = hashlib.sha256()
-    for folder in ("fastprompt", "kernels"):
+    for folder in ("fastprompt", "kernels", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             relative = path.relative_to(ROOT).as_posix()
             if not relative.startswith("fastprompt/kernels/"):  # a link to kernels/
@@ -86,7 +86,12 @@ def run_task(task: Task, digest: str, out: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 1),
         "versions": versions(),
     }
-    write_json(out / card() / f"gpu-{task.name}.json", found)
+    path = out / card() / f"gpu-{task.name}.json"
+    try:
+        write_json(path, found)
+    except ValueError:  # a NaN, which JSON has no word for
+        found = {**found, "result": None, "error": f"not finite: {found.pop('result')!r}"}
+        write_json(path, found)
     return found
 
 

@@ -83,7 +83,7 @@ def show(result: Mapping[str, Any]) -> str:
         )
     lines = [table(rows)]
     for pair, speed in result["ratios"].items():
-        quartiles = f"{speed['lower']:.2f} to {speed['upper']:.2f}"
+        quartiles = f"{speed['least']:.2f} to {speed['most']:.2f}"
         ceiling = result["flops_ratios"][pair]
         lines.append(f"{pair}: {speed['medians']:.2f}x ({quartiles}), by FLOPs {ceiling:.2f}x")
     return "\n".join(lines)

@@ -127,7 +127,7 @@ def show(result: dict[str, Any]) -> str:
     speed = result["ratios"]["eager/fastprompt"]
     lines = [
         table(rows),
-        f"eager/fastprompt: {speed['medians']:.1f}x ({speed['lower']:.1f} to {speed['upper']:.1f}),"
+        f"eager/fastprompt: {speed['medians']:.1f}x ({speed['least']:.1f} to {speed['most']:.1f}),"
         f" by FLOPs {result['flops_ratio']:.1f}x"
         + (f", memory {memory['ratio']:.1f}x" if memory else ""),
     ]

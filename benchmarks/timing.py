@@ -115,10 +115,11 @@ def by_turns(
 
 
 def ratio(timings: Mapping[str, Timing], slow: str, fast: str) -> dict[str, float]:
-    """How many times longer ``slow`` takes: of the medians, and quartiles over the rounds."""
+    """How many times longer ``slow`` takes: of the medians; least and most over the rounds."""
     pairs = zip(timings[slow].seconds, timings[fast].seconds, strict=True)
-    lower, upper = quartiles(tuple(a / b for a, b in pairs))
-    return {"medians": timings[slow].median / timings[fast].median, "lower": lower, "upper": upper}
+    rounds = [a / b for a, b in pairs]
+    medians = timings[slow].median / timings[fast].median
+    return {"medians": medians, "least": min(rounds), "most": max(rounds)}
 
 
 class _FlopCount(TorchDispatchMode):
