@@ -15,7 +15,7 @@ from torch import nn
 from fastprompt import FrozenCLIP, _dtypes, load_clip
 from fastprompt.attacks import OnlinePGD
 from fastprompt.prompted import PromptedCLIP, frozen
-from fastprompt.prompts import DeepPrompts, TextContext, TokenRefiner
+from fastprompt.prompts import DeepPrompts, PromptValues, TextContext, TokenRefiner
 
 NAMES = ["cat", "very_small dog", "red circle", "fish"]
 EXACT, SINGLE = 1e-10, 1e-5
@@ -521,3 +521,44 @@ def test_class_chunk_says_how_many_classes_at_once(small_clip):
     assert chunk() == len(NAMES)
     assert chunk(class_chunk=3) == 3
     assert chunk(engine="reference") is None
+
+
+def test_what_is_no_prompt_module_or_no_prompted_model(small_clip):
+    with pytest.raises(TypeError, match=r"prompts must be a module with values\(\).* got Linear"):
+        PromptedCLIP(small_clip, NAMES, torch.nn.Linear(2, 2))
+    with pytest.raises(
+        TypeError, match="model must be a PromptedCLIP, got CLIPClassifier: use PGD"
+    ):
+        OnlinePGD(small_clip.zero_shot(NAMES))
+    with pytest.raises(TypeError, match="layers must be a list of layers such as range"):
+        PromptedCLIP(small_clip, NAMES, DeepPrompts.for_clip(small_clip, 2), layers=2)
+    attack = OnlinePGD(PromptedCLIP(small_clip, NAMES, TextContext(2, 24)))
+    x, rows = torch.rand(2, 3, 48, 48), torch.arange(2)
+    for wrong, match in (
+        ((x, rows[:1], rows), r"labels must be \[2\], got \[1\]"),
+        ((x, rows, rows[:1]), r"indices must be \[2\], got \[1\]"),
+        ((x[0], rows, rows), r"images must be \[B, 3, H, W\]"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            attack(*wrong)
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_each_class_may_have_a_context_of_its_own(small_clip, engine):
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(4)
+            self.tokens = torch.nn.Parameter(torch.randn(len(NAMES), 2, 24, generator=generator))
+
+        def values(self) -> PromptValues:
+            return PromptValues(self.tokens)
+
+    prompts = Own()
+    model = PromptedCLIP(small_clip, NAMES, prompts, engine=engine, class_specific=True)
+    own = model.class_features()
+    for c, name in enumerate(NAMES):
+        alone = TextContext(2, 24)
+        alone.tokens.data.copy_(prompts.tokens[c])
+        expected = PromptedCLIP(small_clip, [name], alone, engine=engine).class_features()[0]
+        torch.testing.assert_close(own[c], expected, rtol=0, atol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -199,6 +199,8 @@ def _block(block: OpenBlock, x: Tensor, extra: Tensor | None, *, follow: bool) -
 
 def check_layers(layers: Sequence[int], depth: int, tower: str) -> tuple[int, ...]:
     """``layers`` if they rise and the tower has them."""
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be a list of layers such as range(3), got {layers!r}")
     out = tuple(int(i) for i in layers)
     if list(out) != sorted(set(out)):
         raise ValueError(f"layers must rise, got {list(out)}")

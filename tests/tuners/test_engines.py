@@ -315,3 +315,25 @@ def test_a_run_is_loaded_as_this_machine_executes(
     again.save(tmp_path / "copy")
     copied = AdvPTTuner.load(tmp_path / "copy", clip)
     assert torch.equal(copied.prompts.tokens, tuner.prompts.tokens)
+
+
+@pytest.mark.parametrize("setting", [{"engine": "reference"}, {"precision": "bf16"}])
+def test_zero_shot_is_judged_as_the_tuned_one_is(small_clip, data, setting):
+    tuner = AdvPTTuner(small_clip, NAMES, FAST, **setting)
+    rows = tuner.evaluate(data, ["clean"], limit=2, progress=False).rows
+    ((key, value),) = setting.items()
+    assert [row["model"] for row in rows] == ["zero-shot", "tuned"]
+    assert [row[key] for row in rows] == [value, value]
+
+
+def test_a_run_is_loaded_where_its_precision_is_lacking(
+    small_clip, data, tmp_path, monkeypatch, caplog
+):
+    AdvPTTuner(small_clip, NAMES, FAST, precision="bf16").fit(
+        data, out=tmp_path / "run", progress=False
+    )
+    monkeypatch.setattr("fastprompt._dtypes.has_bf16", lambda device: False)
+    tuner = AdvPTTuner.load(tmp_path / "run", small_clip)
+    assert tuner.config.precision == "fp32"
+    assert "bf16 was tuned with" in caplog.text
+    assert tuner.classifier(pixels(2).float() / 255).isfinite().all()
