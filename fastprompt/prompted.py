@@ -127,7 +127,6 @@ class PromptedCLIP(nn.Module):
                 f"prompts are on {values.context.device}, {clip.name} is on {clip.device}: "
                 "move one of them"
             )
-        self.refiners: nn.ModuleList | None = getattr(prompts, "refiners", None)
         options: dict[str, Any] = {"engine": engine, "precision": precision}
         depth = 0 if values.visual is None else len(values.visual)
         self.image: Tower = make_image_tower(
@@ -151,6 +150,11 @@ class PromptedCLIP(nn.Module):
         return {**self.__dict__, "_functions": {}}
 
     @property
+    def refiners(self) -> nn.ModuleList | None:
+        """The prompts' token refiners, if they have some."""
+        return getattr(self.prompts, "refiners", None)
+
+    @property
     def class_chunk(self) -> int | None:
         """Classes whose text features are computed at once; None on the reference engine: all."""
         return getattr(self.text, "class_chunk", None)
@@ -160,7 +164,7 @@ class PromptedCLIP(nn.Module):
         return prompts.values()
 
     def _check(self, values: PromptValues) -> None:
-        """Shapes, before any work: one image and one class are not run."""
+        """Raise what the towers would of these shapes, before they have run anything."""
         self.text.check(values.context, values.deep)
         self.image.check(values.visual, self.refiners)  # type: ignore[operator]
 

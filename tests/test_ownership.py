@@ -62,6 +62,9 @@ def test_the_model_stands_once_in_a_state_dict(engine):
     for model in (clip.zero_shot(NAMES, engine=engine), deep(clip, engine=engine)):
         own = [k for k in model.state_dict() if k.endswith("visual.conv1.weight")]
         assert own == ["clip.model.visual.conv1.weight"]
+    learned = [k for k in deep(clip, engine=engine).state_dict() if "refiners" in k]
+    assert learned
+    assert all(k.startswith("prompts.") for k in learned)
 
 
 def test_a_classifier_takes_anothers_weights():
