@@ -1,8 +1,8 @@
 """What folding frozen parts gains: the pixel normalisation, and LayerNorm's scale and shift.
 
 The first is folded into the patch embedding, which becomes a matrix product (`ImageTower`). The
-second is not folded into the linear layer behind it: it gains a hundredth of the two, for a copy of
-the weights.
+second is not folded into the linear layer behind it: that would gain nothing, for a copy of the
+weights.
 """
 
 import pytest
