@@ -1,9 +1,6 @@
 """What the methods share: settings, the loop, saving, resuming, evaluation."""
 
 import dataclasses
-import hashlib
-import json
-import logging
 import math
 import re
 import time
@@ -17,7 +14,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._checks import Fraction, check_classnames
-from .._dtypes import check_precision
 from ..classifier import CLIPClassifier
 from ..clip import TEMPLATES, FrozenCLIP
 from ..data.loading import ImageDataset, check_dataset, fingerprint
@@ -28,11 +24,7 @@ from ..runs import RunFolder
 from ..tracking import Tracker
 from . import optimisers
 from .config import TunerConfig, as_dict, build, typed
-
-log = logging.getLogger(__name__)
-
-# settings of how a run is executed: filled in for the machine, kept in config.json
-_EXECUTION = ("compile", "class_chunk")
+from .identity import EXECUTION, clip_of, digest_of, identity_in, run_facts, runs_here
 
 
 class Tuner(ABC):
@@ -68,7 +60,7 @@ class Tuner(ABC):
         self.classnames = check_classnames(classnames)
         preset = self.presets.get((self.clip.source or {}).get("model", ""), {})
         self.config = build(self.Config, preset, config, overrides)
-        self._given = {key: getattr(self.config, key) for key in _EXECUTION}
+        self._given = {key: getattr(self.config, key) for key in EXECUTION}
         self._start()
 
     # ---- what a method defines -------------------------------------------------------------
@@ -181,10 +173,10 @@ class Tuner(ABC):
         run.write_prompts(self.prompts.state_dict(), self.method, self._hash())
 
     def _hash(self) -> str:
-        return _hash(_run_facts(self._identity()))
+        return digest_of(run_facts(self._identity()))
 
     def _key(self, train: ImageDataset) -> str:
-        return _hash([_run_facts(self._identity()), fingerprint(train), len(train)])
+        return digest_of([run_facts(self._identity()), fingerprint(train), len(train)])
 
     def _identity(self) -> dict[str, Any]:
         """What says which run this is."""
@@ -221,7 +213,7 @@ class Tuner(ABC):
 
     def _adopt(self, stored: Mapping[str, Any], path: Path) -> None:
         """How a run that is resumed was executed: for the same bits, it goes on likewise."""
-        known = {key: stored[key] for key in _EXECUTION if key in stored}
+        known = {key: stored[key] for key in EXECUTION if key in stored}
         for key, value in known.items():
             if self._given[key] is not None and getattr(self.config, key) != value:
                 raise ValueError(
@@ -334,9 +326,7 @@ class Tuner(ABC):
         run = RunFolder(folder)
         if not run.started:
             run.write_config(self._identity())
-        elif _run_facts(_identity_in(run.read_config())) != _run_facts(
-            json.loads(json.dumps(self._identity()))
-        ):
+        elif digest_of(run_facts(identity_in(run.read_config()))) != self._hash():
             raise FileExistsError(f"folder: {run.path} holds another run")
         self._write_prompts(run)
         return run.path
@@ -360,7 +350,7 @@ class Tuner(ABC):
             clip = clip_of(config)
         clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
         # how it was executed was for another machine, perhaps: this one's defaults are taken
-        settings = {k: v for k, v in config["config"].items() if k not in _EXECUTION}
+        settings = {k: v for k, v in config["config"].items() if k not in EXECUTION}
         if not runs_here(settings.get("precision"), clip):
             settings["precision"] = None
         whole = cls.Config(**typed(cls.Config, settings))
@@ -371,40 +361,6 @@ class Tuner(ABC):
                 f"clip: {run.path} was tuned on {config['clip']['name']} with weights "
                 f"{known[:12]}…, this model's are {tuner.clip.fingerprint[:12]}…"
             )
-        tensors = run.read_prompts(cls.method, _hash(_run_facts(_identity_in(config))))
+        tensors = run.read_prompts(cls.method, digest_of(run_facts(identity_in(config))))
         tuner.prompts.load_state_dict(tensors)
         return tuner
-
-
-def _identity_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in ("method", "config", "classnames", "clip")}
-
-
-def _run_facts(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity without what changes rounding alone: how the run is executed."""
-    config = {k: v for k, v in identity["config"].items() if k not in _EXECUTION}
-    return {**identity, "config": config}
-
-
-def _hash(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def runs_here(precision: str | None, clip: FrozenCLIP) -> bool:
-    """Whether the model's device has the precision that a run was tuned in."""
-    try:
-        return precision is None or check_precision(precision, clip.device) is not None
-    except ValueError:
-        log.warning("%s was tuned with, %s has none: its own is taken", precision, clip.device)
-        return False
-
-
-def clip_of(config: Mapping[str, Any]) -> FrozenCLIP:
-    """The model of a run's ``config.json``, loaded again."""
-    source = config["clip"]["source"]
-    if source is None:
-        raise ValueError(
-            f"clip: the run was made with a model object ({config['clip']['name']}): hand it in"
-        )
-    arguments = dict(source)
-    return load_clip(arguments.pop("model"), **arguments)
