@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from .towers.base import Tower
 from .towers.engines import make_image_tower, make_text_tower, resolve_precision
 from .towers.layout import Position
 
+log = logging.getLogger(__name__)
+
 
 class Prompts(Protocol):
     """A module that learns prompts; it may have ``refiners``, a list of modules."""
@@ -41,6 +44,11 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+def _compilable(tower: Tower) -> bool:
+    """Whether the tower is all of our own code, which makes one graph."""
+    return isinstance(tower, ImageTower) or (isinstance(tower, TextTower) and not tower.foreign)
 
 
 def _compiled(function: FunctionType) -> Callable[..., Tensor]:
@@ -143,6 +151,9 @@ class PromptedCLIP(nn.Module):
         )
         self._check(values)
         self.compiled = compile
+        for tower in (self.text, self.image):
+            if compile and not _compilable(tower):
+                log.warning("%s: its %s runs uncompiled", clip.name, type(tower).__name__)
         self._functions: dict[str, Callable[..., Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,9 +186,8 @@ class PromptedCLIP(nn.Module):
         self.text.refresh()
         self.image.refresh()
         function: Any = getattr(type(self), name)
-        kind = TextTower if name == "_text_features" else ImageTower
         tower = self.text if name == "_text_features" else self.image
-        if not self.compiled or not isinstance(tower, kind) or getattr(tower, "foreign", False):
+        if not self.compiled or not _compilable(tower):
             return function(self, *tensors)
         if name not in self._functions:
             self._functions[name] = _compiled(function)

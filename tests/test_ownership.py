@@ -98,14 +98,12 @@ def test_a_compiled_model_is_copied_and_pickled(monkeypatch):
     twin = copy.deepcopy(model)
     shake(twin.refiners)
     assert not torch.allclose(twin.image_features(x), model.image_features(x), atol=1e-3)
-    assert "_functions" in model.__getstate__()
-    assert model.__getstate__()["_functions"] == {}
-    assert isinstance(pickle.dumps(twin.prompts), bytes)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), before)
     assert torch.equal(model(x), before)
     torch._dynamo.reset()
 
 
-def test_an_image_tower_of_another_kind_runs_uncompiled(monkeypatch):
+def test_an_image_tower_of_another_kind_runs_uncompiled(monkeypatch, caplog):
     real = torch.compile
     compiled: list[str] = []
 
@@ -120,6 +118,7 @@ def test_an_image_tower_of_another_kind_runs_uncompiled(monkeypatch):
     logits = PromptedCLIP(clip, NAMES, prompts, compile=True)(x)
     torch.testing.assert_close(logits, PromptedCLIP(clip, NAMES, prompts)(x))
     assert compiled == ["_text_features"]
+    assert "its PlainImageTower runs uncompiled" in caplog.text
     torch._dynamo.reset()
 
 
