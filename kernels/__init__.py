@@ -1,5 +1,5 @@
 """Fused operations under the towers and attacks: one folder each, with a plain twin."""
 
-from .pgd_step import pgd_step
+from .pgd_step import apgd_step, momentum_step, pgd_step, pgd_step_
 
-__all__ = ["pgd_step"]
+__all__ = ["apgd_step", "momentum_step", "pgd_step", "pgd_step_"]

@@ -1,5 +1,5 @@
-"""One projected sign step of an L-inf attack."""
+"""One projected sign step of an L-inf attack: PGD's, APGD's and MI-FGSM's."""
 
-from .op import pgd_step
+from .op import apgd_step, momentum_step, pgd_step, pgd_step_
 
-__all__ = ["pgd_step"]
+__all__ = ["apgd_step", "momentum_step", "pgd_step", "pgd_step_"]

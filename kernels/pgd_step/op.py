@@ -1,11 +1,57 @@
-"""The public function: validation and the choice of implementation."""
+"""Schemas, implementations, fakes, and the public functions."""
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._dispatch import Impl, define, resolve
 from . import eager
+from .check import PerImage, check_copy, check_counts, check_images, check_radius, split
+from .layout import output_format
+
+_STEP = "float alpha, float eps, float lo, float hi, bool targeted, Tensor(a!)? counts"
+_COPY = "Tensor(b!)? normalised, Tensor? mean, Tensor? std"
+_EACH = "Tensor? alphas, Tensor? epses"
+
+
+def _like(x_adv: Tensor) -> Tensor:
+    return torch.empty_like(x_adv, memory_format=output_format(x_adv))
+
+
+def _launch(name: str, *arguments: Any) -> Any:
+    from . import kernel
+
+    return getattr(kernel, f"launch_{name}")(*arguments)
+
+
+_pgd_step = define(
+    f"pgd_step(Tensor x_adv, Tensor x, Tensor grad, {_EACH}, {_STEP}, {_COPY}) -> Tensor",
+    eager=eager.pgd_step,
+    launch=lambda *arguments: _launch("pgd_step", *arguments),
+    fake=lambda x_adv, *_: _like(x_adv),
+)
+_pgd_step_ = define(
+    f"pgd_step_(Tensor(c!) x_adv, Tensor x, Tensor grad, {_EACH}, {_STEP}, {_COPY}) -> ()",
+    eager=eager.pgd_step_,
+    launch=lambda *arguments: _launch("pgd_step_", *arguments),
+    fake=lambda *_: None,
+)
+_apgd_step = define(
+    f"apgd_step(Tensor x_adv, Tensor x_prev, Tensor x, Tensor grad, {_EACH}, float alpha, "
+    "float eps, float momentum, float lo, float hi, bool targeted, Tensor(a!)? counts) -> Tensor",
+    eager=eager.apgd_step,
+    launch=lambda *arguments: _launch("apgd_step", *arguments),
+    fake=lambda x_adv, *_: _like(x_adv),
+)
+_momentum_step = define(
+    f"momentum_step(Tensor x_adv, Tensor x, Tensor grad, Tensor velocity, {_EACH}, float alpha, "
+    "float eps, float decay, float lo, float hi, bool targeted, Tensor(a!)? counts) "
+    "-> (Tensor, Tensor)",
+    eager=eager.momentum_step,
+    launch=lambda *arguments: _launch("momentum_step", *arguments),
+    fake=lambda x_adv, *_: (_like(x_adv), _like(x_adv)),
+)
 
 
 def pgd_step(
@@ -13,82 +59,215 @@ def pgd_step(
     x: Tensor,
     grad: Tensor,
     *,
-    alpha: float,
-    eps: float,
+    alpha: PerImage,
+    eps: PerImage,
     lo: float = 0.0,
     hi: float = 1.0,
     targeted: bool = False,
     counts: Tensor | None = None,
-    impl: Literal["auto", "triton", "torch"] = "auto",
+    normalised: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    impl: Impl = "auto",
 ) -> Tensor:
     """One projected sign step: ``clip(x + clip(x_adv + alpha*sign(grad) - x, -eps, eps), lo, hi)``.
 
     Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018,
     equation 3, in the order of operations that `torchattacks` has: rounding may leave the ball by
-    1e-7, never the box.
+    1e-7, never the box. One read of each input, one write of each output. Not differentiable.
 
     Args:
         x_adv: current images, ``[B, ...]``, float32 (float64 for tests); not changed.
         x: clean images, shape and dtype of ``x_adv``.
         grad: the loss's gradient in the pixels, shape of ``x_adv``, any floating dtype. Where it
             is zero or NaN the pixel stands still.
-        alpha: step size in pixel units.
-        eps: radius of the L-inf ball in pixel units.
+        alpha: step size in pixel units; one number, or one for each image, ``[B]``.
+        eps: radius of the L-inf ball in pixel units, likewise.
         lo, hi: the box of valid pixels.
         targeted: step against the gradient.
         counts: int64 ``[B, 2]``; adds each image's number of zero and of non-finite entries of
             ``grad``, so that a stalled attack can be told from a robust model.
-        impl: ``"torch"`` (plain code, any device) or ``"auto"``, which is the same as long as
-            there is no Triton kernel.
+        normalised: shape of ``x_adv``, ``[B, C, ...]``, any floating dtype: written with
+            ``(result - mean) / std``, what a tower in low precision reads next.
+        mean, std: of each channel, ``[C]``, dtype of ``x_adv``; they go with ``normalised``.
+        impl: ``"triton"`` (a GPU kernel), ``"torch"`` (plain code, any device), or ``"auto"``: the
+            kernel for float32 images on a GPU, plain code elsewhere. Bits are the same.
 
     Returns:
         The next images, a new tensor like ``x_adv``.
 
     Raises:
-        TypeError: ``x_adv`` in low precision, or ``x`` of another dtype.
+        TypeError: ``x_adv`` in low precision, or a tensor of another dtype than said above.
         ValueError: shapes or devices that don't fit, a negative ``alpha`` or ``eps``, ``lo > hi``.
-        RuntimeError: ``impl="triton"``, which this version lacks.
+            The values of tensors are not looked at.
+        RuntimeError: ``impl="triton"`` where it can't run.
     """
-    _check(x_adv, x, grad, alpha, eps, lo, hi, counts)
-    if impl == "triton":
-        raise RuntimeError(
-            "impl='triton': pgd_step has no Triton kernel yet; use 'auto' or 'torch'"
-        )
-    if impl not in ("auto", "torch"):
-        raise ValueError(f"impl must be 'auto', 'triton' or 'torch', got {impl!r}")
-    if counts is not None:
-        counts += eager.count_gradients(grad)
-    return eager.pgd_step(x_adv, x, grad, -alpha if targeted else alpha, eps, lo, hi)
+    arguments = _pgd_arguments(
+        x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalised, mean, std
+    )
+    return _pgd_step(resolve(impl, x_adv), *arguments)
 
 
-def _check(
+def pgd_step_(
     x_adv: Tensor,
     x: Tensor,
     grad: Tensor,
-    alpha: float,
-    eps: float,
+    *,
+    alpha: PerImage,
+    eps: PerImage,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    targeted: bool = False,
+    counts: Tensor | None = None,
+    normalised: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """`pgd_step`, written over ``x_adv``, which is handed back."""
+    if x_adv.requires_grad:
+        raise ValueError("x_adv must not require a gradient to be written over: detach it")
+    arguments = _pgd_arguments(
+        x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalised, mean, std
+    )
+    _pgd_step_(resolve(impl, x_adv), *arguments)
+    return x_adv
+
+
+def _pgd_arguments(
+    x_adv: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    alpha: PerImage,
+    eps: PerImage,
     lo: float,
     hi: float,
+    targeted: bool,
     counts: Tensor | None,
-) -> None:
-    if x_adv.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x_adv must be float32, as less leaves the eps-ball; got {x_adv.dtype}")
-    if x.dtype != x_adv.dtype:
-        raise TypeError(f"x must have x_adv's dtype {x_adv.dtype}, got {x.dtype}")
-    if x.shape != x_adv.shape or grad.shape != x_adv.shape:
-        raise ValueError(
-            f"x and grad must have x_adv's shape {list(x_adv.shape)}, "
-            f"got {list(x.shape)} and {list(grad.shape)}"
-        )
-    if x.device != x_adv.device or grad.device != x_adv.device:
-        raise ValueError(
-            f"x and grad must be on x_adv's device {x_adv.device}, got {x.device} and {grad.device}"
-        )
-    if alpha < 0 or eps < 0:
-        raise ValueError(f"alpha and eps must not be negative, got {alpha} and {eps}")
-    if lo > hi:
-        raise ValueError(f"lo must not be above hi, got {lo} and {hi}")
-    if counts is not None and (counts.shape != (len(x_adv), 2) or counts.dtype != torch.int64):
-        raise ValueError(
-            f"counts must be int64 [{len(x_adv)}, 2], got {counts.dtype} {list(counts.shape)}"
-        )
+    normalised: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> tuple[Any, ...]:
+    check_images(x_adv, x=x, grad=grad)
+    check_radius(x_adv, alpha, eps, lo, hi)
+    check_counts(x_adv, counts)
+    check_copy(x_adv, normalised, mean, std)
+    (alpha, alphas), (eps, epses) = split(alpha), split(eps)
+    images = (x_adv.detach(), x.detach(), grad.detach())
+    return (*images, alphas, epses, alpha, eps, lo, hi, targeted, counts, normalised, mean, std)
+
+
+def apgd_step(
+    x_adv: Tensor,
+    x_prev: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    *,
+    alpha: PerImage,
+    eps: PerImage,
+    momentum: float = 0.75,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    targeted: bool = False,
+    counts: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """APGD's step from the last two points, in one pass.
+
+    With ``P`` the projection of `pgd_step` and ``z = P(x_adv + alpha * sign(grad))``::
+
+        P(x_adv + momentum * (z - x_adv) + (1 - momentum) * (x_adv - x_prev))
+
+    Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+    parameter-free attacks", ICML 2020, section 4.1.
+
+    Args:
+        x_adv, x_prev: the current images and those of the step before, ``[B, ...]``, float32.
+        x: clean images.
+        grad: the gradient at ``x_adv``, any floating dtype.
+        alpha: step size, usually one for each image, ``[B]``: APGD halves each on its own.
+        momentum: share of the new point: 0.75, and 1 in the first step.
+        eps, lo, hi, targeted, counts, impl: as for `pgd_step`.
+
+    Returns:
+        The next images, a new tensor like ``x_adv``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `pgd_step`; ``momentum`` outside [0, 1].
+    """
+    check_images(x_adv, x_prev=x_prev, x=x, grad=grad)
+    check_radius(x_adv, alpha, eps, lo, hi)
+    check_counts(x_adv, counts)
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
+    (alpha, alphas), (eps, epses) = split(alpha), split(eps)
+    images = (x_adv.detach(), x_prev.detach(), x.detach(), grad.detach())
+    return _apgd_step(
+        resolve(impl, x_adv),
+        *images,
+        alphas,
+        epses,
+        alpha,
+        eps,
+        float(momentum),
+        lo,
+        hi,
+        targeted,
+        counts,
+    )
+
+
+def momentum_step(
+    x_adv: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    velocity: Tensor,
+    *,
+    alpha: PerImage,
+    eps: PerImage,
+    decay: float = 1.0,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    targeted: bool = False,
+    counts: Tensor | None = None,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:
+    """MI-FGSM's step: ``v' = decay * v + grad / mean|grad|``, then the sign step along ``v'``.
+
+    Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018, equation 6, with the mean
+    over an image's entries for the L1 norm, as `torchattacks` has it: a constant factor, which the
+    sign does not see. Two passes: one for the mean, one for the step. Entries of ``grad`` that are
+    not finite count as 0; they would stay in the momentum for ever.
+
+    Args:
+        x_adv, x, grad: as for `pgd_step`.
+        velocity: the momentum so far, like ``x_adv``; zeros at first.
+        decay: of the momentum in each step.
+        alpha, eps, lo, hi, targeted, counts, impl: as for `pgd_step`.
+
+    Returns:
+        The next images and the next momentum, new tensors like ``x_adv``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `pgd_step`; a negative ``decay``.
+    """
+    check_images(x_adv, x=x, grad=grad, velocity=velocity)
+    check_radius(x_adv, alpha, eps, lo, hi)
+    check_counts(x_adv, counts)
+    if decay < 0:
+        raise ValueError(f"decay must not be negative, got {decay}")
+    (alpha, alphas), (eps, epses) = split(alpha), split(eps)
+    images = (x_adv.detach(), x.detach(), grad.detach(), velocity.detach())
+    return _momentum_step(
+        resolve(impl, x_adv),
+        *images,
+        alphas,
+        epses,
+        alpha,
+        eps,
+        float(decay),
+        lo,
+        hi,
+        targeted,
+        counts,
+    )

@@ -1,0 +1,380 @@
+"""The same on a GPU: one read of each input, one write of each output.
+
+The address of every entry is computed in 64 bits. Bits equal those of the plain code: nothing is
+contracted into a fused multiply-add, and divisions are rounded as IEEE says.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .layout import output_format
+
+_BLOCK = 2048
+_LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+@triton.jit
+def _place(n, chunks, BLOCK: tl.constexpr):
+    """The image of this program, and the entries of it that it handles."""
+    program = tl.program_id(0).to(tl.int64)
+    image = program // chunks
+    entries = (program - image * chunks) * BLOCK + tl.arange(0, BLOCK)
+    return image, entries, entries < n
+
+
+@triton.jit
+def _of_image(value, values_ptr, image):
+    """The number that holds for this image."""
+    if values_ptr is not None:
+        return tl.load(values_ptr + image).to(tl.float32)
+    else:
+        return tl.cast(value, tl.float32)
+
+
+@triton.jit
+def _sign(g, TARGETED: tl.constexpr):
+    """-1, 0 or 1; 0 for NaN."""
+    up = (g > 0).to(tl.float32) - (g < 0).to(tl.float32)
+    if TARGETED:
+        return -up
+    else:
+        return up
+
+
+@triton.jit
+def _clamp(value, lo, hi):
+    """NaN stays NaN, as in torch."""
+    value = tl.maximum(value, lo, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(value, hi, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _project(moved, x, eps, lo, hi):
+    return _clamp(x + _clamp(moved - x, -eps, eps), lo, hi)
+
+
+@triton.jit
+def _count(counts_ptr, image, g, mask):
+    """Integer atomics: their order changes nothing."""
+    zero = tl.sum((mask & (g == 0)).to(tl.int32))
+    # NaN and infinity alone are no finite number minus themselves
+    bad = tl.sum((mask & ~(tl.abs(g) < float("inf"))).to(tl.int32))
+    tl.atomic_add(counts_ptr + 2 * image, zero.to(tl.int64), mask=zero > 0, sem="relaxed")
+    tl.atomic_add(counts_ptr + 2 * image + 1, bad.to(tl.int64), mask=bad > 0, sem="relaxed")
+
+
+@triton.jit
+def _pgd_step_kernel(
+    x_adv_ptr,
+    x_ptr,
+    grad_ptr,
+    out_ptr,
+    alphas_ptr,
+    epses_ptr,
+    counts_ptr,
+    normalised_ptr,
+    mean_ptr,
+    std_ptr,
+    alpha,
+    eps,
+    lo,
+    hi,
+    n,
+    chunks,
+    n_channels,
+    channel_stride,
+    TARGETED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    image, entries, mask = _place(n, chunks, BLOCK)
+    at = image * n + entries
+    x_adv = tl.load(x_adv_ptr + at, mask=mask, other=0.0)
+    x = tl.load(x_ptr + at, mask=mask, other=0.0)
+    g = tl.load(grad_ptr + at, mask=mask, other=1.0).to(tl.float32)
+    alpha = _of_image(alpha, alphas_ptr, image)
+    eps = _of_image(eps, epses_ptr, image)
+    moved = x_adv + alpha * _sign(g, TARGETED)
+    out = _project(moved, x, eps, tl.cast(lo, tl.float32), tl.cast(hi, tl.float32))
+    tl.store(out_ptr + at, out, mask=mask)
+    if counts_ptr is not None:
+        _count(counts_ptr, image, g, mask)
+    if normalised_ptr is not None:
+        channel = (entries // channel_stride) % n_channels
+        mean = tl.load(mean_ptr + channel, mask=mask, other=0.0)
+        std = tl.load(std_ptr + channel, mask=mask, other=1.0)
+        tl.store(normalised_ptr + at, tl.div_rn(out - mean, std), mask=mask)
+
+
+@triton.jit
+def _apgd_step_kernel(
+    x_adv_ptr,
+    x_prev_ptr,
+    x_ptr,
+    grad_ptr,
+    out_ptr,
+    alphas_ptr,
+    epses_ptr,
+    counts_ptr,
+    alpha,
+    eps,
+    momentum,
+    inertia,
+    lo,
+    hi,
+    n,
+    chunks,
+    TARGETED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    image, entries, mask = _place(n, chunks, BLOCK)
+    at = image * n + entries
+    x_adv = tl.load(x_adv_ptr + at, mask=mask, other=0.0)
+    x_prev = tl.load(x_prev_ptr + at, mask=mask, other=0.0)
+    x = tl.load(x_ptr + at, mask=mask, other=0.0)
+    g = tl.load(grad_ptr + at, mask=mask, other=1.0).to(tl.float32)
+    alpha = _of_image(alpha, alphas_ptr, image)
+    eps = _of_image(eps, epses_ptr, image)
+    lo, hi = tl.cast(lo, tl.float32), tl.cast(hi, tl.float32)
+    tried = _project(x_adv + alpha * _sign(g, TARGETED), x, eps, lo, hi)
+    moved = x_adv + (tried - x_adv) * tl.cast(momentum, tl.float32)
+    moved = moved + (x_adv - x_prev) * tl.cast(inertia, tl.float32)
+    tl.store(out_ptr + at, _project(moved, x, eps, lo, hi), mask=mask)
+    if counts_ptr is not None:
+        _count(counts_ptr, image, g, mask)
+
+
+@triton.jit
+def _finite(g):
+    return tl.where(tl.abs(g) < float("inf"), g, 0.0)
+
+
+@triton.jit
+def _gradient_sum_kernel(grad_ptr, sums_ptr, counts_ptr, n, chunks, BLOCK: tl.constexpr):
+    """``sum |grad|`` of each chunk of each image, and the counts."""
+    image, entries, mask = _place(n, chunks, BLOCK)
+    g = tl.load(grad_ptr + image * n + entries, mask=mask, other=1.0).to(tl.float32)
+    total = tl.sum(tl.where(mask, tl.abs(_finite(g)), 0.0))
+    tl.store(sums_ptr + tl.program_id(0).to(tl.int64), total)
+    if counts_ptr is not None:
+        _count(counts_ptr, image, g, mask)
+
+
+@triton.jit
+def _momentum_step_kernel(
+    x_adv_ptr,
+    x_ptr,
+    grad_ptr,
+    velocity_ptr,
+    sums_ptr,
+    out_ptr,
+    out_velocity_ptr,
+    alphas_ptr,
+    epses_ptr,
+    alpha,
+    eps,
+    decay,
+    lo,
+    hi,
+    n_float,
+    n,
+    chunks,
+    TARGETED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_SUMS: tl.constexpr,
+):
+    image, entries, mask = _place(n, chunks, BLOCK)
+    at = image * n + entries
+    # the same order of summation in every program: all of an image's divide by one number
+    total = tl.zeros([BLOCK_SUMS], tl.float32)
+    for first in range(0, chunks, BLOCK_SUMS):
+        part = first + tl.arange(0, BLOCK_SUMS)
+        total += tl.load(sums_ptr + image * chunks + part, mask=part < chunks, other=0.0)
+    mean = tl.div_rn(tl.sum(total), tl.cast(n_float, tl.float32))
+    g = _finite(tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32))
+    direction = tl.where(mean > 0, tl.div_rn(g, tl.where(mean > 0, mean, 1.0)), 0.0)
+    velocity = tl.load(velocity_ptr + at, mask=mask, other=0.0)
+    velocity = tl.cast(decay, tl.float32) * velocity + direction
+    tl.store(out_velocity_ptr + at, velocity, mask=mask)
+    x_adv = tl.load(x_adv_ptr + at, mask=mask, other=0.0)
+    x = tl.load(x_ptr + at, mask=mask, other=0.0)
+    alpha = _of_image(alpha, alphas_ptr, image)
+    eps = _of_image(eps, epses_ptr, image)
+    moved = x_adv + alpha * _sign(velocity, TARGETED)
+    tl.store(
+        out_ptr + at,
+        _project(moved, x, eps, tl.cast(lo, tl.float32), tl.cast(hi, tl.float32)),
+        mask=mask,
+    )
+
+
+def _rows(x_adv: Tensor) -> tuple[int, int]:
+    """Entries of an image, and programs that share one."""
+    n = x_adv[0].numel() if len(x_adv) else 0
+    return n, triton.cdiv(n, _BLOCK)
+
+
+def _dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """In the layout in which ``like`` is written; copied where they are not."""
+    layout = output_format(like)
+    return [t.contiguous(memory_format=layout) for t in tensors]
+
+
+def launch_pgd_step(x_adv: Tensor, *arguments: Any) -> Tensor:
+    """`eager.pgd_step`."""
+    out = torch.empty_like(x_adv, memory_format=output_format(x_adv))
+    _write_pgd_step(out, x_adv, *arguments)
+    return out
+
+
+def launch_pgd_step_(x_adv: Tensor, *arguments: Any) -> None:
+    """`eager.pgd_step_`."""
+    (out,) = _dense(x_adv, x_adv)
+    _write_pgd_step(out, out, *arguments)
+    if out is not x_adv:
+        x_adv.copy_(out)
+
+
+def _write_pgd_step(
+    out: Tensor,
+    x_adv: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    alphas: Tensor | None,
+    epses: Tensor | None,
+    alpha: float,
+    eps: float,
+    lo: float,
+    hi: float,
+    targeted: bool,
+    counts: Tensor | None,
+    normalised: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> None:
+    """``out`` is dense, and may be ``x_adv``."""
+    n, chunks = _rows(out)
+    if not out.numel():
+        return
+    copy = None if normalised is None else _dense(out, normalised)[0]
+    n_channels = out.shape[1] if out.ndim > 1 else 1
+    last = output_format(out) == torch.channels_last
+    _pgd_step_kernel[(len(out) * chunks,)](
+        *_dense(out, x_adv, x, grad),
+        out,
+        alphas,
+        epses,
+        counts,
+        copy,
+        mean,
+        std,
+        alpha,
+        eps,
+        lo,
+        hi,
+        n,
+        chunks,
+        n_channels,
+        1 if last else n // n_channels,
+        TARGETED=targeted,
+        BLOCK=_BLOCK,
+        **_LAUNCH,
+    )
+    if normalised is not None and copy is not None and copy is not normalised:
+        normalised.copy_(copy)
+
+
+def launch_apgd_step(
+    x_adv: Tensor,
+    x_prev: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    alphas: Tensor | None,
+    epses: Tensor | None,
+    alpha: float,
+    eps: float,
+    momentum: float,
+    lo: float,
+    hi: float,
+    targeted: bool,
+    counts: Tensor | None,
+) -> Tensor:
+    """`eager.apgd_step`."""
+    out = torch.empty_like(x_adv, memory_format=output_format(x_adv))
+    n, chunks = _rows(out)
+    if not out.numel():
+        return out
+    _apgd_step_kernel[(len(out) * chunks,)](
+        *_dense(x_adv, x_adv, x_prev, x, grad),
+        out,
+        alphas,
+        epses,
+        counts,
+        alpha,
+        eps,
+        momentum,
+        1 - momentum,
+        lo,
+        hi,
+        n,
+        chunks,
+        TARGETED=targeted,
+        BLOCK=_BLOCK,
+        **_LAUNCH,
+    )
+    return out
+
+
+def launch_momentum_step(
+    x_adv: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    velocity: Tensor,
+    alphas: Tensor | None,
+    epses: Tensor | None,
+    alpha: float,
+    eps: float,
+    decay: float,
+    lo: float,
+    hi: float,
+    targeted: bool,
+    counts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`eager.momentum_step`: one pass for the mean, one for the step."""
+    layout = output_format(x_adv)
+    out = torch.empty_like(x_adv, memory_format=layout)
+    out_velocity = torch.empty_like(x_adv, memory_format=layout)
+    n, chunks = _rows(out)
+    if not out.numel():
+        return out, out_velocity
+    x_dense, x, grad, velocity = _dense(x_adv, x_adv, x, grad, velocity)
+    sums = torch.empty(len(out), chunks, dtype=torch.float32, device=out.device)
+    grid = (len(out) * chunks,)
+    _gradient_sum_kernel[grid](grad, sums, counts, n, chunks, BLOCK=_BLOCK, **_LAUNCH)
+    _momentum_step_kernel[grid](
+        x_dense,
+        x,
+        grad,
+        velocity,
+        sums,
+        out,
+        out_velocity,
+        alphas,
+        epses,
+        alpha,
+        eps,
+        decay,
+        lo,
+        hi,
+        float(n),
+        n,
+        chunks,
+        TARGETED=targeted,
+        BLOCK=_BLOCK,
+        BLOCK_SUMS=128,
+        **_LAUNCH,
+    )
+    return out, out_velocity

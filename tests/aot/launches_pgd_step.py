@@ -1,0 +1,66 @@
+"""Launches of the step kernels at the sizes of a real attack: 256 pictures of 224 x 224."""
+
+from collections.abc import Callable
+
+import torch
+
+from fastprompt.kernels.pgd_step import kernel
+
+ELEMENTWISE = {
+    "_pgd_step_kernel",
+    "_apgd_step_kernel",
+    "_momentum_step_kernel",
+    "_gradient_sum_kernel",
+}
+ACCUMULATES: set[str] = set()
+_SHAPE = (256, 3, 224, 224)
+
+
+def _images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(_SHAPE, dtype=dtype, device="meta")
+
+
+def _pgd(dtype: torch.dtype, *, full: bool) -> None:
+    grad = _images(dtype)
+    counts = torch.empty(256, 2, dtype=torch.int64, device="meta")
+    each = torch.empty(256, device="meta") if full else None
+    statistic = torch.empty(3, device="meta") if full else None
+    copy = _images(dtype) if full else None
+    kernel.launch_pgd_step(
+        _images(),
+        _images(),
+        grad,
+        each,
+        each,
+        0.01,
+        0.02,
+        0.0,
+        1.0,
+        full,
+        counts if full else None,
+        copy,
+        statistic,
+        statistic,
+    )
+
+
+def _apgd(dtype: torch.dtype) -> None:
+    each = torch.empty(256, device="meta")
+    images = (_images(), _images(), _images(), _images(dtype))
+    kernel.launch_apgd_step(*images, each, None, 0.0, 0.02, 0.75, 0.0, 1.0, False, None)
+
+
+def _momentum(dtype: torch.dtype) -> None:
+    images = (_images(), _images(), _images(dtype), _images())
+    counts = torch.empty(256, 2, dtype=torch.int64, device="meta")
+    kernel.launch_momentum_step(*images, None, None, 0.01, 0.02, 1.0, 0.0, 1.0, False, counts)
+
+
+def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    """By name; each starts one or several kernels."""
+    return {
+        "pgd_step": lambda: _pgd(dtype, full=False),
+        "pgd_step-all-outputs": lambda: _pgd(dtype, full=True),
+        "apgd_step": lambda: _apgd(dtype),
+        "momentum_step": lambda: _momentum(dtype),
+    }

@@ -1,0 +1,34 @@
+"""Write resources.json anew: ``python tests/aot/resources.py``, after a look at what changed."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+
+def main() -> None:
+    from compiled import usage
+    from test_compiled import TABLE, all_cases
+    from test_compiled import compiled as built_of
+
+    table = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for parameters in all_cases():
+            op, case, dtype, target = parameters.values
+            for name, _, built in built_of(op, case, dtype, target):
+                found = usage(built, target, Path(folder))
+                table[f"{case}/{name}/{dtype}/{target}"] = found
+                print(case, name, dtype, target, found, flush=True)
+    text = json.dumps(
+        {"triton": triton.__version__, "kernels": dict(sorted(table.items()))}, indent=1
+    )
+    TABLE.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Every kernel, dtype and target: it compiles, in 32 bits, with 64-bit addresses, unspilled."""
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from compiled import TARGETS, build, launches, usage
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("compiles for real targets", allow_module_level=True)
+
+HERE = Path(__file__).parent
+TABLE = HERE / "resources.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OPS = sorted(p.stem.removeprefix("launches_") for p in HERE.glob("launches_*.py"))
+
+
+def all_cases():
+    for op in OPS:
+        module = importlib.import_module(f"launches_{op}")
+        for dtype in DTYPES:
+            for case in module.cases(DTYPES[dtype]):
+                for target in TARGETS:
+                    yield pytest.param(op, case, dtype, target, id=f"{case}-{dtype}-{target}")
+
+
+def compiled(op, case, dtype, target):
+    """Name, module of launches and compiled kernel of each launch."""
+    module = importlib.import_module(f"launches_{op}")
+    call = module.cases(DTYPES[dtype])[case]
+    found = launches(call, hip=target.startswith("gfx"))
+    assert found
+    return [(launch.name, module, build(launch, target)) for launch in found]
+
+
+@pytest.mark.parametrize(("op", "case", "dtype", "target"), list(all_cases()))
+def test_compiles_for_a_gpu_that_is_not_here(op, case, dtype, target, tmp_path):
+    table = json.loads(TABLE.read_text())
+    for name, module, built in compiled(op, case, dtype, target):
+        ttir = built.asm["ttir"]
+        assert "tt.addptr" in ttir
+        assert addresses_are_wide(ttir), "program ids reach an address in 32 bits"
+        if not target.startswith("gfx"):
+            assert "f64" not in built.asm["ptx"]
+            assert built.asm["cubin"]
+            if name in module.ELEMENTWISE:
+                assert ".v4.b32" in built.asm["ptx"], "no 128-bit access"
+        found = usage(built, target, tmp_path)
+        if name not in module.ACCUMULATES:
+            assert not found["spilled"], f"{name} spills {found['spilled']} bytes"
+        known = table["kernels"][f"{case}/{name}/{dtype}/{target}"]
+        if triton.__version__ == table["triton"]:
+            assert found["registers"] <= known["registers"] + 8, "more registers: see resources.py"
+            assert found["spilled"] <= known["spilled"]
+            assert found["shared"] <= known["shared"]
+
+
+def addresses_are_wide(ttir: str) -> bool:
+    """The program id is made 64 bits wide before anything else is done with it."""
+    lines = ttir.splitlines()
+    for line in lines:
+        if "tt.get_program_id" in line:
+            name = line.split("=")[0].strip()
+            uses = [other for other in lines if other is not line and uses_value(other, name)]
+            if any("arith.extsi" not in use for use in uses):
+                return False
+    return True
+
+
+def uses_value(line: str, name: str) -> bool:
+    tokens = line.partition("=")[2].replace(",", " ").replace(":", " ").split()
+    return name in tokens
