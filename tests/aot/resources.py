@@ -1,4 +1,8 @@
-"""Write resources.json anew: ``python tests/aot/resources.py``, after a look at what changed."""
+"""Registers, spills and shared memory of every kernel, for every target.
+
+python tests/aot/resources.py            # write resources.json anew, after a look at what changed
+python tests/aot/resources.py pgd_step   # only print, for one op
+"""
 
 import json
 import sys
@@ -11,7 +15,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 
-def main() -> None:
+def main(only: list[str]) -> None:
     from compiled import usage
     from test_compiled import TABLE, all_cases
     from test_compiled import compiled as built_of
@@ -20,10 +24,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for parameters in all_cases():
             op, case, dtype, target = parameters.values
+            if only and op not in only:
+                continue
             for name, _, built in built_of(op, case, dtype, target):
                 found = usage(built, target, Path(folder))
                 table[f"{case}/{name}/{dtype}/{target}"] = found
                 print(case, name, dtype, target, found, flush=True)
+    if only:
+        return
     text = json.dumps(
         {"triton": triton.__version__, "kernels": dict(sorted(table.items()))}, indent=1
     )
@@ -31,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
