@@ -16,6 +16,7 @@ def doctor(arguments: Sequence[str] = ()) -> int:
     import torch
 
     from . import bundled, kernels
+    from .kernels._dispatch import obstacle
     from .loading import load_clip
     from .runs import versions
 
@@ -27,8 +28,10 @@ def doctor(arguments: Sequence[str] = ()) -> int:
         print(f"{'device':<18}cuda:{index}, {torch.cuda.get_device_name(index)}")
     if not gpus:
         print(f"{'':<18}no GPU: everything runs on the CPU")
+    why = obstacle([torch.empty(0, device="cuda")]) if gpus else "there is no GPU"
+    runs = f"plain torch code ({why})" if why else "Triton kernel on the GPU"
     for op in kernels.__all__:
-        print(f"{'kernel':<18}{op}: plain torch code (this version has no Triton kernel for it)")
+        print(f"{'kernel':<18}{op}: {runs}")
     failed = 0
     if not bundled.names():
         failed = 1

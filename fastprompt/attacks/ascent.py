@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import pgd_step
+from ..kernels import pgd_step, pgd_step_
 
 
 @contextmanager
@@ -70,7 +70,9 @@ def ascend(
         The last iterate.
     """
     adv = start
-    for _ in range(steps):
+    for step in range(steps):
         grad = gradient(loss_of, adv)
-        adv = pgd_step(adv, x, grad, alpha=alpha, eps=eps, targeted=targeted, counts=counts)
+        # the start is the caller's; what the first step made is written over
+        move = pgd_step_ if step else pgd_step
+        adv = move(adv, x, grad, alpha=alpha, eps=eps, targeted=targeted, counts=counts)
     return adv

@@ -35,7 +35,7 @@ def copy_of_the_code(folder: Path) -> None:
 
 
 def run(folder: Path, op: str, seconds: int) -> str:
-    """``passed``, ``failed`` or ``no end``."""
+    """``passed``, ``failed``, ``crashed`` or ``no end``."""
     test = f"tests/kernels/launch/test_launch_{op}.py"
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", test]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -45,6 +45,8 @@ def run(folder: Path, op: str, seconds: int) -> str:
         )
     except subprocess.TimeoutExpired:
         return "no end"
+    if done.returncode < 0:  # a signal: a write past the end, say
+        return "crashed"
     if done.returncode not in (0, 1):  # neither passed nor failed: a broken command proves nothing
         raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
     return "failed" if done.returncode else "passed"

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastprompt.kernels import pgd_step
+from fastprompt.kernels import pgd_step, pgd_step_
 
 
 def batch(n=3, size=5, dtype=torch.float32, seed=0):
@@ -110,6 +110,104 @@ def test_non_contiguous_and_channels_last_give_the_same():
     assert torch.equal(pgd_step(*flipped, alpha=0.02, eps=0.04), expected)
 
 
+STATISTICS = torch.tensor([0.1, 0.4, 0.7]), torch.tensor([0.2, 0.3, 0.9])
+
+
+def test_a_step_for_each_image_equals_single_ones():
+    x_adv, x, grad = batch()
+    alphas, radii = torch.tensor([0.0, 0.01, 0.2]), torch.tensor([0.02, 0.0, 0.07])
+    got = pgd_step(x_adv, x, grad, alpha=alphas, eps=radii)
+    for row in range(3):
+        one = slice(row, row + 1)
+        numbers = {"alpha": float(alphas[row]), "eps": float(radii[row])}
+        assert torch.equal(got[one], pgd_step(x_adv[one], x[one], grad[one], **numbers))
+    assert torch.equal(got[1], x[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_normalised_copy(dtype, layout):
+    x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
+    mean, std = STATISTICS
+    copy = torch.full_like(x, float("nan"), dtype=dtype)
+    named = {"alpha": 0.02, "eps": 0.04}
+    got = pgd_step(x_adv, x, grad, normalised=copy, mean=mean, std=std, **named)
+    assert torch.equal(got, pgd_step(x_adv, x, grad, **named))
+    for channel in range(3):
+        exact = (got[:, channel].double() - mean[channel].item()) / std[channel].item()
+        error = (copy[:, channel].double() - exact).abs()
+        # a rounded difference, a rounded quotient, and the rounding to the copy's dtype
+        assert (error <= exact.abs() * 0.51 * torch.finfo(dtype).eps + 4e-7).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_in_place_is_the_same_and_hands_back_what_it_wrote_over(layout):
+    x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
+    counts, expected_counts = torch.zeros(2, 3, 2, dtype=torch.int64)
+    named = {"alpha": 0.02, "eps": 0.04, "targeted": True}
+    expected = pgd_step(x_adv, x, grad, counts=expected_counts, **named)
+    assert not torch.equal(expected, x_adv)
+    got = pgd_step_(x_adv, x, grad, counts=counts, **named)
+    assert got is x_adv
+    assert torch.equal(got, expected)
+    assert torch.equal(counts, expected_counts)
+
+
+def test_nothing_is_differentiated():
+    x_adv, x, grad = (t.requires_grad_() for t in batch())
+    assert not pgd_step(x_adv, x, grad, alpha=0.1, eps=0.1).requires_grad
+    with pytest.raises(ValueError, match="x_adv must not require a gradient"):
+        pgd_step_(x_adv, x, grad, alpha=0.1, eps=0.1)
+
+
+def test_implementations_agree():
+    x_adv, x, grad = batch()
+    named = {"alpha": 0.02, "eps": 0.04}
+    auto = pgd_step(x_adv, x, grad, **named)
+    assert torch.equal(auto, pgd_step(x_adv, x, grad, impl="torch", **named))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_opcheck(layout):
+    x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
+    each, counts = torch.full((3,), 0.1), torch.zeros(3, 2, dtype=torch.int64)
+    scalars = (0.1, 0.2, 0.0, 1.0, True)
+    plain = (x_adv, x, grad, None, None, *scalars, None, None, None, None)
+    whole = (x_adv, x, grad, each, each, *scalars, counts, x.bfloat16(), *STATISTICS)
+    for arguments in (plain, whole):
+        for name in ("pgd_step", "pgd_step_"):
+            operator = getattr(torch.ops.fastprompt, name).default
+            torch.library.opcheck(operator, tuple(given_anew(arguments)))
+
+
+def given_anew(arguments):
+    return [t.clone() if isinstance(t, torch.Tensor) else t for t in arguments]
+
+
+@pytest.mark.parametrize("step", [pgd_step, pgd_step_])
+def test_compiles_without_graph_breaks(step):
+    def two_steps(x_adv, x, grad, counts):
+        named = {"alpha": 0.02, "eps": 0.04, "counts": counts}
+        return step(step(x_adv.clone(), x, grad, **named), x, grad, **named)
+
+    compiled = torch.compile(two_steps, fullgraph=True, dynamic=True)
+    for n, size in ((3, 5), (2, 7)):
+        images = batch(n, size)
+        counts, expected_counts = torch.zeros(2, n, 2, dtype=torch.int64)
+        images[2][0, 0] = 0.0
+        expected = two_steps(*images, expected_counts)
+        assert torch.equal(compiled(*images, counts), expected)
+        assert torch.equal(counts, expected_counts)
+        assert counts[0, 0] == 2 * size * size
+
+
+def test_shapes_without_memory():
+    images = [t.to("meta") for t in batch()]
+    got = pgd_step(*images, alpha=0.1, eps=0.1)
+    assert got.is_meta
+    assert got.shape == (3, 3, 5, 5)
+
+
 def refused(error, match, **changes):
     x_adv, x, grad = batch()
     arguments = {"x_adv": x_adv, "x": x, "grad": grad, "alpha": 0.1, "eps": 0.1} | changes
@@ -124,7 +222,21 @@ def test_what_it_refuses():
     refused(ValueError, "device", grad=torch.zeros(3, 3, 5, 5, device="meta"))
     refused(ValueError, "must not be negative", eps=-0.1)
     refused(ValueError, "must not be negative", alpha=-0.1)
+    refused(ValueError, "must not be negative", eps=float("nan"))
+    refused(ValueError, r"eps must be a number or \[3\], got \[2\]", eps=torch.zeros(2))
+    refused(TypeError, "alpha must be of a floating dtype", alpha=torch.zeros(3, dtype=torch.int))
+    refused(ValueError, "alpha must be on x_adv's device", alpha=torch.zeros(3, device="meta"))
+    refused(TypeError, "grad must be of a floating dtype", grad=torch.zeros(3, 3, 5, 5).long())
+    none = torch.zeros(())
+    refused(ValueError, r"x_adv must be \[B, \.\.\.\]", x_adv=none, x=none, grad=none)
     refused(ValueError, "lo must not be above hi", lo=1.0, hi=0.0)
     refused(ValueError, r"counts must be int64 \[3, 2\]", counts=torch.zeros(3, 2))
+    refused(ValueError, "counts must be contiguous", counts=torch.zeros(2, 3).long().T)
+    copy, (mean, std) = torch.zeros(3, 3, 5, 5), STATISTICS
+    refused(ValueError, "go together, got only normalised and mean", normalised=copy, mean=mean)
+    named = {"normalised": copy, "mean": mean, "std": std}
+    refused(ValueError, r"std must be torch.float32 \[3\]", **named | {"std": torch.ones(4)})
+    refused(ValueError, "mean must be torch.float32", **named | {"mean": mean.double()})
+    refused(ValueError, "normalised must be floating", **named | {"normalised": copy.long()})
     refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
     refused(ValueError, "impl must be", impl="cuda")

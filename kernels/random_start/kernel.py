@@ -1,0 +1,90 @@
+"""The same on a GPU, the same bits: Philox's four words go to four neighbouring entries."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_COUNTERS = 512  # of a program, four entries each
+
+
+@triton.jit
+def _random_start_kernel(
+    x_ptr,
+    indices_ptr,
+    key_ptr,
+    out_ptr,
+    epses_ptr,
+    eps,
+    lo,
+    hi,
+    n,
+    chunks,
+    ONE_SIDED: tl.constexpr,
+    COUNTERS: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    row = program // chunks
+    chunk = program - row * chunks
+    seed, restart = tl.load(key_ptr), tl.load(key_ptr + 1)
+    image = tl.load(indices_ptr + row)
+    block = (chunk * COUNTERS + tl.arange(0, COUNTERS)).to(tl.uint32)
+    zero = block * 0
+    a, b, c, d = tl.philox(
+        seed,
+        block,
+        zero + restart.to(tl.uint32),
+        zero + image.to(tl.uint32),
+        zero + (image >> 32).to(tl.uint32),
+    )
+    # interleaving twice puts the four words of a counter side by side
+    words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+    unit = tl.uint_to_uniform_float(words)
+    if epses_ptr is not None:
+        radius = tl.load(epses_ptr + row).to(tl.float32)
+    else:
+        radius = tl.cast(eps, tl.float32)
+    noise = unit * radius if ONE_SIDED else (unit * 2 - 1) * radius
+    entries = chunk * 4 * COUNTERS + tl.arange(0, 4 * COUNTERS)
+    mask = entries < n
+    moved = tl.load(x_ptr + row * n + entries, mask=mask, other=0.0) + noise
+    # NaN stays NaN, as in torch
+    moved = tl.maximum(moved, tl.cast(lo, tl.float32), propagate_nan=tl.PropagateNan.ALL)
+    moved = tl.minimum(moved, tl.cast(hi, tl.float32), propagate_nan=tl.PropagateNan.ALL)
+    tl.store(out_ptr + row * n + entries, moved, mask=mask)
+
+
+def launch_random_start(
+    x: Tensor,
+    indices: Tensor,
+    key: Tensor,
+    epses: Tensor | None,
+    eps: float,
+    lo: float,
+    hi: float,
+    one_sided: bool,
+) -> Tensor:
+    """`eager.random_start`."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    if not out.numel():
+        return out
+    n = x[0].numel()
+    chunks = triton.cdiv(n, 4 * _COUNTERS)
+    _random_start_kernel[(len(x) * chunks,)](
+        x,
+        indices.contiguous(),
+        key.contiguous(),
+        out,
+        epses,
+        eps,
+        lo,
+        hi,
+        n,
+        chunks,
+        ONE_SIDED=one_sided,
+        COUNTERS=_COUNTERS,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+    return out
