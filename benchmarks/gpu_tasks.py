@@ -1,17 +1,13 @@
 """The tasks of `benchmarks.gpu`, the most valuable first."""
 
-import gc
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import DeviceType
 
 from fastprompt import FrozenCLIP
 from fastprompt.attacks import OnlinePGD
@@ -20,86 +16,45 @@ from fastprompt.prompts import DeepPrompts, TextContext
 from fastprompt.towers import ReferenceTextTower, TextTower
 
 from .gpu import ROOT, Task
+from .gpu_kernels import attention, consistency, mixture, pgd_bandwidth, sanitised
+from .gpu_timing import DEVICE, busy_share, event_seconds, matmul_rate, peak_bytes, tf32
 from .models import class_names, composed_names, random_clip
 from .rungs import RUNGS, Rung, gate_results, random_batch
 from .timing import count_flops, difference, gate
 
-DEVICE = "cuda"
 N_CTX = 16
 
 
-def event_seconds(function: Callable[[], object], rounds: int, warmup: int = 3) -> float:
-    """Seconds of one call: events around a backlog of ``rounds``, so that launches are hidden."""
-    for _ in range(warmup):
-        function()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(rounds):
-        function()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / rounds
-
-
-def peak_bytes(function: Callable[[], object]) -> int:
-    """Bytes that one call allocates above what was there."""
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    function()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def matmul_rate(dtype: torch.dtype, n: int = 8192) -> float:
-    """FLOP/s of a dense square product."""
-    a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / event_seconds(lambda: a @ b, 20)
-
-
-def busy_share(function: Callable[[], object]) -> float:
-    """Share of the time from the first kernel to the last in which one is running."""
-    from torch.profiler import ProfilerActivity, profile
-
-    function()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as record:
-        function()
-        torch.cuda.synchronize()
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in record.events()
-        if event.device_type == DeviceType.CUDA
-    )
-    busy, reached = 0.0, spans[0][0]
-    for start, end in spans:
-        busy += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return busy / (reached - spans[0][0])
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Products and convolutions in TF32, or in full float32 (torch's default mixes them)."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+LAUNCH = "tests/kernels/launch"
 
 
 def gpu_tests() -> dict[str, Any]:
-    """Every test marked ``gpu``, in a process of its own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    """Every test marked ``gpu`` but those of the kernels, in a process of its own."""
+    command = [*PYTEST, f"--ignore={LAUNCH}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=450)
     if done.returncode:
         raise RuntimeError(done.stdout[-6000:] + done.stderr[-2000:])
     return {"summary": done.stdout.strip().splitlines()[-1]}
+
+
+def kernel_tests() -> dict[str, Any]:
+    """The kernels against the plain code: files side by side, as most of it is compilation."""
+    running = {
+        path.stem: subprocess.Popen(
+            [*PYTEST, str(path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for path in sorted((ROOT / LAUNCH).glob("test_*.py"))
+    }
+    outputs = {name: process.communicate(timeout=450)[0] for name, process in running.items()}
+    failed = [outputs[n][-3000:] for n, process in running.items() if process.returncode]
+    if failed:
+        raise RuntimeError("\n".join(failed))
+    return {name: output.strip().splitlines()[-1] for name, output in outputs.items()}
 
 
 def attack_rate(batch: int = 256, steps: int = 10) -> dict[str, Any]:
@@ -269,7 +224,16 @@ def _perturb(module: torch.nn.Module) -> None:
 
 
 TASKS = (
-    Task("tests", "every test marked gpu", 480, gpu_tests),
+    Task(
+        "tests-kernels",
+        "the kernels against the plain code, graphs, 2^31 entries",
+        480,
+        kernel_tests,
+    ),
+    Task("pgd-step", "256 pictures: at least 85 % of a copy's bandwidth", 90, pgd_bandwidth),
+    Task("mixture", "router and mixture against eager and compiled torch code", 150, mixture),
+    Task("attention", "shared prefix against fused attention over a copied one", 90, attention),
+    Task("tests", "every other test marked gpu", 480, gpu_tests),
     Task(
         "attack",
         "PGD-10, ViT-B/16, batch 256, bf16: at least 45 % of the matmul rate, no gaps",
@@ -280,4 +244,6 @@ TASKS = (
     Task("step", "tuning step at NAP's published size, all rungs", 420, tuning_step),
     Task("agreement", "both engines, float64, float32, bf16", 90, agreement),
     Task("text-21000", "21,000 classes in chunks", 120, many_classes),
+    Task("consistency", "both consistency losses against compiled torch code", 120, consistency),
+    Task("sanitizer", "the kernels under compute-sanitizer, where it is installed", 480, sanitised),
 )

@@ -4,17 +4,8 @@ The address of every entry is computed in 64 bits. Bits equal those of the plain
 contracted into a fused multiply-add, and divisions are rounded as IEEE says.
 """
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from .layout import output_format
-
-_BLOCK = 2048
-_LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
@@ -85,8 +76,8 @@ def _pgd_step_kernel(
     hi,
     n,
     chunks,
-    n_channels,
-    channel_stride,
+    N_CHANNELS: tl.constexpr,
+    CHANNEL_STRIDE: tl.constexpr,
     TARGETED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -103,7 +94,8 @@ def _pgd_step_kernel(
     if counts_ptr is not None:
         _count(counts_ptr, image, g, mask)
     if normalised_ptr is not None:
-        channel = (entries // channel_stride) % n_channels
+        # constants: a division by a variable would cost more than the rest of the kernel
+        channel = (entries // CHANNEL_STRIDE) % N_CHANNELS
         mean = tl.load(mean_ptr + channel, mask=mask, other=0.0)
         std = tl.load(std_ptr + channel, mask=mask, other=1.0)
         tl.store(normalised_ptr + at, tl.div_rn(out - mean, std), mask=mask)
@@ -209,172 +201,3 @@ def _momentum_step_kernel(
         _project(moved, x, eps, tl.cast(lo, tl.float32), tl.cast(hi, tl.float32)),
         mask=mask,
     )
-
-
-def _rows(x_adv: Tensor) -> tuple[int, int]:
-    """Entries of an image, and programs that share one."""
-    n = x_adv[0].numel() if len(x_adv) else 0
-    return n, triton.cdiv(n, _BLOCK)
-
-
-def _dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """In the layout in which ``like`` is written; copied where they are not."""
-    layout = output_format(like)
-    return [t.contiguous(memory_format=layout) for t in tensors]
-
-
-def launch_pgd_step(x_adv: Tensor, *arguments: Any) -> Tensor:
-    """`eager.pgd_step`."""
-    out = torch.empty_like(x_adv, memory_format=output_format(x_adv))
-    _write_pgd_step(out, x_adv, *arguments)
-    return out
-
-
-def launch_pgd_step_(x_adv: Tensor, *arguments: Any) -> None:
-    """`eager.pgd_step_`."""
-    (out,) = _dense(x_adv, x_adv)
-    _write_pgd_step(out, out, *arguments)
-    if out is not x_adv:
-        x_adv.copy_(out)
-
-
-def _write_pgd_step(
-    out: Tensor,
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-    normalised: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-) -> None:
-    """``out`` is dense, and may be ``x_adv``."""
-    n, chunks = _rows(out)
-    if not out.numel():
-        return
-    copy = None if normalised is None else _dense(out, normalised)[0]
-    n_channels = out.shape[1] if out.ndim > 1 else 1
-    last = output_format(out) == torch.channels_last
-    _pgd_step_kernel[(len(out) * chunks,)](
-        *_dense(out, x_adv, x, grad),
-        out,
-        alphas,
-        epses,
-        counts,
-        copy,
-        mean,
-        std,
-        alpha,
-        eps,
-        lo,
-        hi,
-        n,
-        chunks,
-        n_channels,
-        1 if last else n // n_channels,
-        TARGETED=targeted,
-        BLOCK=_BLOCK,
-        **_LAUNCH,
-    )
-    if normalised is not None and copy is not None and copy is not normalised:
-        normalised.copy_(copy)
-
-
-def launch_apgd_step(
-    x_adv: Tensor,
-    x_prev: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    momentum: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-) -> Tensor:
-    """`eager.apgd_step`."""
-    out = torch.empty_like(x_adv, memory_format=output_format(x_adv))
-    n, chunks = _rows(out)
-    if not out.numel():
-        return out
-    _apgd_step_kernel[(len(out) * chunks,)](
-        *_dense(x_adv, x_adv, x_prev, x, grad),
-        out,
-        alphas,
-        epses,
-        counts,
-        alpha,
-        eps,
-        momentum,
-        1 - momentum,
-        lo,
-        hi,
-        n,
-        chunks,
-        TARGETED=targeted,
-        BLOCK=_BLOCK,
-        **_LAUNCH,
-    )
-    return out
-
-
-def launch_momentum_step(
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    velocity: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    decay: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """`eager.momentum_step`: one pass for the mean, one for the step."""
-    layout = output_format(x_adv)
-    out = torch.empty_like(x_adv, memory_format=layout)
-    out_velocity = torch.empty_like(x_adv, memory_format=layout)
-    n, chunks = _rows(out)
-    if not out.numel():
-        return out, out_velocity
-    x_dense, x, grad, velocity = _dense(x_adv, x_adv, x, grad, velocity)
-    sums = torch.empty(len(out), chunks, dtype=torch.float32, device=out.device)
-    grid = (len(out) * chunks,)
-    _gradient_sum_kernel[grid](grad, sums, counts, n, chunks, BLOCK=_BLOCK, **_LAUNCH)
-    _momentum_step_kernel[grid](
-        x_dense,
-        x,
-        grad,
-        velocity,
-        sums,
-        out,
-        out_velocity,
-        alphas,
-        epses,
-        alpha,
-        eps,
-        decay,
-        lo,
-        hi,
-        float(n),
-        n,
-        chunks,
-        TARGETED=targeted,
-        BLOCK=_BLOCK,
-        BLOCK_SUMS=128,
-        **_LAUNCH,
-    )
-    return out, out_velocity

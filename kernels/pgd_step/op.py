@@ -20,9 +20,9 @@ def _like(x_adv: Tensor) -> Tensor:
 
 
 def _launch(name: str, *arguments: Any) -> Any:
-    from . import kernel
+    from . import launch
 
-    return getattr(kernel, f"launch_{name}")(*arguments)
+    return getattr(launch, f"launch_{name}")(*arguments)
 
 
 _pgd_step = define(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastprompt.kernels.pgd_step import kernel
+from fastprompt.kernels.pgd_step import launch
 
 ELEMENTWISE = {
     "_pgd_step_kernel",
@@ -26,7 +26,7 @@ def _pgd(dtype: torch.dtype, *, full: bool) -> None:
     each = torch.empty(256, device="meta") if full else None
     statistic = torch.empty(3, device="meta") if full else None
     copy = _images(dtype) if full else None
-    kernel.launch_pgd_step(
+    launch.launch_pgd_step(
         _images(),
         _images(),
         grad,
@@ -47,13 +47,13 @@ def _pgd(dtype: torch.dtype, *, full: bool) -> None:
 def _apgd(dtype: torch.dtype) -> None:
     each = torch.empty(256, device="meta")
     images = (_images(), _images(), _images(), _images(dtype))
-    kernel.launch_apgd_step(*images, each, None, 0.0, 0.02, 0.75, 0.0, 1.0, False, None)
+    launch.launch_apgd_step(*images, each, None, 0.0, 0.02, 0.75, 0.0, 1.0, False, None)
 
 
 def _momentum(dtype: torch.dtype) -> None:
     images = (_images(), _images(), _images(dtype), _images())
     counts = torch.empty(256, 2, dtype=torch.int64, device="meta")
-    kernel.launch_momentum_step(*images, None, None, 0.01, 0.02, 1.0, 0.0, 1.0, False, counts)
+    launch.launch_momentum_step(*images, None, None, 0.01, 0.02, 1.0, 0.0, 1.0, False, counts)
 
 
 def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:

@@ -1,0 +1,107 @@
+"""Time, memory and limits of a GPU: events around a backlog, so that launches are hidden."""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.profiler import DeviceType
+
+DEVICE = "cuda"
+ROUNDS, BACKLOG = 9, 30
+Rungs = Mapping[str, Callable[[], Any]]
+
+
+def event_seconds(function: Callable[[], object], rounds: int, warmup: int = 3) -> float:
+    """Seconds of one call: events around a backlog of ``rounds``, so that launches are hidden."""
+    for _ in range(warmup):
+        function()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(rounds):
+        function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / rounds
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Bytes that one call allocates above what was there."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def matmul_rate(dtype: torch.dtype, n: int = 8192) -> float:
+    """FLOP/s of a dense square product."""
+    a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / event_seconds(lambda: a @ b, 20)
+
+
+def busy_share(function: Callable[[], object]) -> float:
+    """Share of the time from the first kernel to the last in which one is running."""
+    from torch.profiler import ProfilerActivity, profile
+
+    function()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        function()
+        torch.cuda.synchronize()
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in record.events()
+        if event.device_type == DeviceType.CUDA
+    )
+    busy, reached = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return busy / (reached - spans[0][0])
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Products and convolutions in TF32, or in full float32 (torch's default mixes them)."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def event_rounds(rungs: Rungs, rounds: int = ROUNDS, backlog: int = BACKLOG) -> dict[str, float]:
+    """Median seconds of a call, rungs by turns: events around a backlog that hides launches."""
+    for function in rungs.values():
+        for _ in range(5):
+            function()
+    torch.cuda.synchronize()
+    seconds: dict[str, list[float]] = {name: [] for name in rungs}
+    for _ in range(rounds):
+        for name, function in rungs.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            # the device is kept busy while the host fills the queue
+            torch.cuda._sleep(20_000_000)
+            start.record()
+            for _ in range(backlog):
+                function()
+            end.record()
+            torch.cuda.synchronize()
+            seconds[name].append(start.elapsed_time(end) / 1e3 / backlog)
+    return {name: sorted(taken)[len(taken) // 2] for name, taken in seconds.items()}
+
+
+def copy_bandwidth(count: int = 2**28) -> float:
+    """Bytes a second, read and written, of a copy of float32."""
+    source = torch.rand(count, device=DEVICE)
+    target = torch.empty_like(source)
+    taken = event_rounds({"copy": lambda: target.copy_(source)})["copy"]
+    return 2 * source.numel() * 4 / taken
