@@ -1,6 +1,22 @@
 """Fused operations under the towers and attacks: one folder each, with a plain twin."""
 
+from .consistency_loss import consistency_loss
+from .layer_consistency import layer_consistency
+from .mixture_logits import MixtureGram, mixture_gram, mixture_logits
 from .pgd_step import apgd_step, momentum_step, pgd_step, pgd_step_
+from .prefix_attention import prefix_attention
 from .random_start import random_start
 
-__all__ = ["apgd_step", "momentum_step", "pgd_step", "pgd_step_", "random_start"]
+__all__ = [
+    "MixtureGram",
+    "apgd_step",
+    "consistency_loss",
+    "layer_consistency",
+    "mixture_gram",
+    "mixture_logits",
+    "momentum_step",
+    "pgd_step",
+    "pgd_step_",
+    "prefix_attention",
+    "random_start",
+]

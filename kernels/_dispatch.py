@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,13 +42,19 @@ def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def obstacle(tensors: Iterable[Any]) -> str:
-    """Why no kernel can run on these tensors; empty if one can."""
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list):
+            yield from _tensors(argument)
+
+
+def obstacle(arguments: Iterable[Any]) -> str:
+    """Why no kernel can run on the tensors among these and in their lists; empty if one can."""
     if not _installed():
         return "Triton is not installed"
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            continue
+    for tensor in _tensors(arguments):
         if tensor.dtype == torch.float64:
             return "it has no float64"
         if not tensor.is_cuda and not interpreted():
@@ -96,10 +102,12 @@ def define(
     def on_gpu(*arguments: Any) -> Any:
         return (eager if obstacle(arguments) else launch)(*arguments)
 
-    torch.library.define(qualified, signature)
-    torch.library.impl(qualified, "CPU", eager)
-    torch.library.impl(qualified, "CUDA", on_gpu)
-    torch.library.register_fake(qualified, fake)
+    # a module may be run again: by a reload, or found as `kernels` from the root of a checkout
+    if not hasattr(getattr(torch.ops, NAMESPACE), name):
+        torch.library.define(qualified, signature)
+        torch.library.impl(qualified, "CPU", eager)
+        torch.library.impl(qualified, "CUDA", on_gpu)
+        torch.library.register_fake(qualified, fake)
     return Op(getattr(getattr(torch.ops, NAMESPACE), name).default, launch, eager)
 
 

@@ -5,23 +5,13 @@ every class, in every layer: they are computed once. What stands behind a prompt
 it and is left out; the last layer is computed for the end tokens alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from ..attention import attend, causal_mask
+from ..kernels import prefix_attention
 from .blocks import OpenText
 from .layout import TextLayout
-
-
-@dataclass(frozen=True)
-class Group:
-    """Classes with suffixes of one length, side by side in the packed tokens."""
-
-    classes: int
-    length: int
 
 
 class PackedChunk(nn.Module):
@@ -36,6 +26,7 @@ class PackedChunk(nn.Module):
     Attributes:
         order: the class at each place, ``[C]``.
         ids, positions: token ids and their places in the prompt, ``[N]``.
+        cu_seqlens: where each prompt's packed tokens begin, and N, ``[C + 1]``.
         ends: the packed place of each prompt's last token, ``[C]``.
         context: packed places of context tokens, ``[n]``; none where all are in the prefix.
         sources, owners: which context token stands there, and of which class, ``[n]``.
@@ -44,6 +35,7 @@ class PackedChunk(nn.Module):
     order: Tensor
     ids: Tensor
     positions: Tensor
+    cu_seqlens: Tensor
     ends: Tensor
     context: Tensor
     sources: Tensor
@@ -66,6 +58,7 @@ class PackedChunk(nn.Module):
             "order": order,
             "ids": layout.ids[order][used],
             "positions": places.expand_as(used)[used],
+            "cu_seqlens": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int(),
             "ends": lengths.cumsum(0) - 1,
             "context": context,
             "sources": sources[context],
@@ -73,8 +66,6 @@ class PackedChunk(nn.Module):
         }
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
-        sizes, counts = torch.unique_consecutive(lengths, return_counts=True)
-        self.groups = [Group(int(n), int(s)) for s, n in zip(sizes, counts, strict=True)]
         self.holds_context = bool(len(context))
 
     def forward(self, context: Tensor, deep: Tensor | None, *prefix: Tensor) -> Tensor:
@@ -93,11 +84,11 @@ class PackedChunk(nn.Module):
             normed, shared = block.norm(x), (prefix[2 * i], prefix[2 * i + 1])
             if i + 1 < len(self.text.blocks):
                 q, k, v = block.qkv(normed)
-                x = block.leave(x, attend_packed(q, k, v, shared, self.groups, ends=False))
+                x = block.leave(x, prefix_attention(q, k, v, *shared, self.cu_seqlens))
                 continue
             k, v = block.keys_values(normed)
             q = block.queries(normed[:, self.ends])
-            mixed = attend_packed(q, k, v, shared, self.groups, ends=True)
+            mixed = prefix_attention(q, k, v, *shared, self.cu_seqlens, last_only=True)
             x = block.leave(x[:, self.ends], mixed)
         return x
 
@@ -166,46 +157,3 @@ class SharedPrefix(nn.Module):
             own = context[:, :inside].to(parts.dtype)
             x = torch.cat([x.expand(len(context), -1, -1), own], dim=1)
         return x + parts.positional_embedding[: self.length].to(parts.dtype)
-
-
-def attend_packed(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix: tuple[Tensor, Tensor],
-    groups: Sequence[Group],
-    *,
-    ends: bool,
-) -> Tensor:
-    """Attention of packed suffix tokens over one shared prefix and over their own, causally.
-
-    Args:
-        q: ``[K or 1, N, H, d]``, or with ``ends`` the last token of each class, ``[., C, H, d]``.
-        k, v: ``[K or 1, N, H, d]``.
-        prefix: keys and values ``[K or 1, P, H, d]``.
-
-    Returns:
-        ``[K, ., H, d]``, as ``q``.
-    """
-    q = (q * q.shape[-1] ** -0.5).transpose(1, 2)  # [K, H, ., d]
-    k, v = k.transpose(1, 2), v.transpose(1, 2)
-    prefix_k, prefix_v = (t.transpose(1, 2) for t in prefix)
-    p = prefix_k.shape[2]
-    shared = q @ prefix_k.transpose(-1, -2)  # [K, H, ., P]
-    out, row, token = [], 0, 0
-    for group in groups:
-        n, s = group.classes, group.length
-        rows = 1 if ends else s
-        mine, theirs = slice(row, row + n * rows), slice(token, token + n * s)
-        row, token = mine.stop, theirs.stop
-        own_q = q[:, :, mine].unflatten(2, (n, rows))
-        own_k, own_v = (t[:, :, theirs].unflatten(2, (n, s)) for t in (k, v))
-        scores = own_q @ own_k.transpose(-1, -2)  # [K, H, n, rows, s]
-        if rows > 1:
-            scores = scores + causal_mask(s, scores)
-        front = shared[:, :, mine].unflatten(2, (n, rows))
-        scores = scores.expand(len(front), -1, -1, -1, -1)
-        weights = torch.cat([front, scores], dim=-1).softmax(dim=-1)
-        over_prefix = weights[..., :p].flatten(2, 3) @ prefix_v  # [K, H, n * rows, d]
-        out.append(over_prefix + (weights[..., p:] @ own_v).flatten(2, 3))
-    return torch.cat(out, dim=2).transpose(1, 2)

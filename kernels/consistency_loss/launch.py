@@ -1,0 +1,113 @@
+"""How the kernels of CAPT's loss are started: layouts, grids, outputs."""
+
+import torch
+import triton
+from torch import Tensor
+
+from .eager import STATISTICS
+from .kernel import _consistency_loss_backward_kernel, _consistency_loss_kernel
+
+_MAX_BLOCK = 2048
+_BLOCK_GRADIENT = 1024
+
+
+def _dense_rows(*logits: Tensor) -> list[Tensor]:
+    """A row's classes side by side, rows anywhere; copied where they aren't."""
+    return [t if t.stride(1) == 1 else t.contiguous() for t in logits]
+
+
+def launch_consistency_loss(
+    adv: Tensor,
+    clean: Tensor,
+    frozen: Tensor,
+    labels: Tensor,
+    alphas: Tensor | None,
+    lams: Tensor | None,
+    alpha: float,
+    lam: float,
+    ce_clean: bool,
+    train_reversed: bool,
+    frozen_reversed: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`eager.consistency_loss`."""
+    rows, classes = adv.shape
+    loss = torch.empty(rows, dtype=torch.float32, device=adv.device)
+    terms = torch.empty(rows, 3, dtype=torch.float32, device=adv.device)
+    statistics = torch.empty(rows, STATISTICS, dtype=torch.float32, device=adv.device)
+    if not rows:
+        return loss, terms, statistics
+    adv, clean, frozen = _dense_rows(adv, clean, frozen)
+    block = min(_MAX_BLOCK, max(32, triton.next_power_of_2(classes)))
+    _consistency_loss_kernel[(rows,)](
+        adv,
+        clean,
+        frozen,
+        labels.contiguous(),
+        alphas,
+        lams,
+        loss,
+        terms,
+        statistics,
+        alpha,
+        lam,
+        classes,
+        adv.stride(0),
+        clean.stride(0),
+        frozen.stride(0),
+        CE_CLEAN=ce_clean,
+        TRAIN_REVERSED=train_reversed,
+        FROZEN_REVERSED=frozen_reversed,
+        STATISTICS=STATISTICS,
+        BLOCK=block,
+        num_warps=max(1, block // 256),
+    )
+    return loss, terms, statistics
+
+
+def launch_consistency_loss_backward(
+    grad: Tensor,
+    adv: Tensor,
+    clean: Tensor,
+    frozen: Tensor,
+    labels: Tensor,
+    statistics: Tensor,
+    ce_clean: bool,
+    train_reversed: bool,
+    frozen_reversed: bool,
+    detach_targets: bool,
+    wanted: list[bool],
+) -> list[Tensor]:
+    """`eager.consistency_loss_backward`."""
+    rows, classes = adv.shape
+    logits = (adv, clean, frozen)
+    places = [
+        torch.empty(rows, classes, dtype=t.dtype, device=t.device) if want else None
+        for t, want in zip(logits, wanted, strict=True)
+    ]
+    found = [place for place in places if place is not None]
+    if not rows or not found:
+        return found
+    adv, clean, frozen = _dense_rows(*logits)
+    chunks = triton.cdiv(classes, _BLOCK_GRADIENT)
+    _consistency_loss_backward_kernel[(rows * chunks,)](
+        grad.contiguous(),
+        adv,
+        clean,
+        frozen,
+        labels.contiguous(),
+        statistics,
+        *places,
+        classes,
+        chunks,
+        adv.stride(0),
+        clean.stride(0),
+        frozen.stride(0),
+        CE_CLEAN=ce_clean,
+        TRAIN_REVERSED=train_reversed,
+        FROZEN_REVERSED=frozen_reversed,
+        DETACH=detach_targets,
+        STATISTICS=STATISTICS,
+        BLOCK=_BLOCK_GRADIENT,
+        num_warps=4,
+    )
+    return found

@@ -1,0 +1,77 @@
+"""What `layer_consistency` refuses: every message names the argument and what it got."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check_layers(
+    a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """Two lists of tensors ``[k * B, ...]``, and B: a stack is one tensor of L * B rows."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        _check_stack("a", a)
+        _check_stack("b", b)
+        _check_pair("a", a, "b", b)
+        return [a.flatten(0, 1)], [b.flatten(0, 1)], a.shape[1]
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        got = f"{type(a).__name__} and {type(b).__name__}"
+        raise TypeError(f"a and b must be two lists of tensors or two stacked tensors, got {got}")
+    _check_list("a", a)
+    _check_list("b", b)
+    if len(a) != len(b):
+        raise ValueError(f"b must have as many layers as a, {len(a)}, got {len(b)}")
+    for layer, (x, y) in enumerate(zip(a, b, strict=True)):
+        name = f"a[{layer}]"
+        if x.ndim < 2:
+            raise ValueError(f"{name} must be [B, ...] with two dimensions or more, {_shape(x)}")
+        if x.shape[0] != a[0].shape[0]:
+            wanted = f"the batch of a[0], {a[0].shape[0]}"
+            raise ValueError(f"{name} must have {wanted}, got {x.shape[0]}: samples come first")
+        _check_kind(name, x, "a[0]", a[0])
+        _check_pair(name, x, f"b[{layer}]", y)
+    return list(a), list(b), a[0].shape[0]
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"got {list(tensor.shape)}"
+
+
+def _check_stack(name: str, stack: Tensor) -> None:
+    if stack.ndim < 3:
+        raise ValueError(
+            f"{name} must be a stack [L, B, ...] with three dimensions or more, {_shape(stack)}: "
+            "pass one layer as a list"
+        )
+    if not stack.shape[0]:
+        raise ValueError(f"{name} must have one layer or more, {_shape(stack)}")
+
+
+def _check_list(name: str, layers: Sequence[Tensor]) -> None:
+    if not isinstance(layers, (list, tuple)):
+        kind = type(layers).__name__
+        raise TypeError(f"{name} must be a list of tensors or a stacked tensor, got {kind}")
+    if not layers:
+        raise ValueError(f"{name} must have one layer or more, got an empty list")
+    for layer, tensor in enumerate(layers):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}[{layer}] must be a tensor, got {type(tensor).__name__}")
+
+
+def _check_pair(name: str, x: Tensor, other_name: str, y: Tensor) -> None:
+    if x.shape != y.shape:
+        raise ValueError(f"{other_name} must have {name}'s shape {list(x.shape)}, {_shape(y)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be of a floating dtype, got {x.dtype}")
+    _check_kind(other_name, y, name, x)
+
+
+def _check_kind(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Dtype and device."""
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{name} must have {other_name}'s dtype {other.dtype}, got {tensor.dtype}")
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} must be on {other_name}'s device {other.device}, got {tensor.device}: "
+            "move it there"
+        )

@@ -1,0 +1,107 @@
+"""The formulas in plain tensor code: what runs on the CPU.
+
+A row is one sample in one layer. With ``n_a = |a|``, ``n_b = |b|`` and ``gap = n_a - n_b``::
+
+    1 - cos = ||a - b||^2 / (2 n_a n_b) - gap^2 / (2 n_a n_b)
+    gap     = sum (a - b)(a + b) / (n_a + n_b)
+
+No term is a small difference of large ones while ``a`` is near ``b``. Where the norms differ so
+much that ``gap^2 > n_a n_b`` (by a factor above 2.6), ``1 - sum(a b) / (n_a n_b)`` loses less.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .layout import gradient_like
+
+
+def layer_consistency(a: list[Tensor], b: list[Tensor], samples: int) -> tuple[Tensor, Tensor]:
+    """``sum_l (1 - cos)`` of each sample, and what the backward formula reads.
+
+    Args:
+        a, b: ``[k * samples, ...]`` for some k each; sample r % samples stands in row r.
+        samples: B.
+
+    Returns:
+        The sums ``[B]``, and ``n_a, n_b, gap, 1 - cos`` of each row in the order of the list,
+        ``[R, 4]``; both in float32 at least.
+    """
+    norms = torch.cat([_row_norms(x, y) for x, y in zip(a, b, strict=True)])
+    if not samples:
+        return norms.new_empty(0), norms
+    return norms[:, 3].view(-1, samples).sum(dim=0), norms
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _row_norms(a: Tensor, b: Tensor) -> Tensor:
+    """``n_a, n_b, gap, 1 - cos``, ``[R, 4]``."""
+    a, b = (t.flatten(1).to(_wide(t.dtype)) for t in (a, b))
+    difference = a - b
+    n_a, n_b = (a * a).sum(dim=1).sqrt(), (b * b).sum(dim=1).sqrt()
+    zero = (n_a == 0) | (n_b == 0)
+    gap = (difference * (a + b)).sum(dim=1) / torch.where(zero, 1.0, n_a + n_b)
+    near = ((difference * difference).sum(dim=1) - gap * gap) / n_a / n_b / 2
+    far = 1 - (a * b).sum(dim=1) / n_a / n_b
+    # rounding may go below 0
+    distance = torch.where(gap * gap > n_a * n_b, far, near).clamp(min=0)
+    return torch.stack([n_a, n_b, gap, torch.where(zero, 1.0, distance)], dim=1)
+
+
+def _coefficients(norms: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """The factors of ``a - b``, ``a`` and ``b`` in the gradient in a, then of those in b, ``[R]``.
+
+    With hats for unit vectors the gradient in a is ``((a^ - b^) - (1 - cos) a^) / n_a``, where
+    ``a^ - b^ = (a - b) / n_a - gap b / (n_a n_b)``, or the like with ``(a - b) / n_b`` and ``a``
+    in the place of ``b``: the larger norm below the difference keeps both terms small.
+    """
+    n_a, n_b, gap, distance = norms.unbind(dim=1)
+    zero = (n_a == 0) | (n_b == 0)
+    n_a, n_b = torch.where(zero, 1.0, n_a), torch.where(zero, 1.0, n_b)
+    grad = torch.where(zero, 0.0, grad.repeat(len(norms) // len(grad)))
+    apart = 1 / torch.maximum(n_a, n_b)
+    along = gap / n_a / n_b
+    along_a, along_b = torch.where(n_a < n_b, along, 0.0), torch.where(n_a < n_b, 0.0, along)
+    to_a, to_b = grad / n_a, grad / n_b
+    return (
+        to_a * apart,
+        -to_a * (along_a + distance / n_a),
+        -to_a * along_b,
+        -to_b * apart,
+        to_b * along_a,
+        to_b * (along_b - distance / n_b),
+    )
+
+
+def layer_consistency_backward(
+    grad: Tensor, norms: Tensor, a: list[Tensor], b: list[Tensor], wanted: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients in each a, then in each b, of those that are ``wanted``.
+
+    Args:
+        grad: of the sums, ``[B]``.
+        norms: `layer_consistency`'s second result.
+        a, b: its inputs.
+        wanted: for each a, then for each b.
+    """
+    out = [gradient_like(x) for x, want in zip([*a, *a], wanted, strict=True) if want]
+    if not len(grad):
+        return out
+    factors = torch.stack(_coefficients(norms, grad)).split([len(x) for x in a], dim=1)
+    places = iter(out)
+    for side in (0, 1):
+        for layer, (x, y) in enumerate(zip(a, b, strict=True)):
+            if wanted[side * len(a) + layer]:
+                _write(next(places), x, y, factors[layer][3 * side : 3 * side + 3])
+    return out
+
+
+def _write(out: Tensor, a: Tensor, b: Tensor, factors: Tensor) -> None:
+    """``out = p (a - b) + q a + r b`` with ``factors`` p, q, r, ``[3, R]``."""
+    p, q, r = factors.view(3, -1, *[1] * (a.ndim - 1))
+    a, b = a.to(factors.dtype), b.to(factors.dtype)
+    out.copy_(p * (a - b) + q * a + r * b)

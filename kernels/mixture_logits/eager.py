@@ -1,0 +1,166 @@
+"""The mixture's formulas in plain tensor code: what runs on the CPU.
+
+Symbols: ``f_b`` image feature, ``t^_kc`` feature of class c under prompt k, of length 1 unless raw,
+``w`` the router's weights, ``q_bc = w_b^T G_c w_b`` the squared length of an image's mixture,
+``r = q^(-1/2)``, ``cos_bc = r * sum_k w_bk f_b.t^_kc``.
+"""
+
+import torch
+from torch import Tensor
+
+# entries of the text gradient that are worked on at once: they stay in a core's cache
+_CHUNK = 1 << 19
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _inverse_root(squared: Tensor) -> Tensor:
+    """0 for a length of 0, and for what rounding put below it."""
+    return torch.where(squared > 0, squared.rsqrt(), 0.0)
+
+
+def _pairs(weights: Tensor) -> Tensor:
+    """``w_bk w_bl``."""
+    return (weights[:, :, None] * weights[:, None]).flatten(1)  # [B, K*K]
+
+
+def mixture_gram(text: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
+    """``G_c[k, l] = t^_kc . t^_lc``, ``[K, K, C]``, and ``1 / |t_kc|`` (1 for raw), ``[K, C]``."""
+    prompts = text.to(wide(text.dtype)).transpose(0, 1)  # [C, K, D]
+    gram = torch.bmm(prompts, prompts.transpose(1, 2)).permute(1, 2, 0).contiguous()
+    if not normalised:
+        return gram, gram.new_ones(text.shape[:2])
+    inv_norm = _inverse_root(gram.diagonal().T)  # [K, C]
+    return gram.mul_(inv_norm[:, None]).mul_(inv_norm), inv_norm.contiguous()
+
+
+def mixture_logits(
+    image: Tensor,
+    text: Tensor,
+    router: Tensor,
+    scale: Tensor,
+    gram: Tensor,
+    inv_norm: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``s * cos`` and the weights; ``cos`` and ``r``, ``[B, C]``, for the backward."""
+    dtype = gram.dtype
+    image, router = image.to(dtype), router.to(dtype)
+    # the largest is taken off before the division, which may overflow
+    weights = ((router - router.amax(dim=1, keepdim=True)) / temperature).softmax(dim=1)
+    inverse = _inverse_root(_pairs(weights) @ gram.flatten(0, 1))  # [B, C]
+    cosine = torch.zeros_like(inverse)
+    product = torch.empty_like(inverse)
+    for k, features in enumerate(text):
+        torch.mm(image * weights[:, k, None], features.to(dtype).T, out=product)
+        cosine.addcmul_(product, inv_norm[k])
+    cosine.mul_(inverse)
+    return cosine * scale, weights, cosine, inverse
+
+
+def mixture_logits_backward(
+    dlogits: Tensor,
+    dweights: Tensor | None,
+    image: Tensor,
+    text: Tensor,
+    router: Tensor,
+    scale: Tensor,
+    gram: Tensor,
+    inv_norm: Tensor,
+    weights: Tensor,
+    cosine: Tensor,
+    inverse: Tensor,
+    temperature: float,
+    normalised: bool,
+    wants_image: bool,
+    wants_text: bool,
+    wants_router: bool,
+    wants_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of image, text, router and scale; without entries where one is not wanted.
+
+    With ``g`` the gradient of the logits, ``alpha = g s r`` and ``beta = -1/2 g s cos r^2``::
+
+        df_b  = sum_k w_bk Z_bk,   Z_bk = sum_c alpha_bc t^_kc
+        dw_bk = f_b . Z_bk + 2 sum_cl beta_bc G_c[k, l] w_bl
+        dt^_kc = sum_b w_bk alpha_bc f_b + sum_l Gamma_c[k, l] t^_lc
+        Gamma_c[k, l] = 2 sum_b beta_bc w_bk w_bl
+    """
+    alpha = dlogits * inverse * scale
+    twice_beta = -alpha * cosine * inverse
+    wide_image = image.to(gram.dtype)
+    dimage, drouter = image.new_empty(0), router.new_empty(0)
+    dtext, dscale = text.new_empty(0), scale.new_empty(0)
+    if wants_image or wants_router:
+        found, dmix = _through_products(alpha, wide_image, text, inv_norm, weights, wants_router)
+        dimage = found.to(image.dtype) if wants_image else dimage
+    if wants_router:
+        n_prompts = weights.shape[1]
+        spread = (twice_beta @ gram.flatten(0, 1).T).view(-1, n_prompts, n_prompts)
+        dmix.baddbmm_(spread, weights[:, :, None])
+        dw = dmix.squeeze(2) if dweights is None else dmix.squeeze(2) + dweights
+        centred = dw - (weights * dw).sum(dim=1, keepdim=True)
+        drouter = (weights * centred / temperature).to(router.dtype)
+    if wants_text:
+        dtext = _text_gradient(
+            alpha, twice_beta, wide_image, text, weights, gram, inv_norm, normalised
+        )
+    if wants_scale:
+        dscale = (dlogits * cosine).sum().to(scale.dtype)
+    return dimage, dtext, drouter, dscale
+
+
+def _through_products(
+    alpha: Tensor,
+    image: Tensor,
+    text: Tensor,
+    inv_norm: Tensor,
+    weights: Tensor,
+    wants_router: bool,
+) -> tuple[Tensor, Tensor]:
+    """The image gradient, and ``f_b . Z_bk`` as ``[B, K, 1]``."""
+    dimage = torch.zeros_like(image)
+    dmix = weights.new_empty(*weights.shape, 1)
+    for k, features in enumerate(text):
+        back = (alpha * inv_norm[k]) @ features.to(alpha.dtype)  # [B, D]
+        dimage.addcmul_(back, weights[:, k, None])
+        if wants_router:
+            dmix[:, k, 0] = (image * back).sum(dim=1)
+    return dimage, dmix
+
+
+def _text_gradient(
+    alpha: Tensor,
+    twice_beta: Tensor,
+    image: Tensor,
+    text: Tensor,
+    weights: Tensor,
+    gram: Tensor,
+    inv_norm: Tensor,
+    normalised: bool,
+) -> Tensor:
+    """A few classes at once, all their prompts: one product, one batched product, one write.
+
+    What normalising takes off along ``t_kc`` goes onto the diagonal of ``Gamma``.
+    """
+    n_prompts, n_classes, width = text.shape
+    dtext = torch.empty_like(text, memory_format=torch.contiguous_format)
+    pairs = _pairs(weights)
+    step = max(1, _CHUNK // (n_prompts * width))
+    for first in range(0, n_classes, step):
+        part = slice(first, first + step)
+        inv = inv_norm[:, part].T[:, :, None]  # [c, K, 1]
+        prompts = text[:, part].to(alpha.dtype).transpose(0, 1)  # [c, K, D]
+        shares = alpha[:, part].T[:, None] * weights.T * inv  # [c, K, B]
+        found = (shares.flatten(0, 1) @ image).view(prompts.shape)
+        gamma = (twice_beta[:, part].T @ pairs).view(-1, n_prompts, n_prompts)
+        if normalised:
+            along = (gamma * gram[:, :, part].permute(2, 0, 1)).sum(dim=2)
+            along += (found * prompts).sum(dim=2)  # dt^ . t^
+            gamma.diagonal(dim1=1, dim2=2).sub_(along)
+        gamma.mul_(inv).mul_(inv.transpose(1, 2))  # of t, no longer of t^
+        dtext[:, part] = found.baddbmm_(gamma, prompts).transpose(0, 1)
+    return dtext

@@ -1,0 +1,283 @@
+"""Grids and block sizes: starts the kernels."""
+
+import torch
+import triton
+from torch import Tensor
+
+from .._dispatch import dot_precision, interpreted
+from . import kernel
+
+# programs that keep a big GPU busy; below it smaller tiles are taken, or sums split
+_PROGRAMS = 128
+_TILES = ((64, 64), (64, 32), (32, 32), (16, 32), (16, 16))
+# pairs of a prompt and a class that a program of the text gradient handles
+_ROWS = 64
+# the least that `tl.dot` takes
+_SLICE = 16
+
+
+def _padded(n_prompts: int) -> int:
+    return max(_SLICE, triton.next_power_of_2(n_prompts))
+
+
+def _tiles(n_images: int, n_classes: int) -> tuple[int, int, int, int]:
+    """Images and classes of a tile, and the numbers of tiles."""
+    for block_b, block_c in _TILES:
+        tiles_b, tiles_c = triton.cdiv(n_images, block_b), triton.cdiv(n_classes, block_c)
+        if tiles_b * tiles_c >= _PROGRAMS:
+            break
+    return block_b, block_c, tiles_b, tiles_c
+
+
+def _block(features: Tensor, size: int) -> int:
+    """Along what a product sums; float32 operands that no tensor core takes fill registers."""
+    return size if features.element_size() == 2 else 16
+
+
+def _stages(features: Tensor) -> int:
+    """How far loads run ahead, for the same reason."""
+    return 3 if features.element_size() == 2 else 2
+
+
+def _tile_options(features: Tensor, block_b: int, block_c: int) -> dict[str, object]:
+    """What forward and marginals share."""
+    return {
+        "PRECISION": dot_precision(features.dtype),
+        "WIDEN": interpreted(),
+        "SLICE": _SLICE,
+        "BLOCK_B": block_b,
+        "BLOCK_C": block_c,
+        "BLOCK_D": _block(features, 64),
+        "num_stages": _stages(features),
+        "num_warps": 8 if block_b * block_c >= 2048 else 4,
+    }
+
+
+def launch_mixture_gram(text: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
+    """`eager.mixture_gram`."""
+    n_prompts, n_classes, width = text.shape
+    gram = torch.empty(n_prompts, n_prompts, n_classes, dtype=torch.float32, device=text.device)
+    inv_norm = torch.empty(n_prompts, n_classes, dtype=torch.float32, device=text.device)
+    kernel._gram_kernel[(n_classes,)](
+        text.contiguous(),
+        gram,
+        inv_norm,
+        n_classes,
+        n_prompts,
+        width,
+        NORMALISED=normalised,
+        PRECISION=dot_precision(text.dtype),
+        WIDEN=interpreted(),
+        KP=_padded(n_prompts),
+        BLOCK_D=_block(text, 64),
+        num_warps=2 if n_prompts <= 32 else 4,
+    )
+    return gram, inv_norm
+
+
+def launch_mixture_logits(
+    image: Tensor,
+    text: Tensor,
+    router: Tensor,
+    scale: Tensor,
+    gram: Tensor,
+    inv_norm: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`eager.mixture_logits`."""
+    (n_images, width), (n_prompts, n_classes, _) = image.shape, text.shape
+    shape = (n_images, n_classes)
+    logits, cosine, inverse = (
+        torch.empty(shape, dtype=torch.float32, device=image.device) for _ in range(3)
+    )
+    weights = torch.empty(n_images, n_prompts, dtype=torch.float32, device=image.device)
+    if not n_images:
+        return logits, weights, cosine, inverse
+    block_b, block_c, tiles_b, tiles_c = _tiles(n_images, n_classes)
+    kernel._forward_kernel[(tiles_b * tiles_c,)](
+        image.contiguous(),
+        text.contiguous(),
+        router.contiguous(),
+        scale,
+        gram.contiguous(),
+        inv_norm.contiguous(),
+        logits,
+        weights,
+        cosine,
+        inverse,
+        temperature,
+        n_images,
+        n_classes,
+        n_prompts,
+        width,
+        KP=_padded(n_prompts),
+        **_tile_options(image, block_b, block_c),
+    )
+    return logits, weights, cosine, inverse
+
+
+def launch_mixture_logits_backward(
+    dlogits: Tensor,
+    dweights: Tensor | None,
+    image: Tensor,
+    text: Tensor,
+    router: Tensor,
+    scale: Tensor,
+    gram: Tensor,
+    inv_norm: Tensor,
+    weights: Tensor,
+    cosine: Tensor,
+    inverse: Tensor,
+    temperature: float,
+    normalised: bool,
+    wants_image: bool,
+    wants_text: bool,
+    wants_router: bool,
+    wants_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`eager.mixture_logits_backward`."""
+    n_images, width = image.shape
+    n_prompts, n_classes, _ = text.shape
+    dimage, dtext = _room(image, wants_image), _room(text, wants_text)
+    drouter, dscale = _room(router, wants_router), _room(scale, wants_scale)
+    if not n_images:
+        return dimage, dtext.zero_(), drouter, dscale.zero_()
+    image, text, gram, inv_norm = (t.contiguous() for t in (image, text, gram, inv_norm))
+    block_b, block_c, tiles_b, tiles_c = _tiles(n_images, n_classes)
+
+    def scratch(*shape: int, wanted: bool = True) -> Tensor | None:
+        if not wanted:
+            return None
+        return torch.empty(shape, dtype=torch.float32, device=image.device)
+
+    alpha = scratch(n_images, n_classes, wanted=wants_image or wants_text)
+    twice_beta = scratch(n_images, n_classes, wanted=wants_text)
+    dw = scratch(tiles_c, n_images, n_prompts, wanted=wants_router)
+    along = scratch(tiles_b, n_prompts, n_classes, wanted=wants_text and normalised)
+    dscale_parts = scratch(tiles_b * tiles_c, wanted=wants_scale)
+    kernel._marginals_kernel[(tiles_b * tiles_c,)](
+        dlogits.contiguous(),
+        image,
+        text,
+        scale,
+        gram,
+        inv_norm,
+        weights,
+        cosine,
+        inverse,
+        alpha,
+        twice_beta,
+        dw,
+        along,
+        dscale_parts,
+        n_images,
+        n_classes,
+        n_prompts,
+        width,
+        # one less than the forward: what else it holds fills registers
+        **_tile_options(image, block_b, block_c) | {"num_stages": 2},
+    )
+    if wants_text:
+        _text_gradient(image, text, inv_norm, weights, alpha, twice_beta, along, dtext, tiles_b)
+    parts = _image_parts(text, inv_norm, weights, alpha, width) if wants_image else None
+    if wants_image or wants_router or wants_scale:
+        kernel._finish_kernel[(n_images,)](
+            parts,
+            dw,
+            None if dweights is None else dweights.contiguous(),
+            weights,
+            dscale_parts,
+            dimage if wants_image else None,
+            drouter if wants_router else None,
+            dscale if wants_scale else None,
+            temperature,
+            0 if parts is None else len(parts),
+            tiles_c,
+            tiles_b * tiles_c,
+            n_images,
+            n_prompts,
+            width,
+            KP=_padded(n_prompts),
+            BLOCK_D=max(128, triton.next_power_of_2(width)),
+            BLOCK_PARTS=32,
+            num_warps=4,
+        )
+    return dimage, dtext, drouter, dscale
+
+
+def _room(like: Tensor, wanted: bool) -> Tensor:
+    if not wanted:
+        return like.new_empty(0)
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
+def _image_parts(
+    text: Tensor, inv_norm: Tensor, weights: Tensor, alpha: Tensor | None, width: int
+) -> Tensor:
+    """The image gradient in parts, each over some of the classes: ``[parts, B, D]``."""
+    (n_images, n_prompts), n_classes = weights.shape, text.shape[1]
+    block_b, block_c = (64 if n_images > 32 else 32 if n_images > 16 else 16), _block(text, 32)
+    block_d = 64
+    tiles = triton.cdiv(n_images, block_b) * triton.cdiv(width, block_d)
+    steps = triton.cdiv(n_classes, block_c)
+    n_steps = triton.cdiv(steps, min(steps, triton.cdiv(_PROGRAMS, tiles)))
+    n_parts = triton.cdiv(steps, n_steps)
+    parts = torch.empty(n_parts, n_images, width, dtype=torch.float32, device=text.device)
+    kernel._image_gradient_kernel[(n_parts * tiles,)](
+        text,
+        inv_norm,
+        weights,
+        alpha,
+        parts,
+        n_images,
+        n_classes,
+        n_prompts,
+        width,
+        n_steps,
+        PRECISION=dot_precision(text.dtype),
+        BLOCK_B=block_b,
+        BLOCK_C=block_c,
+        BLOCK_D=block_d,
+        num_warps=4,
+        num_stages=_stages(text),
+    )
+    return parts
+
+
+def _text_gradient(
+    image: Tensor,
+    text: Tensor,
+    inv_norm: Tensor,
+    weights: Tensor,
+    alpha: Tensor | None,
+    twice_beta: Tensor | None,
+    along: Tensor | None,
+    dtext: Tensor,
+    n_along: int,
+) -> None:
+    (n_images, width), (n_prompts, n_classes, _) = image.shape, text.shape
+    classes = _ROWS // triton.next_power_of_2(n_prompts)
+    block_d = 128 if image.element_size() == 2 else 32
+    kernel._text_gradient_kernel[(triton.cdiv(n_classes, classes) * triton.cdiv(width, block_d),)](
+        image,
+        text,
+        inv_norm,
+        weights,
+        alpha,
+        twice_beta,
+        along,
+        dtext,
+        n_along,
+        n_images,
+        n_classes,
+        n_prompts,
+        width,
+        PRECISION=dot_precision(image.dtype),
+        CLASSES=classes,
+        ROWS=_ROWS,
+        SLICE=_SLICE,
+        BLOCK_B=_block(image, 32),
+        BLOCK_D=block_d,
+        num_warps=4,
+        num_stages=_stages(text),
+    )

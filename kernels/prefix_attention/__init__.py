@@ -1,0 +1,5 @@
+"""Attention of packed suffixes over one shared prefix and, causally, over themselves."""
+
+from .op import prefix_attention
+
+__all__ = ["prefix_attention"]

@@ -1,0 +1,203 @@
+"""The formula and its gradients in plain tensor code: what runs on the CPU.
+
+Classes of one length are computed together, and each pass over the large tensors is counted: this
+is the hot path of a text tower on the CPU. In an order without runs of equal lengths the classes
+are gathered first.
+"""
+
+import torch
+from torch import Tensor
+
+from .groups import Group, group
+
+
+def prefix_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    cu_seqlens: Tensor,
+    last_only: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """``softmax(scale * q [prefix_k; own k]^T) [prefix_v; own v]``, and the sums' logarithms.
+
+    A query sees the whole prefix and, of its own class's tokens, itself and what stands before it.
+
+    Args:
+        q: ``[K, M, H, d]``, M = N, or with ``last_only`` M = C.
+        k, v: ``[K, N, H, d]``.
+        prefix_k, prefix_v: ``[K, P, H, d]``.
+        cu_seqlens: ``[C + 1]``; its values are read.
+
+    Returns:
+        Like ``q``, and ``log sum exp`` of each query's scores, ``[K, M, H]``, at least float32.
+    """
+    dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    groups = group(cu_seqlens, k.shape[1], last_only)
+    q = _take(q, groups.queries, wide)
+    k, v = (_take(t, groups.tokens, wide) for t in (k, v))
+    front_k, front_v = (t.to(wide).transpose(1, 2) for t in (prefix_k, prefix_v))  # [K, H, P, d]
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = out.new_empty(out.shape[:-1])
+    front = (q.transpose(1, 2) @ front_k.transpose(-1, -2)).mul_(scale)  # [K, H, M, P]
+    for some in groups.groups:
+        _attend_group(q, k, v, front, some, scale, out, lse)
+    for o, weights, values in zip(out, front, front_v, strict=True):
+        o.transpose(0, 1).baddbmm_(weights, values)
+    return _put_back(out, groups.queries, dtype), _put_back(lse, groups.queries, wide)
+
+
+def _attend_group(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    front: Tensor,
+    some: Group,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """Softmax of one group: what it takes from its own tokens, and its weights over the prefix.
+
+    Args:
+        front: scores of the prefix, ``[K, H, M, P]``; replaced by weights.
+        out, lse: written.
+    """
+    n, rows = some.classes, some.rows
+    own_q = _by_head(q[:, some.queries], n, rows)  # [K, n, H, rows, d]
+    own_k, own_v = (_by_head(t[:, some.tokens], n, some.length) for t in (k, v))
+    own = (own_q @ own_k.transpose(-1, -2)).mul_(scale)  # [K, n, H, rows, length]
+    if rows > 1:
+        later = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu_(1)
+        own.masked_fill_(later, float("-inf"))
+    shared = front[:, :, some.queries].unflatten(2, (n, rows)).transpose(1, 2)
+    weights = torch.cat([shared, own], dim=-1)
+    largest = weights.amax(dim=-1, keepdim=True)
+    total = weights.sub_(largest).exp_().sum(dim=-1, keepdim=True)
+    weights.div_(total)
+    _by_head(lse[:, some.queries, :, None], n, rows).copy_(total.log_().add_(largest))
+    p = front.shape[-1]
+    shared.copy_(weights[..., :p])
+    _by_head(out[:, some.queries], n, rows).copy_(weights[..., p:] @ own_v)
+
+
+def prefix_attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    cu_seqlens: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    last_only: bool,
+    scale: float,
+    need_q: bool,
+    need_kv: bool,
+    need_prefix: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``q``, ``k``, ``v``, ``prefix_k``, ``prefix_v``; empty where not needed.
+
+    With ``w = exp(scores - lse)``: ``dv = w^T dout``, ``ds = w (dout v^T - sum(dout * out))``,
+    ``dq = scale * ds k``, ``dk = scale * ds^T q``.
+    """
+    dtypes, wide = (q.dtype, k.dtype), lse.dtype
+    groups = group(cu_seqlens, k.shape[1], last_only)
+    q, dout, out = (_take(t, groups.queries, wide) for t in (q, dout, out))
+    lse = _take(lse, groups.queries, wide)
+    prefix_k, prefix_v = prefix_k.to(wide), prefix_v.to(wide)
+    delta = (dout * out).sum(dim=-1)  # [K, M, H]
+    dq, dk, dv, dprefix_k, dprefix_v = (q.new_empty(0) for _ in range(5))
+    if need_q or need_prefix:
+        dq, dprefix_k, dprefix_v = _prefix_backward(
+            dout, q, prefix_k, prefix_v, lse, delta, scale, need_q, need_prefix
+        )
+    if need_q or need_kv:
+        k, v = (_take(t, groups.tokens, wide) for t in (k, v))
+        if need_kv:
+            dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (k, v))
+        for some in groups.groups:
+            _group_backward(dout, q, k, v, lse, delta, some, scale, dq, dk, dv)
+    return (
+        _put_back(dq, groups.queries, dtypes[0]),
+        _put_back(dk, groups.tokens, dtypes[1]),
+        _put_back(dv, groups.tokens, dtypes[1]),
+        dprefix_k.to(dtypes[1]),
+        dprefix_v.to(dtypes[1]),
+    )
+
+
+def _prefix_backward(
+    dout: Tensor,
+    q: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    scale: float,
+    need_q: bool,
+    need_prefix: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The prefix's gradients, and its share of ``dq``: one product each over all queries."""
+    by_head = (t.transpose(1, 2) for t in (q, dout, prefix_k, prefix_v))
+    head_q, head_dout, head_k, head_v = by_head  # [K, H, M or P, d]
+    lse, delta = (t.transpose(1, 2)[..., None] for t in (lse, delta))  # [K, H, M, 1]
+    weights = (head_q @ head_k.transpose(-1, -2)).mul_(scale).sub_(lse).exp_()
+    ds = (head_dout @ head_v.transpose(-1, -2)).sub_(delta).mul_(weights).mul_(scale)
+    dq, dprefix_k, dprefix_v = (q.new_empty(0) for _ in range(3))
+    if need_prefix:
+        dprefix_k = (ds.transpose(-1, -2) @ head_q).transpose(1, 2).contiguous()
+        dprefix_v = (weights.transpose(-1, -2) @ head_dout).transpose(1, 2).contiguous()
+    if need_q:
+        dq = (ds @ head_k).transpose(1, 2).contiguous()
+    return dq, dprefix_k, dprefix_v
+
+
+def _group_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    some: Group,
+    scale: float,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+) -> None:
+    """One group over its own tokens: adds to ``dq``, writes ``dk`` and ``dv``, if not empty."""
+    n, rows, length = some.classes, some.rows, some.length
+    # copied once, not in each product
+    own_q, own_dout = (_by_head(t[:, some.queries], n, rows).contiguous() for t in (q, dout))
+    own_k, own_v = (_by_head(t[:, some.tokens], n, length).contiguous() for t in (k, v))
+    sums, delta = (_by_head(t[:, some.queries, :, None], n, rows) for t in (lse, delta))
+    weights = (own_q @ own_k.transpose(-1, -2)).mul_(scale).sub_(sums).exp_()
+    if rows > 1:
+        weights.tril_()
+    ds = (own_dout @ own_v.transpose(-1, -2)).sub_(delta).mul_(weights).mul_(scale)
+    if dq.numel():
+        _by_head(dq[:, some.queries], n, rows).add_(ds @ own_k)
+    if dk.numel():
+        _by_head(dk[:, some.tokens], n, length).copy_(ds.transpose(-1, -2) @ own_q)
+        _by_head(dv[:, some.tokens], n, length).copy_(weights.transpose(-1, -2) @ own_dout)
+
+
+def _by_head(packed: Tensor, classes: int, rows: int) -> Tensor:
+    """``[K, classes * rows, H, d]`` -> ``[K, classes, H, rows, d]``, a view."""
+    return packed.unflatten(1, (classes, rows)).transpose(2, 3)
+
+
+def _take(packed: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """In the order of the groups."""
+    return (packed if order is None else packed[:, order]).to(dtype)
+
+
+def _put_back(grouped: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """In the packed order."""
+    if order is None or not grouped.numel():
+        return grouped.to(dtype)
+    return torch.empty_like(grouped, dtype=dtype).index_copy_(1, order, grouped.to(dtype))

@@ -1,0 +1,186 @@
+"""Gradients of keys and values, tile by tile of keys."""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+import triton
+import triton.language as tl
+
+from .tiles import LOG2E, class_of, load_rows, place, product, store_rows
+
+
+@triton.jit
+def _key_gradients(k, v, q, dout, seen, scale, lse, delta, dk, dv, PRECISION: tl.constexpr):
+    """What one block of queries adds to ``dk / scale`` and ``dv``."""
+    scores = product(k, tl.trans(q), PRECISION) * scale
+    weights = tl.where(seen, tl.exp2(scores - lse[None, :]), 0.0)
+    dv += product(weights.to(q.dtype), dout, PRECISION)
+    dweights = product(v, tl.trans(dout), PRECISION)
+    ds = weights * (dweights - delta[None, :])
+    dk += product(ds.to(q.dtype), q, PRECISION)
+    return dk, dv
+
+
+@triton.jit
+def _own_backward_kernel(
+    dout_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    cu_ptr,
+    lse_ptr,
+    delta_ptr,
+    dk_ptr,
+    dv_ptr,
+    scale,
+    tiles,
+    heads,
+    n_queries,
+    n_tokens,
+    n_classes,
+    steps,
+    do_prompt,
+    do_row,
+    do_head,
+    q_prompt,
+    q_row,
+    q_head,
+    k_prompt,
+    k_row,
+    k_head,
+    v_prompt,
+    v_row,
+    v_head,
+    LAST_ONLY: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``dk`` and ``dv`` of a tile of own tokens, over the queries that see them."""
+    tile, head, prompt = place(tiles, heads)
+    keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    there = keys < n_tokens
+    # queries from first to before last see a key; rows behind the last key repeat it, unwritten
+    token = tl.minimum(keys, n_tokens - 1)
+    own = class_of(token, cu_ptr, n_classes, steps)
+    if LAST_ONLY:
+        first, last = own, own + 1
+    else:
+        first, last = token, tl.load(cu_ptr + own + 1).to(tl.int64)
+    dout_ptr += prompt * do_prompt + head * do_head
+    q_ptr += prompt * q_prompt + head * q_head
+    at = prompt * n_queries * heads + head
+    scale = tl.cast(scale, tl.float32)
+    k = load_rows(k_ptr + prompt * k_prompt + head * k_head, keys, k_row, there, D, BLOCK_D)
+    v = load_rows(v_ptr + prompt * v_prompt + head * v_head, keys, v_row, there, D, BLOCK_D)
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    end = tl.max(last)
+    for begin in range(tl.min(first), end, BLOCK_M):
+        rows = begin + tl.arange(0, BLOCK_M)
+        inside = rows < end
+        q = load_rows(q_ptr, rows, q_row, inside, D, BLOCK_D)
+        dout = load_rows(dout_ptr, rows, do_row, inside, D, BLOCK_D)
+        lse = tl.load(lse_ptr + at + rows * heads, mask=inside, other=0.0) * LOG2E
+        delta = tl.load(delta_ptr + at + rows * heads, mask=inside, other=0.0)
+        seen = (rows[None, :] >= first[:, None]) & (rows[None, :] < last[:, None])
+        dk, dv = _key_gradients(k, v, q, dout, seen, scale * LOG2E, lse, delta, dk, dv, PRECISION)
+    offset = (prompt * n_tokens * heads + head) * D
+    store_rows(dk_ptr + offset, keys, heads * D, there, dk * scale, D, BLOCK_D)
+    store_rows(dv_ptr + offset, keys, heads * D, there, dv, D, BLOCK_D)
+
+
+@triton.jit
+def _prefix_backward_kernel(
+    dout_ptr,
+    q_ptr,
+    prefix_k_ptr,
+    prefix_v_ptr,
+    lse_ptr,
+    delta_ptr,
+    parts_ptr,
+    scale,
+    tiles,
+    heads,
+    n_prompts,
+    n_queries,
+    n_prefix,
+    chunk,
+    do_prompt,
+    do_row,
+    do_head,
+    q_prompt,
+    q_row,
+    q_head,
+    pk_prompt,
+    pk_row,
+    pk_head,
+    pv_prompt,
+    pv_row,
+    pv_head,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What a chunk of the queries gives to some of the prefix: parts ``[chunks, 2, K, P, H, d]``.
+
+    Every query sees all of the prefix. Each part is written once, by one program: the sum over them
+    has a fixed order.
+    """
+    tile, head, prompt = place(tiles, heads)
+    blocks = tl.cdiv(n_prefix, BLOCK_P)
+    part = tile // blocks
+    keys = (tile % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
+    there = keys < n_prefix
+    prefix_k_ptr += prompt * pk_prompt + head * pk_head
+    prefix_v_ptr += prompt * pv_prompt + head * pv_head
+    dout_ptr += prompt * do_prompt + head * do_head
+    q_ptr += prompt * q_prompt + head * q_head
+    at = prompt * n_queries * heads + head
+    scale = tl.cast(scale, tl.float32)
+    k = load_rows(prefix_k_ptr, keys, pk_row, there, D, BLOCK_D)
+    v = load_rows(prefix_v_ptr, keys, pv_row, there, D, BLOCK_D)
+    dk = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
+    end = tl.minimum((part + 1) * chunk, n_queries)
+    for begin in range(part * chunk, end, BLOCK_M):
+        rows = begin + tl.arange(0, BLOCK_M)
+        inside = rows < end
+        q = load_rows(q_ptr, rows, q_row, inside, D, BLOCK_D)
+        dout = load_rows(dout_ptr, rows, do_row, inside, D, BLOCK_D)
+        lse = tl.load(lse_ptr + at + rows * heads, mask=inside, other=0.0) * LOG2E
+        delta = tl.load(delta_ptr + at + rows * heads, mask=inside, other=0.0)
+        dk, dv = _key_gradients(
+            k, v, q, dout, inside[None, :], scale * LOG2E, lse, delta, dk, dv, PRECISION
+        )
+    plane = tl.cast(n_prefix, tl.int64) * heads * D
+    parts_ptr += (part * 2 * n_prompts + prompt) * plane + head * D
+    store_rows(parts_ptr, keys, heads * D, there, dk * scale, D, BLOCK_D)
+    store_rows(parts_ptr + n_prompts * plane, keys, heads * D, there, dv, D, BLOCK_D)
+
+
+@triton.jit
+def _sum_parts_kernel(
+    parts_ptr,
+    dk_ptr,
+    dv_ptr,
+    n,
+    chunks,
+    BLOCK: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+):
+    """Parts ``[chunks, 2, n]`` summed over the chunks, always in one order."""
+    entries = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = entries < n
+    dk = tl.zeros([BLOCK_CHUNKS, BLOCK], tl.float32)
+    dv = tl.zeros([BLOCK_CHUNKS, BLOCK], tl.float32)
+    for first in range(0, chunks, BLOCK_CHUNKS):
+        part = first + tl.arange(0, BLOCK_CHUNKS).to(tl.int64)[:, None]
+        mask = (part < chunks) & inside[None, :]
+        at = parts_ptr + part * 2 * n + entries[None, :]
+        dk += tl.load(at, mask=mask, other=0.0)
+        dv += tl.load(at + n, mask=mask, other=0.0)
+    tl.store(dk_ptr + entries, tl.sum(dk, 0).to(dk_ptr.dtype.element_ty), mask=inside)
+    tl.store(dv_ptr + entries, tl.sum(dv, 0).to(dv_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,288 @@
+"""Sizes of the tiles, and the launches."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+from torch import Tensor
+
+from .._dispatch import dot_precision
+from . import kernel, key_kernel
+
+# programs that share the sum over all queries into the prefix: at least so many in all if there is
+# work for them, and at most so many of one head
+_PROGRAMS = 512
+_CHUNKS = 64
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Rows of each tile.
+
+    Attributes:
+        queries: of the kernels that go tile by tile of queries.
+        keys: that they take at a time, own ones or the prefix's.
+        held: keys of the kernels that go tile by tile of keys.
+        passing: queries that these take at a time.
+        own_stages, prefix_stages: loads that these have under way, of the two kernels.
+    """
+
+    queries: int
+    keys: int
+    held: int
+    passing: int
+    own_stages: int = 2
+    prefix_stages: int = 2
+
+
+def _tiles(q: Tensor, last_only: bool) -> _Tiles:
+    """The largest that leave all targets enough registers."""
+    wide = q.shape[-1] > 64
+    if q.dtype == torch.float32:
+        # products outside the tensor cores hold whole rows in registers
+        tiles = _Tiles(16, 16, 16, 16, 1, 1) if wide else _Tiles(32, 16, 32, 16, 1)
+    else:
+        tiles = _Tiles(64, 32, 32, 32) if wide else _Tiles(64, 32, 64, 32)
+    if last_only:
+        # such a query sees its own class alone: a large tile of them sees mostly nothing
+        tiles = replace(tiles, queries=16, passing=16)
+    return replace(tiles, queries=_block(q.shape[1], tiles.queries))
+
+
+def _block(rows: int, most: int) -> int:
+    """The smallest tile that holds these rows, at most so large; a product needs 16."""
+    return min(most, max(16, triton.next_power_of_2(rows)))
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """With the entries of a head side by side; copied where they are not."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for t in tensors for stride in t.stride()[:3]]
+
+
+def _options(q: Tensor) -> dict[str, int | str]:
+    """What all kernels are told."""
+    d = q.shape[-1]
+    return {
+        "D": d,
+        "BLOCK_D": max(16, triton.next_power_of_2(d)),
+        "PRECISION": dot_precision(q.dtype),
+        "num_warps": 4,
+    }
+
+
+def _classes(cu_seqlens: Tensor) -> tuple[int, int]:
+    """How many, and how often halved until one is left."""
+    classes = len(cu_seqlens) - 1
+    return classes, (classes - 1).bit_length()
+
+
+def launch_prefix_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    cu_seqlens: Tensor,
+    last_only: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """`eager.prefix_attention`, in one launch."""
+    prompts, rows, heads, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+    if not out.numel():
+        return out, lse
+    tensors = [_rows(t) for t in (q, k, v, prefix_k, prefix_v)]
+    tiles = _tiles(q, last_only)
+    n_tiles = triton.cdiv(rows, tiles.queries)
+    kernel._prefix_attention_kernel[(n_tiles * heads * prompts,)](
+        *tensors,
+        cu_seqlens.contiguous(),
+        out,
+        lse,
+        scale,
+        n_tiles,
+        heads,
+        rows,
+        prefix_k.shape[1],
+        *_classes(cu_seqlens),
+        *_strides(*tensors),
+        LAST_ONLY=last_only,
+        BLOCK_M=tiles.queries,
+        BLOCK_N=tiles.keys,
+        BLOCK_P=_block(prefix_k.shape[1], tiles.keys),
+        num_stages=2,
+        **_options(q),
+    )
+    return out, lse
+
+
+def launch_prefix_attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    cu_seqlens: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    last_only: bool,
+    scale: float,
+    need_q: bool,
+    need_kv: bool,
+    need_prefix: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`eager.prefix_attention_backward`: dq, own keys, prefix, sum: four launches."""
+    if not q.numel():
+        kept = (need_q, need_kv, need_kv, need_prefix, need_prefix)
+        inputs = (q, k, v, prefix_k, prefix_v)
+        dq, dk, dv, dprefix_k, dprefix_v = (
+            t.new_zeros(t.shape if need else 0) for t, need in zip(inputs, kept, strict=True)
+        )
+        return dq, dk, dv, dprefix_k, dprefix_v
+    prompts, rows, heads, _ = q.shape
+    dout, q, k, v, prefix_k, prefix_v = (_rows(t) for t in (dout, q, k, v, prefix_k, prefix_v))
+    cu_seqlens, n_prefix = cu_seqlens.contiguous(), prefix_k.shape[1]
+    tiles, options = _tiles(q, last_only), _options(q)
+    # what is not needed stays empty; an op's outputs must not be one tensor
+    dq, dk, dv, dprefix_k, dprefix_v = (q.new_empty(0) for _ in range(5))
+    if need_q:
+        dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    delta = torch.empty_like(lse)
+    n_tiles = triton.cdiv(rows, tiles.queries)
+    kernel._query_backward_kernel[(n_tiles * heads * prompts,)](
+        dout,
+        q,
+        k,
+        v,
+        prefix_k,
+        prefix_v,
+        cu_seqlens,
+        out,
+        lse,
+        delta,
+        dq if need_q else None,
+        scale,
+        n_tiles,
+        heads,
+        rows,
+        n_prefix,
+        *_classes(cu_seqlens),
+        *_strides(dout, q, k, v, prefix_k, prefix_v),
+        LAST_ONLY=last_only,
+        BLOCK_M=tiles.queries,
+        BLOCK_N=tiles.keys,
+        BLOCK_P=_block(n_prefix, tiles.keys),
+        num_stages=2,
+        **options,
+    )
+    if need_kv:
+        dk, dv = _own_backward(
+            dout, q, k, v, cu_seqlens, lse, delta, last_only, scale, tiles, options
+        )
+    if need_prefix:
+        dprefix_k, dprefix_v = _prefix_backward(
+            dout, q, prefix_k, prefix_v, lse, delta, scale, tiles, options
+        )
+    return dq, dk, dv, dprefix_k, dprefix_v
+
+
+def _own_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    last_only: bool,
+    scale: float,
+    tiles: _Tiles,
+    options: dict[str, int | str],
+) -> tuple[Tensor, Tensor]:
+    prompts, tokens, heads, _ = k.shape
+    dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+    n_tiles = triton.cdiv(tokens, tiles.held)
+    key_kernel._own_backward_kernel[(n_tiles * heads * prompts,)](
+        dout,
+        q,
+        k,
+        v,
+        cu_seqlens,
+        lse,
+        delta,
+        dk,
+        dv,
+        scale,
+        n_tiles,
+        heads,
+        q.shape[1],
+        tokens,
+        *_classes(cu_seqlens),
+        *_strides(dout, q, k, v),
+        LAST_ONLY=last_only,
+        BLOCK_M=tiles.passing,
+        BLOCK_N=tiles.held,
+        num_stages=tiles.own_stages,
+        **options,
+    )
+    return dk, dv
+
+
+def _prefix_backward(
+    dout: Tensor,
+    q: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    scale: float,
+    tiles: _Tiles,
+    options: dict[str, int | str],
+) -> tuple[Tensor, Tensor]:
+    prompts, n_prefix, heads, d = prefix_k.shape
+    if not n_prefix:
+        return prefix_k.new_zeros(prefix_k.shape), prefix_v.new_zeros(prefix_v.shape)
+    rows, held = q.shape[1], _block(n_prefix, tiles.held)
+    blocks = triton.cdiv(n_prefix, held)
+    wanted = min(_CHUNKS, max(1, _PROGRAMS // (blocks * heads * prompts)))
+    # whole tiles of queries to each chunk
+    chunk = triton.cdiv(triton.cdiv(rows, tiles.passing), wanted) * tiles.passing
+    chunks = triton.cdiv(rows, chunk)
+    shape = (chunks, 2, prompts, n_prefix, heads, d)
+    parts = torch.empty(shape, dtype=torch.float32, device=q.device)
+    key_kernel._prefix_backward_kernel[(chunks * blocks * heads * prompts,)](
+        dout,
+        q,
+        prefix_k,
+        prefix_v,
+        lse,
+        delta,
+        parts,
+        scale,
+        chunks * blocks,
+        heads,
+        prompts,
+        rows,
+        n_prefix,
+        chunk,
+        *_strides(dout, q, prefix_k, prefix_v),
+        BLOCK_M=tiles.passing,
+        BLOCK_P=held,
+        num_stages=tiles.prefix_stages,
+        **options,
+    )
+    # contiguous, and two tensors: an op's outputs must not share memory
+    dprefix_k, dprefix_v = (
+        torch.empty(prefix_k.shape, dtype=prefix_k.dtype, device=q.device) for _ in range(2)
+    )
+    n = dprefix_k.numel()
+    key_kernel._sum_parts_kernel[(triton.cdiv(n, 64),)](
+        parts, dprefix_k, dprefix_v, n, chunks, BLOCK=64, BLOCK_CHUNKS=16, num_warps=4
+    )
+    return dprefix_k, dprefix_v

@@ -1,0 +1,178 @@
+"""Schemas, implementations, fakes, autograd, and the public function."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .._dispatch import Impl, define, resolve
+from . import eager
+from .check import check_arguments
+
+# the widest head whose tiles fit into registers
+_WIDEST = 128
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor prefix_k, Tensor prefix_v, Tensor cu_seqlens"
+
+
+def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=wide)
+
+
+def _fake_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    cu_seqlens: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    last_only: bool,
+    scale: float,
+    need_q: bool,
+    need_kv: bool,
+    need_prefix: bool,
+) -> tuple[Tensor, ...]:
+    needed = (need_q, need_kv, need_kv, need_prefix, need_prefix)
+    inputs = (q, k, v, prefix_k, prefix_v)
+    return tuple(
+        t.new_empty(t.shape if need else 0) for t, need in zip(inputs, needed, strict=True)
+    )
+
+
+def _launch_forward(*arguments: Any) -> Any:
+    from . import launch
+
+    return launch.launch_prefix_attention(*arguments)
+
+
+def _launch_backward(*arguments: Any) -> Any:
+    from . import launch
+
+    return launch.launch_prefix_attention_backward(*arguments)
+
+
+_forward = define(
+    f"prefix_attention({_INPUTS}, bool last_only, float scale) -> (Tensor, Tensor)",
+    eager=eager.prefix_attention,
+    launch=_launch_forward,
+    fake=_fake_forward,
+)
+_backward = define(
+    f"prefix_attention_backward(Tensor dout, {_INPUTS}, Tensor out, Tensor lse, bool last_only, "
+    "float scale, bool need_q, bool need_kv, bool need_prefix) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    eager=eager.prefix_attention_backward,
+    launch=_launch_backward,
+    fake=_fake_backward,
+)
+
+
+class _PrefixAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        impl: Impl,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        prefix_k: Tensor,
+        prefix_v: Tensor,
+        cu_seqlens: Tensor,
+        last_only: bool,
+        scale: float,
+    ) -> Tensor:
+        out, lse = _forward(impl, q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale)
+        ctx.save_for_backward(q, k, v, prefix_k, prefix_v, cu_seqlens, out, lse)
+        ctx.impl, ctx.last_only, ctx.scale = impl, last_only, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        need_q, need_k, need_v, need_pk, need_pv = ctx.needs_input_grad[1:6]
+        gradients = _backward(
+            ctx.impl,
+            dout,
+            *ctx.saved_tensors,
+            ctx.last_only,
+            ctx.scale,
+            need_q,
+            need_k or need_v,
+            need_pk or need_pv,
+        )
+        needed = (need_q, need_k, need_v, need_pk, need_pv)
+        kept = (g if need else None for g, need in zip(gradients, needed, strict=True))
+        return (None, *kept, None, None, None)
+
+
+def prefix_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    last_only: bool = False,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Attention of packed suffixes over one shared prefix and, causally, over their own tokens.
+
+    Token i of class c sees P prefix tokens, the same for all classes, and the tokens of c up to
+    itself::
+
+        softmax(scale * q_i [prefix_k; k_start..i]^T) [prefix_v; v_start..i]
+
+    which is causal attention (Vaswani et al., "Attention is all you need", 2017, section 3.2) over
+    C sequences that begin alike, without a copy of the prefix for each and without padding. The
+    gradients take the weights from the scores again, with the sums of the forward pass (Dao et al.,
+    "FlashAttention", 2022, algorithm 4). Weights and sums are at least float32. Differentiable once
+    in all five tensors; nothing is computed for those without a gradient. The kernels multiply
+    whole tiles of tokens: an infinity in ``v`` makes neighbours of other classes NaN too.
+
+    Args:
+        q: queries of N packed tokens in K prompts, ``[K or 1, N, H, d]``; with ``last_only`` of
+            each class's last token alone, ``[K or 1, C, H, d]``. float32, bfloat16, float16 or
+            float64; any strides.
+        k, v: keys and values, ``[K or 1, N, H, d]``, dtype of ``q``.
+        prefix_k, prefix_v: of the P shared tokens, ``[K or 1, P, H, d]``; P may be 0.
+        cu_seqlens: where each class's tokens begin, and N: int32 ``[C + 1]``, strictly rising from
+            0. On a GPU its values are not looked at: others than these read foreign memory.
+        last_only: whether ``q`` holds the last tokens alone.
+        scale: of the scores; ``d ** -0.5`` by default.
+        impl: ``"triton"`` (GPU kernels, d up to 128), ``"torch"`` (plain code, any device; it reads
+            ``cu_seqlens`` on the host, which waits for a GPU), or ``"auto"``: the kernels on a GPU
+            where they can, plain code elsewhere.
+
+    Returns:
+        ``[K, N or C, H, d]``, dtype of ``q``.
+
+    Raises:
+        TypeError: dtypes that differ or are not floating; ``cu_seqlens`` not int32.
+        ValueError: shapes or devices that don't fit; on the CPU, wrong values in ``cu_seqlens``.
+        RuntimeError: ``impl="triton"`` where it can't run.
+    """
+    check_arguments(q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    prompts = max((len(t) for t in (q, k, v, prefix_k, prefix_v) if len(t) != 1), default=1)
+    # autograd adds up what an expanded tensor gets; the kernels read it where it lies
+    tensors = [t.expand(prompts, -1, -1, -1) for t in (q, k, v, prefix_k, prefix_v)]
+    impl = _which(impl, q)
+    return _PrefixAttention.apply(impl, *tensors, cu_seqlens, last_only, scale)
+
+
+def _which(impl: Impl, q: Tensor) -> Impl:
+    if q.shape[-1] > _WIDEST:
+        if impl == "triton":
+            raise ValueError(
+                f"q: the kernels take heads of d <= {_WIDEST}, got {list(q.shape)}; "
+                "use impl='auto' or 'torch'"
+            )
+        if q.is_cuda and impl == "auto":
+            return "torch"
+    return resolve(impl, q)

@@ -1,0 +1,37 @@
+"""Launches at the sizes of NAP's published setting: ViT-B/16, batch 32, 12 layers, 213 tokens."""
+
+from collections.abc import Callable
+
+import torch
+
+from fastprompt.kernels.layer_consistency import kernel
+
+ELEMENTWISE = {"_sums_kernel", "_gradient_kernel"}
+ACCUMULATES: set[str] = set()
+_SAMPLES, _TOKENS = 32, (213, 768)
+
+
+def _layers(dtype: torch.dtype, rows: int, count: int) -> list[torch.Tensor]:
+    return [torch.empty(rows, *_TOKENS, dtype=dtype, device="meta") for _ in range(count)]
+
+
+def _forward(dtype: torch.dtype, rows: int, count: int) -> None:
+    layers = _layers(dtype, rows, count)
+    kernel.launch_layer_consistency(layers, layers, _SAMPLES)
+
+
+def _backward(dtype: torch.dtype, rows: int, wanted: list[bool]) -> None:
+    layers = _layers(dtype, rows, len(wanted) // 2)
+    grad = torch.empty(_SAMPLES, device="meta")
+    norms = torch.empty(rows * len(layers), 4, device="meta")
+    kernel.launch_layer_consistency_backward(grad, norms, layers, layers, wanted)
+
+
+def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    """By name; each starts one or several kernels."""
+    return {
+        "layer_consistency-list": lambda: _forward(dtype, _SAMPLES, 2),
+        "layer_consistency-stack": lambda: _forward(dtype, 12 * _SAMPLES, 1),
+        "layer_consistency-gradients": lambda: _backward(dtype, 12 * _SAMPLES, [True, True]),
+        "layer_consistency-one-gradient": lambda: _backward(dtype, _SAMPLES, [False, True]),
+    }

@@ -1,0 +1,73 @@
+"""Launches of the mixture's kernels at the sizes of tuning steps: few classes to 21,000."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastprompt.kernels.mixture_logits import launch
+
+# products and single reads of small tensors: no kernel only streams memory
+ELEMENTWISE: set[str] = set()
+ACCUMULATES: set[str] = set()
+# images, classes, prompts, width
+_SIZES = {
+    "b256-c1000-k8-d512": (256, 1000, 8, 512),
+    "b32-c1000-k16-d768": (32, 1000, 16, 768),
+    "b64-c21000-k64-d1280": (64, 21000, 64, 1280),
+}
+
+
+def _room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _inputs(size: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    n_images, n_classes, n_prompts, width = _SIZES[size]
+    return (
+        _room(n_images, width, dtype=dtype),
+        _room(n_prompts, n_classes, width, dtype=dtype),
+        _room(n_images, n_prompts, dtype=dtype),
+        _room(),
+        _room(n_prompts, n_prompts, n_classes),
+        _room(n_prompts, n_classes),
+    )
+
+
+def _forward(size: str, dtype: torch.dtype) -> None:
+    inputs = _inputs(size, dtype)
+    launch.launch_mixture_gram(inputs[1], True)
+    launch.launch_mixture_logits(*inputs, 1.0)
+
+
+def _backward(
+    size: str, dtype: torch.dtype, *, image: bool = True, text: bool = True, scale: bool = True
+) -> None:
+    n_images, n_classes, n_prompts, _ = _SIZES[size]
+    each = _room(n_images, n_classes)
+    weights = _room(n_images, n_prompts)
+    launch.launch_mixture_logits_backward(
+        each,
+        weights if text else None,
+        *_inputs(size, dtype),
+        weights,
+        each,
+        each,
+        1.0,
+        True,
+        image,
+        text,
+        True,
+        scale,
+    )
+
+
+def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    """By name; each starts one or several kernels."""
+    found: dict[str, Callable[[], None]] = {}
+    for size in _SIZES:
+        found[f"mixture-{size}"] = lambda size=size: _forward(size, dtype)
+        found[f"mixture-backward-{size}"] = lambda size=size: _backward(size, dtype)
+    size = next(iter(_SIZES))
+    found[f"mixture-attack-{size}"] = lambda: _backward(size, dtype, text=False, scale=False)
+    return found

@@ -1,0 +1,49 @@
+"""Launches of prefix attention at the sizes of a text tower: 1,000 classes, 8 heads of 64."""
+
+from collections.abc import Callable
+
+import torch
+
+from fastprompt.kernels.prefix_attention import launch
+
+ELEMENTWISE: set[str] = set()
+ACCUMULATES: set[str] = set()
+_CLASSES, _TOKENS, _PREFIX, _HEADS = 1000, 6000, 17, 8
+
+
+def _inputs(
+    dtype: torch.dtype, prompts: int, last_only: bool, d: int, alone: bool
+) -> tuple[torch.Tensor, ...]:
+    classes, tokens, prefix, heads = (1, 1, 1, 1) if alone else (_CLASSES, _TOKENS, _PREFIX, _HEADS)
+
+    def projected(n: int, parts: int) -> tuple[torch.Tensor, ...]:
+        return torch.empty(prompts, n, parts, heads, d, dtype=dtype, device="meta").unbind(2)
+
+    q, k, v = projected(tokens, 3)
+    if last_only:
+        (q,) = projected(classes, 1)
+    cu_seqlens = torch.empty(classes + 1, dtype=torch.int32, device="meta")
+    return q, k, v, *projected(prefix, 2), cu_seqlens
+
+
+def _both_ways(
+    dtype: torch.dtype, prompts: int, last_only: bool, d: int = 64, *, alone: bool = False
+) -> None:
+    inputs = _inputs(dtype, prompts, last_only, d, alone)
+    out, lse = launch.launch_prefix_attention(*inputs, last_only, 0.125)
+    launch.launch_prefix_attention_backward(
+        torch.empty_like(out), *inputs, out, lse, last_only, 0.125, True, True, True
+    )
+
+
+def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    """By name; each starts the forward kernel and the four of the backward pass."""
+    return {
+        "prefix_attention": lambda: _both_ways(dtype, 1, False),
+        "prefix_attention-last-only": lambda: _both_ways(dtype, 1, True),
+        "prefix_attention-4-prompts": lambda: _both_ways(dtype, 4, False),
+        "prefix_attention-4-prompts-last-only": lambda: _both_ways(dtype, 4, True),
+        "prefix_attention-wide-heads": lambda: _both_ways(dtype, 1, False, d=128),
+        # every number is 1, which Triton takes for a constant
+        "prefix_attention-alone": lambda: _both_ways(dtype, 1, False, d=24, alone=True),
+    }

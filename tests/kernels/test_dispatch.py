@@ -1,0 +1,100 @@
+"""Which implementation runs, and why a kernel can't."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastprompt.kernels import _dispatch
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class OnGPU(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    @property
+    def is_cuda(self):
+        return True
+
+
+def on_gpu(dtype=torch.float32):
+    return torch.zeros(2, dtype=dtype).as_subclass(OnGPU)
+
+
+def test_what_keeps_a_kernel_from_running(monkeypatch):
+    assert _dispatch.obstacle([on_gpu(), 1.0, None]) == ""
+    assert "on cpu, not on a GPU" in _dispatch.obstacle([torch.zeros(2)])
+    assert "float64" in _dispatch.obstacle([on_gpu(), on_gpu(torch.float64)])
+    assert "float64" in _dispatch.obstacle([3, [on_gpu(), on_gpu(torch.float64)]])
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert _dispatch.obstacle([torch.zeros(2)]) == ""
+    assert "float64" in _dispatch.obstacle([torch.zeros(2, dtype=torch.float64)])
+    monkeypatch.setattr(_dispatch, "_installed", lambda: False)
+    assert _dispatch.obstacle([on_gpu()]) == "Triton is not installed"
+
+
+def test_which_implementation_is_called(monkeypatch):
+    plain = torch.zeros(2)
+    for impl in ("auto", "torch"):
+        assert _dispatch.resolve(impl, None, plain) == impl
+    assert _dispatch.resolve("triton", on_gpu()) == "auto"  # the registered op, which compiles
+    with pytest.raises(RuntimeError, match="use 'auto' or 'torch'"):
+        _dispatch.resolve("triton", plain)
+    with pytest.raises(ValueError, match="impl must be"):
+        _dispatch.resolve("cuda", plain)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert _dispatch.resolve("triton", plain) == "triton"
+
+
+@pytest.mark.parametrize(
+    ("version", "dtype", "precision", "expected"),
+    [
+        (None, torch.float32, "highest", "ieee"),
+        (None, torch.float32, "high", "tf32"),
+        (None, torch.bfloat16, "highest", "tf32"),
+        ("7.0", torch.bfloat16, "highest", "ieee"),
+        ("7.0", torch.float32, "high", "ieee"),
+    ],
+)
+def test_how_a_kernel_multiplies(monkeypatch, version, dtype, precision, expected):
+    monkeypatch.setattr(torch.version, "hip", version)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert _dispatch.dot_precision(dtype) == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_on_a_gpu_the_launcher_runs_but_for_float64(monkeypatch, double):
+    """The implementation registered for GPUs, called by hand."""
+    registered = {}
+
+    def remember(name, device, function):
+        registered[device] = function
+
+    monkeypatch.setattr(torch.library, "impl", remember)
+    name = f"a_new_op_{int(double)}"
+    _dispatch.define(
+        f"{name}(Tensor x) -> Tensor",
+        eager=lambda *_: "plain",
+        launch=lambda *_: "kernel",
+        fake=lambda *_: None,
+    )
+    tensor = on_gpu(torch.float64 if double else torch.float32)
+    assert registered["CUDA"](tensor) == ("plain" if double else "kernel")
+    assert registered["CPU"](torch.zeros(2)) == "plain"
+
+
+def test_the_checkout_may_be_found_under_its_folder_s_name():
+    """From the root of a checkout `import kernels` finds them a second time: transformers does."""
+    code = "import fastprompt.kernels as a, kernels as b; print(a is not b, len(b.__all__))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[0] == "True"

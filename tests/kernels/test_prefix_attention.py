@@ -1,0 +1,308 @@
+"""Prefix attention against a loop over queries, its gradients, and what it refuses."""
+
+import functools
+from itertools import pairwise
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from fastprompt.kernels import prefix_attention
+from fastprompt.kernels.prefix_attention.groups import group
+
+SORTED, MIXED = [1, 2, 2, 4], [3, 1, 4, 1, 2, 3]
+LENGTHS = pytest.mark.parametrize("lengths", [SORTED, MIXED, [1], [5]], ids=str)
+LAST = pytest.mark.parametrize("last_only", [False, True], ids=["all", "last"])
+
+
+def starts(lengths):
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def inputs(lengths=MIXED, prompts=2, prefix=3, heads=2, d=4, last_only=False, **options):
+    """q, k, v, prefix_k, prefix_v in float64, cu_seqlens."""
+    gen = torch.Generator().manual_seed(0)
+    cu_seqlens = starts(lengths)
+    n, queries = sum(lengths), len(lengths) if last_only else sum(lengths)
+    options = {"dtype": torch.float64} | options
+    sizes = (queries, n, n, prefix, prefix)
+    tensors = [torch.randn(prompts, s, heads, d, generator=gen, **options) for s in sizes]
+    return [*tensors, cu_seqlens]
+
+
+def slow(q, k, v, prefix_k, prefix_v, cu_seqlens, last_only=False, scale=None):
+    """Query after query, over its keys written out."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    bounds = cu_seqlens.tolist()
+    out = torch.empty_like(q)
+    for c, (start, end) in enumerate(pairwise(bounds)):
+        for i in [end - 1] if last_only else range(start, end):
+            at = c if last_only else i
+            for n in range(len(q)):
+                for h in range(q.shape[2]):
+                    keys = torch.cat([prefix_k[n, :, h], k[n, start : i + 1, h]])
+                    values = torch.cat([prefix_v[n, :, h], v[n, start : i + 1, h]])
+                    weights = torch.exp(scale * (keys @ q[n, at, h]))
+                    out[n, at, h] = (weights / weights.sum()) @ values
+    return out
+
+
+@LAST
+@LENGTHS
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_equals_the_slow_spelling(lengths, prefix, last_only):
+    given = inputs(lengths, prefix=prefix, last_only=last_only)
+    got = prefix_attention(*given, last_only=last_only)
+    torch.testing.assert_close(got, slow(*given, last_only), rtol=1e-12, atol=1e-13)
+
+
+@LAST
+@LENGTHS
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_gradients_equal_those_of_the_slow_spelling(lengths, prefix, last_only):
+    *tensors, cu_seqlens = inputs(lengths, prefix=prefix, last_only=last_only)
+    tensors = [t.requires_grad_() for t in tensors]
+    weight = torch.linspace(-1, 2, tensors[0].numel(), dtype=torch.float64).view_as(tensors[0])
+    results = []
+    for function in (prefix_attention, slow):
+        out = function(*tensors, cu_seqlens, last_only=last_only)
+        results.append(torch.autograd.grad((out * weight).sum(), tensors))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-12)
+
+
+@LAST
+@pytest.mark.parametrize("lengths", [SORTED, MIXED], ids=["sorted", "mixed"])
+def test_gradcheck(lengths, last_only):
+    *tensors, cu_seqlens = inputs(lengths, prompts=1, heads=1, d=2, last_only=last_only)
+    tensors = [t.requires_grad_() for t in tensors]
+    function = functools.partial(prefix_attention, last_only=last_only, scale=0.7)
+    assert torch.autograd.gradcheck(lambda *t: function(*t, cu_seqlens), tensors)
+
+
+def test_scale_is_taken():
+    given = inputs()
+    got = prefix_attention(*given, scale=-0.3)
+    torch.testing.assert_close(got, slow(*given, scale=-0.3), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("single", ["qkv", "prefix", "q"])
+def test_one_prompt_broadcasts_and_its_gradient_is_summed(single):
+    *tensors, cu_seqlens = inputs(prompts=3)
+    alone = {"qkv": (0, 1, 2), "prefix": (3, 4), "q": (0,)}[single]
+    given = [t[:1].clone() if i in alone else t for i, t in enumerate(tensors)]
+    given = [t.requires_grad_() for t in given]
+    copied = [t.detach().expand(3, -1, -1, -1).clone().requires_grad_() for t in given]
+    out, wanted = prefix_attention(*given, cu_seqlens), prefix_attention(*copied, cu_seqlens)
+    assert out.shape == wanted.shape == tensors[0].shape
+    assert torch.equal(out, wanted)
+    weight = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
+    got = torch.autograd.grad((out * weight).sum(), given)
+    grads = torch.autograd.grad((wanted * weight).sum(), copied)
+    for i, (a, b) in enumerate(zip(got, grads, strict=True)):
+        expected = b.sum(0, keepdim=True) if i in alone else b
+        torch.testing.assert_close(a, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_last_queries_are_those_of_all():
+    q, *rest, cu_seqlens = inputs()
+    whole = prefix_attention(q, *rest, cu_seqlens)
+    ends = cu_seqlens[1:].long() - 1
+    last = prefix_attention(q[:, ends], *rest, cu_seqlens, last_only=True)
+    torch.testing.assert_close(last, whole[:, ends], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (4,), (0, 3), (1, 2)], ids=str)
+def test_only_what_is_asked_for_is_computed(wanted):
+    *tensors, cu_seqlens = inputs()
+    for i, t in enumerate(tensors):
+        t.requires_grad_(i in wanted)
+    out = prefix_attention(*tensors, cu_seqlens)
+    out.square().sum().backward()
+    reached = [i for i, t in enumerate(tensors) if t.grad is not None]
+    assert reached == list(wanted)
+    everything = [t.detach().clone().requires_grad_() for t in tensors]
+    prefix_attention(*everything, cu_seqlens).square().sum().backward()
+    for i in wanted:
+        torch.testing.assert_close(tensors[i].grad, everything[i].grad, rtol=1e-13, atol=1e-13)
+
+
+def test_the_backward_op_leaves_out_what_is_not_needed():
+    tensors, shapes = backward_arguments(False), []
+    for needed in ((True, False, False), (False, True, False), (False, False, True)):
+        got = torch.ops.fastprompt.prefix_attention_backward(*tensors, False, 0.5, *needed)
+        shapes.append([t.numel() > 0 for t in got])
+    on, off = True, False
+    assert shapes == [[on, off, off, off, off], [off, on, on, off, off], [off, off, off, on, on]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_is_rounded_once(dtype):
+    """Weights and sums are wider: the output is the exact one, rounded."""
+    *tensors, cu_seqlens = inputs(d=16)
+    low = [t.to(dtype) for t in tensors]
+    got = prefix_attention(*low, cu_seqlens)
+    exact = prefix_attention(*(t.double() for t in low), cu_seqlens)
+    assert got.dtype == dtype
+    half_a_step = torch.finfo(dtype).eps / 2 * exact.abs()
+    sums = 64 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert ((got.double() - exact).abs() <= half_a_step + sums).all()
+
+
+def test_large_scores_neither_overflow_nor_vanish():
+    *tensors, cu_seqlens = inputs()
+    tensors[0] *= 1e4
+    tensors = [t.float().requires_grad_() for t in tensors]
+    out = prefix_attention(*tensors, cu_seqlens)
+    exact = prefix_attention(*(t.double() for t in tensors), cu_seqlens)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-3, atol=1e-3)
+    out.sum().backward()
+    assert all(t.grad.isfinite().all() for t in tensors)
+
+
+def test_strides_do_not_matter():
+    *tensors, cu_seqlens = inputs()
+    expected = prefix_attention(*tensors, cu_seqlens)
+    by_head = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in tensors]
+    by_column = [t.transpose(1, 3).contiguous().transpose(1, 3) for t in tensors]
+    for strided in (by_head, by_column):
+        got = prefix_attention(*strided, cu_seqlens)
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
+        assert got.is_contiguous()
+
+
+@LAST
+def test_empty_batches(last_only):
+    for sizes in ({"lengths": []}, {"prompts": 0}, {"heads": 0}):
+        *tensors, cu_seqlens = inputs(last_only=last_only, **sizes)
+        tensors = [t.requires_grad_() for t in tensors]
+        out = prefix_attention(*tensors, cu_seqlens, last_only=last_only)
+        assert out.shape == tensors[0].shape
+        out.sum().backward()
+        assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in tensors)
+
+
+def test_groups_of_a_sorted_list_are_slices():
+    sizes = group(starts([1, 1, 3]), 5, last_only=False)
+    assert sizes.tokens is None
+    assert [(g.classes, g.length, g.tokens) for g in sizes.groups] == [
+        (2, 1, slice(0, 2)),
+        (1, 3, slice(2, 5)),
+    ]
+    # runs of one length each need no gathering either
+    assert group(starts([3, 3, 1]), 7, last_only=True).tokens is None
+    assert group(starts([1, 3, 1]), 5, last_only=True).tokens.tolist() == [0, 4, 1, 2, 3]
+
+
+@LAST
+@pytest.mark.parametrize("lengths", [SORTED, MIXED], ids=["sorted", "mixed"])
+def test_opcheck(lengths, last_only):
+    *tensors, cu_seqlens = inputs(lengths, last_only=last_only, dtype=torch.float32)
+    forward = torch.ops.fastprompt.prefix_attention.default
+    torch.library.opcheck(forward, (*tensors, cu_seqlens, last_only, 0.5))
+    backward = torch.ops.fastprompt.prefix_attention_backward.default
+    for needed in ((True, True, True), (False, True, False), (False, False, True)):
+        torch.library.opcheck(backward, (*backward_arguments(last_only), last_only, 0.5, *needed))
+
+
+def backward_arguments(last_only):
+    *tensors, cu_seqlens = inputs(last_only=last_only, dtype=torch.float32)
+    out, lse = torch.ops.fastprompt.prefix_attention(*tensors, cu_seqlens, last_only, 0.5)
+    return (torch.ones_like(out), *tensors, cu_seqlens, out, lse)
+
+
+@LAST
+def test_whole_graph_of_any_size(last_only):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @functools.partial(torch.compile, backend=counter, fullgraph=True, dynamic=True)
+    def compiled(cu_seqlens, *tensors):
+        return prefix_attention(*tensors, cu_seqlens, last_only=last_only).square().sum()
+
+    for lengths in (MIXED, [2, 2, 5, 7, 1], [4, 4, 4]):
+        *tensors, cu_seqlens = inputs(lengths, prefix=len(lengths), last_only=last_only)
+        tensors = [t.requires_grad_() for t in tensors]
+        got = compiled(cu_seqlens, *tensors)
+        grads = torch.autograd.grad(got, tensors)
+        wanted = prefix_attention(*tensors, cu_seqlens, last_only=last_only).square().sum()
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=0)
+        for a, b in zip(grads, torch.autograd.grad(wanted, tensors), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+@LAST
+def test_shapes_without_memory(last_only):
+    *tensors, cu_seqlens = inputs(last_only=last_only, dtype=torch.bfloat16)
+    tensors = [t.to("meta").requires_grad_() for t in tensors]
+    out = prefix_attention(*tensors, cu_seqlens.to("meta"), last_only=last_only)
+    assert (out.shape, out.dtype, out.device.type) == (tensors[0].shape, torch.bfloat16, "meta")
+    grads = torch.autograd.grad(out.sum(), tensors)
+    assert [g.shape for g in grads] == [t.shape for t in tensors]
+
+
+@LAST
+def test_plain_code_is_what_runs_here(last_only):
+    given = inputs(last_only=last_only)
+    got = prefix_attention(*given, last_only=last_only, impl="torch")
+    assert torch.equal(got, prefix_attention(*given, last_only=last_only))
+
+
+def test_differentiable_once():
+    *tensors, cu_seqlens = inputs()
+    tensors[0].requires_grad_()
+    out = prefix_attention(*tensors, cu_seqlens)
+    (grad,) = torch.autograd.grad(out.square().sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+NAMES = ("q", "k", "v", "prefix_k", "prefix_v", "cu_seqlens")
+
+
+def refused(error, match, last_only=False, scale=None, impl="auto", **changes):
+    given = dict(zip(NAMES, inputs(), strict=True)) | changes
+    with pytest.raises(error, match=match):
+        prefix_attention(*given.values(), last_only=last_only, scale=scale, impl=impl)
+
+
+def test_what_it_refuses():
+    q, k, _, prefix_k, _, cu_seqlens = inputs()
+    refused(TypeError, r"q must be float32, .* got torch.int64: cast it", q=q.long())
+    refused(TypeError, "k must have q's dtype torch.float64, got torch.float32", k=k.float())
+    refused(ValueError, r"v must be \[K or 1, tokens, heads, d\], got \[14, 2, 4\]", v=k[0])
+    refused(ValueError, r"k must have q's heads and width \[2, 4\], got \[2, 3\]", k=k[..., :3])
+    refused(ValueError, r"prefix_v must have .* got \[1, 4\]", prefix_v=prefix_k[:, :, :1])
+    refused(ValueError, "v must have k's 14 tokens, got 13", v=k[:, 1:])
+    refused(ValueError, "prefix_v must have prefix_k's 3 tokens, got 2", prefix_v=prefix_k[:, 1:])
+    refused(ValueError, "one query for each token of k, 14 .*, got 6", q=q[:, :6])
+    refused(ValueError, "one query for each class, 6 .*, got 14", last_only=True)
+    refused(ValueError, "K prompts or 1, got {'q': 3, 'k': 2", q=q[:1].expand(3, -1, -1, -1))
+    flat = dict.fromkeys(NAMES[:3], q[..., :0]) | dict.fromkeys(NAMES[3:5], prefix_k[..., :0])
+    refused(ValueError, "width d of at least 1", **flat)
+    refused(ValueError, "k must be on q's device cpu, got meta: move it", k=k.to("meta"))
+    refused(ValueError, "cu_seqlens must be on q's device", cu_seqlens=cu_seqlens.to("meta"))
+    refused(TypeError, "cu_seqlens must be int32, got torch.int64", cu_seqlens=cu_seqlens.long())
+    refused(ValueError, r"cu_seqlens must be \[classes \+ 1\]", cu_seqlens=cu_seqlens[:0])
+    refused(ValueError, r"cu_seqlens must be \[classes \+ 1\]", cu_seqlens=cu_seqlens[None])
+    refused(ValueError, "scale must be finite, got inf", scale=float("inf"))
+    refused(RuntimeError, "can't run: it has no float64", impl="triton")
+    refused(ValueError, "impl must be", impl="cuda")
+    single = {n: t.float() for n, t in zip(NAMES[:5], inputs()[:5], strict=True)}
+    refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton", **single)
+    wide = {n: t.repeat(1, 1, 1, 33) for n, t in single.items()}
+    refused(ValueError, "heads of d <= 128, got .* 132", impl="triton", **wide)
+
+
+@pytest.mark.parametrize("wrong", [[1, 7, 14], [0, 7, 13], [0, 7, 7, 14], [0, 9, 5, 14]], ids=str)
+def test_lengths_are_checked_on_the_cpu(wrong):
+    refused(
+        ValueError,
+        "cu_seqlens must rise strictly from 0 to k's 14 tokens, got",
+        cu_seqlens=torch.tensor(wrong, dtype=torch.int32),
+    )
+    *tensors, _ = inputs()
+    with pytest.raises(ValueError, match=r"got \[0, 1, 2\] \.\.\. \[8, 9, 10\]"):
+        prefix_attention(*tensors, torch.arange(11, dtype=torch.int32))
