@@ -1,11 +1,8 @@
 """The formulas in plain tensor code: what runs on the CPU.
 
-Logits are read relative to their row's largest one: with ``r`` that one, ``s = sum exp(x - r)``::
-
-    log p   = (x - r_x) - log s_x
-    KL(p|q) = E_p[(x - r_x) - (y - r_y)] - log(s_x / s_y)
-
-which is as exact for logits of 1e4 as for logits of 1.
+``KL(p|q) = sum p (log p - log q)``, with log-probabilities relative to the row's largest logit:
+``log p = (x - r) - log s``, ``s = sum exp(x - r)``. What is kept for the backward formula is ``r``
+and ``log s`` apart, which is as exact for logits of 1e4 as for logits of 1.
 """
 
 from collections.abc import Sequence
@@ -35,27 +32,23 @@ def check_range(labels: Tensor, classes: int) -> None:
         raise ValueError(f"labels must be between 0 and {classes - 1}, got {low} to {high}")
 
 
-def _shifted(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The reference ``[B]``, logits relative to it ``[B, C]``, the sum of their exponentials."""
-    logits = logits.to(dtype)
-    largest = logits.amax(dim=1)
-    reference = torch.where(largest == -torch.inf, 0.0, largest)
-    shifted = logits - reference[:, None]
-    return reference, shifted, shifted.exp().sum(dim=1)
+def _divergence(weight: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """``sum p (log p - log q)``, ``[B]``, of ``weight`` p; a p of 0 gives 0 whatever q is."""
+    terms = (log_p - log_q).mul_(weight)
+    return terms.masked_fill_(weight == 0, 0.0).sum(dim=1)
 
 
-def _divergence(first: Tensor, first_sum: Tensor, second: Tensor, second_sum: Tensor) -> Tensor:
-    """KL of the first distribution from the second, ``[B]``, from shifted logits and their sums."""
-    weight = first.exp()
-    terms = torch.where(weight == 0, 0.0, weight * (first - second))
-    return terms.sum(dim=1) / first_sum - (first_sum / second_sum).log()
+def _valid(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Which labels are classes, and labels that all are."""
+    valid = (labels >= 0) & (labels < classes)
+    return valid, torch.where(valid, labels, 0)
 
 
-def _cross_entropy(shifted: Tensor, total: Tensor, labels: Tensor) -> Tensor:
+def _cross_entropy(log_p: Tensor, labels: Tensor) -> Tensor:
     """NaN where the label is no class."""
-    valid = (labels >= 0) & (labels < shifted.shape[1])
-    chosen = shifted.gather(1, torch.where(valid, labels, 0)[:, None])[:, 0]
-    return torch.where(valid, total.log() - chosen, torch.nan)
+    valid, labels = _valid(labels, log_p.shape[1])
+    chosen = log_p.gather(1, labels[:, None])[:, 0]
+    return torch.where(valid, -chosen, torch.nan)
 
 
 def _weighted(weight: Tensor, value: Tensor) -> Tensor:
@@ -94,32 +87,36 @@ def consistency_loss(
     """
     check_range(labels, adv.shape[1])
     dtype = wide_dtype(adv, clean, frozen)
-    rows = [_shifted(t, dtype) for t in (adv, clean, frozen)]
-    references, shifted, sums = zip(*rows, strict=True)
-    read = int(ce_clean)
-    cross_entropy = _cross_entropy(shifted[read], sums[read], labels)
+    log_p = [t.to(dtype).log_softmax(dim=1) for t in (adv, clean, frozen)]
+    cross_entropy = _cross_entropy(log_p[int(ce_clean)], labels)
+    weight = log_p[0].exp() if not (train_reversed and frozen_reversed) else None
     divergences = []
     for target, swapped in ((1, train_reversed), (2, frozen_reversed)):
-        first, second = (target, 0) if swapped else (0, target)
-        divergences.append(_divergence(shifted[first], sums[first], shifted[second], sums[second]))
-    share, scale = _per_sample(alpha, alphas, sums[0]), _per_sample(lam, lams, sums[0])
+        if swapped or weight is None:
+            divergences.append(_divergence(log_p[target].exp(), log_p[target], log_p[0]))
+        else:
+            divergences.append(_divergence(weight, log_p[0], log_p[target]))
+    share = _per_sample(alpha, alphas, cross_entropy)
+    scale = _per_sample(lam, lams, cross_entropy)
     weights = scale * (1 - share), scale * share
     # rounding may take a divergence below 0
     terms = [cross_entropy, *(d.clamp(min=0) for d in divergences)]
     loss = cross_entropy + _weighted(weights[0], terms[1]) + _weighted(weights[1], terms[2])
-    statistics = [*references, *(s.log() for s in sums), *divergences, *weights]
+    references = [t.amax(dim=1).to(dtype) for t in (adv, clean, frozen)]
+    # the largest log-probability is the logarithm of 1 / sum
+    statistics = [*references, *(-t.amax(dim=1) for t in log_p), *divergences, *weights]
     return loss, torch.stack(terms, dim=1), torch.stack(statistics, dim=1)
 
 
-def _gradients(first: Tensor, second: Tensor, divergence: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a KL in the logits of its first and its second distribution, from log-probabilities."""
-    p, q = first.exp(), second.exp()
-    in_first = torch.where(p == 0, 0.0, p * ((first - second) - divergence[:, None]))
-    return in_first, q - p
+def _in_first(p: Tensor, log_p: Tensor, log_q: Tensor, kl: Tensor, weight: Tensor) -> Tensor:
+    """``weight * p * ((log p - log q) - kl)``: a KL's gradient in its first logits."""
+    found = (log_p - log_q).sub_(kl).mul_(p).mul_(weight)
+    return found.masked_fill_((p == 0) | (weight == 0), 0.0)
 
 
-def _one_hot(labels: Tensor, classes: int) -> Tensor:
-    return labels[:, None] == torch.arange(classes, device=labels.device)
+def _in_second(p: Tensor, q: Tensor, weight: Tensor) -> Tensor:
+    """``weight * (q - p)``: a KL's gradient in its second logits."""
+    return (q - p).mul_(weight).masked_fill_(weight == 0, 0.0)
 
 
 def consistency_loss_backward(
@@ -141,23 +138,42 @@ def consistency_loss_backward(
     in the logits of p and ``q - p`` in those of q; of the cross-entropy ``p - onehot``.
     """
     logits = (adv, clean, frozen)
-    columns = statistics.unbind(dim=1)
+    columns = statistics[:, :, None].unbind(dim=1)  # [B, 1] each
     log_p = [
-        (t.to(statistics.dtype) - columns[i][:, None]) - columns[3 + i][:, None]
-        for i, t in enumerate(logits)
+        t.to(statistics.dtype).sub(columns[i]).sub_(columns[3 + i]) for i, t in enumerate(logits)
     ]
-    valid = (labels >= 0) & (labels < adv.shape[1])
-    grad = torch.where(valid, grad, torch.nan)
-    found = [torch.zeros_like(t) for t in log_p]
+    made: dict[int, Tensor] = {}
+    valid, chosen = _valid(labels, adv.shape[1])
+    grad = torch.where(valid, grad, torch.nan)[:, None]
+    found: list[Tensor | None] = [None, None, None]
+
+    def p(which: int) -> Tensor:
+        if which not in made:
+            made[which] = log_p[which].exp()
+        return made[which]
+
+    def add(which: int, part: Tensor) -> None:
+        so_far = found[which]
+        found[which] = part if so_far is None else so_far.add_(part)
+
     for target, swapped in ((1, train_reversed), (2, frozen_reversed)):
-        weight = (grad * columns[7 + target])[:, None]
-        pair = (target, 0) if swapped else (0, target)
-        parts = _gradients(log_p[pair[0]], log_p[pair[1]], columns[5 + target])
-        for which, part in zip(pair, parts, strict=True):
-            if which == 0 or not detach_targets:
-                found[which] += _weighted(weight, part)
-    hot = _one_hot(labels, adv.shape[1])
+        weight, kl = grad * columns[7 + target], columns[5 + target]
+        first, second = (target, 0) if swapped else (0, target)
+        taking = [i for i in (0, target) if wanted[i] and (i == 0 or not detach_targets)]
+        if first in taking:
+            add(first, _in_first(p(first), log_p[first], log_p[second], kl, weight))
+        if second in taking:
+            add(second, _in_second(p(first), p(second), weight))
     read = int(ce_clean)
-    found[read] += grad[:, None] * (log_p[read].exp() - hot.to(grad.dtype))
-    triples = zip(found, logits, wanted, strict=True)
-    return [g.to(t.dtype).contiguous() for g, t, want in triples if want]
+    if wanted[read]:
+        rows = torch.arange(len(labels), device=labels.device)
+        slope = p(read) * grad
+        slope[rows, chosen] -= grad[:, 0]
+        add(read, slope)
+    return [
+        torch.zeros_like(t, memory_format=torch.contiguous_format)
+        if g is None
+        else g.to(t.dtype).contiguous()
+        for g, t, want in zip(found, logits, wanted, strict=True)
+        if want
+    ]

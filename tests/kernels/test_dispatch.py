@@ -9,7 +9,6 @@ import torch
 
 from fastprompt.kernels import _dispatch
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
