@@ -66,14 +66,14 @@ def rungs():
     return rungs
 
 
-@pytest.mark.benchmark(group="mixture/b128-c1000-k8-d512")
+@pytest.mark.benchmark(group="kernels/mixture_logits/b128-c1000-k8-d512")
 @pytest.mark.parametrize(("rung", "rounds"), [("plain", 3), ("fastprompt", 15)])
 def test_forward_and_backward(benchmark, rungs, rung, rounds):
     benchmark.extra_info |= {"rung": rung}
     benchmark.pedantic(rungs[rung], rounds=rounds, warmup_rounds=1)
 
 
-@pytest.mark.benchmark(group="mixture/b128-c1000-k8-d512/by-turns")
+@pytest.mark.benchmark(group="kernels/mixture_logits/b128-c1000-k8-d512/by-turns")
 def test_as_many_times_faster_as_promised(benchmark, rungs):
     found = {}
 
@@ -85,7 +85,7 @@ def test_as_many_times_faster_as_promised(benchmark, rungs):
     assert found["medians"] >= LEAST_SPEEDUP, found
 
 
-@pytest.mark.benchmark(group="mixture/b128-c1000-k8-d512/memory")
+@pytest.mark.benchmark(group="kernels/mixture_logits/b128-c1000-k8-d512/memory")
 def test_as_little_memory_as_promised(benchmark):
     peaks = {}
 

@@ -100,7 +100,11 @@ def define(
     qualified = f"{NAMESPACE}::{name}"
 
     def on_gpu(*arguments: Any) -> Any:
-        return (eager if obstacle(arguments) else launch)(*arguments)
+        if obstacle(arguments):
+            return eager(*arguments)
+        # Triton starts kernels on the current GPU, which need not be the tensors'
+        with torch.cuda.device(next(_tensors(arguments)).device):
+            return launch(*arguments)
 
     # a module may be run again: by a reload, or found as `kernels` from the root of a checkout
     if not hasattr(getattr(torch.ops, NAMESPACE), name):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -72,12 +73,18 @@ def test_how_a_kernel_multiplies(monkeypatch, version, dtype, precision, expecte
 @pytest.mark.parametrize("double", [False, True])
 def test_on_a_gpu_the_launcher_runs_but_for_float64(monkeypatch, double):
     """The implementation registered for GPUs, called by hand."""
-    registered = {}
+    registered, entered = {}, []
+
+    @contextmanager
+    def current(device):
+        entered.append(device)
+        yield
 
     def remember(name, device, function):
         registered[device] = function
 
     monkeypatch.setattr(torch.library, "impl", remember)
+    monkeypatch.setattr(torch.cuda, "device", current)
     name = f"a_new_op_{int(double)}"
     _dispatch.define(
         f"{name}(Tensor x) -> Tensor",
@@ -86,7 +93,8 @@ def test_on_a_gpu_the_launcher_runs_but_for_float64(monkeypatch, double):
         fake=lambda *_: None,
     )
     tensor = on_gpu(torch.float64 if double else torch.float32)
-    assert registered["CUDA"](tensor) == ("plain" if double else "kernel")
+    assert registered["CUDA"](1.0, tensor) == ("plain" if double else "kernel")
+    assert entered == ([] if double else [tensor.device])
     assert registered["CPU"](torch.zeros(2)) == "plain"
 
 
