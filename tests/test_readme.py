@@ -1,6 +1,7 @@
 """The README tells the truth: its example runs, its figures are those of the committed files."""
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -65,6 +66,33 @@ def test_the_results_table_is_the_committed_file():
 
 def test_the_engines_table_is_the_committed_files():
     assert committed("engines").table() in README
+
+
+def test_the_kernels_table_is_the_committed_files():
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert committed("kernels").table() in text
+
+
+def test_the_kernels_table_shows_what_a_gpu_measured(tmp_path):
+    kernels = committed("kernels")
+    folder = tmp_path / "some-card"
+    folder.mkdir()
+    result = {"torch.float32": {"share_of_copy": 0.871}}
+    found = {"card": "A card", "result": result}
+    (folder / "gpu-pgd-step.json").write_text(json.dumps(found))
+    assert "| 85 % | 87 % (A card) |" in kernels.table(tmp_path)
+    assert kernels.table(tmp_path).count(kernels.NOT_YET) == 4
+    (folder / "gpu-pgd-step.json").write_text(json.dumps(found | {"error": "it broke"}))
+    assert kernels.table(tmp_path).count(kernels.NOT_YET) == 5
+
+
+def test_the_kernels_example_runs():
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    names: dict = {}
+    exec(code, names)
+    assert names["logits"].shape == (32, 100)
+    assert names["weights"].shape == (32, 8)
 
 
 def test_advpt_beats_zero_shot_on_its_own_attack_at_every_seed():

@@ -159,7 +159,8 @@ def prefix_attention(
     """
     check_arguments(q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    prompts = max((len(t) for t in (q, k, v, prefix_k, prefix_v) if len(t) != 1), default=1)
+    several = [len(t) for t in (q, k, v, prefix_k, prefix_v) if len(t) != 1]
+    prompts = several[0] if several else 1
     # autograd adds up what an expanded tensor gets; the kernels read it where it lies
     tensors = [t.expand(prompts, -1, -1, -1) for t in (q, k, v, prefix_k, prefix_v)]
     impl = _which(impl, q)
