@@ -88,8 +88,8 @@ def event_rounds(rungs: Rungs, rounds: int = ROUNDS, backlog: int = BACKLOG) -> 
     for _ in range(rounds):
         for name, function in rungs.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            # the device is kept busy while the host fills the queue
-            torch.cuda._sleep(20_000_000)
+            # cycles, about 50 ms: the device is kept busy while the host fills the queue
+            torch.cuda._sleep(100_000_000)
             start.record()
             for _ in range(backlog):
                 function()

@@ -31,7 +31,8 @@ def doctor(arguments: Sequence[str] = ()) -> int:
     why = obstacle([torch.empty(0, device="cuda")]) if gpus else "there is no GPU"
     runs = f"plain torch code ({why})" if why else "Triton kernel on the GPU"
     for op in kernels.__all__:
-        print(f"{'kernel':<18}{op}: {runs}")
+        if op.islower():  # an operation, not a type
+            print(f"{'kernel':<18}{op}: {runs}")
     failed = 0
     if not bundled.names():
         failed = 1

@@ -12,6 +12,7 @@ from torch import Tensor
 
 Impl = Literal["auto", "triton", "torch"]
 NAMESPACE = "fastprompt"
+_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Op:
     Attributes:
         auto: the registered op: plain code on the CPU, the launcher on a GPU.
         triton: the launcher.
-        torch: plain code, on any device.
+        torch: the registered op of the plain code, on any device.
     """
 
     auto: Callable[..., Any]
@@ -37,11 +38,6 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
     for argument in arguments:
         if isinstance(argument, Tensor):
@@ -52,11 +48,11 @@ def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
 
 def obstacle(arguments: Iterable[Any]) -> str:
     """Why no kernel can run on the tensors among these and in their lists; empty if one can."""
-    if not _installed():
+    if not _INSTALLED:
         return "Triton is not installed"
     for tensor in _tensors(arguments):
         if tensor.dtype == torch.float64:
-            return "it has no float64"
+            return "the kernels have no float64"
         if not tensor.is_cuda and not interpreted():
             return f"the tensors are on {tensor.device.type}, not on a GPU"
     return ""
@@ -87,32 +83,78 @@ def define(
     eager: Callable[..., Any],
     launch: Callable[..., Any],
     fake: Callable[..., Any],
+    unfit: Callable[..., bool] = lambda *_: False,
 ) -> Op:
-    """Register ``fastprompt::<schema>``.
+    """Register ``fastprompt::<schema>``, and the plain code alone as ``plain_<schema>`` beside it.
 
     Args:
         schema: name and signature, as `torch.library.define` takes them.
         eager: plain code: the CPU's implementation, and a GPU's for float64.
         launch: calls the launcher; it imports `kernel`, and with it Triton, when it is called.
         fake: shapes and dtypes of the outputs.
+        unfit: of the arguments: whether the kernel can't take them and a GPU runs plain code.
     """
     name, signature = schema[: schema.index("(")], schema[schema.index("(") :]
-    qualified = f"{NAMESPACE}::{name}"
+    plain = _in_full_precision(eager)
 
     def on_gpu(*arguments: Any) -> Any:
-        if obstacle(arguments):
-            return eager(*arguments)
+        if obstacle(arguments) or unfit(*arguments):
+            return plain(*arguments)
         # Triton starts kernels on the current GPU, which need not be the tensors'
         with torch.cuda.device(next(_tensors(arguments)).device):
             return launch(*arguments)
 
+    registered = _register(name, signature, {"CPU": plain, "CUDA": on_gpu}, fake)
+    # an op of its own, too: compiled code takes it as one piece, as it takes the kernel
+    everywhere = _register(f"plain_{name}", signature, {"default": plain}, fake)
+    return Op(registered, launch, everywhere)
+
+
+def _register(
+    name: str,
+    signature: str,
+    implementations: dict[str, Callable[..., Any]],
+    fake: Callable[..., Any],
+) -> Callable[..., Any]:
+    namespace = getattr(torch.ops, NAMESPACE)
     # a module may be run again: by a reload, or found as `kernels` from the root of a checkout
-    if not hasattr(getattr(torch.ops, NAMESPACE), name):
+    if not hasattr(namespace, name):
+        qualified = f"{NAMESPACE}::{name}"
         torch.library.define(qualified, signature)
-        torch.library.impl(qualified, "CPU", eager)
-        torch.library.impl(qualified, "CUDA", on_gpu)
+        for device, implementation in implementations.items():
+            torch.library.impl(qualified, device, implementation)
         torch.library.register_fake(qualified, fake)
-    return Op(getattr(getattr(torch.ops, NAMESPACE), name).default, launch, eager)
+    return getattr(namespace, name).default
+
+
+def _in_full_precision(eager: Callable[..., Any]) -> Callable[..., Any]:
+    """Without autocast: it would cast what plain code has widened on purpose."""
+
+    @functools.wraps(eager)
+    def run(*arguments: Any) -> Any:
+        device = next(_tensors(arguments)).device.type
+        if not torch.is_autocast_enabled(device):
+            return eager(*arguments)
+        with torch.autocast(device, enabled=False):
+            return eager(*arguments)
+
+    return run
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Torch's, which also refuses to go on where no gradient came in that needs one.
+
+    Without that a second derivative would quietly lack what goes through this op.
+    """
+    once = torch.autograd.function.once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *gradients: Tensor | None) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            gradients = tuple(None if g is None else g.detach().requires_grad_() for g in gradients)
+        return once(ctx, *gradients)
+
+    return run
 
 
 def is_hip() -> bool:
@@ -124,10 +166,11 @@ def dot_precision(dtype: torch.dtype) -> str:
     """How a kernel multiplies float32 operands.
 
     Operands that come from bfloat16 or float16 values are exact in TF32, and what is accumulated
-    beside them is no better; float32 features are multiplied as torch is told to multiply them.
+    beside them is no better. Float32 features are multiplied as torch is told to multiply them; in
+    full precision that is three TF32 products on NVIDIA's tensor cores, whose error is near that of
+    float32. AMD's multiply float32 as it is.
     """
     if is_hip():
         return "ieee"
-    if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
-        return "tf32"
-    return "ieee"
+    full = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return "tf32x3" if full else "tf32"

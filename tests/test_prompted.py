@@ -562,3 +562,13 @@ def test_each_class_may_have_a_context_of_its_own(small_clip, engine):
         alone.tokens.data.copy_(prompts.tokens[c])
         expected = PromptedCLIP(small_clip, [name], alone, engine=engine).class_features()[0]
         torch.testing.assert_close(own[c], expected, rtol=0, atol=1e-5)
+
+
+def test_under_autocast(small_clip):
+    model = PromptedCLIP(small_clip, NAMES, deep_prompts(small_clip))
+    x, y = pixels(dtype=torch.float32), labels()
+    exact = gradients(model, F.cross_entropy(model(x), y))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(model(x).float(), y)
+    for name, grad in gradients(model, loss).items():
+        assert relative(grad, exact[name]) < 0.1, name

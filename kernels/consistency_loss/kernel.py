@@ -10,6 +10,15 @@ import triton.language as tl
 
 
 @triton.jit
+def _offset(row, stride, ALIGNED: tl.constexpr):
+    """Where a row begins. Of 1,000 classes a row lies on 16 bytes, which Triton must be told."""
+    if ALIGNED:
+        return tl.multiple_of(row * stride, 8)
+    else:
+        return row * stride
+
+
+@triton.jit
 def _reference(largest):
     """What a row is shifted by: 0 where all classes so far are masked."""
     return tl.where(largest == float("-inf"), 0.0, largest)
@@ -97,12 +106,15 @@ def _consistency_loss_kernel(
     TRAIN_REVERSED: tl.constexpr,
     FROZEN_REVERSED: tl.constexpr,
     STATISTICS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    adv_ptr += row * adv_stride
-    clean_ptr += row * clean_stride
-    frozen_ptr += row * frozen_stride
+    if ALIGNED:
+        classes = classes // 8 * 8  # the same: a hint on an argument is lost
+    adv_ptr += _offset(row, adv_stride, ALIGNED)
+    clean_ptr += _offset(row, clean_stride, ALIGNED)
+    frozen_ptr += _offset(row, frozen_stride, ALIGNED)
     low = float("-inf")
     x_max = tl.full([], float("-inf"), tl.float32)
     y_max, z_max = x_max, x_max
@@ -201,16 +213,22 @@ def _consistency_loss_backward_kernel(
     FROZEN_REVERSED: tl.constexpr,
     DETACH: tl.constexpr,
     STATISTICS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
     row = program // chunks
+    if ALIGNED:
+        classes = classes // 8 * 8  # the same: a hint on an argument is lost
     at = (program - row * chunks) * BLOCK + tl.arange(0, BLOCK)
     mask = at < classes
     statistics_ptr += row * STATISTICS
-    adv = _log_probability(adv_ptr + row * adv_stride, statistics_ptr, 0, at, mask)
-    clean = _log_probability(clean_ptr + row * clean_stride, statistics_ptr, 1, at, mask)
-    frozen = _log_probability(frozen_ptr + row * frozen_stride, statistics_ptr, 2, at, mask)
+    adv_ptr += _offset(row, adv_stride, ALIGNED)
+    clean_ptr += _offset(row, clean_stride, ALIGNED)
+    frozen_ptr += _offset(row, frozen_stride, ALIGNED)
+    adv = _log_probability(adv_ptr, statistics_ptr, 0, at, mask)
+    clean = _log_probability(clean_ptr, statistics_ptr, 1, at, mask)
+    frozen = _log_probability(frozen_ptr, statistics_ptr, 2, at, mask)
     label = tl.load(labels_ptr + row)
     grad = tl.load(grad_ptr + row)
     grad = tl.where((label >= 0) & (label < classes), grad, float("nan"))
@@ -221,7 +239,7 @@ def _consistency_loss_backward_kernel(
     train_adv, train_clean = _gradients(adv, clean, divergence, TRAIN_REVERSED)
     divergence = tl.load(statistics_ptr + 7)
     frozen_adv, frozen_frozen = _gradients(adv, frozen, divergence, FROZEN_REVERSED)
-    out = row * classes + at
+    out = _offset(row, classes, ALIGNED) + at
     if adv_grad_ptr is not None:
         found = _weighted(train_weight, train_adv) + _weighted(frozen_weight, frozen_adv)
         if not CE_CLEAN:

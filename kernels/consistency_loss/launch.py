@@ -16,6 +16,11 @@ def _dense_rows(*logits: Tensor) -> list[Tensor]:
     return [t if t.stride(1) == 1 else t.contiguous() for t in logits]
 
 
+def _aligned(*logits: Tensor) -> bool:
+    """Whether every row of each begins at a multiple of eight entries: 16 bytes and more."""
+    return all(n % 8 == 0 for t in logits for n in (t.stride(0), t.shape[1]))
+
+
 def launch_consistency_loss(
     adv: Tensor,
     clean: Tensor,
@@ -58,8 +63,10 @@ def launch_consistency_loss(
         TRAIN_REVERSED=train_reversed,
         FROZEN_REVERSED=frozen_reversed,
         STATISTICS=STATISTICS,
+        ALIGNED=_aligned(adv, clean, frozen),
         BLOCK=block,
         num_warps=max(1, block // 256),
+        enable_fp_fusion=True,  # versions of Triton differ in the default
     )
     return loss, terms, statistics
 
@@ -107,7 +114,9 @@ def launch_consistency_loss_backward(
         FROZEN_REVERSED=frozen_reversed,
         DETACH=detach_targets,
         STATISTICS=STATISTICS,
+        ALIGNED=_aligned(adv, clean, frozen),
         BLOCK=_BLOCK_GRADIENT,
         num_warps=4,
+        enable_fp_fusion=True,
     )
     return found

@@ -4,9 +4,8 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .._dispatch import Impl, define, resolve
+from .._dispatch import Impl, define, once_differentiable, resolve
 from . import eager
 from .check import DIRECTIONS, check_choice, check_labels, check_logits, check_weight
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .._check import check_device, check_dtype, check_floating, check_shape, check_tensor
+
 
 def check_layers(
     a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]
@@ -54,24 +56,15 @@ def _check_list(name: str, layers: Sequence[Tensor]) -> None:
     if not layers:
         raise ValueError(f"{name} must have one layer or more, got an empty list")
     for layer, tensor in enumerate(layers):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}[{layer}] must be a tensor, got {type(tensor).__name__}")
+        check_tensor(f"{name}[{layer}]", tensor)
 
 
 def _check_pair(name: str, x: Tensor, other_name: str, y: Tensor) -> None:
-    if x.shape != y.shape:
-        raise ValueError(f"{other_name} must have {name}'s shape {list(x.shape)}, {_shape(y)}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be of a floating dtype, got {x.dtype}")
+    check_shape(other_name, y, name, x)
+    check_floating(name, x)
     _check_kind(other_name, y, name, x)
 
 
 def _check_kind(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Dtype and device."""
-    if tensor.dtype != other.dtype:
-        raise TypeError(f"{name} must have {other_name}'s dtype {other.dtype}, got {tensor.dtype}")
-    if tensor.device != other.device:
-        raise ValueError(
-            f"{name} must be on {other_name}'s device {other.device}, got {tensor.device}: "
-            "move it there"
-        )
+    check_dtype(name, tensor, other_name, other)
+    check_device(name, tensor, other_name, other)

@@ -14,6 +14,8 @@ from torch import Tensor
 from .layout import gradient_like, order_of
 
 _BLOCK = 1024
+# versions of Triton differ in what they do without a word on fusion
+_LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 _BLOCK_GRADIENT = 2048
 # programs that fill the largest GPUs (132 to 304 multiprocessors) several times over: where rows
 # are few, they are cut into as many parts as that takes, of four blocks at least
@@ -168,7 +170,7 @@ def launch_layer_consistency(
         x, y = _dense(x, order), _dense(y, order)
         span = triton.cdiv(triton.cdiv(n, _BLOCK), splits) * _BLOCK
         _sums_kernel[(len(x) * splits,)](
-            x, y, part, n, x.stride(0), y.stride(0), span, splits, BLOCK=_BLOCK, num_warps=4
+            x, y, part, n, x.stride(0), y.stride(0), span, splits, BLOCK=_BLOCK, **_LAUNCH
         )
     _finish_kernel[(samples,)](
         sums,
@@ -180,6 +182,7 @@ def launch_layer_consistency(
         LAYERS=16,
         SPLITS=triton.next_power_of_2(splits),
         num_warps=8,
+        enable_fp_fusion=True,
     )
     return value, norms
 
@@ -212,6 +215,6 @@ def launch_layer_consistency_backward(
             y.stride(0),
             chunks,
             BLOCK=_BLOCK_GRADIENT,
-            num_warps=4,
+            **_LAUNCH,
         )
     return [place for place in places if place is not None]

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .._dispatch import Impl, define, resolve
+from .._dispatch import Impl, define, once_differentiable, resolve
 from . import eager
 from .check import check_layers
 from .layout import gradient_like

@@ -3,15 +3,25 @@
 import torch
 from torch import Tensor
 
+from .._check import (
+    check_choice,
+    check_device,
+    check_dtype,
+    check_floating,
+    check_number,
+    check_tensor,
+)
+
 MAX_PROMPTS, MAX_WIDTH = 64, 1280
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_MIXES = ("normalised", "raw")
+_ANCHOR = "text_features"
 
 
 def check_text(text_features: Tensor, mix: str) -> None:
     """``[K, C, D]`` within the limits, and how to mix."""
-    if mix not in ("normalised", "raw"):
-        raise ValueError(f"mix must be 'normalised' or 'raw', got {mix!r}")
-    _check_floating("text_features", text_features)
+    check_choice("mix", mix, _MIXES)
+    check_tensor(_ANCHOR, text_features, "stack the prompts first")
+    check_floating(_ANCHOR, text_features)
     shape = list(text_features.shape)
     if text_features.ndim != 3:
         raise ValueError(f"text_features must be [K, C, D], got {shape}: stack the prompts first")
@@ -32,40 +42,41 @@ def check_mixture(
 ) -> None:
     """What goes with ``text_features``, which were checked before."""
     n_prompts, _, width = text_features.shape
+    check_tensor("image_features", image_features)
+    check_tensor("router_logits", router_logits)
     if image_features.ndim != 2 or image_features.shape[1] != width:
         raise ValueError(
             f"image_features must be [B, {width}], as wide as text_features; "
             f"got {list(image_features.shape)}"
         )
-    if image_features.dtype != text_features.dtype:
-        raise TypeError(
-            f"image_features must have text_features' dtype {text_features.dtype}, "
-            f"got {image_features.dtype}: cast one of them"
-        )
+    check_dtype("image_features", image_features, _ANCHOR, text_features)
     n_images = image_features.shape[0]
     if router_logits.ndim != 2 or router_logits.shape != (n_images, n_prompts):
         raise ValueError(
             f"router_logits must be [{n_images}, {n_prompts}], one for each image and prompt; "
             f"got {list(router_logits.shape)}"
         )
-    _check_floating("router_logits", router_logits)
+    check_floating("router_logits", router_logits)
     if router_logits.dtype == torch.float64 and text_features.dtype != torch.float64:
         raise TypeError(
             f"router_logits may be float64 only with float64 features, got features in "
             f"{text_features.dtype}: cast router_logits to float32"
         )
-    _check_device("image_features", image_features, text_features)
-    _check_device("router_logits", router_logits, text_features)
+    check_device("image_features", image_features, _ANCHOR, text_features)
+    check_device("router_logits", router_logits, _ANCHOR, text_features)
     if isinstance(logit_scale, Tensor):
-        _check_floating("logit_scale", logit_scale)
+        check_floating("logit_scale", logit_scale)
         if logit_scale.ndim:
             raise ValueError(
                 f"logit_scale must be a number or a tensor without dimensions, "
                 f"got {list(logit_scale.shape)}: squeeze it"
             )
-        _check_device("logit_scale", logit_scale, text_features)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+        check_device("logit_scale", logit_scale, _ANCHOR, text_features)
+    else:
+        check_number("logit_scale", logit_scale)
+    # nor is a GPU waited for, to read it
+    remedy = "no gradient would reach it, divide router_logits by it"
+    check_number("temperature", temperature, above=0.0, remedy=remedy)
 
 
 def check_gram(
@@ -77,24 +88,10 @@ def check_gram(
         raise ValueError(f"gram was made with mix={given!r}, got mix={mix!r}: make it with that")
     wanted = {"gram": (n_prompts, n_prompts, n_classes), "inv_norm": (n_prompts, n_classes)}
     for (name, shape), tensor in zip(wanted.items(), (gram, inv_norm), strict=True):
+        check_tensor(f"gram.{name}", tensor)
         if tensor.shape != shape or tensor.dtype != dtype:
             raise ValueError(
                 f"gram.{name} must be {dtype} {list(shape)}, got {tensor.dtype} "
                 f"{list(tensor.shape)}: make it with mixture_gram(text_features)"
             )
-        _check_device(f"gram.{name}", tensor, text_features)
-
-
-def _check_floating(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in _FLOATS:
-        raise TypeError(
-            f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}: cast it"
-        )
-
-
-def _check_device(name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.device != like.device:
-        raise ValueError(
-            f"{name} must be on text_features' device {like.device}, got {tensor.device}: "
-            "move it there"
-        )
+        check_device(f"gram.{name}", tensor, _ANCHOR, text_features)

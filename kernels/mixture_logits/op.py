@@ -4,9 +4,9 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .._dispatch import Impl, define, resolve
+from .._check import check_type
+from .._dispatch import Impl, define, once_differentiable, resolve
 from . import eager
 from .check import check_gram, check_mixture, check_text
 
@@ -112,13 +112,13 @@ class _MixtureLogits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dlogits: Tensor | None, dweights: Tensor | None) -> tuple[Any, ...]:
         wants = ctx.needs_input_grad[1:5]
-        cosine = ctx.saved_tensors[7]
-        dlogits = torch.zeros_like(cosine) if dlogits is None else dlogits
+        saved = ctx.saved_tensors  # read once: a checkpoint unpacks them once
+        dlogits = torch.zeros_like(saved[7]) if dlogits is None else dlogits
         grads = _backward(
             ctx.impl,
             dlogits,
             dweights,
-            *ctx.saved_tensors,
+            *saved,
             ctx.temperature,
             ctx.normalised,
             *wants,
@@ -241,6 +241,7 @@ def mixture_logits(
     resolved = resolve(impl, text_features, image_features, router_logits)
     if gram is None:
         gram = mixture_gram(text_features, mix=mix, impl=impl)
+    check_type("gram", gram, MixtureGram, "a MixtureGram", "make it with mixture_gram")
     dtype = eager.wide(text_features.dtype)
     check_gram(gram.gram, gram.inv_norm, gram.mix, text_features, mix, dtype)
     if isinstance(logit_scale, Tensor):

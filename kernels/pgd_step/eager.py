@@ -111,9 +111,9 @@ def momentum_step(
     """
     wide = grad.to(x_adv.dtype)
     wide = torch.where(wide.isfinite(), wide, 0.0)
-    mean = wide.flatten(1).abs().sum(dim=1).view(-1, *[1] * (x_adv.ndim - 1)) / max(
-        1, x[0:1].numel()
-    )
+    # each share by itself: the sum of large gradients would overflow
+    share = wide.flatten(1).abs() * (1 / max(1, x[0:1].numel()))
+    mean = share.sum(dim=1).view(-1, *[1] * (x_adv.ndim - 1))
     direction = torch.where(mean > 0, wide / mean, 0.0)
     out_velocity = decay * velocity + direction
     step = _each(alpha, alphas, x_adv) * _sign(out_velocity, targeted, x_adv)

@@ -145,12 +145,13 @@ def _finite(g):
 
 
 @triton.jit
-def _gradient_sum_kernel(grad_ptr, sums_ptr, counts_ptr, n, chunks, BLOCK: tl.constexpr):
-    """``sum |grad|`` of each chunk of each image, and the counts."""
+def _gradient_mean_kernel(grad_ptr, means_ptr, counts_ptr, share, n, chunks, BLOCK: tl.constexpr):
+    """What each chunk adds to an image's ``mean |grad|``, and the counts."""
     image, entries, mask = _place(n, chunks, BLOCK)
     g = tl.load(grad_ptr + image * n + entries, mask=mask, other=1.0).to(tl.float32)
-    total = tl.sum(tl.where(mask, tl.abs(_finite(g)), 0.0))
-    tl.store(sums_ptr + tl.program_id(0).to(tl.int64), total)
+    # each share by itself: the sum of large gradients would overflow
+    total = tl.sum(tl.where(mask, tl.abs(_finite(g)) * tl.cast(share, tl.float32), 0.0))
+    tl.store(means_ptr + tl.program_id(0).to(tl.int64), total)
     if counts_ptr is not None:
         _count(counts_ptr, image, g, mask)
 
@@ -161,7 +162,7 @@ def _momentum_step_kernel(
     x_ptr,
     grad_ptr,
     velocity_ptr,
-    sums_ptr,
+    means_ptr,
     out_ptr,
     out_velocity_ptr,
     alphas_ptr,
@@ -171,21 +172,20 @@ def _momentum_step_kernel(
     decay,
     lo,
     hi,
-    n_float,
     n,
     chunks,
     TARGETED: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_SUMS: tl.constexpr,
+    BLOCK_MEANS: tl.constexpr,
 ):
     image, entries, mask = _place(n, chunks, BLOCK)
     at = image * n + entries
     # the same order of summation in every program: all of an image's divide by one number
-    total = tl.zeros([BLOCK_SUMS], tl.float32)
-    for first in range(0, chunks, BLOCK_SUMS):
-        part = first + tl.arange(0, BLOCK_SUMS)
-        total += tl.load(sums_ptr + image * chunks + part, mask=part < chunks, other=0.0)
-    mean = tl.div_rn(tl.sum(total), tl.cast(n_float, tl.float32))
+    total = tl.zeros([BLOCK_MEANS], tl.float32)
+    for first in range(0, chunks, BLOCK_MEANS):
+        part = first + tl.arange(0, BLOCK_MEANS)
+        total += tl.load(means_ptr + image * chunks + part, mask=part < chunks, other=0.0)
+    mean = tl.sum(total)
     g = _finite(tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32))
     direction = tl.where(mean > 0, tl.div_rn(g, tl.where(mean > 0, mean, 1.0)), 0.0)
     velocity = tl.load(velocity_ptr + at, mask=mask, other=0.0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .kernel import (
     _apgd_step_kernel,
-    _gradient_sum_kernel,
+    _gradient_mean_kernel,
     _momentum_step_kernel,
     _pgd_step_kernel,
 )
@@ -161,15 +161,15 @@ def launch_momentum_step(
     if not out.numel():
         return out, out_velocity
     x_dense, x, grad, velocity = _dense(x_adv, x_adv, x, grad, velocity)
-    sums = torch.empty(len(out), chunks, dtype=torch.float32, device=out.device)
+    means = torch.empty(len(out), chunks, dtype=torch.float32, device=out.device)
     grid = (len(out) * chunks,)
-    _gradient_sum_kernel[grid](grad, sums, counts, n, chunks, BLOCK=_BLOCK, **_LAUNCH)
+    _gradient_mean_kernel[grid](grad, means, counts, 1 / n, n, chunks, BLOCK=_BLOCK, **_LAUNCH)
     _momentum_step_kernel[grid](
         x_dense,
         x,
         grad,
         velocity,
-        sums,
+        means,
         out,
         out_velocity,
         alphas,
@@ -179,12 +179,11 @@ def launch_momentum_step(
         decay,
         lo,
         hi,
-        float(n),
         n,
         chunks,
         TARGETED=targeted,
         BLOCK=_BLOCK,
-        BLOCK_SUMS=128,
+        BLOCK_MEANS=128,
         **_LAUNCH,
     )
     return out, out_velocity

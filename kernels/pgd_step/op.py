@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._check import check_number, check_writable
 from .._dispatch import Impl, define, resolve
 from . import eager
 from .check import PerImage, check_copy, check_counts, check_images, check_radius, split
@@ -82,7 +83,7 @@ def pgd_step(
         grad: the loss's gradient in the pixels, shape of ``x_adv``, any floating dtype. Where it
             is zero or NaN the pixel stands still.
         alpha: step size in pixel units; one number, or one for each image, ``[B]``.
-        eps: radius of the L-inf ball in pixel units, likewise.
+        eps: radius of the L-inf ball in pixel units, likewise; infinite for none.
         lo, hi: the box of valid pixels.
         targeted: step against the gradient.
         counts: int64 ``[B, 2]``; adds each image's number of zero and of non-finite entries of
@@ -97,15 +98,15 @@ def pgd_step(
         The next images, a new tensor like ``x_adv``.
 
     Raises:
-        TypeError: ``x_adv`` in low precision, or a tensor of another dtype than said above.
-        ValueError: shapes or devices that don't fit, a negative ``alpha`` or ``eps``, ``lo > hi``.
-            The values of tensors are not looked at.
+        TypeError: ``x_adv`` in low precision, or another type or dtype than said above.
+        ValueError: shapes or devices that don't fit, a negative ``alpha`` or ``eps``, an ``alpha``
+            that is not finite, ``lo > hi``. The values of tensors are not looked at.
         RuntimeError: ``impl="triton"`` where it can't run.
     """
     arguments = _pgd_arguments(
         x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalised, mean, std
     )
-    return _pgd_step(resolve(impl, x_adv), *arguments)
+    return _pgd_step(resolve(impl, *arguments[:5]), *arguments)
 
 
 def pgd_step_(
@@ -125,12 +126,11 @@ def pgd_step_(
     impl: Impl = "auto",
 ) -> Tensor:
     """`pgd_step`, written over ``x_adv``, which is handed back."""
-    if x_adv.requires_grad:
-        raise ValueError("x_adv must not require a gradient to be written over: detach it")
     arguments = _pgd_arguments(
         x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalised, mean, std
     )
-    _pgd_step_(resolve(impl, x_adv), *arguments)
+    check_writable("x_adv", x_adv)
+    _pgd_step_(resolve(impl, *arguments[:5]), *arguments)
     return x_adv
 
 
@@ -152,9 +152,10 @@ def _pgd_arguments(
     check_radius(x_adv, alpha, eps, lo, hi)
     check_counts(x_adv, counts)
     check_copy(x_adv, normalised, mean, std)
-    (alpha, alphas), (eps, epses) = split(alpha), split(eps)
+    (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
     images = (x_adv.detach(), x.detach(), grad.detach())
-    return (*images, alphas, epses, alpha, eps, lo, hi, targeted, counts, normalised, mean, std)
+    box = (float(lo), float(hi))
+    return (*images, alphas, epses, alpha, eps, *box, targeted, counts, normalised, mean, std)
 
 
 def apgd_step(
@@ -198,20 +199,19 @@ def apgd_step(
     check_images(x_adv, x_prev=x_prev, x=x, grad=grad)
     check_radius(x_adv, alpha, eps, lo, hi)
     check_counts(x_adv, counts)
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
-    (alpha, alphas), (eps, epses) = split(alpha), split(eps)
+    momentum = check_number("momentum", momentum, low=0.0, high=1.0)
+    (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
     images = (x_adv.detach(), x_prev.detach(), x.detach(), grad.detach())
     return _apgd_step(
-        resolve(impl, x_adv),
+        resolve(impl, *images),
         *images,
         alphas,
         epses,
         alpha,
         eps,
-        float(momentum),
-        lo,
-        hi,
+        momentum,
+        float(lo),
+        float(hi),
         targeted,
         counts,
     )
@@ -254,20 +254,19 @@ def momentum_step(
     check_images(x_adv, x=x, grad=grad, velocity=velocity)
     check_radius(x_adv, alpha, eps, lo, hi)
     check_counts(x_adv, counts)
-    if decay < 0:
-        raise ValueError(f"decay must not be negative, got {decay}")
-    (alpha, alphas), (eps, epses) = split(alpha), split(eps)
+    decay = check_number("decay", decay, low=0.0)
+    (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
     images = (x_adv.detach(), x.detach(), grad.detach(), velocity.detach())
     return _momentum_step(
-        resolve(impl, x_adv),
+        resolve(impl, *images),
         *images,
         alphas,
         epses,
         alpha,
         eps,
-        float(decay),
-        lo,
-        hi,
+        decay,
+        float(lo),
+        float(hi),
         targeted,
         counts,
     )

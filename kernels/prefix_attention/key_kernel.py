@@ -1,5 +1,4 @@
 """Gradients of keys and values, tile by tile of keys."""
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 import triton
 import triton.language as tl

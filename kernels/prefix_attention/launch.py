@@ -20,7 +20,8 @@ class _Tiles:
     """Rows of each tile.
 
     Attributes:
-        queries: of the kernels that go tile by tile of queries.
+        queries: of the forward kernel, which goes tile by tile of queries.
+        turning: of the backward kernel that does so.
         keys: that they take at a time, own ones or the prefix's.
         held: keys of the kernels that go tile by tile of keys.
         passing: queries that these take at a time.
@@ -28,6 +29,7 @@ class _Tiles:
     """
 
     queries: int
+    turning: int
     keys: int
     held: int
     passing: int
@@ -39,14 +41,15 @@ def _tiles(q: Tensor, last_only: bool) -> _Tiles:
     """The largest that leave all targets enough registers."""
     wide = q.shape[-1] > 64
     if q.dtype == torch.float32:
-        # products outside the tensor cores hold whole rows in registers
-        tiles = _Tiles(16, 16, 16, 16, 1, 1) if wide else _Tiles(32, 16, 32, 16, 1)
+        # three products in the place of one hold their operands in parts
+        tiles = _Tiles(16, 16, 16, 16, 16, 1, 1) if wide else _Tiles(32, 16, 16, 32, 16, 1)
     else:
-        tiles = _Tiles(64, 32, 32, 32) if wide else _Tiles(64, 32, 64, 32)
+        tiles = _Tiles(64, 64, 32, 32, 32) if wide else _Tiles(64, 64, 32, 64, 32)
     if last_only:
         # such a query sees its own class alone: a large tile of them sees mostly nothing
-        tiles = replace(tiles, queries=16, passing=16)
-    return replace(tiles, queries=_block(q.shape[1], tiles.queries))
+        tiles = replace(tiles, queries=16, turning=16, passing=16)
+    rows = q.shape[1]
+    return replace(tiles, queries=_block(rows, tiles.queries), turning=_block(rows, tiles.turning))
 
 
 def _block(rows: int, most: int) -> int:
@@ -63,7 +66,7 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for t in tensors for stride in t.stride()[:3]]
 
 
-def _options(q: Tensor) -> dict[str, int | str]:
+def _options(q: Tensor) -> dict[str, int | str | bool]:
     """What all kernels are told."""
     d = q.shape[-1]
     return {
@@ -154,7 +157,7 @@ def launch_prefix_attention_backward(
     if need_q:
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     delta = torch.empty_like(lse)
-    n_tiles = triton.cdiv(rows, tiles.queries)
+    n_tiles = triton.cdiv(rows, tiles.turning)
     kernel._query_backward_kernel[(n_tiles * heads * prompts,)](
         dout,
         q,
@@ -175,7 +178,7 @@ def launch_prefix_attention_backward(
         *_classes(cu_seqlens),
         *_strides(dout, q, k, v, prefix_k, prefix_v),
         LAST_ONLY=last_only,
-        BLOCK_M=tiles.queries,
+        BLOCK_M=tiles.turning,
         BLOCK_N=tiles.keys,
         BLOCK_P=_block(n_prefix, tiles.keys),
         num_stages=2,
@@ -203,7 +206,7 @@ def _own_backward(
     last_only: bool,
     scale: float,
     tiles: _Tiles,
-    options: dict[str, int | str],
+    options: dict[str, int | str | bool],
 ) -> tuple[Tensor, Tensor]:
     prompts, tokens, heads, _ = k.shape
     dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
@@ -243,7 +246,7 @@ def _prefix_backward(
     delta: Tensor,
     scale: float,
     tiles: _Tiles,
-    options: dict[str, int | str],
+    options: dict[str, int | str | bool],
 ) -> tuple[Tensor, Tensor]:
     prompts, n_prefix, heads, d = prefix_k.shape
     if not n_prefix:
@@ -283,6 +286,14 @@ def _prefix_backward(
     )
     n = dprefix_k.numel()
     key_kernel._sum_parts_kernel[(triton.cdiv(n, 64),)](
-        parts, dprefix_k, dprefix_v, n, chunks, BLOCK=64, BLOCK_CHUNKS=16, num_warps=4
+        parts,
+        dprefix_k,
+        dprefix_v,
+        n,
+        chunks,
+        BLOCK=64,
+        BLOCK_CHUNKS=16,
+        num_warps=4,
+        enable_fp_fusion=True,
     )
     return dprefix_k, dprefix_v

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .._dispatch import Impl, define, resolve
+from .._dispatch import Impl, define, once_differentiable, resolve
 from . import eager
 from .check import check_arguments
 
@@ -60,6 +59,7 @@ _forward = define(
     eager=eager.prefix_attention,
     launch=_launch_forward,
     fake=_fake_forward,
+    unfit=lambda q, *_: q.shape[-1] > _WIDEST,
 )
 _backward = define(
     f"prefix_attention_backward(Tensor dout, {_INPUTS}, Tensor out, Tensor lse, bool last_only, "
@@ -68,6 +68,7 @@ _backward = define(
     eager=eager.prefix_attention_backward,
     launch=_launch_backward,
     fake=_fake_backward,
+    unfit=lambda dout, *_: dout.shape[-1] > _WIDEST,
 )
 
 
@@ -163,17 +164,9 @@ def prefix_attention(
     prompts = several[0] if several else 1
     # autograd adds up what an expanded tensor gets; the kernels read it where it lies
     tensors = [t.expand(prompts, -1, -1, -1) for t in (q, k, v, prefix_k, prefix_v)]
-    impl = _which(impl, q)
-    return _PrefixAttention.apply(impl, *tensors, cu_seqlens, last_only, scale)
-
-
-def _which(impl: Impl, q: Tensor) -> Impl:
-    if q.shape[-1] > _WIDEST:
-        if impl == "triton":
-            raise ValueError(
-                f"q: the kernels take heads of d <= {_WIDEST}, got {list(q.shape)}; "
-                "use impl='auto' or 'torch'"
-            )
-        if q.is_cuda and impl == "auto":
-            return "torch"
-    return resolve(impl, q)
+    if impl == "triton" and q.shape[-1] > _WIDEST:
+        raise ValueError(
+            f"q: the kernels take heads of d <= {_WIDEST}, got {list(q.shape)}; "
+            "use impl='auto' or 'torch'"
+        )
+    return _PrefixAttention.apply(resolve(impl, *tensors), *tensors, cu_seqlens, last_only, scale)

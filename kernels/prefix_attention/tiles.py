@@ -2,7 +2,6 @@
 
 Program ids, and with them all addresses, are 64 bits wide.
 """
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 import math
 

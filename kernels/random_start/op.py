@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._dispatch import Impl, define, resolve
 from . import eager
+from .check import check_start
 
 Sides: TypeAlias = Literal["two-sided", "one-sided"]
 
@@ -59,49 +60,15 @@ def random_start(
         The start, a new contiguous tensor of ``x``'s shape and dtype.
 
     Raises:
-        TypeError: dtypes other than said above.
-        ValueError: shapes or devices that don't fit, a negative ``eps``, ``lo > hi``, other sides.
+        TypeError: types or dtypes other than said above.
+        ValueError: shapes or devices that don't fit, an ``eps`` that is negative or not finite,
+            ``lo > hi``, other sides.
         RuntimeError: ``impl="triton"`` where it can't run.
     """
-    _check(x, indices, key, eps, sides, lo, hi)
+    check_start(x, indices, key, eps, sides, lo, hi)
     epses = eps.detach().contiguous() if isinstance(eps, Tensor) else None
     radius = 0.0 if isinstance(eps, Tensor) else float(eps)
     one_sided = sides == "one-sided"
     chosen = resolve(impl, x)
-    return _random_start(chosen, x.detach(), indices, key, epses, radius, lo, hi, one_sided)
-
-
-def _check(
-    x: Tensor,
-    indices: Tensor,
-    key: Tensor,
-    eps: float | Tensor,
-    sides: str,
-    lo: float,
-    hi: float,
-) -> None:
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x must be float32, as less leaves the eps-ball; got {x.dtype}")
-    if x.ndim < 1:
-        raise ValueError("x must be [B, ...], got a tensor without dimensions")
-    for name, tensor, shape in (("indices", indices, x.shape[:1]), ("key", key, (2,))):
-        if tensor.shape != shape:
-            raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
-        if tensor.dtype != torch.int64:
-            raise TypeError(f"{name} must be int64, got {tensor.dtype}")
-    if isinstance(eps, Tensor):
-        if eps.shape != x.shape[:1] or not eps.is_floating_point():
-            raise ValueError(
-                f"eps must be a number or floating [{len(x)}], got {eps.dtype} {list(eps.shape)}"
-            )
-    elif not eps >= 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
-    for name, value in (("indices", indices), ("key", key), ("eps", eps)):
-        if isinstance(value, Tensor) and value.device != x.device:
-            raise ValueError(
-                f"{name} must be on x's device {x.device}, got {value.device}: move it there"
-            )
-    if sides not in ("two-sided", "one-sided"):
-        raise ValueError(f"sides must be 'two-sided' or 'one-sided', got {sides!r}")
-    if lo > hi:
-        raise ValueError(f"lo must not be above hi, got {lo} and {hi}")
+    box = (float(lo), float(hi))
+    return _random_start(chosen, x.detach(), indices, key, epses, radius, *box, one_sided)

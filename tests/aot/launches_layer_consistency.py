@@ -7,7 +7,7 @@ import torch
 from fastprompt.kernels.layer_consistency import kernel
 
 ELEMENTWISE = {"_sums_kernel", "_gradient_kernel"}
-ACCUMULATES: set[str] = set()
+MAY_SPILL: set[str] = set()
 _SAMPLES, _TOKENS = 32, (213, 768)
 
 

@@ -10,9 +10,9 @@ ELEMENTWISE = {
     "_pgd_step_kernel",
     "_apgd_step_kernel",
     "_momentum_step_kernel",
-    "_gradient_sum_kernel",
+    "_gradient_mean_kernel",
 }
-ACCUMULATES: set[str] = set()
+MAY_SPILL: set[str] = set()
 _SHAPE = (256, 3, 224, 224)
 
 

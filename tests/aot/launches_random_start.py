@@ -7,7 +7,7 @@ import torch
 from fastprompt.kernels.random_start import kernel
 
 ELEMENTWISE = {"_random_start_kernel"}
-ACCUMULATES: set[str] = set()
+MAY_SPILL: set[str] = set()
 
 
 def _start(*, each: bool) -> None:

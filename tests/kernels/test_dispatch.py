@@ -33,7 +33,7 @@ def test_what_keeps_a_kernel_from_running(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert _dispatch.obstacle([torch.zeros(2)]) == ""
     assert "float64" in _dispatch.obstacle([torch.zeros(2, dtype=torch.float64)])
-    monkeypatch.setattr(_dispatch, "_installed", lambda: False)
+    monkeypatch.setattr(_dispatch, "_INSTALLED", False)
     assert _dispatch.obstacle([on_gpu()]) == "Triton is not installed"
 
 
@@ -53,7 +53,7 @@ def test_which_implementation_is_called(monkeypatch):
 @pytest.mark.parametrize(
     ("version", "dtype", "precision", "expected"),
     [
-        (None, torch.float32, "highest", "ieee"),
+        (None, torch.float32, "highest", "tf32x3"),
         (None, torch.float32, "high", "tf32"),
         (None, torch.bfloat16, "highest", "tf32"),
         ("7.0", torch.bfloat16, "highest", "ieee"),
@@ -93,6 +93,7 @@ def test_on_a_gpu_the_launcher_runs_but_for_float64(monkeypatch, double):
         fake=lambda *_: None,
     )
     tensor = on_gpu(torch.float64 if double else torch.float32)
+    assert set(registered) == {"CPU", "CUDA", "default"}
     assert registered["CUDA"](1.0, tensor) == ("plain" if double else "kernel")
     assert entered == ([] if double else [tensor.device])
     assert registered["CPU"](torch.zeros(2)) == "plain"

@@ -283,14 +283,14 @@ def test_what_it_refuses():
     refused(ValueError, "a must be a stack .* pass one layer as a list", a[0][0], b[0][0])
     refused(TypeError, "two lists of tensors or two stacked", torch.stack([a[0]]), [b[0]])
     refused(TypeError, "a must be a list of tensors or a stacked tensor, got dict", {}, b)
+    refused(TypeError, "b must be a list of tensors or a stacked tensor, got NoneType", a, None)
+    refused(TypeError, r"a\[0\] must be a tensor, got NoneType", [None, *a[1:]], b)
     refused(TypeError, r"b\[1\] must be a tensor, got int", a, [b[0], 3, b[2]])
     refused(ValueError, "b must have as many layers as a, 3, got 2", a, b[:2])
     refused(ValueError, r"a\[0\] must be \[B, ...\]", [torch.zeros(3)], [torch.zeros(3)])
     refused(ValueError, r"a\[1\] must have the batch of a\[0\], 3", [a[0], a[1][:2]], b[:2])
     refused(ValueError, r"b\[2\] must have a\[2\]'s shape \[3, 6\]", a, [b[0], b[1], b[2][:, :5]])
-    refused(
-        TypeError, r"a\[0\] must be of a floating", [t.long() for t in a], [t.long() for t in b]
-    )
+    refused(TypeError, r"a\[0\] must be float32, ", [t.long() for t in a], [t.long() for t in b])
     refused(TypeError, r"a\[1\] must have a\[0\]'s dtype", [a[0], a[1].half(), a[2]], b)
     refused(TypeError, r"b\[1\] must have a\[1\]'s dtype", a, [b[0], b[1].half(), b[2]])
     refused(ValueError, r"b\[1\] must be on a\[1\]'s device cpu", a, [b[0], b[1].to("meta"), b[2]])

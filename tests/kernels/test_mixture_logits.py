@@ -366,6 +366,11 @@ def test_two_devices():
 def test_wrong_settings():
     refused(ValueError, "temperature must be above 0, got 0", temperature=0.0)
     refused(ValueError, "temperature must be above 0, got nan", temperature=float("nan"))
+    refused(ValueError, "temperature must be finite, got inf", temperature=float("inf"))
+    learns = torch.ones((), requires_grad=True)
+    refused(TypeError, "temperature .* got a tensor: .* divide router_logits", temperature=learns)
+    refused(ValueError, "logit_scale must be finite, got inf", logit_scale=float("inf"))
+    refused(ValueError, "logit_scale must be finite, got nan", logit_scale=float("nan"))
     refused(ValueError, "mix must be 'normalised' or 'raw', got 'mean'", mix="mean")
     refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
     refused(ValueError, "impl must be", impl="cuda")
@@ -381,5 +386,24 @@ def test_wrong_gram():
     refused(ValueError, r"gram.inv_norm must be .*\[3, 7\]", gram=short)
     away = MixtureGram(gram.gram.to("meta"), gram.inv_norm, "normalised")
     refused(ValueError, r"gram.gram must be on text_features' device", gram=away)
+    refused(TypeError, "gram must be a MixtureGram, got Tensor: make it", gram=gram.gram)
+    refused(TypeError, "gram must be a MixtureGram, got tuple", gram=tuple(gram))
+    nothing = MixtureGram(gram.gram, None, "normalised")
+    refused(TypeError, r"gram.inv_norm must be a tensor, got NoneType", gram=nothing)
     with pytest.raises(ValueError, match="mix must be"):
         mixture_gram(text, mix="mean")
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("value", [None, [[0.1]]])
+def test_tensors_are_wanted(name, value):
+    refused(TypeError, f"{name} must be a tensor, got {type(value).__name__}", **{name: value})
+    if name == "text_features":
+        with pytest.raises(TypeError, match="text_features must be a tensor"):
+            mixture_gram(value)
+
+
+@pytest.mark.parametrize("name", ["logit_scale", "temperature"])
+def test_numbers_are_wanted(name):
+    refused(TypeError, f"{name} must be a number, got NoneType", **{name: None})
+    refused(TypeError, f"{name} must be a number, got '100': without quotes", **{name: "100"})

@@ -1,5 +1,8 @@
 """The sign step against a slow spelling, its counts, and what it refuses."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -158,6 +161,8 @@ def test_nothing_is_differentiated():
     assert not pgd_step(x_adv, x, grad, alpha=0.1, eps=0.1).requires_grad
     with pytest.raises(ValueError, match="x_adv must not require a gradient"):
         pgd_step_(x_adv, x, grad, alpha=0.1, eps=0.1)
+    with pytest.raises(TypeError, match="x_adv must be a tensor, got NoneType"):
+        pgd_step_(None, x, grad, alpha=0.1, eps=0.1)
 
 
 def test_implementations_agree():
@@ -220,13 +225,13 @@ def test_what_it_refuses():
     refused(TypeError, "x must have x_adv's dtype", x=batch()[1].double())
     refused(ValueError, r"shape \[3, 3, 5, 5\]", grad=torch.zeros(3, 3, 5, 4))
     refused(ValueError, "device", grad=torch.zeros(3, 3, 5, 5, device="meta"))
-    refused(ValueError, "must not be negative", eps=-0.1)
-    refused(ValueError, "must not be negative", alpha=-0.1)
-    refused(ValueError, "must not be negative", eps=float("nan"))
+    refused(ValueError, "eps must be at least 0, got -0.1", eps=-0.1)
+    refused(ValueError, "alpha must be at least 0, got -0.1", alpha=-0.1)
     refused(ValueError, r"eps must be a number or \[3\], got \[2\]", eps=torch.zeros(2))
-    refused(TypeError, "alpha must be of a floating dtype", alpha=torch.zeros(3, dtype=torch.int))
+    refused(ValueError, r"alpha must be a number or \[3\], got \[3, 1\]", alpha=torch.zeros(3, 1))
+    refused(TypeError, "alpha must be float32, .* torch.int32", alpha=torch.zeros(3).int())
     refused(ValueError, "alpha must be on x_adv's device", alpha=torch.zeros(3, device="meta"))
-    refused(TypeError, "grad must be of a floating dtype", grad=torch.zeros(3, 3, 5, 5).long())
+    refused(TypeError, "grad must be float32, .* torch.int64", grad=batch()[2].long())
     none = torch.zeros(())
     refused(ValueError, r"x_adv must be \[B, \.\.\.\]", x_adv=none, x=none, grad=none)
     refused(ValueError, "lo must not be above hi", lo=1.0, hi=0.0)
@@ -238,5 +243,44 @@ def test_what_it_refuses():
     refused(ValueError, r"std must be torch.float32 \[3\]", **named | {"std": torch.ones(4)})
     refused(ValueError, "mean must be torch.float32", **named | {"mean": mean.double()})
     refused(ValueError, "normalised must be floating", **named | {"normalised": copy.long()})
+    named["normalised"] = torch.zeros(3, 3, 5, 5, requires_grad=True)
+    refused(ValueError, "normalised must not require a gradient .* detach it", **named)
     refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
     refused(ValueError, "impl must be", impl="cuda")
+
+
+@pytest.mark.parametrize("name", ["x_adv", "x", "grad", "counts", "normalised", "mean", "std"])
+def test_tensors_are_wanted(name):
+    copy = {"normalised": torch.zeros(3, 3, 5, 5), "mean": STATISTICS[0], "std": STATISTICS[1]}
+    named = copy if name in copy else {}
+    refused(TypeError, f"{name} must be a tensor, got list", **named | {name: [[0.1]]})
+    if name in ("x_adv", "x", "grad"):
+        refused(TypeError, f"{name} must be a tensor, got NoneType", **{name: None})
+
+
+@pytest.mark.parametrize("name", ["alpha", "eps", "lo", "hi"])
+def test_numbers_are_wanted(name):
+    refused(TypeError, f"{name} must be a number.*, got NoneType", **{name: None})
+    refused(TypeError, f"{name} must be a number.*, got bool", **{name: True})
+    refused(TypeError, f"{name} must be a number.*, got '4/255': without quotes", **{name: "4/255"})
+    refused(ValueError, f"{name} must be .*, got nan", **{name: float("nan")})
+
+
+def test_infinite_settings():
+    refused(ValueError, "alpha must be finite, got inf", alpha=float("inf"))
+    refused(TypeError, "lo must be a number, got a tensor", lo=torch.zeros(()))
+    x_adv, x, grad = batch()
+    infinite = float("inf")
+    got = pgd_step(x_adv, x, grad, alpha=0.1, eps=infinite, lo=-infinite, hi=infinite)
+    torch.testing.assert_close(got, x_adv + 0.1 * grad.sign(), rtol=0, atol=1e-6)
+
+
+def test_numbers_of_other_types():
+    x_adv, x, grad = batch()
+    expected = pgd_step(x_adv, x, grad, alpha=0.25, eps=0.5)
+    got = pgd_step(x_adv, x, grad, alpha=np.float32(0.25), eps=Fraction(1, 2))
+    assert torch.equal(got, expected)
+    got = pgd_step(x_adv, x, grad, alpha=0.25, eps=0.5, lo=Fraction(0), hi=Fraction(1))
+    assert torch.equal(got, expected)
+    wide = torch.full((3,), 0.25, dtype=torch.float64)
+    assert torch.equal(pgd_step(x_adv, x, grad, alpha=wide, eps=0.5), expected)

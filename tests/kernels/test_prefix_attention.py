@@ -172,14 +172,13 @@ def test_strides_do_not_matter():
 
 
 @LAST
-def test_empty_batches(last_only):
-    for sizes in ({"lengths": []}, {"prompts": 0}, {"heads": 0}):
-        *tensors, cu_seqlens = inputs(last_only=last_only, **sizes)
-        tensors = [t.requires_grad_() for t in tensors]
-        out = prefix_attention(*tensors, cu_seqlens, last_only=last_only)
-        assert out.shape == tensors[0].shape
-        out.sum().backward()
-        assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in tensors)
+def test_no_classes(last_only):
+    *tensors, cu_seqlens = inputs([], last_only=last_only)
+    tensors = [t.requires_grad_() for t in tensors]
+    out = prefix_attention(*tensors, cu_seqlens, last_only=last_only)
+    assert out.shape == tensors[0].shape
+    out.sum().backward()
+    assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in tensors)
 
 
 def test_groups_of_a_sorted_list_are_slices():
@@ -250,6 +249,15 @@ def test_plain_code_is_what_runs_here(last_only):
     assert torch.equal(got, prefix_attention(*given, last_only=last_only))
 
 
+def test_compiles_for_a_scale_that_changes():
+    compiled = torch.compile(prefix_attention, fullgraph=True, dynamic=True)
+    given = inputs()
+    for scale in (0.1, 0.2, 0.3, 1):
+        torch.testing.assert_close(
+            compiled(*given, scale=scale), prefix_attention(*given, scale=scale)
+        )
+
+
 def test_differentiable_once():
     *tensors, cu_seqlens = inputs()
     tensors[0].requires_grad_()
@@ -288,12 +296,26 @@ def test_what_it_refuses():
     refused(ValueError, r"cu_seqlens must be \[classes \+ 1\]", cu_seqlens=cu_seqlens[:0])
     refused(ValueError, r"cu_seqlens must be \[classes \+ 1\]", cu_seqlens=cu_seqlens[None])
     refused(ValueError, "scale must be finite, got inf", scale=float("inf"))
-    refused(RuntimeError, "can't run: it has no float64", impl="triton")
+    refused(ValueError, "scale must be finite, got nan", scale=float("nan"))
+    refused(TypeError, "scale must be a number, got '1/8': without quotes", scale="1/8")
+    refused(TypeError, "scale .* got a tensor: .* multiply q by it", scale=torch.ones(()))
+    refused(ValueError, "k must hold K prompts or 1, got none", k=k[:0])
+    none = {n: t[:0] for n, t in zip(NAMES[:5], inputs()[:5], strict=True)}
+    refused(ValueError, "q must hold K prompts or 1, got none", **none)
+    flat = {n: t[:, :, :0] for n, t in zip(NAMES[:5], inputs()[:5], strict=True)}
+    refused(ValueError, "q must have a head", **flat)
+    refused(RuntimeError, "can't run: the kernels have no float64", impl="triton")
     refused(ValueError, "impl must be", impl="cuda")
     single = {n: t.float() for n, t in zip(NAMES[:5], inputs()[:5], strict=True)}
     refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton", **single)
     wide = {n: t.repeat(1, 1, 1, 33) for n, t in single.items()}
     refused(ValueError, "heads of d <= 128, got .* 132", impl="triton", **wide)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [None, [0, 1]])
+def test_tensors_are_wanted(name, value):
+    refused(TypeError, f"{name} must be a tensor, got {type(value).__name__}", **{name: value})
 
 
 @pytest.mark.parametrize("wrong", [[1, 7, 14], [0, 7, 13], [0, 7, 7, 14], [0, 9, 5, 14]], ids=str)

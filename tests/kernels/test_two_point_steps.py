@@ -90,6 +90,15 @@ def test_a_gradient_that_is_not_finite_does_not_stay_in_the_momentum(bad):
     assert counts.tolist() == [[0, 1], [75, 0], [0, 75]]
 
 
+def test_a_large_gradient_does_not_stall_the_momentum():
+    x = torch.full((2, 3, 40, 40), 0.5)
+    grad = torch.full_like(x, 1e36)
+    grad[1] = 1e-30
+    got, velocity = momentum_step(x, x, grad, torch.zeros_like(x), alpha=0.02, eps=0.04)
+    torch.testing.assert_close(velocity, torch.ones_like(x), rtol=1e-5, atol=0)
+    assert torch.equal(got, x + 0.02)
+
+
 @pytest.mark.parametrize("step", ["apgd", "momentum"])
 def test_settings_for_each_image_targets_and_counts(step):
     x_adv, other, x, grad = points()
@@ -147,13 +156,29 @@ def test_what_they_refuse():
     named = {"alpha": 0.1, "eps": 0.1}
     with pytest.raises(ValueError, match=r"momentum must be between 0 and 1, got 1\.5"):
         apgd_step(x_adv, other, x, grad, momentum=1.5, **named)
-    with pytest.raises(ValueError, match="decay must not be negative"):
+    with pytest.raises(ValueError, match="decay must be at least 0"):
         momentum_step(x_adv, x, grad, other, decay=-1.0, **named)
     with pytest.raises(TypeError, match="velocity must have x_adv's dtype"):
         momentum_step(x_adv, x, grad, other.half(), **named)
     with pytest.raises(ValueError, match="x_prev must have x_adv's shape"):
         apgd_step(x_adv, other[:2], x, grad, **named)
+    with pytest.raises(TypeError, match="x_prev must be a tensor, got NoneType"):
+        apgd_step(x_adv, None, x, grad, **named)
+    with pytest.raises(TypeError, match="velocity must be a tensor, got list"):
+        momentum_step(x_adv, x, grad, [other], **named)
+    with pytest.raises(ValueError, match="alpha must be finite, got inf"):
+        apgd_step(x_adv, other, x, grad, eps=0.1, alpha=float("inf"))
     with pytest.raises(RuntimeError, match="can't run"):
         apgd_step(x_adv, other, x, grad, impl="triton", **named)
     with pytest.raises(RuntimeError, match="can't run"):
         momentum_step(x_adv, x, grad, other, impl="triton", **named)
+
+
+@pytest.mark.parametrize("bad", [None, "0.5", float("nan"), float("inf"), torch.ones(())])
+def test_momentum_and_decay_are_finite_numbers(bad):
+    x_adv, other, x, grad = points()
+    error = ValueError if isinstance(bad, float) else TypeError
+    with pytest.raises(error, match="momentum must be"):
+        apgd_step(x_adv, other, x, grad, alpha=0.1, eps=0.1, momentum=bad)
+    with pytest.raises(error, match="decay must be"):
+        momentum_step(x_adv, x, grad, other, alpha=0.1, eps=0.1, decay=bad)

@@ -82,7 +82,7 @@ def test_momentum(n, size, dtype):
 
 def test_momentum_of_a_gradient_without_a_finite_entry():
     x_adv, _, x, grad = batch(3)
-    for fill in (0.0, NAN, INFINITY):
+    for fill in (0.0, NAN, INFINITY, 3e38):
         named = {"alpha": 0.02, "eps": 0.04}
         equal(*both(momentum_step, x_adv, x, torch.full_like(grad, fill), x, **named))
 
@@ -98,12 +98,10 @@ def test_momentum_over_many_chunks_of_an_image():
 
 
 @pytest.mark.parametrize(
-    ("alpha", "eps"), [(0.02, 0.0), (0.5, 0.01), (0.0, 0.1), (2.0, 1.0), (INFINITY, 0.1)]
+    ("alpha", "eps"), [(0.02, 0.0), (0.5, 0.01), (0.0, 0.1), (2.0, 1.0), (1e30, 0.1)]
 )
 def test_extremes(alpha, eps):
     x_adv, x_prev, x, grad = batch()
-    if alpha == INFINITY:  # infinity times a zero sign is NaN in the plain code
-        grad = torch.where(grad > 0, 1.0, -1.0)
     equal(*both(pgd_step, x_adv, x, grad, alpha=alpha, eps=eps))
     equal(*both(apgd_step, x_adv, x_prev, x, grad, alpha=alpha, eps=eps, lo=0.2, hi=0.7))
     equal(*both(pgd_step, x_adv, x, grad, alpha=alpha, eps=eps, lo=0.2, hi=0.7))

@@ -1,0 +1,178 @@
+"""Checks that the ops share: every message names the argument, what it got and what it takes.
+
+They look at types, shapes, dtypes and devices, never at a tensor's values, and build no text
+unless they raise: compiled code walks through them for symbolic sizes.
+"""
+
+import numbers
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_INF = float("inf")
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat, numbers.Real)
+
+
+def check_type(name: str, value: object, kind: type, takes: str, remedy: str = "") -> None:
+    """An instance of ``kind``, which ``takes`` puts in words."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {takes}, got {type(value).__name__}{_then(remedy)}")
+
+
+def check_tensor(name: str, value: object, remedy: str = "") -> None:
+    check_type(name, value, Tensor, "a tensor", remedy)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        named = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be {named}, got {value!r}")
+
+
+# numbers
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    finite: bool = True,
+    samples: int | None = None,
+    remedy: str = "",
+) -> float:
+    """A number within the limits, as a float.
+
+    Args:
+        name: the argument's.
+        value: what was given; neither a bool nor a tensor is a number.
+        low, high: the smallest and the largest that is taken.
+        above: what it must be larger than.
+        finite: refuse infinities. NaN is always refused.
+        samples: for the message: a tensor of so many would have been taken, too.
+        remedy: for the message: why no tensor is taken, and what to do with one.
+    """
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        _refuse_type(name, value, samples, remedy)
+    number: Any = value
+    within = (
+        number == number  # not NaN
+        and (low is None or number >= low)
+        and (high is None or number <= high)
+        and (above is None or number > above)
+    )
+    if not within:
+        limits = _limits(low, high, above, finite)
+        raise ValueError(f"{name} must be {limits}, got {number}")
+    if finite and not -_INF < number < _INF:
+        raise ValueError(f"{name} must be finite, got {number}")
+    return float(number)
+
+
+def _limits(low: float | None, high: float | None, above: float | None, finite: bool) -> str:
+    if low is not None and high is not None:
+        return f"between {low:g} and {high:g}"
+    if low is not None:
+        return f"at least {low:g}"
+    if high is not None:
+        return f"at most {high:g}"
+    if above is not None:
+        return f"above {above:g}"
+    return "finite" if finite else "a number"
+
+
+def _refuse_type(name: str, value: object, samples: int | None, remedy: str) -> NoReturn:
+    takes = "a number" if samples is None else f"a number or a tensor [{samples}]"
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be {takes}, got {value!r}: without quotes, as in eps=4/255")
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} must be {takes}, got a tensor{_then(remedy)}")
+    raise TypeError(f"{name} must be {takes}, got {type(value).__name__}")
+
+
+def check_per_sample(
+    name: str,
+    value: object,
+    anchor_name: str,
+    anchor: Tensor,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    finite: bool = True,
+) -> None:
+    """A number within the limits, or a floating tensor of one for each sample of ``anchor``."""
+    if not isinstance(value, Tensor):
+        check_number(name, value, low=low, high=high, finite=finite, samples=anchor.shape[0])
+        return
+    if value.shape != anchor.shape[:1]:
+        wanted = f"a number or [{anchor.shape[0]}]"
+        raise ValueError(f"{name} must be {wanted}, got {list(value.shape)}")
+    check_floating(name, value)
+    check_device(name, value, anchor_name, anchor)
+
+
+def check_box(lo: object, hi: object) -> None:
+    """Limits of the pixels, which may be infinite."""
+    low = check_number("lo", lo, finite=False)
+    if check_number("hi", hi, finite=False) < low:
+        raise ValueError(f"lo must not be above hi, got {lo} and {hi}")
+
+
+# tensors
+
+
+def check_pixels(name: str, images: Tensor) -> None:
+    """Float32 or float64, ``[B, ...]``."""
+    check_tensor(name, images)
+    if images.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32, as less leaves the eps-ball; got {images.dtype}")
+    if images.ndim < 1:
+        raise ValueError(f"{name} must be [B, ...], got a tensor without dimensions")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOATS:
+        raise TypeError(
+            f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}: cast it"
+        )
+
+
+def check_dtype(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> None:
+    if tensor.dtype != anchor.dtype:
+        raise TypeError(
+            f"{name} must have {_of(anchor_name)} dtype {anchor.dtype}, got {tensor.dtype}: cast it"
+        )
+
+
+def check_shape(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> None:
+    if tensor.shape != anchor.shape:
+        raise ValueError(
+            f"{name} must have {_of(anchor_name)} shape {list(anchor.shape)}, "
+            f"got {list(tensor.shape)}"
+        )
+
+
+def check_device(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> None:
+    if tensor.device != anchor.device:
+        raise ValueError(
+            f"{name} must be on {_of(anchor_name)} device {anchor.device}, got {tensor.device}: "
+            "move it there"
+        )
+
+
+def check_writable(name: str, tensor: Tensor) -> None:
+    """No leaf or node of a graph: an op writes over it unseen by autograd."""
+    if tensor.requires_grad:
+        raise ValueError(f"{name} must not require a gradient to be written over: detach it")
+
+
+def _of(name: str) -> str:
+    return f"{name}'" if name.endswith("s") else f"{name}'s"
+
+
+def _then(remedy: str) -> str:
+    return f": {remedy}" if remedy else ""
