@@ -5,15 +5,25 @@ import triton
 from torch import Tensor
 
 from .._dispatch import dot_precision, interpreted
-from . import kernel
+from . import gradient_kernel, kernel
 
-# programs that keep a big GPU busy; below it smaller tiles are taken, or sums split
-_PROGRAMS = 128
+# programs that keep a big GPU busy: below these smaller tiles are taken, and sums split
+_PROGRAMS = 256
+_SPLIT_PROGRAMS = 512
 _TILES = ((64, 64), (64, 32), (32, 32), (16, 32), (16, 16))
 # pairs of a prompt and a class that a program of the text gradient handles
 _ROWS = 64
 # the least that `tl.dot` takes
 _SLICE = 16
+# of the width, in a program that adds up parts
+_FINISH_BLOCK = 128
+# said, as Triton's versions differ in what they take by themselves
+_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+def _sizes(image: Tensor, text: Tensor) -> tuple[int, int, int, int]:
+    """Images, classes, prompts, width."""
+    return image.shape[0], text.shape[1], text.shape[0], text.shape[2]
 
 
 def _padded(n_prompts: int) -> int:
@@ -31,25 +41,31 @@ def _tiles(n_images: int, n_classes: int) -> tuple[int, int, int, int]:
 
 def _block(features: Tensor, size: int) -> int:
     """Along what a product sums; float32 operands that no tensor core takes fill registers."""
-    return size if features.element_size() == 2 else 16
+    if features.element_size() == 2:
+        return size
+    return 16 if dot_precision(features.dtype) == "ieee" else 32
 
 
 def _stages(features: Tensor) -> int:
     """How far loads run ahead, for the same reason."""
-    return 3 if features.element_size() == 2 else 2
+    return 2 if _block(features, 64) == 16 else 3
 
 
 def _tile_options(features: Tensor, block_b: int, block_c: int) -> dict[str, object]:
     """What forward and marginals share."""
+    block_d = _block(features, 128 if block_b * block_c <= 1024 else 64)
+    if features.element_size() == 4 and block_b * block_c >= 1024:
+        block_d = 16
     return {
         "PRECISION": dot_precision(features.dtype),
         "WIDEN": interpreted(),
         "SLICE": _SLICE,
         "BLOCK_B": block_b,
         "BLOCK_C": block_c,
-        "BLOCK_D": _block(features, 64),
+        "BLOCK_D": block_d,
         "num_stages": _stages(features),
-        "num_warps": 8 if block_b * block_c >= 2048 else 4,
+        "num_warps": 8 if block_b * block_c > 2048 else 4,
+        "enable_fp_fusion": True,
     }
 
 
@@ -66,11 +82,13 @@ def launch_mixture_gram(text: Tensor, normalised: bool) -> tuple[Tensor, Tensor]
         n_prompts,
         width,
         NORMALISED=normalised,
-        PRECISION=dot_precision(text.dtype),
+        # a mixture's length, where its prompts almost cancel, lies in the last digits
+        PRECISION="ieee" if text.dtype == torch.float32 else dot_precision(text.dtype),
         WIDEN=interpreted(),
         KP=_padded(n_prompts),
-        BLOCK_D=_block(text, 64),
-        num_warps=2 if n_prompts <= 32 else 4,
+        # of more prompts the products alone fill registers
+        BLOCK_D=64 if n_prompts <= 32 else _block(text, 64) // 2,
+        **_OPTIONS | {"num_warps": 2 if n_prompts <= 32 else 4},
     )
     return gram, inv_norm
 
@@ -85,10 +103,9 @@ def launch_mixture_logits(
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`eager.mixture_logits`."""
-    (n_images, width), (n_prompts, n_classes, _) = image.shape, text.shape
-    shape = (n_images, n_classes)
+    sizes = n_images, n_classes, n_prompts, _ = _sizes(image, text)
     logits, cosine, inverse = (
-        torch.empty(shape, dtype=torch.float32, device=image.device) for _ in range(3)
+        torch.empty(sizes[:2], dtype=torch.float32, device=image.device) for _ in range(3)
     )
     weights = torch.empty(n_images, n_prompts, dtype=torch.float32, device=image.device)
     if not n_images:
@@ -106,10 +123,7 @@ def launch_mixture_logits(
         cosine,
         inverse,
         temperature,
-        n_images,
-        n_classes,
-        n_prompts,
-        width,
+        *sizes,
         KP=_padded(n_prompts),
         **_tile_options(image, block_b, block_c),
     )
@@ -136,8 +150,7 @@ def launch_mixture_logits_backward(
     wants_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`eager.mixture_logits_backward`."""
-    n_images, width = image.shape
-    n_prompts, n_classes, _ = text.shape
+    sizes = n_images, n_classes, n_prompts, width = _sizes(image, text)
     dimage, dtext = _room(image, wants_image), _room(text, wants_text)
     drouter, dscale = _room(router, wants_router), _room(scale, wants_scale)
     if not n_images:
@@ -146,9 +159,7 @@ def launch_mixture_logits_backward(
     block_b, block_c, tiles_b, tiles_c = _tiles(n_images, n_classes)
 
     def scratch(*shape: int, wanted: bool = True) -> Tensor | None:
-        if not wanted:
-            return None
-        return torch.empty(shape, dtype=torch.float32, device=image.device)
+        return torch.empty(shape, dtype=torch.float32, device=image.device) if wanted else None
 
     alpha = scratch(n_images, n_classes, wanted=wants_image or wants_text)
     twice_beta = scratch(n_images, n_classes, wanted=wants_text)
@@ -170,18 +181,16 @@ def launch_mixture_logits_backward(
         dw,
         along,
         dscale_parts,
-        n_images,
-        n_classes,
-        n_prompts,
-        width,
+        *sizes,
         # one less than the forward: what else it holds fills registers
         **_tile_options(image, block_b, block_c) | {"num_stages": 2},
     )
     if wants_text:
-        _text_gradient(image, text, inv_norm, weights, alpha, twice_beta, along, dtext, tiles_b)
-    parts = _image_parts(text, inv_norm, weights, alpha, width) if wants_image else None
+        _text_gradient(image, text, inv_norm, weights, alpha, twice_beta, along, dtext)
+    parts = _image_parts(image, text, inv_norm, weights, alpha) if wants_image else None
     if wants_image or wants_router or wants_scale:
-        kernel._finish_kernel[(n_images,)](
+        blocks = triton.cdiv(width, _FINISH_BLOCK) if wants_image else 1
+        gradient_kernel._finish_kernel[(n_images * blocks,)](
             parts,
             dw,
             None if dweights is None else dweights.contiguous(),
@@ -198,9 +207,9 @@ def launch_mixture_logits_backward(
             n_prompts,
             width,
             KP=_padded(n_prompts),
-            BLOCK_D=max(128, triton.next_power_of_2(width)),
-            BLOCK_PARTS=32,
-            num_warps=4,
+            BLOCK_D=_FINISH_BLOCK,
+            BLOCK_PARTS=16,
+            **_OPTIONS,
         )
     return dimage, dtext, drouter, dscale
 
@@ -212,34 +221,33 @@ def _room(like: Tensor, wanted: bool) -> Tensor:
 
 
 def _image_parts(
-    text: Tensor, inv_norm: Tensor, weights: Tensor, alpha: Tensor | None, width: int
+    image: Tensor, text: Tensor, inv_norm: Tensor, weights: Tensor, alpha: Tensor | None
 ) -> Tensor:
     """The image gradient in parts, each over some of the classes: ``[parts, B, D]``."""
-    (n_images, n_prompts), n_classes = weights.shape, text.shape[1]
-    block_b, block_c = (64 if n_images > 32 else 32 if n_images > 16 else 16), _block(text, 32)
-    block_d = 64
+    sizes = n_images, n_classes, _, width = _sizes(image, text)
+    block_b = 64 if n_images > 32 else 32 if n_images > 16 else 16
+    block_c, block_d = _block(text, 32), 64
+    if text.element_size() == 4 and block_b < 64:
+        block_c, block_d = 16, 32
     tiles = triton.cdiv(n_images, block_b) * triton.cdiv(width, block_d)
     steps = triton.cdiv(n_classes, block_c)
-    n_steps = triton.cdiv(steps, min(steps, triton.cdiv(_PROGRAMS, tiles)))
+    n_steps = triton.cdiv(steps, min(steps, triton.cdiv(_SPLIT_PROGRAMS, tiles)))
     n_parts = triton.cdiv(steps, n_steps)
     parts = torch.empty(n_parts, n_images, width, dtype=torch.float32, device=text.device)
-    kernel._image_gradient_kernel[(n_parts * tiles,)](
+    gradient_kernel._image_gradient_kernel[(n_parts * tiles,)](
         text,
         inv_norm,
         weights,
         alpha,
         parts,
-        n_images,
-        n_classes,
-        n_prompts,
-        width,
+        *sizes,
         n_steps,
         PRECISION=dot_precision(text.dtype),
         BLOCK_B=block_b,
         BLOCK_C=block_c,
         BLOCK_D=block_d,
-        num_warps=4,
         num_stages=_stages(text),
+        **_OPTIONS,
     )
     return parts
 
@@ -253,31 +261,40 @@ def _text_gradient(
     twice_beta: Tensor | None,
     along: Tensor | None,
     dtext: Tensor,
-    n_along: int,
 ) -> None:
-    (n_images, width), (n_prompts, n_classes, _) = image.shape, text.shape
+    sizes = _, n_classes, n_prompts, width = _sizes(image, text)
+    gamma = torch.empty(n_prompts, n_prompts, n_classes, dtype=torch.float32, device=image.device)
+    gradient_kernel._gamma_kernel[(n_prompts * triton.cdiv(n_classes, 32),)](
+        weights,
+        twice_beta,
+        gamma,
+        *sizes[:3],
+        KP=_padded(n_prompts),
+        BLOCK_B=16,
+        BLOCK_C=32,
+        num_stages=2,
+        **_OPTIONS,
+    )
     classes = _ROWS // triton.next_power_of_2(n_prompts)
     block_d = 128 if image.element_size() == 2 else 32
-    kernel._text_gradient_kernel[(triton.cdiv(n_classes, classes) * triton.cdiv(width, block_d),)](
+    tiles = triton.cdiv(n_classes, classes) * triton.cdiv(width, block_d)
+    gradient_kernel._text_gradient_kernel[(tiles,)](
         image,
         text,
         inv_norm,
         weights,
         alpha,
-        twice_beta,
+        gamma,
         along,
         dtext,
-        n_along,
-        n_images,
-        n_classes,
-        n_prompts,
-        width,
+        0 if along is None else len(along),
+        *sizes,
         PRECISION=dot_precision(image.dtype),
         CLASSES=classes,
         ROWS=_ROWS,
         SLICE=_SLICE,
         BLOCK_B=_block(image, 32),
         BLOCK_D=block_d,
-        num_warps=4,
         num_stages=_stages(text),
+        **_OPTIONS,
     )

@@ -32,9 +32,8 @@ def main(only: list[str]) -> None:
                 print(case, name, dtype, target, found, flush=True)
     if only:
         return
-    text = json.dumps(
-        {"triton": triton.__version__, "kernels": dict(sorted(table.items()))}, indent=1
-    )
+    rows = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(table.items()))
+    text = f'{{"triton": "{triton.__version__}", "kernels": {{\n{rows}\n}}}}'
     TABLE.write_text(text + "\n", encoding="utf-8")
 
 

@@ -111,6 +111,7 @@ def test_many_prompts_without_a_term_on_the_weights():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_big_tiles_in_one_part(monkeypatch, dtype):
     monkeypatch.setattr(launch, "_PROGRAMS", 1)
+    monkeypatch.setattr(launch, "_SPLIT_PROGRAMS", 1)
     check(batch(67, 127, 3, 65, dtype=dtype))
 
 
@@ -226,6 +227,30 @@ def test_two_runs_give_the_same_bits():
     inputs = batch(20, 70, 3, 40)
     first, second = results(ours, inputs), results(ours, inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_operands_in_tf32_are_rounded_not_cut_off(monkeypatch):
+    """Each gradient is one product: of a weight that is rounded, and of values that are exact."""
+    monkeypatch.setattr(launch, "dot_precision", lambda dtype: "tf32")
+    nearest = 2.0**-11 * (1 + 2.0**-9)
+    router, scale = torch.zeros(65, 1, device=DEVICE), torch.tensor(9.0, device=DEVICE)
+    image = torch.zeros(65, 4, device=DEVICE)
+    image[:, :2] = 1
+    text = torch.zeros(1, 65, 4, device=DEVICE)
+    text[..., 0], text[..., 2] = 1, 2
+    named = {"mix": "raw", "of_weights": False}
+    # many images and one class, one image and many classes: no sum is longer than its one term
+    for name, inputs in {
+        "image": (image, text[:, :1], router, scale),
+        "text": (image[:1], text, router[:1], scale),
+    }.items():
+        got = results(ours, inputs, wanted=(NAMES.index(name),), **named)[name].double()
+        exact = results(plain, [t.double() for t in inputs], wanted=(NAMES.index(name),), **named)[
+            name
+        ]
+        columns = [0, 2] if name == "image" else [1, 2]
+        error = (got[..., columns] / exact[..., columns] - 1).abs().max()
+        assert error <= nearest, name
 
 
 if not INTERPRETED:

@@ -1,0 +1,73 @@
+"""What the mixture's kernels share: tiles of images and classes, products, weights, Gram rows."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _inverse_root(squared):
+    """0 for a length of 0, and for what rounding put below it."""
+    positive = squared > 0
+    return tl.where(positive, tl.rsqrt(tl.where(positive, squared, 1.0)), 0.0)
+
+
+@triton.jit
+def _operand(x, WIDEN: tl.constexpr):
+    """In float32 products are the same; the interpreter would multiply the bits of bfloat16."""
+    if WIDEN:
+        return x.to(tl.float32)
+    else:
+        return x
+
+
+@triton.jit
+def _rounded(x, PRECISION: tl.constexpr):
+    """To the nearest value of TF32, which a tensor core would cut it off to."""
+    if PRECISION == "tf32":
+        near = ((x.to(tl.int32, bitcast=True) + 0x1000) & -8192).to(tl.float32, bitcast=True)
+        return tl.where(x == x, near, x)
+    else:
+        return x
+
+
+@triton.jit
+def _tile(B, C, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Images and classes of this program; those that share classes are neighbours."""
+    program = tl.program_id(0).to(tl.int64)
+    tiles_b = tl.cdiv(B, BLOCK_B)
+    tile_c = program // tiles_b
+    tile_b = program - tile_c * tiles_b
+    b = tile_b * BLOCK_B + tl.arange(0, BLOCK_B)
+    c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    return program, tile_b, tile_c, b, c
+
+
+@triton.jit
+def _add_product(
+    acc,
+    image_ptr,
+    text_ptr,
+    b,
+    c,
+    k,
+    d,
+    B,
+    C,
+    D,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """``f_b . t_kc`` of one prompt over a block of the width."""
+    f_mask = (b < B)[:, None] & (d < D)[None, :]
+    t_mask = (c < C)[None, :] & (d < D)[:, None]
+    f = tl.load(image_ptr + b[:, None] * D + d[None, :], mask=f_mask, other=0.0)
+    t = tl.load(text_ptr + ((k * C + c) * D)[None, :] + d[:, None], mask=t_mask, other=0.0)
+    return tl.dot(_operand(f, WIDEN), _operand(t, WIDEN), acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _gram_rows(gram_ptr, k, j, c, C, K):
+    """``G_c[k, j]`` of one prompt ``k`` and some others ``j``, ``[SLICE, BLOCK_C]``."""
+    mask = (j < K)[:, None] & (c < C)[None, :]
+    pair = (k * K + j).to(tl.int64)
+    return tl.load(gram_ptr + pair[:, None] * C + c[None, :], mask=mask, other=0.0)
