@@ -51,12 +51,15 @@ def test_compiles_for_a_gpu_that_is_not_here(op, case, dtype, target, tmp_path):
             if name in module.ELEMENTWISE:
                 assert re.search(r"ld\.global[\w.:]*\.v4\.b32", built.asm["ptx"]), "no 128-bit load"
         found = usage(built, target, tmp_path)
-        if name not in module.MAY_SPILL:
-            assert not found["spilled"], f"{name} spills {found['spilled']} bytes"
         known = table["kernels"][f"{case}/{name}/{dtype}/{target}"]
-        if triton.__version__ == table["triton"]:
+        same = triton.__version__ == table["triton"]
+        # another Triton brings another assembler, which allots registers a little otherwise
+        slack = 0 if same else 64
+        if name not in module.MAY_SPILL:
+            assert found["spilled"] <= slack, f"{name} spills {found['spilled']} bytes"
+        assert found["spilled"] <= known["spilled"] + slack
+        if same:
             assert found["registers"] <= known["registers"] + 8, "more registers: see resources.py"
-            assert found["spilled"] <= known["spilled"]
             assert found["shared"] <= known["shared"]
 
 
