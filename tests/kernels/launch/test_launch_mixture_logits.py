@@ -115,6 +115,11 @@ def test_big_tiles_in_one_part(monkeypatch, dtype):
     check(batch(67, 127, 3, 65, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_wider_than_every_block(dtype):
+    check(batch(5, 20, 3, 300, dtype=dtype))
+
+
 def test_more_tiles_than_are_summed_at_once():
     check(batch(2, 16 * 33, 2, 3), temperature=1.3)
 
