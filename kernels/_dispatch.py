@@ -157,6 +157,14 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """What plain code computes in: float32, or float64 where one of them is."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
 def is_hip() -> bool:
     """Whether this torch is built for AMD."""
     return torch.version.hip is not None

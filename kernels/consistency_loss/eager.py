@@ -10,17 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._dispatch import wide_dtype
+
 # columns of what the backward formula reads: the references of adversarial, clean and frozen
 # logits, the logarithms of their sums, the two divergences, and the weights of these
 STATISTICS = 10
-
-
-def wide_dtype(*logits: Tensor) -> torch.dtype:
-    """Float32, or float64 where one of them is."""
-    dtype = torch.float32
-    for tensor in logits:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
 
 
 def check_range(labels: Tensor, classes: int) -> None:

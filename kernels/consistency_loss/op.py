@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .._dispatch import Impl, define, once_differentiable, resolve
+from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
 from .check import DIRECTIONS, check_choice, check_labels, check_logits, check_weight
 
@@ -22,7 +22,7 @@ def _launch(name: str, *arguments: Any) -> Any:
 
 
 def _fake(adv: Tensor, clean: Tensor, frozen: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = eager.wide_dtype(adv, clean, frozen)
+    dtype = wide_dtype(adv, clean, frozen)
     rows = adv.shape[0]
     shapes = [(rows,), (rows, 3), (rows, eager.STATISTICS)]
     loss, terms, statistics = (adv.new_empty(shape, dtype=dtype) for shape in shapes)
@@ -193,7 +193,7 @@ def consistency_loss(
     check_choice("train_kl", train_kl, DIRECTIONS)
     check_choice("frozen_kl", frozen_kl, DIRECTIONS)
     chosen = resolve(impl, adv_logits, clean_logits, frozen_logits)
-    dtype = eager.wide_dtype(adv_logits, clean_logits, frozen_logits)
+    dtype = wide_dtype(adv_logits, clean_logits, frozen_logits)
     (alphas, alpha), (lams, lam) = _split(alpha, dtype), _split(lam, dtype)
     if detach_targets:
         frozen_logits = frozen_logits.detach()

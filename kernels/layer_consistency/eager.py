@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._dispatch import wide_dtype
 from .layout import gradient_like
 
 
@@ -34,13 +35,9 @@ def layer_consistency(a: list[Tensor], b: list[Tensor], samples: int) -> tuple[T
     return norms[:, 3].view(-1, samples).sum(dim=0), norms
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _row_norms(a: Tensor, b: Tensor) -> Tensor:
     """``n_a, n_b, gap, 1 - cos``, ``[R, 4]``."""
-    a, b = (t.flatten(1).to(_wide(t.dtype)) for t in (a, b))
+    a, b = (t.flatten(1).to(wide_dtype(t)) for t in (a, b))
     difference = a - b
     n_a, n_b = (a * a).sum(dim=1).sqrt(), (b * b).sum(dim=1).sqrt()
     zero = (n_a == 0) | (n_b == 0)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch import Impl, define, once_differentiable, resolve
+from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
 from .check import check_layers
 from .layout import gradient_like
@@ -25,7 +25,7 @@ def _launch_backward(*arguments: Any) -> list[Tensor]:
 
 
 def _fake(a: list[Tensor], b: list[Tensor], samples: int) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(a[0].dtype, torch.float32)
+    dtype = wide_dtype(a[0])
     rows = sum(x.shape[0] for x in a)  # len() would fix a symbolic size
     return a[0].new_empty(samples, dtype=dtype), a[0].new_empty(rows, 4, dtype=dtype)
 

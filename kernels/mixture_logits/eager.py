@@ -8,13 +8,10 @@ Symbols: ``f_b`` image feature, ``t^_kc`` feature of class c under prompt k, of 
 import torch
 from torch import Tensor
 
+from .._dispatch import wide_dtype
+
 # entries of the text gradient that are worked on at once: they stay in a core's cache
 _CHUNK = 1 << 19
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What is computed in: at least float32."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _inverse_root(squared: Tensor) -> Tensor:
@@ -29,7 +26,7 @@ def _pairs(weights: Tensor) -> Tensor:
 
 def mixture_gram(text: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
     """``G_c[k, l] = t^_kc . t^_lc``, ``[K, K, C]``, and ``1 / |t_kc|`` (1 for raw), ``[K, C]``."""
-    prompts = text.to(wide(text.dtype)).transpose(0, 1)  # [C, K, D]
+    prompts = text.to(wide_dtype(text)).transpose(0, 1)  # [C, K, D]
     gram = torch.bmm(prompts, prompts.transpose(1, 2)).permute(1, 2, 0).contiguous()
     if not normalised:
         return gram, gram.new_ones(text.shape[:2])

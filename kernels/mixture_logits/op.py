@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._check import check_type
-from .._dispatch import Impl, define, once_differentiable, resolve
+from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
 from .check import check_gram, check_mixture, check_text
 
@@ -35,7 +35,7 @@ def _launch(name: str, *arguments: Any) -> Any:
 
 def _fake_gram(text: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
     n_prompts, n_classes, _ = text.shape
-    dtype = eager.wide(text.dtype)
+    dtype = wide_dtype(text)
     gram = text.new_empty(n_prompts, n_prompts, n_classes, dtype=dtype)
     return gram, text.new_empty(n_prompts, n_classes, dtype=dtype)
 
@@ -242,7 +242,7 @@ def mixture_logits(
     if gram is None:
         gram = mixture_gram(text_features, mix=mix, impl=impl)
     check_type("gram", gram, MixtureGram, "a MixtureGram", "make it with mixture_gram")
-    dtype = eager.wide(text_features.dtype)
+    dtype = wide_dtype(text_features)
     check_gram(gram.gram, gram.inv_norm, gram.mix, text_features, mix, dtype)
     if isinstance(logit_scale, Tensor):
         scale = logit_scale.to(dtype)

@@ -8,6 +8,7 @@ are gathered first.
 import torch
 from torch import Tensor
 
+from .._dispatch import wide_dtype
 from .groups import Group, group
 
 
@@ -34,7 +35,7 @@ def prefix_attention(
     Returns:
         Like ``q``, and ``log sum exp`` of each query's scores, ``[K, M, H]``, at least float32.
     """
-    dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    dtype, wide = q.dtype, wide_dtype(q)
     groups = group(cu_seqlens, k.shape[1], last_only)
     q = _take(q, groups.queries, wide)
     k, v = (_take(t, groups.tokens, wide) for t in (k, v))

@@ -74,6 +74,7 @@ def _options(q: Tensor) -> dict[str, int | str | bool]:
         "BLOCK_D": max(16, triton.next_power_of_2(d)),
         "PRECISION": dot_precision(q.dtype),
         "num_warps": 4,
+        "enable_fp_fusion": True,  # versions of Triton differ in the default
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch import Impl, define, once_differentiable, resolve
+from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
 from .check import check_arguments
 
@@ -15,7 +15,7 @@ _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor prefix_k, Tensor prefix_v, Tenso
 
 
 def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(q.dtype, torch.float32)
+    wide = wide_dtype(q)
     return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=wide)
 
 
