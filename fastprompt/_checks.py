@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -73,6 +73,18 @@ def check_number(value: float, name: str, *, zero: bool = False) -> float:
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value}")
     return value
+
+
+def check_choice(value: str, name: str, known: Sequence[str]) -> None:
+    """Raise unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
+def some(names: Sequence[str]) -> str:
+    """A list of names for a message, cut where it is long."""
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
 
 
 def check_images(images: Tensor, name: str = "images", *, values: bool = True) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class CLIPClassifier(nn.Module):
 
     Args:
         clip: the frozen model, shared: moving the classifier moves it, too.
-        text_features: one L2-normalised text feature a class, ``[C, D]``.
+        text_features: one L2-normalised text feature a class, ``[C, D]``; with a ``head`` those
+            that it takes, ``[K, C, D]``.
         classnames: the C names.
         engine: ``"fast"`` computes what the features need and no more; ``"reference"`` runs
             open_clip's own image tower. Equal up to rounding.
@@ -30,6 +31,7 @@ class CLIPClassifier(nn.Module):
             what it is.
         visual: its visual prompts, ``[layers, V, width]``.
         refiners: its token refiners.
+        head: what makes logits of the features in place of the cosine, such as `MixtureHead`.
     """
 
     text_features: Tensor
@@ -46,11 +48,14 @@ class CLIPClassifier(nn.Module):
         image_tower: nn.Module | None = None,
         visual: Tensor | None = None,
         refiners: nn.ModuleList | None = None,
+        head: Any = None,
     ) -> None:
         super().__init__()
-        if text_features.ndim != 2 or len(text_features) != len(classnames):
+        dimensions = 2 if head is None else 3
+        if text_features.ndim != dimensions or text_features.shape[-2] != len(classnames):
             raise ValueError(
-                f"text_features must be [{len(classnames)}, D], one row a class, "
+                f"text_features must be [{'' if head is None else 'K, '}{len(classnames)}, D], "
+                "one row a class, "
                 f"got {list(text_features.shape)}"
             )
         self.clip = clip
@@ -62,7 +67,9 @@ class CLIPClassifier(nn.Module):
         )
         self.register_buffer("text_features", text_features.detach())
         self.register_buffer("visual", None if visual is None else visual.detach())
-        self.refiners = refiners
+        self.refiners, self.head = refiners, head
+        for i, tensor in enumerate(() if head is None else head.prepare(text_features.detach())):
+            self.register_buffer(f"prepared{i}", tensor, persistent=False)
 
     @property
     def has_visual_prompts(self) -> bool:
@@ -79,7 +86,18 @@ class CLIPClassifier(nn.Module):
 
     def logits(self, image_features: Tensor) -> Tensor:
         """Logits ``[B, C]`` of raw image features ``[B, D]``."""
-        return cosine_logits(self.clip, image_features, self.text_features)
+        prepared = [b for name, b in self.named_buffers() if name.startswith("prepared")]
+        return class_logits(self.clip, image_features, self.text_features, self.head, *prepared)
+
+    def routing_weights(self, images: Tensor) -> Tensor:
+        """How much of each of a mixture's K prompts an image gets, ``[B, K]``.
+
+        Raises:
+            ValueError: the classifier has no router.
+        """
+        if not hasattr(self.head, "weights"):
+            raise ValueError("this classifier has no router: it is not of a mixture of prompts")
+        return self.head.weights(F.normalize(self.encode_image(images), dim=-1))
 
 
 def cosine_logits(clip: FrozenCLIP, image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -89,6 +107,27 @@ def cosine_logits(clip: FrozenCLIP, image_features: Tensor, text_features: Tenso
         image_features: raw, ``[B, D]``.
         text_features: L2-normalised, ``[C, D]``.
     """
+    return class_logits(clip, image_features, text_features)
+
+
+def class_logits(
+    clip: FrozenCLIP,
+    image_features: Tensor,
+    text_features: Tensor,
+    head: Any = None,
+    *prepared: Any,
+) -> Tensor:
+    """Logits through a head, or without one `cosine_logits`.
+
+    Args:
+        image_features: raw, ``[B, D]``.
+        text_features: L2-normalised ``[C, D]``; with a head what it takes.
+        head: L2-normalised image features, text features, scale and ``prepared`` to logits.
+        prepared: from the head's ``prepare``.
+    """
     image = F.normalize(at_least_float32(image_features), dim=-1)
-    logits = clip.logit_scale * image @ text_features.T
+    if head is None:
+        logits = clip.logit_scale * image @ text_features.T
+    else:
+        logits = head(image, text_features, clip.logit_scale.to(image.dtype), *prepared)
     return logits if clip.logit_bias is None else logits + clip.logit_bias

@@ -113,6 +113,11 @@ class FrozenCLIP(nn.Module):
         """Tokens of a text, start and end included."""
         return int(self.model.context_length)  # type: ignore[arg-type]  # an int on both layouts
 
+    @cached_property
+    def embed_dim(self) -> int:
+        """D, the width of image and text features."""
+        return self.encode_text(["a"]).shape[1]
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

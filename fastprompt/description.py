@@ -193,7 +193,7 @@ def describe(clip: FrozenCLIP) -> Description:
     owner = text_owner(model)
     return Description(
         name=clip.name,
-        embed_dim=clip.encode_text(["a"]).shape[1],
+        embed_dim=clip.embed_dim,
         image_size=clip.image_size,
         image_tower=type(visual).__name__,
         image_width=visual.conv1.out_channels if vit else None,

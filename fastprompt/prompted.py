@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ._checks import check_classnames
 from ._dtypes import at_least_float32
-from .classifier import CLIPClassifier, cosine_logits
+from .classifier import CLIPClassifier, class_logits
 from .clip import FrozenCLIP
+from .heads import PlainMixtureHead
 from .prompts import PromptValues
 from .towers import ImageTower, TextTower
 from .towers.base import Tower
@@ -28,7 +29,11 @@ log = logging.getLogger(__name__)
 
 
 class Prompts(Protocol):
-    """A module that learns prompts; it may have ``refiners``, a list of modules."""
+    """A module that learns prompts.
+
+    It may have ``refiners`` (of the image tower) and ``text_refiners``, lists of modules, and a
+    ``head`` that makes logits of K prompts' features, such as `MixtureHead`.
+    """
 
     def values(self) -> PromptValues: ...
 
@@ -65,16 +70,34 @@ class Prepared:
     """Attributes:
 
     values: what the prompts put into the towers.
-    text: L2-normalised class features ``[C, D]``; both with a graph to the prompts.
+    text: L2-normalised class features ``[C, D]``, or a head's ``[K, C, D]``; both with a graph to
+        the prompts.
+    head: what the head made of them, without a graph.
     """
 
     values: PromptValues
     text: Tensor
+    head: tuple[Tensor, ...] = ()
 
-    def detached(self) -> tuple[Tensor, Tensor | None]:
-        """What an attack holds fixed: class features and visual prompts, without a graph."""
+    def detached(self) -> tuple[Tensor | None, ...]:
+        """What an attack holds fixed, without a graph: class features, visual prompts, ``head``."""
         visual = self.values.visual
-        return self.text.detach(), None if visual is None else visual.detach()
+        return self.text.detach(), None if visual is None else visual.detach(), *self.head
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the model makes of images.
+
+    Attributes:
+        logits: ``[B, C]``.
+        features: raw image features ``[B, D]``.
+        layers: each image block's output ``[B, N + V, width]``, where it was asked for.
+    """
+
+    logits: Tensor
+    features: Tensor
+    layers: list[Tensor]
 
 
 class PromptedCLIP(nn.Module):
@@ -83,7 +106,8 @@ class PromptedCLIP(nn.Module):
     Args:
         clip: the frozen model.
         classnames: C distinct names.
-        prompts: what learns: a module with ``values()``, such as `TextContext` or `DeepPrompts`.
+        prompts: what learns: a module with ``values()``, such as `TextContext`, `DeepPrompts` or
+            `PromptMixture`.
         position: where the class name stands, see `TextTower`.
         layers: image layers of the visual prompts; by default the first ones.
         engine: ``"fast"``, or ``"reference"``: the same features by open_clip's own modules, every
@@ -147,6 +171,7 @@ class PromptedCLIP(nn.Module):
             position=position,
             class_chunk=class_chunk,
             class_specific=class_specific,
+            n_prompts=None if self.head is None else len(values.context),
             **options,
         )
         self._check(values)
@@ -166,6 +191,17 @@ class PromptedCLIP(nn.Module):
         return getattr(self.prompts, "refiners", None)
 
     @property
+    def text_refiners(self) -> nn.ModuleList | None:
+        """The same of the text tower."""
+        return getattr(self.prompts, "text_refiners", None)
+
+    @property
+    def head(self) -> Any:
+        """What makes logits of K prompts' features; None is the cosine of one prompt's."""
+        head = getattr(self.prompts, "head", None)
+        return head if head is None or self.engine == "fast" else PlainMixtureHead(head)
+
+    @property
     def class_chunk(self) -> int | None:
         """Classes whose text features are computed at once; None on the reference engine: all."""
         return getattr(self.text, "class_chunk", None)
@@ -176,12 +212,12 @@ class PromptedCLIP(nn.Module):
 
     def _check(self, values: PromptValues) -> None:
         """Raise what the towers would of these shapes, before they have run anything."""
-        self.text.check(values.context, values.deep)
+        self.text.check(values.context, values.deep, self.text_refiners)
         self.image.check(values.visual, self.refiners)  # type: ignore[operator]
 
     # what may be compiled: tensors in, tensors out
 
-    def _call(self, name: str, *tensors: Tensor | None) -> Tensor:
+    def _call(self, name: str, *tensors: Tensor | None) -> Any:
         """A method of tensors, compiled where that is asked for and possible."""
         self.text.refresh()
         self.image.refresh()
@@ -194,36 +230,48 @@ class PromptedCLIP(nn.Module):
         return self._functions[name](self, *tensors)
 
     def _text_features(self, context: Tensor, deep: Tensor | None) -> Tensor:
-        return F.normalize(at_least_float32(self.text(context, deep)), dim=-1)
+        features = at_least_float32(self.text(context, deep, self.text_refiners))
+        # a head normalises, or does not, by itself
+        return features if self.head is not None else F.normalize(features, dim=-1)
 
     def _image_features(self, images: Tensor, visual: Tensor | None) -> Tensor:
         return at_least_float32(self.image(images, visual, self.refiners))
 
+    def _image_layers(self, images: Tensor, visual: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        features, layers = self.image(images, visual, self.refiners, keep_layers=True)
+        return at_least_float32(features), layers
+
     def _attack_loss(
-        self, images: Tensor, labels: Tensor, text: Tensor, visual: Tensor | None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        text: Tensor,
+        visual: Tensor | None,
+        *prepared: Tensor,
     ) -> Tensor:
-        logits = self.logits(self._image_features(images, visual), text)
+        logits = self.logits(self._image_features(images, visual), text, *prepared)
         return F.cross_entropy(logits, labels, reduction="sum")
 
     # what tuners call
 
-    def attack_loss(
-        self, images: Tensor, labels: Tensor, text: Tensor, visual: Tensor | None
-    ) -> Tensor:
-        """Cross-entropy, summed, at fixed class features and visual prompts: see `Prepared`."""
-        return self._call("_attack_loss", images, labels, text, visual)
+    def attack_loss(self, images: Tensor, labels: Tensor, *fixed: Tensor | None) -> Tensor:
+        """Cross-entropy, summed, with what `Prepared.detached` gives held fixed."""
+        return self._call("_attack_loss", images, labels, *fixed)
 
     def attack_reads(self) -> list[Tensor]:
         """The tensors that `attack_loss` reads beside its arguments."""
         self.image.refresh()
         visual: nn.Module = getattr(self.image, "visual", self.clip.model)  # may be a cast copy
-        held = [visual, self.image, *([] if self.refiners is None else [self.refiners])]
+        held = [visual, self.image, *(m for m in (self.refiners, self.head) if m is not None)]
         tensors = [t for m in held for t in (*m.parameters(), *m.buffers())]
         scale: Any = self.clip.model.logit_scale
         return [*tensors, scale]
 
     def class_features(self, values: PromptValues | None = None) -> Tensor:
-        """L2-normalised class features of the prompts as they are, ``[C, D]``, float32 at least."""
+        """Class features of the prompts as they are now, float32 at least.
+
+        L2-normalised ``[C, D]``; with a head as the tower gives them, ``[K, C, D]``.
+        """
         values = values or self._values()
         return self._call("_text_features", values.context, values.deep)
 
@@ -232,9 +280,9 @@ class PromptedCLIP(nn.Module):
         values = values or self._values()
         return self._call("_image_features", images, values.visual)
 
-    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """Logits ``[B, C]`` of raw image features and normalised class features."""
-        return cosine_logits(self.clip, image_features, class_features)
+    def logits(self, image_features: Tensor, class_features: Tensor, *prepared: Tensor) -> Tensor:
+        """Logits ``[B, C]`` of raw image features and class features; ``prepared`` by the head."""
+        return class_logits(self.clip, image_features, class_features, self.head, *prepared)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, C]`` with a graph to pixels and prompts."""
@@ -248,30 +296,66 @@ class PromptedCLIP(nn.Module):
     def prepare(self) -> Prepared:
         """What a tuning step needs of the prompts, once: its attack and its loss share it."""
         values = self._values()
-        return Prepared(values, self.class_features(values))
+        text = self.class_features(values)
+        return Prepared(values, text, () if self.head is None else self.head.prepare(text.detach()))
 
-    def pair(
-        self, images: Tensor, adv: Tensor, prepared: Prepared | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of clean and of adversarial images, with a graph to the prompts.
+    def see(
+        self, images: Tensor, prepared: Prepared | None = None, *, keep_layers: bool = False
+    ) -> Seen:
+        """Logits, features, with ``keep_layers`` the layers' outputs; with a graph to the prompts.
+
+        The reference engine computes its own class features, whatever ``prepared`` holds.
+        """
+        if prepared is None or self.engine == "reference":
+            prepared = self.prepare()
+        visual, layers = prepared.values.visual, []
+        if keep_layers:
+            features, layers = self._call("_image_layers", images, visual)
+        else:
+            features = self._call("_image_features", images, visual)
+        return Seen(self.logits(features, prepared.text, *prepared.head), features, layers)
+
+    def see_both(
+        self,
+        images: Tensor,
+        adv: Tensor,
+        prepared: Prepared | None = None,
+        *,
+        keep_layers: bool = False,
+    ) -> tuple[Seen, Seen]:
+        """`see` of clean and of adversarial images.
 
         The fast engine makes one pass over both; the reference engine two, each with its own class
         features.
         """
         if self.engine == "reference":
-            return self(images), self(adv)
-        prepared = prepared or self.prepare()
-        features = self.image_features(torch.cat([images, adv]), prepared.values)
-        clean, attacked = self.logits(features, prepared.text).split([len(images), len(adv)])
+            clean = self.see(images, keep_layers=keep_layers)
+            return clean, self.see(adv, keep_layers=keep_layers)
+        both = self.see(torch.cat([images, adv]), prepared, keep_layers=keep_layers)
+        sizes = [len(images), len(adv)]
+        parts = zip(both.logits.split(sizes), both.features.split(sizes), strict=True)
+        layers = (
+            zip(*(x.split(sizes) for x in both.layers), strict=True) if keep_layers else ((), ())
+        )
+        clean, attacked = (Seen(*p, list(x)) for p, x in zip(parts, layers, strict=True))
         return clean, attacked
+
+    def pair(
+        self, images: Tensor, adv: Tensor, prepared: Prepared | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The logits of `see_both`."""
+        clean, attacked = self.see_both(images, adv, prepared)
+        return clean.logits, attacked.logits
 
     def classifier(self) -> CLIPClassifier:
         """The classifier of the prompts as they are now: further tuning does not change it."""
         with torch.no_grad():
-            text, visual = self.prepare().detached()
-        refiners = copy.deepcopy(self.refiners)
-        if refiners is not None:
-            refiners.requires_grad_(False)
+            text, visual, *_ = self.prepare().detached()
+        assert text is not None
+        refiners, head = copy.deepcopy((self.refiners, self.head))
+        for module in (refiners, head):
+            if module is not None:
+                module.requires_grad_(False)
         return CLIPClassifier(
             self.clip,
             text.clone(),
@@ -281,4 +365,5 @@ class PromptedCLIP(nn.Module):
             image_tower=self.image,
             visual=None if visual is None else visual.clone(),
             refiners=refiners,
+            head=head,
         )

@@ -4,6 +4,8 @@ config.json          method, settings, model, data, versions
 metrics.jsonl        one line an epoch
 state.safetensors    where tuning stands, for --resume
 prompts.safetensors  the tuned prompts
+best.safetensors     the best on the validation images, if there were some
+last.safetensors     those after the last epoch, likewise
 result.json          accuracies
 """
 
@@ -73,28 +75,30 @@ class RunFolder:
             raise ValueError(f"{self.path / 'config.json'} has a bad clip: damaged")
         return config
 
-    def write_prompts(self, tensors: Mapping[str, Tensor], method: str, identity: str) -> None:
-        """Write ``prompts.safetensors``; ``identity`` says of which settings, model and classes."""
+    def write_prompts(
+        self, tensors: Mapping[str, Tensor], method: str, identity: str, name: str = "prompts"
+    ) -> None:
+        """Write ``NAME.safetensors``; ``identity`` says of which settings, model and classes."""
         metadata = {"kind": "prompts", "method": method, "identity": identity}
-        write_tensors(self.path / "prompts.safetensors", tensors, metadata)
+        write_tensors(self.path / f"{name}.safetensors", tensors, metadata)
 
-    def read_prompts(self, method: str, identity: str) -> dict[str, Tensor]:
+    def read_prompts(self, method: str, identity: str, name: str = "prompts") -> dict[str, Tensor]:
         """The tuned prompts of a run of ``method``.
 
         Raises:
             FileNotFoundError: the run has not finished tuning.
             ValueError: damaged, foreign, changed, or another method's.
         """
-        tensors, metadata = read_tensors(self.path / "prompts.safetensors", "prompts")
+        path = self.path / f"{name}.safetensors"
+        tensors, metadata = read_tensors(path, "prompts")
         if metadata.get("method") != method:
             raise ValueError(
-                f"{self.path / 'prompts.safetensors'} holds prompts of {metadata.get('method')!r}, "
-                f"not of {method!r}"
+                f"{path} holds prompts of {metadata.get('method')!r}, not of {method!r}"
             )
         if metadata.get("identity") != identity:
             raise ValueError(
-                f"{self.path}: prompts.safetensors and config.json are of different runs, or "
-                "config.json was changed"
+                f"{self.path}: {path.name} and config.json are of different runs, or config.json "
+                "was changed"
             )
         return tensors
 

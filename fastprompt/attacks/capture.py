@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ascent import ascend
+from .ascent import Gradient, ascend, pixel_gradient
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class CapturedAscent:
         reads: the tensors that ``loss_of`` reads by itself: weights, say.
         alpha, eps, steps: see `ascend`.
         capture: False never captures.
+        gradient: see `ascend`.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class CapturedAscent:
         eps: float,
         steps: int,
         capture: bool = True,
+        gradient: Gradient = pixel_gradient,
     ) -> None:
+        self.gradient = gradient
         self.loss_of, self.reads = loss_of, reads
         self.alpha, self.eps, self.steps = alpha, eps, steps
         self.failure = "" if capture else "not asked for"
@@ -48,20 +51,25 @@ class CapturedAscent:
         self._places: tuple[int, ...] = ()
         self._pool: Any = None
 
-    def __call__(self, x: Tensor, start: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, start: Tensor, *inputs: Tensor | None, radius: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The last iterate, and int64 ``[B, 2]`` counts of zero and non-finite gradients.
 
         Args:
             x: clean images ``[B, 3, H, W]``, the centre of the ball.
             start: where the ascent starts.
             inputs: what ``loss_of`` takes behind the images.
+            radius: each image's own in place of eps, ``[B]``; its steps are as much smaller.
         """
+        given = (x, start, radius, *inputs)
         if self.obstacle(x):
-            return self._steps(x, start, *inputs)
-        given = (x, start, *inputs)
+            return self._steps(x, start, radius, *inputs)
         with torch.cuda.device(x.device):
             graph = self._graph(given)
-            return self._steps(x, start, *inputs) if graph is None else graph.replay(given)
+            if graph is None:
+                return self._steps(x, start, radius, *inputs)
+            return graph.replay(given)
 
     def obstacle(self, x: Tensor) -> str:
         """Why an attack on ``x`` is not captured; empty if it is."""
@@ -73,16 +81,24 @@ class CapturedAscent:
             return "there are no images"
         return "another capture is under way" if torch.cuda.is_current_stream_capturing() else ""
 
-    def _steps(self, x: Tensor, start: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _steps(
+        self, x: Tensor, start: Tensor, radius: Tensor | None, *inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        alpha: float | Tensor = self.alpha
+        eps: float | Tensor = self.eps
+        if radius is not None:
+            eps = radius
+            alpha = radius * (self.alpha / self.eps) if self.eps else alpha
         counts = torch.zeros(len(x), 2, dtype=torch.int64, device=x.device)
         adv = ascend(
             lambda images: self.loss_of(images, *inputs),
             x,
             start,
-            alpha=self.alpha,
-            eps=self.eps,
+            alpha=alpha,
+            eps=eps,
             steps=self.steps,
             counts=counts,
+            gradient=self.gradient,
         )
         return adv, counts
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .._checks import Fraction, check_count, check_images
 from .._checks import parse_fraction as parse
-from .ascent import ascend
 from .capture import CapturedAscent
 from .health import GradientHealth
 from .random_start import random_start as draw_start
@@ -77,6 +76,7 @@ class OnlinePGD:
         prepared: Prepared | None = None,
         *,
         draw: int = 0,
+        radius: Tensor | None = None,
     ) -> AttackResult:
         """Attack a batch.
 
@@ -88,32 +88,33 @@ class OnlinePGD:
             prepared: from `PromptedCLIP.prepare`, which the step's loss shares; by default
                 computed here. The reference engine computes its own in every step.
             draw: which random start of an image: the epoch, say.
+            radius: each image's own in place of eps, float ``[B]``, at most eps; its steps are as
+                much smaller than alpha.
 
         Raises:
-            ValueError, TypeError: images, labels or indices of a wrong shape or dtype.
+            ValueError, TypeError: images, labels, indices or radius of a wrong shape or dtype.
         """
         check_images(images, values=False)
-        for name, tensor in (("labels", labels), ("indices", indices)):
-            if tensor.shape != (len(images),):
+        for name, tensor in (("labels", labels), ("indices", indices), ("radius", radius)):
+            if tensor is not None and tensor.shape != (len(images),):
                 raise ValueError(f"{name} must be [{len(images)}], got {list(tensor.shape)}")
         x = images.detach()
         start = x
         if self.random_start:
-            start = draw_start(
-                x, self.eps, indices, seed=self.seed, restart=draw, sides="two-sided"
-            )
+            eps = self.eps if radius is None else radius
+            start = draw_start(x, eps, indices, seed=self.seed, restart=draw, sides="two-sided")
         with torch.enable_grad():
             if self.model.engine == "reference":
-                adv, counts = self._through_everything(x, start, labels)
+                adv, counts = self._through_everything(x, start, labels, radius)
             else:
                 with self.model.frozen_prompts():
                     fixed = (prepared or self.model.prepare()).detached()
-                    adv, counts = self._ascent(x, start, labels, *fixed)
+                    adv, counts = self._ascent(x, start, labels, *fixed, radius=radius)
         entries = self.steps * images[0].numel() if len(images) else 0
         return AttackResult(adv, None, GradientHealth(counts[:, 0], counts[:, 1], entries))
 
     def _through_everything(
-        self, x: Tensor, start: Tensor, labels: Tensor
+        self, x: Tensor, start: Tensor, labels: Tensor, radius: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         learning = [p for p in self.model.prompts.parameters() if p.requires_grad]
 
@@ -126,15 +127,12 @@ class OnlinePGD:
             # as `loss.backward()` does: also into the prompts, where nobody reads it
             return torch.autograd.grad(loss_of(images), [images, *learning], allow_unused=True)[0]
 
-        counts = torch.zeros(len(x), 2, dtype=torch.int64, device=x.device)
-        adv = ascend(
+        ascent = CapturedAscent(
             loss_of,
-            x,
-            start,
             alpha=self.alpha,
             eps=self.eps,
             steps=self.steps,
-            counts=counts,
+            capture=False,
             gradient=gradient,
         )
-        return adv, counts
+        return ascent(x, start, radius=radius)

@@ -18,12 +18,13 @@ def start_key(seed: int, restart: int, device: torch.device) -> Tensor:
 
 
 def random_start(
-    x: Tensor, eps: float, indices: Tensor, *, seed: int, restart: int = 0, sides: Sides
+    x: Tensor, eps: float | Tensor, indices: Tensor, *, seed: int, restart: int = 0, sides: Sides
 ) -> Tensor:
     """``x`` plus uniform noise in the eps-ball, clipped to [0, 1].
 
     Args:
         x: clean images ``[B, C, H, W]``.
+        eps: one radius, or one for each image, ``[B]``.
         indices: the images' indices in their data set, int64 ``[B]``.
         sides: ``"two-sided"`` draws from [-eps, eps], ``"one-sided"`` from [0, eps].
     """

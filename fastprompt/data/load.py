@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_count, unknown
+from .._checks import check_classnames, check_count, unknown
 from ..clip import TEMPLATES
 from .downstream import WORLDS, draw_split
 from .loading import ImageDataset, ImageTensors
@@ -56,7 +56,15 @@ class Data:
 class Chosen:
     """The items ``rows`` of a data set, their labels renumbered from ``first``."""
 
-    def __init__(self, data: ImageDataset, rows: Sequence[int], first: int, tag: str) -> None:
+    def __init__(
+        self,
+        data: ImageDataset,
+        rows: Sequence[int],
+        first: int,
+        tag: str,
+        classnames: Sequence[str],
+    ) -> None:
+        self.classnames = check_classnames(classnames)
         self.data, self.rows, self.first = data, list(rows), first
         self.fingerprint = f"{data.fingerprint}/{tag}" if hasattr(data, "fingerprint") else ""
 
@@ -146,16 +154,17 @@ def load_data(
         "test": None,
     }
 
+    kept = [names[i] for i in chosen]
+
     def split(part: str) -> ImageDataset:
         data, labels = whole(part)
         rows = sample(labels, chosen, limits[part], seed)
         tag = f"{classes}/shots={limits[part]}/seed={seed}"
         if not isinstance(data, ImageTensors):
-            return Chosen(data, rows, chosen.start, tag)
+            return Chosen(data, rows, chosen.start, tag, kept)
         index = torch.tensor(rows, dtype=torch.int64)
-        return ImageTensors(
-            data.images[index], data.labels[index] - chosen.start, f"{data.fingerprint}/{tag}"
-        )
+        labels = data.labels[index] - chosen.start
+        return ImageTensors(data.images[index], labels, f"{data.fingerprint}/{tag}", kept)
 
     arguments = {
         "name": text,
@@ -165,7 +174,6 @@ def load_data(
         "image_size": image_size,
         "root": str(root),
     }
-    kept = [names[i] for i in chosen]
     return Data(text, kept, tuple(templates), image_size, arguments, split)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from .._checks import check_labels
+from .._checks import check_classnames, check_labels, some
 from .._files import digest
 
 
@@ -25,15 +25,23 @@ class ImageTensors:
 
     Args:
         fingerprint: what the images are, if a name can say it; else it is taken from their bytes.
+        classnames: the labels' names, to be compared with a tuner's; None leaves them unsaid.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, fingerprint: str = "") -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        fingerprint: str = "",
+        classnames: Sequence[str] | None = None,
+    ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"images must be uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}"
             )
         check_labels(labels, len(images))
         self.images, self.labels = images, labels.to(torch.int64)
+        self.classnames = None if classnames is None else check_classnames(classnames)
         self.fingerprint = fingerprint or digest({"images": images, "labels": self.labels})
 
     def __len__(self) -> int:
@@ -80,6 +88,16 @@ def check_dataset(
     labels = getattr(data, "labels", None)
     if isinstance(labels, Tensor):
         check_labels(labels, len(data), classes, f"labels of {name}")
+
+
+def check_same_classes(data: object, name: str, classnames: Sequence[str]) -> None:
+    """Raise where ``data`` says what its classes are, and they are others."""
+    own = getattr(data, "classnames", None)
+    if own is not None and list(own) != list(classnames):
+        raise ValueError(
+            f"{name} has the classes {some(list(own))}, the prompts are for "
+            f"{some(list(classnames))}: load the same classes, in the same order"
+        )
 
 
 def batches(

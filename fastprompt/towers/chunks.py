@@ -1,13 +1,15 @@
 """Classes in chunks: how many at once, which together, and computed again in the backward pass."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 # tensors of a token's width that a layer keeps for the backward pass: measured 12, with room
@@ -84,8 +86,30 @@ class _Recomputed(torch.autograd.Function):
         return (None, *(next(grads) if need else None for need in needed))
 
 
-def recomputed(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """``function(*tensors)``, whose inner values are computed again in the backward pass."""
+def recomputed(
+    function: Callable[..., Tensor], *tensors: Tensor | None, modules: Sequence[nn.Module] = ()
+) -> Tensor:
+    """``function(*tensors)``, whose inner values are computed again in the backward pass.
+
+    Args:
+        modules: what learns inside; the function is called with stand-ins for them, in one list in
+            front of the tensors, if there are any.
+    """
     if torch.compiler.is_compiling():
+        # the compiler finds the parameters of modules by itself
+        function = partial(function, modules) if modules else function
         return checkpoint(function, *tensors, use_reentrant=False)
-    return _Recomputed.apply(function, *tensors)
+    if not modules:
+        return _Recomputed.apply(function, *tensors)
+    # autograd sees none but the tensors handed in: what learns goes in, and is put in place inside
+    learning = [{n: p for n, p in m.named_parameters() if p.requires_grad} for m in modules]
+
+    def put_in(*given: Tensor | None) -> Tensor:
+        values: Any = iter(given[len(tensors) :])
+        calls = [
+            partial(functional_call, m, {n: next(values) for n in own}) if own else m
+            for m, own in zip(modules, learning, strict=True)
+        ]
+        return function(calls, *given[: len(tensors)])
+
+    return _Recomputed.apply(put_in, *tensors, *(p for own in learning for p in own.values()))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..attention import attend
 from ..description import TextParts
 from .blocks import OpenText
+from .image import Refiners
 from .layout import TextLayout
 
 
@@ -25,6 +26,13 @@ def pooled_places(layout: TextLayout, parts: TextParts) -> Tensor:
     if parts.pool_type == "last":
         return torch.full_like(layout.ends, layout.length - 1)
     return layout.ends
+
+
+def other_places(layout: TextLayout) -> Tensor:
+    """The places of all tokens but the context's, padding too, rising: ``[C, length - M]``."""
+    taken = torch.zeros(layout.ids.shape, dtype=torch.bool, device=layout.ids.device)
+    taken.scatter_(1, layout.context, True)
+    return taken.int().argsort(dim=1, stable=True)[:, : layout.length - layout.context.shape[1]]
 
 
 def padding_mask(ids: Tensor, pad_id: int | None, dtype: torch.dtype) -> Tensor | None:
@@ -47,12 +55,14 @@ class FullChunk(nn.Module):
         order: those classes.
         ids: token ids, ``[C, T]``.
         places: of the context tokens, ``[C, M]``.
+        others: the other places, ``[C, T - M]``.
         pooled: place of the token that is read, ``[C]``.
     """
 
     order: Tensor
     ids: Tensor
     places: Tensor
+    others: Tensor
     pooled: Tensor
 
     def __init__(self, text: OpenText, layout: TextLayout, rows: Tensor) -> None:
@@ -61,14 +71,16 @@ class FullChunk(nn.Module):
         self.register_buffer("order", rows, persistent=False)
         self.register_buffer("ids", layout.ids[rows], persistent=False)
         self.register_buffer("places", layout.context[rows], persistent=False)
+        self.register_buffer("others", other_places(layout)[rows], persistent=False)
         self.register_buffer("pooled", pooled_places(layout, text.parts)[rows], persistent=False)
 
-    def forward(self, context: Tensor, deep: Tensor | None) -> Tensor:
+    def forward(self, context: Tensor, deep: Tensor | None, refiners: Refiners | None) -> Tensor:
         """States of the pooled tokens behind the last layer, ``[K, C, width]``.
 
         Args:
             context: ``[K, M, width]``, or ``[K, all C, M, width]`` of one context a class.
             deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            refiners: one for each block but the first, of all but context tokens.
         """
         parts = self.text.parts
         x = parts.token_embedding(self.ids).to(parts.dtype).expand(len(context), -1, -1, -1)
@@ -78,6 +90,8 @@ class FullChunk(nn.Module):
         depth = 1 if deep is None else deep.shape[1] + 1
         rows = torch.arange(x.shape[1], device=x.device)
         for i, block in enumerate(self.text.blocks):
+            if refiners is not None and i > 0:
+                x = put(x, self.others, refiners[i - 1](take(x, self.others)))
             if deep is not None and 0 < i < depth:
                 x = put(x, self.places, deep[:, None, i - 1])
             normed = block.norm(x)
@@ -92,5 +106,14 @@ class FullChunk(nn.Module):
 
 def put(x: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
     """``x [K, C, T, W]`` with ``tokens [K, C or 1, M, W]`` at ``places [C, M]``."""
-    index = places[None, :, :, None].expand(len(x), -1, -1, x.shape[-1])
+    index = _index(x, places)
     return x.scatter(2, index, tokens.to(x.dtype).expand(index.shape))
+
+
+def take(x: Tensor, places: Tensor) -> Tensor:
+    """The tokens of ``x [K, C, T, W]`` at ``places [C, M]``: ``[K, C, M, W]``."""
+    return x.gather(2, _index(x, places))
+
+
+def _index(x: Tensor, places: Tensor) -> Tensor:
+    return places[None, :, :, None].expand(len(x), -1, -1, x.shape[-1])

@@ -33,7 +33,7 @@ class HFChunk(nn.Module):
         self.register_buffer("ids", layout.ids[rows], persistent=False)
         self.register_buffer("places", layout.context[rows], persistent=False)
 
-    def forward(self, context: Tensor, deep: None) -> Tensor:
+    def forward(self, context: Tensor, deep: None, refiners: None) -> Tensor:
         """Features ``[K, C, D]`` of a context ``[K, M, width]`` or ``[K, all C, M, width]``."""
         parts = self.text.parts
         own = context[:, self.order] if context.ndim == 4 else context[:, None]

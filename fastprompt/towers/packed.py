@@ -5,12 +5,15 @@ every class, in every layer: they are computed once. What stands behind a prompt
 it and is left out; the last layer is computed for the end tokens alone.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ..attention import attend, causal_mask
 from ..kernels import prefix_attention
 from .blocks import OpenText
+from .image import Refiners
 from .layout import TextLayout
 
 
@@ -29,6 +32,7 @@ class PackedChunk(nn.Module):
         cu_seqlens: where each prompt's packed tokens begin, and N, ``[C + 1]``.
         ends: the packed place of each prompt's last token, ``[C]``.
         context: packed places of context tokens, ``[n]``; none where all are in the prefix.
+        others: the other packed places, ``[N - n]``.
         sources, owners: which context token stands there, and of which class, ``[n]``.
     """
 
@@ -38,6 +42,7 @@ class PackedChunk(nn.Module):
     cu_seqlens: Tensor
     ends: Tensor
     context: Tensor
+    others: Tensor
     sources: Tensor
     owners: Tensor
 
@@ -61,6 +66,7 @@ class PackedChunk(nn.Module):
             "cu_seqlens": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int(),
             "ends": lengths.cumsum(0) - 1,
             "context": context,
+            "others": (sources < 0).nonzero().flatten(),
             "sources": sources[context],
             "owners": owners[context],
         }
@@ -68,17 +74,22 @@ class PackedChunk(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         self.holds_context = bool(len(context))
 
-    def forward(self, context: Tensor, deep: Tensor | None, *prefix: Tensor) -> Tensor:
+    def forward(
+        self, context: Tensor, deep: Tensor | None, refiners: Refiners | None, *prefix: Tensor
+    ) -> Tensor:
         """States of the end tokens behind the last layer, ``[K, C, width]`` in this order.
 
         Args:
             context: ``[K, M, width]``, or ``[K, all C, M, width]`` of one context a class.
             deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            refiners: one for each block but the first, of all but context tokens.
             prefix: keys and values of each layer in turn, from `SharedPrefix`.
         """
         x = self._embed(context)
         depth = 1 if deep is None else deep.shape[1] + 1
         for i, block in enumerate(self.text.blocks):
+            if refiners is not None and i > 0:
+                x = self._refine(x, refiners[i - 1])
             if deep is not None and 0 < i < depth and self.holds_context:
                 x = x.index_copy(1, self.context, deep[:, i - 1, self.sources].to(x.dtype))
             normed, shared = block.norm(x), (prefix[2 * i], prefix[2 * i + 1])
@@ -91,6 +102,11 @@ class PackedChunk(nn.Module):
             mixed = prefix_attention(q, k, v, *shared, self.cu_seqlens, last_only=True)
             x = block.leave(x[:, self.ends], mixed)
         return x
+
+    def _refine(self, x: Tensor, refiner: Callable[[Tensor], Tensor]) -> Tensor:
+        if not self.holds_context:
+            return refiner(x).to(x.dtype)
+        return x.index_copy(1, self.others, refiner(x[:, self.others]).to(x.dtype))
 
     def _embed(self, context: Tensor) -> Tensor:
         """``[K or 1, N, width]``: 1 as long as no context token is among them."""
@@ -121,18 +137,24 @@ class SharedPrefix(nn.Module):
         # on the device: a copy in each forward pass would wait for it
         self.register_buffer("ids", layout.ids[:1, : layout.start].clone(), persistent=False)
 
-    def forward(self, context: Tensor, deep: Tensor | None) -> list[Tensor]:
+    def forward(
+        self, context: Tensor, deep: Tensor | None, refiners: Refiners | None
+    ) -> list[Tensor]:
         """Keys and values, ``[K or 1, P, H, d]`` each, of every layer in turn.
 
         Args:
             context: ``[K, M, width]``; of one context a class nothing stands in the prefix.
             deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            refiners: one for each block but the first, of the start token.
         """
         start, inside = self.start, self.length - self.start
         x = self._embed(context, inside)
         depth = 1 if deep is None or not inside else deep.shape[1] + 1
         out: list[Tensor] = []
         for i, block in enumerate(self.text.blocks):
+            if refiners is not None and i > 0 and start:
+                first = refiners[i - 1](x[:, :start]).to(x.dtype)
+                x = torch.cat([first, x[:, start:]], dim=1)
             if deep is not None and 0 < i < depth:
                 own = deep[:, i - 1, :inside].to(x.dtype)
                 x = torch.cat([x.expand(len(deep), -1, -1), own], dim=1)

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from .._checks import check_classnames, check_count
 from ..description import HFTextParts, TextParts
 from .base import Tower
+from .image import check_refiners
 from .layout import Position, text_layout
 
 if TYPE_CHECKING:
     from ..clip import FrozenCLIP
+
+TextRefiners = Sequence[nn.Module] | nn.ModuleList
 
 
 class PromptedText(Tower, ABC):
@@ -71,7 +74,12 @@ class PromptedText(Tower, ABC):
         own = (self.classes,) if self.class_specific else ()
         return (*many, *own, self.n_ctx, self.parts.width)
 
-    def forward(self, context: Tensor, deep: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        context: Tensor,
+        deep: Tensor | None = None,
+        refiners: TextRefiners | None = None,
+    ) -> Tensor:
         """Un-normalised class features ``[C, D]``, or ``[K, C, D]`` of K prompts.
 
         Args:
@@ -79,20 +87,28 @@ class PromptedText(Tower, ABC):
                 class-specific.
             deep: what replaces the context tokens before layers 1, 2, ... (MaPLe's deep prompts,
                 Khattak et al., CVPR 2023): ``[depth - 1, M, text_width]``, K in front likewise.
+            refiners: one for each block but the first: tokens ``[..., T, text_width]`` to the same,
+                each token by itself. They act on the start token, the class names and the end
+                tokens (on padding too, where it is attended to), never on context tokens.
 
         Raises:
-            ValueError: shapes that don't fit, or a depth that the tower does not have.
+            ValueError: shapes that don't fit, a depth or a number of refiners that the tower does
+                not have.
+            TypeError: a refiner that is not a module.
         """
         self.refresh()
-        self.check(context, deep)
+        self.check(context, deep, refiners)
         if self.n_prompts is None:
             context, deep = context[None], None if deep is None else deep[None]
         deep = None if deep is None or not deep.shape[1] else deep
-        features = self.encode(context, deep)
+        features = self.encode(context, deep, None if refiners is None else tuple(refiners))
         return features[0] if self.n_prompts is None else features
 
-    def check(self, context: Tensor, deep: Tensor | None) -> None:
+    def check(
+        self, context: Tensor, deep: Tensor | None, refiners: TextRefiners | None = None
+    ) -> None:
         """Raise what `forward` would."""
+        self._check_refiners(refiners)
         if tuple(context.shape) != self.context_shape:
             raise ValueError(
                 f"context must be {list(self.context_shape)}, got {list(context.shape)}"
@@ -110,13 +126,31 @@ class PromptedText(Tower, ABC):
             raise ValueError(f"deep must be {wanted}, got {list(shape)}".replace("'", ""))
         check_depth(shape[-3] + 1, layers, f"text tower of {self.clip.name}")
 
+    def _check_refiners(self, refiners: TextRefiners | None) -> None:
+        if refiners is None:
+            return
+        if not self.parts.layers:
+            raise ValueError(
+                f"refiners must be None for the text tower of {self.clip.name}: they can't be put "
+                "into its layers, which are another library's"
+            )
+        for refiner in refiners:
+            # a function would hide what it learns from the chunks' backward pass
+            if not isinstance(refiner, nn.Module):
+                raise TypeError(
+                    f"refiners must be modules such as TokenRefiner, got {type(refiner).__name__}"
+                )
+        check_refiners(tuple(refiners), self.parts.layers)
+
     def describe(self) -> str:
         """The way that is taken, in words."""
         tokens = self.classes * self.layout.length
         return f"every class at its full length of {self.layout.length} tokens, {tokens} in all"
 
     @abstractmethod
-    def encode(self, context: Tensor, deep: Tensor | None) -> Tensor:
+    def encode(
+        self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
+    ) -> Tensor:
         """``[K, C, D]`` of a context ``[K, C?, M, W]`` and ``deep`` ``[K, depth - 1, M, W]``."""
 
     def project(self, pooled: Tensor) -> Tensor:

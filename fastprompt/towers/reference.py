@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from open_clip.transformer import text_global_pool
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention import plain_attention
 from ..description import HFTextParts, TextParts, visual_prompts_fit
@@ -42,12 +42,15 @@ class ReferenceTextTower(PromptedText):
         assert not isinstance(parts, str)
         self.parts = parts
 
-    def encode(self, context: Tensor, deep: Tensor | None) -> Tensor:
+    def encode(
+        self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
+    ) -> Tensor:
         depths = [None] * len(context) if deep is None else list(deep)
         with plain_attention():
-            return torch.stack([self._one(c, d) for c, d in zip(context, depths, strict=True)])
+            each = [self._one(c, d, refiners) for c, d in zip(context, depths, strict=True)]
+            return torch.stack(each)
 
-    def _one(self, context: Tensor, deep: Tensor | None) -> Tensor:
+    def _one(self, context: Tensor, deep: Tensor | None, refiners: Refiners | None) -> Tensor:
         """``[C, D]`` of one prompt: context ``[M or C, M, W]``, deep ``[depth - 1, M, W]``."""
         parts = self.parts
         x = self._put(parts.token_embedding(self.ids), context)  # [C, length, W]
@@ -56,15 +59,21 @@ class ReferenceTextTower(PromptedText):
             out = parts.owner.transformer(inputs_embeds=x, attention_mask=mask)
             return parts.owner.proj(parts.owner.pooler(out, mask))
         x = x + parts.positional_embedding[: x.shape[1]]
-        x = self._transformer(parts, x, deep)
+        x = self._transformer(parts, x, deep, refiners)
         x = parts.ln_final(x)
         return self.project(text_global_pool(x, self.ids, parts.pool_type, parts.eos_id))
 
-    def _transformer(self, parts: TextParts, x: Tensor, deep: Tensor | None) -> Tensor:
+    def _transformer(
+        self, parts: TextParts, x: Tensor, deep: Tensor | None, refiners: Refiners | None
+    ) -> Tensor:
         mask = parts.attn_mask
         if parts.pad_id is not None:
             mask = parts.owner._build_additive_mask(self.ids, x.shape[1], x.dtype)
+        rows = torch.arange(len(x), device=x.device)[:, None]
         for i, block in enumerate(parts.transformer.resblocks):  # type: ignore[arg-type]
+            if refiners is not None and i > 0:
+                # every token, and the context tokens back as they were
+                x = self._put(refiners[i - 1](x), x[rows, self.places])
             if deep is not None and 0 < i <= len(deep):
                 x = self._put(x, deep[i - 1])
             x = run_block(parts.transformer, block, x, mask)

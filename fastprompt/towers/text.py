@@ -19,6 +19,7 @@ from .cast import cast_hf, cast_text
 from .chunks import deal, default_class_chunk, recomputed, total_memory
 from .full import FullChunk, cut, pooled_places
 from .hf import HFChunk, OpenHF
+from .image import Refiners
 from .layout import Position
 from .packed import PackedChunk, SharedPrefix
 from .prompted import PromptedText
@@ -158,31 +159,45 @@ class TextTower(PromptedText):
         packed = self.path == "shared prefix"
         return int(self.layout.ends.max()) + 1 if packed else self.layout.length
 
-    def encode(self, context: Tensor, deep: Tensor | None) -> Tensor:
+    def encode(
+        self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
+    ) -> Tensor:
         parts = self.parts
         shared: list[Tensor] = []
         if self.shared is not None:
             with attention_kernel(context.device):
-                shared = self.shared(context, deep)
-        states = torch.cat(list(self._run(context, deep, shared)), dim=1)[:, self.inverse]
+                shared = self.shared(context, deep, refiners)
+        states = torch.cat(list(self._run(context, deep, refiners, shared)), dim=1)
+        states = states[:, self.inverse]
         states = states.expand(len(context), -1, -1)  # without a context token all are alike
         if isinstance(parts, HFTextParts):
             return states  # its own pooler and projection have been through them
         return self.project(parts.ln_final(states))
 
     def _run(
-        self, context: Tensor, deep: Tensor | None, shared: Sequence[Tensor]
+        self,
+        context: Tensor,
+        deep: Tensor | None,
+        refiners: tuple[nn.Module, ...] | None,
+        shared: Sequence[Tensor],
     ) -> Iterator[Tensor]:
         for chunk in self.chunks:
             run = partial(self._one, chunk)
             if len(self.chunks) == 1:
-                yield run(context, deep, *shared)
+                yield run(refiners, context, deep, *shared)
+            elif refiners:
+                yield recomputed(run, context, deep, *shared, modules=refiners)
             else:
-                yield recomputed(run, context, deep, *shared)
+                yield recomputed(partial(run, None), context, deep, *shared)
 
     def _one(
-        self, chunk: nn.Module, context: Tensor, deep: Tensor | None, *shared: Tensor
+        self,
+        chunk: nn.Module,
+        refiners: Refiners | None,
+        context: Tensor,
+        deep: Tensor | None,
+        *shared: Tensor,
     ) -> Tensor:
         # here, not around the loop: a chunk is computed again from the backward pass
         with attention_kernel(context.device):
-            return chunk(context, deep, *shared)
+            return chunk(context, deep, refiners, *shared)

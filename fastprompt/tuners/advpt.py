@@ -5,7 +5,6 @@ frozen image encoder alone, once for each training image; phase 2 decodes and at
 """
 
 import dataclasses
-import math
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import Fraction, check_count, check_labels, check_number, parse_fraction
+from .._checks import Fraction, check_count, check_labels, parse_fraction
 from ..attacks import FeaturePGD
 from ..attacks.random_start import Sides
-from ..classifier import CLIPClassifier
 from ..clip import FrozenCLIP
 from ..data.loading import ImageDataset
 from ..prompts import TextContext
@@ -41,10 +39,6 @@ class AdvPTConfig(TunerConfig):
         start: ``"two-sided"`` draws the attack's start from the whole ball, ``"one-sided"`` from
             [0, eps], as the authors have it.
         attack_batch: images attacked at once.
-        warmup_epochs: epochs at the constant rate ``warmup_lr`` before the cosine.
-        warmup_lr: that rate.
-        momentum: of SGD.
-        weight_decay: of SGD.
         bank_dir: where banks are kept, to share them between runs; by default the run folder's
             ``banks``.
         workers: processes that decode images for the bank; 0 decodes in this one.
@@ -57,10 +51,6 @@ class AdvPTConfig(TunerConfig):
     alpha: Fraction | None = None
     start: Sides = "two-sided"
     attack_batch: int = 128
-    warmup_epochs: int = 1
-    warmup_lr: float = 1e-5
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     bank_dir: str | Path | None = None
     workers: int = 0
 
@@ -69,13 +59,10 @@ class AdvPTConfig(TunerConfig):
         check_count(self.n_ctx, "n_ctx")
         check_count(self.steps, "steps")
         check_count(self.attack_batch, "attack_batch")
-        check_count(self.warmup_epochs, "warmup_epochs", least=0)
         check_count(self.workers, "workers", least=0)
         object.__setattr__(self, "eps", parse_fraction(self.eps, "eps"))
         if self.alpha is not None:
             object.__setattr__(self, "alpha", parse_fraction(self.alpha, "alpha"))
-        for name in ("warmup_lr", "momentum", "weight_decay"):
-            check_number(getattr(self, name), name, zero=True)
         if self.bank_dir is not None:
             object.__setattr__(self, "bank_dir", str(self.bank_dir))
         if self.start not in ("two-sided", "one-sided"):
@@ -96,6 +83,7 @@ class AdvPTTuner(Tuner):
         "tiny-shapes": {**_SMALL, "eps": 1 / 255},
         "tiny-shapes-robust": {**_SMALL, "eps": 4 / 255},
     }
+    score = "val_accuracy"  # on adversarial embeddings, as the training accuracy is
     config: AdvPTConfig
     prompts: TextContext
 
@@ -145,11 +133,11 @@ class AdvPTTuner(Tuner):
             self._banks[name] = (bank.features.to(device), bank.labels.to(device))
         return len(train)
 
-    def loss(self, rows: Tensor) -> Tensor:
+    def loss(self, batch: Tensor) -> Tensor:
         """Cross-entropy of ``logit_scale * cos(bank, t_c)``: adversarial embeddings only."""
         features, labels = self._banks["train"]
-        logits = self.model.logits(features[rows], self.model.class_features())
-        return F.cross_entropy(logits, labels[rows])
+        logits = self.model.logits(features[batch], self.model.class_features())
+        return F.cross_entropy(logits, labels[batch])
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -160,25 +148,3 @@ class AdvPTTuner(Tuner):
             hits = sum((self.model.logits(f, text).argmax(dim=1) == y).sum() for f, y in parts)
             out["accuracy" if name == "train" else "val_accuracy"] = float(hits / len(labels))
         return out
-
-    def learning_rate(self, epoch: int) -> float:
-        """``warmup_lr`` for the first epochs, then a cosine over all of them."""
-        config = self.config
-        if epoch < config.warmup_epochs:
-            return config.warmup_lr
-        return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
-
-    def build_optimiser(self) -> torch.optim.Optimizer:
-        config = self.config
-        return torch.optim.SGD(
-            self.prompts.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-
-    @property
-    def classifier(self) -> CLIPClassifier:
-        """``logit_scale * cos(f(x), t_c)`` with the tuned class features, computed once."""
-        self.prompts.to(self.clip.device)  # the clip may have been moved since it was tuned
-        return self.model.classifier()

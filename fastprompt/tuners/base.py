@@ -1,30 +1,29 @@
-"""What the methods share: settings, the loop, saving, resuming, evaluation."""
+"""What the methods share: settings, prompts in their towers, saving, loading, evaluation."""
 
 import dataclasses
-import math
 import re
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from .._checks import Fraction, check_classnames
+from .._checks import Fraction, check_classnames, some
+from .._files import digest
 from ..classifier import CLIPClassifier
 from ..clip import TEMPLATES, FrozenCLIP
-from ..data.loading import ImageDataset, check_dataset, fingerprint
+from ..data.loading import ImageDataset, check_dataset, check_same_classes, fingerprint
 from ..evaluation import Evaluation, evaluate
 from ..loading import load_clip
 from ..prompted import PromptedCLIP
 from ..runs import RunFolder
 from ..tracking import Tracker
-from . import optimisers
 from .config import TunerConfig, as_dict, build, typed
 from .identity import EXECUTION, clip_of, digest_of, identity_in, run_facts, runs_here
+from .loop import Loop
+from .start import start_values
 
 
 class Tuner(ABC):
@@ -46,6 +45,7 @@ class Tuner(ABC):
     method: ClassVar[str]
     Config: ClassVar[type[TunerConfig]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    score: ClassVar[str]  # which of the validation's numbers says what prompts are the best
 
     def __init__(
         self,
@@ -81,47 +81,83 @@ class Tuner(ABC):
         """Get ready to tune; the number of training examples."""
 
     @abstractmethod
-    def loss(self, rows: Tensor) -> Tensor:
-        """The scalar loss of the training examples ``rows``, int64 ``[B]``."""
+    def loss(self, batch: Any) -> Tensor:
+        """The scalar loss of a batch, a mean over its examples."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Accuracies to log after an epoch, by name."""
 
-    @abstractmethod
-    def learning_rate(self, epoch: int) -> float:
-        """The learning rate of epoch ``epoch``, from 0."""
+    def batches(self, order: Tensor, epoch: int) -> Iterator[tuple[int, Any]]:
+        """An epoch's batches, each with its number of examples; by default the examples' rows.
 
-    @abstractmethod
-    def build_optimiser(self) -> torch.optim.Optimizer:
-        """An optimiser over the prompts."""
-
-    @property
-    @abstractmethod
-    def classifier(self) -> CLIPClassifier:
-        """The tuned classifier: pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``."""
+        Args:
+            order: the training examples' rows in this epoch's order, int64 ``[N]``, on the CPU.
+            epoch: from 0.
+        """
+        for rows in order.to(self.clip.device).split(self.config.batch):
+            yield len(rows), rows
 
     # ---- what all share --------------------------------------------------------------------
 
     def _start(self) -> None:
         """New prompts, in towers that run as the settings say; what they left open is filled in."""
         config = self.config
-        self.prompts = self.build_prompts().to(self.clip.device)
-        self.model = PromptedCLIP(
-            self.clip,
-            self.classnames,
-            self.prompts,
-            engine=config.engine,
-            precision=config.precision,
-            compile=config.compile,
-            class_chunk=config.class_chunk,
-        )
+        prompts = self.build_prompts().to(self.clip.device)
+        # prompts of a float64 model learn in float64
+        self.prompts = prompts.double() if self.clip.dtype == torch.float64 else prompts
+        self._origin = ""
+        if config.init_from is not None:
+            values = start_values(config.init_from, self.prompts)
+            self.prompts.load_state_dict(values)
+            self._origin = digest(values)
+        self.model = self._prompted(self.classnames, config.class_chunk)
         self.config = dataclasses.replace(
             config,
             precision=cast(Any, self.model.precision),
             compile=self.model.compiled,
             class_chunk=self.model.class_chunk,
         )
+        self.totals: dict[str, Tensor] = {}
+
+    def _prompted(self, classnames: Sequence[str], class_chunk: int | None) -> PromptedCLIP:
+        config = self.config
+        return PromptedCLIP(
+            self.clip,
+            classnames,
+            self.prompts,
+            engine=config.engine,
+            precision=config.precision,
+            class_specific=getattr(config, "class_specific", False),
+            compile=config.compile,
+            class_chunk=class_chunk,
+        )
+
+    def log(self, examples: int, **terms: Tensor) -> None:
+        """Note means over a batch of so many examples; ``metrics.jsonl`` gets the epoch's."""
+        for name, value in terms.items():
+            value = value.detach() * examples
+            self.totals[name] = self.totals[name] + value if name in self.totals else value
+
+    @property
+    def classifier(self) -> CLIPClassifier:
+        """The tuned classifier: pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``."""
+        self.prompts.to(self.clip.device)  # the clip may have been moved since it was tuned
+        return self.model.classifier()
+
+    def classifier_for(self, classnames: Sequence[str]) -> CLIPClassifier:
+        """The classifier of the tuned prompts for other classes: base-to-new, or another data set.
+
+        Raises:
+            ValueError: a bad class list, or prompts that belong to the classes they were tuned on.
+        """
+        names = check_classnames(classnames)
+        if getattr(self.config, "class_specific", False) and names != self.classnames:
+            raise ValueError(
+                "classnames: each tuned class has a context of its own, there is none for others"
+            )
+        self.prompts.to(self.clip.device)
+        return self._prompted(names, None).classifier()
 
     def fit(
         self,
@@ -138,7 +174,7 @@ class Tuner(ABC):
 
         Args:
             train: map-style data set of uint8 images ``[3, S, S]`` and labels.
-            val: likewise; its accuracy is logged after each epoch, and changes nothing.
+            val: likewise; judged after each epoch. See ``keep`` and ``patience`` in the settings.
             out: the run folder to write; None writes nothing.
             resume: go on with the run that stopped in ``out``; on CPU it ends with the same bits
                 as one that was never stopped.
@@ -149,22 +185,29 @@ class Tuner(ABC):
         Raises:
             ValueError, TypeError: data that does not fit the model or the class list.
             FileExistsError: ``out`` holds a run and ``resume`` is not set.
-            FloatingPointError: the loss is not finite; the last good state stays in ``out``.
+            FloatingPointError: the loss is not finite; the last good state stays in ``out`` and in
+                the prompts. The message says in which step, and on which images.
         """
         for name, data in (("train", train), ("val", val)):
             if data is not None:
                 check_dataset(data, name, self.clip.image_size, len(self.classnames))
+                check_same_classes(data, name, self.classnames)
         run = None if out is None else RunFolder(out)
         if run is None and (track or resume):
             raise ValueError(f"{'track' if track else 'resume'} needs out: the run's folder")
-        key = self._key(train)
+        key = self._key(train, val)
         if run is not None:
             self._open(run, key, resume, job)
         tracker = Tracker(run.path) if run is not None and track else None
         # from the start values, whatever was tuned before: config.json must be the whole story
         self._start()
         examples = self.prepare(train, val, None if run is None else run.path, progress)
-        self._loop(run, key, examples, tracker, progress)
+        best = Loop(self, run, key, examples, tracker, progress).run()
+        if run is not None and best is not None:
+            for name, tensors in (("best", best), ("last", self.prompts.state_dict())):
+                run.write_prompts(tensors, self.method, self._hash(), name)
+        if best is not None and self.config.keep == "best":
+            self.prompts.load_state_dict(best)
         if run is not None:
             self._write_prompts(run)
         return self
@@ -175,8 +218,11 @@ class Tuner(ABC):
     def _hash(self) -> str:
         return digest_of(run_facts(self._identity()))
 
-    def _key(self, train: ImageDataset) -> str:
-        return digest_of([run_facts(self._identity()), fingerprint(train), len(train)])
+    def _key(self, train: ImageDataset, val: ImageDataset | None) -> str:
+        facts = [run_facts(self._identity()), fingerprint(train), len(train)]
+        if val is not None:  # it decides which prompts are kept, and when to stop
+            facts += [fingerprint(val), len(val)]
+        return digest_of([*facts, self._origin] if self._origin else facts)
 
     def _identity(self) -> dict[str, Any]:
         """What says which run this is."""
@@ -204,7 +250,12 @@ class Tuner(ABC):
             raise FileExistsError(
                 f"out: {run.path} holds a run already: resume it, or choose a new folder"
             )
-        elif (stored := run.read_config()).get("key") != key:
+        elif (stored := run.read_config())["classnames"] != self.classnames:
+            raise ValueError(
+                f"resume: {run.path} was begun with the classes {some(stored['classnames'])}, "
+                f"these are {some(self.classnames)}"
+            )
+        elif stored.get("key") != key:
             raise ValueError(
                 f"resume: {run.path} is a run with other settings, another model or other data"
             )
@@ -221,72 +272,6 @@ class Tuner(ABC):
                     "leave it out"
                 )
         self.config = dataclasses.replace(self.config, **typed(self.Config, known))
-
-    def _loop(
-        self,
-        run: RunFolder | None,
-        key: str,
-        examples: int,
-        tracker: Tracker | None,
-        progress: bool,
-    ) -> None:
-        optimiser = self.build_optimiser()
-        start = 0 if run is None else self._restore(run, key, optimiser)
-        batch, epochs = self.config.batch, self.config.epochs
-        steps = math.ceil(examples / batch)
-        bar = tqdm(
-            total=epochs * steps,
-            initial=start * steps,
-            desc=f"tune {self.method}",
-            unit="step",
-            disable=None if progress else True,
-        )
-        with bar:
-            for epoch in range(start, epochs):
-                row = self._epoch(epoch, examples, optimiser, bar)
-                bar.set_postfix({k: f"{row[k]:.3f}" for k in row if k in ("loss", "accuracy")})
-                if tracker is not None:
-                    tracker.add(row)
-                if run is not None:
-                    run.append_metrics(row)
-                    state = optimisers.pack(self.prompts, optimiser)
-                    run.write_state(state, epoch + 1, key)
-
-    def _restore(self, run: RunFolder, key: str, optimiser: torch.optim.Optimizer) -> int:
-        state = run.read_state(key)
-        if state is None:
-            run.cut_metrics(0)
-            return 0
-        optimisers.unpack(state[0], self.prompts, optimiser)
-        run.cut_metrics(state[1])
-        return state[1]
-
-    def _epoch(
-        self, epoch: int, examples: int, optimiser: torch.optim.Optimizer, bar: "tqdm[Any]"
-    ) -> dict[str, Any]:
-        began = time.perf_counter()
-        # the order is a function of seed and epoch alone: a resumed run sees the same
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        order = torch.randperm(examples, generator=generator).to(self.clip.device)
-        rate = self.learning_rate(epoch)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        total = torch.zeros((), device=self.clip.device)
-        for rows in order.split(self.config.batch):
-            loss = self.loss(rows)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            total += loss.detach() * len(rows)
-            bar.update()
-        mean = float(total) / examples
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"the loss became {mean} in epoch {epoch + 1}: lower lr; the state after epoch "
-                f"{epoch} is kept"
-            )
-        seconds = round(time.perf_counter() - began, 3)
-        return {"epoch": epoch + 1, "loss": mean, "lr": rate, **self.validate(), "seconds": seconds}
 
     def evaluate(
         self,
@@ -305,7 +290,11 @@ class Tuner(ABC):
             eps: one radius or several.
             templates: of the zero-shot classifier.
             **options: see `fastprompt.evaluate`.
+
+        Raises:
+            ValueError: as `fastprompt.evaluate`, or images of other classes.
         """
+        check_same_classes(test, "test", self.classnames)
         models = {
             "zero-shot": self.clip.zero_shot(
                 self.classnames,
@@ -332,11 +321,19 @@ class Tuner(ABC):
         return run.path
 
     @classmethod
-    def load(cls, folder: str | Path, clip: FrozenCLIP | nn.Module | str | None = None) -> Self:
+    def load(
+        cls,
+        folder: str | Path,
+        clip: FrozenCLIP | nn.Module | str | None = None,
+        *,
+        which: Literal["prompts", "best", "last"] = "prompts",
+    ) -> Self:
         """The tuner that `save` or a finished run left in ``folder``.
 
         Args:
             clip: the model; by default it is loaded again from what ``config.json`` says.
+            which: the prompts that the run ended with, the best on its validation images, or the
+                last.
 
         Raises:
             FileNotFoundError: no run folder, or tuning has not finished.
@@ -351,6 +348,7 @@ class Tuner(ABC):
         clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
         # how it was executed was for another machine, perhaps: this one's defaults are taken
         settings = {k: v for k, v in config["config"].items() if k not in EXECUTION}
+        origin = settings.pop("init_from", None)  # its values were replaced by tuned ones
         if not runs_here(settings.get("precision"), clip):
             settings["precision"] = None
         whole = cls.Config(**typed(cls.Config, settings))
@@ -361,6 +359,8 @@ class Tuner(ABC):
                 f"clip: {run.path} was tuned on {config['clip']['name']} with weights "
                 f"{known[:12]}…, this model's are {tuner.clip.fingerprint[:12]}…"
             )
-        tensors = run.read_prompts(cls.method, digest_of(run_facts(identity_in(config))))
+        tuner.config = dataclasses.replace(tuner.config, init_from=origin)
+        identity = digest_of(run_facts(identity_in(config)))
+        tensors = run.read_prompts(cls.method, identity, which)
         tuner.prompts.load_state_dict(tensors)
         return tuner

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from .._checks import check_count, check_number, unknown
+from .._checks import check_choice, check_count, check_number, unknown
 from ..towers import Engine
+from .optimisers import OptimiserName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +18,21 @@ class TunerConfig:
 
     Attributes:
         epochs: passes over the training images.
-        batch: images in an optimiser step.
+        batch: images in a batch.
+        accumulate: batches whose gradients make one optimiser step.
         lr: learning rate at the start of its decay to zero along a cosine.
-        seed: of the prompts' start values, the order of the images and the attack's random starts.
+        warmup_epochs: epochs at the constant rate ``warmup_lr`` before the cosine.
+        warmup_lr: that rate.
+        optimiser: ``"sgd"`` or ``"adamw"``.
+        momentum: of SGD.
+        weight_decay: of the optimiser.
+        keep: with validation images, which prompts the run ends with: the ``"best"`` on them, or
+            the ``"last"``. A run folder keeps both.
+        patience: stop when so many epochs brought nothing better on the validation images; by
+            default never.
+        init_from: a run folder whose tuned prompts are the start values.
+        seed: of the prompts' start values, the order of the images, their augmentation and the
+            attack's random starts.
         engine: ``"fast"``, or ``"reference"``: the same mathematics by open_clip's own modules,
             as published code runs them.
         precision: ``"fp64"``, ``"fp32"``, ``"bf16"`` or ``"fp16"`` in the towers; by default bf16
@@ -31,7 +44,16 @@ class TunerConfig:
 
     epochs: int = 100
     batch: int = 32
+    accumulate: int = 1
     lr: float = 0.002
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-5
+    optimiser: OptimiserName = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    keep: Literal["best", "last"] = "last"
+    patience: int | None = None
+    init_from: str | Path | None = None
     seed: int = 0
     engine: Engine = "fast"
     precision: Literal["fp64", "fp32", "bf16", "fp16"] | None = None
@@ -39,14 +61,22 @@ class TunerConfig:
     class_chunk: int | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.epochs, "epochs")
-        check_count(self.batch, "batch")
-        check_count(self.seed, "seed", least=0)
+        for name in ("epochs", "batch", "accumulate"):
+            check_count(getattr(self, name), name)
+        for name in ("warmup_epochs", "seed"):
+            check_count(getattr(self, name), name, least=0)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
         check_number(self.lr, "lr")
-        if self.class_chunk is not None:
-            check_count(self.class_chunk, "class_chunk")
+        for name in ("warmup_lr", "momentum", "weight_decay"):
+            check_number(getattr(self, name), name, zero=True)
+        for name in ("patience", "class_chunk"):
+            if getattr(self, name) is not None:
+                check_count(getattr(self, name), name)
+        check_choice(self.optimiser, "optimiser", get_args(OptimiserName))
+        check_choice(self.keep, "keep", ("best", "last"))
+        if self.init_from is not None:
+            object.__setattr__(self, "init_from", str(self.init_from))
 
 
 C = TypeVar("C", bound=TunerConfig)

@@ -1,6 +1,12 @@
 """The methods by name."""
 
 from .advpt import AdvPTTuner
+from .ampt import AMPTTuner
+from .apt import APTTuner
 from .base import Tuner
+from .capt import CAPTTuner
+from .nap import NAPTuner
 
-TUNERS: dict[str, type[Tuner]] = {AdvPTTuner.method: AdvPTTuner}
+TUNERS: dict[str, type[Tuner]] = {
+    tuner.method: tuner for tuner in (AdvPTTuner, APTTuner, AMPTTuner, CAPTTuner, NAPTuner)
+}

@@ -1,0 +1,396 @@
+"""Prompts out of other code's checkpoints: CoOp, AdvPT, APT, MaPLe and FAP, as Dassl saves them.
+
+Such a file is ``{"state_dict": ..., "epoch": ..., "optimizer": ..., "scheduler": ...,
+"val_result": ...}``, pickled. The scheduler's entry can hold whole objects: what they are called is
+known here, and something that does nothing takes their place. No code of a file is run.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from ._checks import check_classnames
+from .clip import FrozenCLIP
+from .loading import load_clip
+from .prompts import deep_prompts_fit
+from .tuners.base import Tuner
+from .tuners.config import field_names
+from .tuners.registry import TUNERS
+
+Layout = Literal["context", "class-specific context", "multi-modal"]
+
+# the first is the default; class-specific contexts are an option of APT's alone
+_METHODS: dict[Layout, tuple[str, ...]] = {
+    "context": ("apt", "advpt"),
+    "class-specific context": ("apt",),
+    "multi-modal": ("capt", "nap"),
+}
+
+
+class _Ignored:
+    """Takes the place of an object that is not needed: takes anything, does nothing."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _no_items(*args: object) -> dict[Any, Any]:
+    """Takes the place of a ``defaultdict``, which torch makes but does not fill."""
+    return {}
+
+
+# what Dassl can put into its scheduler, the optimiser that this carries, and an accuracy in numpy
+_NAMES = [f"torch.optim.lr_scheduler.{s}" for s in ("CosineAnnealingLR", "StepLR", "MultiStepLR")]
+_NAMES += [f"torch.optim.{s}" for s in ("sgd.SGD", "adam.Adam", "adamw.AdamW", "rmsprop.RMSprop")]
+_NAMES += ["numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"]
+_NAMES += ["builtins.dict"]  # of a defaultdict
+_SAFE: list[Any] = [(_no_items, "collections.defaultdict"), *((_Ignored, s) for s in _NAMES)]
+
+_LEARNER = "prompt_learner."
+_WRAPPER = "module."  # torch's DataParallel
+_TEXTS, _MAPS = "compound_prompts_text", "compound_prompt_projections"
+_READ = re.compile(rf"ctx|proj\.(weight|bias)|{_TEXTS}\.\d+|{_MAPS}\.\d+\.(weight|bias)")
+# the model's own weights, and buffers made of them
+_FROZEN = ("token_", "ZS_", "image_encoder.", "text_encoder.", "logit_scale")
+
+
+@dataclass(frozen=True, eq=False)
+class ForeignPrompts:
+    """The prompts of a checkpoint, float32.
+
+    Attributes:
+        context: tokens of the first layer, ``[M, text_width]``, or ``[C, M, text_width]`` where
+            each class has its own.
+        deep: what replaces them in layers 1, 2, ... of the text tower, ``[depth - 1, M,
+            text_width]``; None without visual prompts.
+        maps: from text to visual prompts in each layer, weight ``[depth, image_width, text_width]``
+            and bias ``[depth, image_width]``; None likewise.
+        classes: C of the data they were tuned on, where the file tells.
+        epoch: epochs they were tuned for, where the file tells.
+    """
+
+    context: Tensor
+    deep: Tensor | None = None
+    maps: tuple[Tensor, Tensor] | None = None
+    classes: int | None = None
+    epoch: int | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """What kind of prompts these are."""
+        if self.maps is not None:
+            return "multi-modal"
+        return "context" if self.context.ndim == 2 else "class-specific context"
+
+    @property
+    def depth(self) -> int:
+        """Layers with prompts of their own."""
+        return 1 if self.deep is None else len(self.deep) + 1
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text tower that they are for."""
+        return self.context.shape[-1]
+
+    @property
+    def image_width(self) -> int | None:
+        """Width of the image tower that they are for; None without visual prompts."""
+        return None if self.maps is None else self.maps[1].shape[1]
+
+    def state(self) -> dict[str, Tensor]:
+        """The state dict of `TextContext`, or of `DeepPrompts`."""
+        if self.maps is None or self.deep is None:
+            return {"tokens": self.context}
+        weight, bias = self.maps
+        tokens = torch.cat([self.context[None], self.deep])  # [depth, M, W]
+        return {"tokens": tokens, "map_weight": weight, "map_bias": bias[:, None]}
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def read_prompts(path: str | Path) -> ForeignPrompts:
+    """The prompts in a checkpoint of CoOp, AdvPT, APT, MaPLe or FAP, or code built on these.
+
+    The file does not say where the class name stood: it is taken to stand at the end, the default
+    of all of them.
+
+    Args:
+        path: such as ``prompt_learner/model.pth.tar-50``; nothing in it is run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, one with objects of other classes, without prompts, with
+            more than prompts, or with prompts that are incomplete, not finite or don't match.
+    """
+    path = Path(path)
+    content = _read(path)
+    try:
+        return _prompts(content)
+    except ValueError as error:
+        raise ValueError(f"path: {path} {error}") from None
+
+
+def _read(path: Path) -> Mapping[Any, Any]:
+    if not path.is_file():
+        what = "a folder: name a file in it" if path.is_dir() else "not there"
+        raise FileNotFoundError(f"path: {path} is {what}, such as model.pth.tar-50")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of the old format, which is fine here
+            with _only_safe():
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file can make the unpickler raise anything
+        raise ValueError(_why(path, str(error) or type(error).__name__)) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"path: {path} holds a {type(content).__name__}, no checkpoint")
+    return content
+
+
+@contextmanager
+def _only_safe() -> Iterator[None]:
+    """Inside, the names above can be unpickled, and nothing that was allowed for other files."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            yield
+    finally:
+        torch.serialization.add_safe_globals(before)
+
+
+def _why(path: Path, error: str) -> str:
+    if named := re.search(r"\bGLOBAL ([\w.]+)", error):
+        return (
+            f"path: {path} holds an object of {named[1].rstrip('.')}, which is never made or run: "
+            'where the file is trusted, save its "state_dict" alone with the code that wrote it'
+        )
+    inner = error.rpartition("WeightsUnpickler error: ")[2].strip() or error
+    return f"path: {path} is no checkpoint, or damaged: {inner.splitlines()[0][:200]}"
+
+
+def _prompts(content: Mapping[Any, Any]) -> ForeignPrompts:
+    state, epoch = content.get("state_dict", content), content.get("epoch")
+    if not isinstance(state, Mapping):
+        raise ValueError(f"has a {type(state).__name__} for its state_dict, not a mapping")
+    entries = _entries(state)
+    context = _take(entries, "ctx")
+    if context.ndim not in (2, 3) or 0 in context.shape:
+        raise ValueError(
+            f"has a ctx {list(context.shape)}: must be [M, width] or [classes, M, width]"
+        )
+    deep, maps = _deep(entries, context)
+    epochs = epoch if type(epoch) is int else None
+    return ForeignPrompts(context, deep, maps, _classes(entries, context), epochs)
+
+
+def _entries(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The prompt learner's tensors under their own names, whatever they were saved through."""
+    plain = {
+        key.removeprefix(_WRAPPER): value
+        for key, value in state.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    marked = {k.removeprefix(_LEARNER): v for k, v in plain.items() if k.startswith(_LEARNER)}
+    entries = marked or plain
+    if "ctx" not in entries:
+        some = ", ".join(map(str, list(state)[:5])) or "nothing"
+        more = ", ..." if len(state) > 5 else ""
+        raise ValueError(f"holds no prompts: it has no ctx or {_LEARNER}ctx, but {some}{more}")
+    # a part that is left out would change what the prompts do: CoCoOp's meta_net, IVLP's VPT
+    extra = [k for k in entries if not _READ.fullmatch(k) and not k.startswith(_FROZEN)]
+    extra += [k for k in plain if "VPT" in k]
+    if extra:
+        raise ValueError(
+            f"has learned more than is read here ({', '.join(extra[:3])}): context, deep text "
+            "prompts and their maps to visual ones (CoOp, AdvPT, APT, MaPLe, FAP)"
+        )
+    return entries
+
+
+def _take(entries: Mapping[str, Tensor], key: str) -> Tensor:
+    """One entry, checked and in float32."""
+    if key not in entries:
+        raise ValueError(f"is incomplete: it has no {key}")
+    value = entries[key]
+    if value.layout != torch.strided or value.is_meta or not value.is_floating_point():
+        raise ValueError(
+            f"has a {key} that is {value.dtype}, {value.layout}, {value.device}: must be a dense "
+            "tensor of floats"
+        )
+    value = value.detach().float().clone(memory_format=torch.contiguous_format)
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"has values in {key} that are not finite: take an earlier epoch's file")
+    return value
+
+
+def _classes(entries: Mapping[str, Tensor], context: Tensor) -> int | None:
+    """How many classes the prompts were tuned for."""
+    own = len(context) if context.ndim == 3 else None
+    prefix = entries.get("token_prefix")
+    if prefix is None or not prefix.ndim:
+        return own
+    shapes = f"a ctx {list(context.shape)} and a token_prefix {list(prefix.shape)}"
+    if prefix.shape[-1] != context.shape[-1]:
+        raise ValueError(f"has {shapes}: their widths differ")
+    if own not in (None, len(prefix)):
+        raise ValueError(f"has {shapes}: their numbers of classes differ")
+    return len(prefix)
+
+
+def _deep(
+    entries: Mapping[str, Tensor], context: Tensor
+) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+    """Deep text prompts and the maps to the visual ones, of MaPLe's layout."""
+    names = [k for k in entries if k.startswith(("proj.", _TEXTS, _MAPS))]
+    if not names:
+        return None, None
+    shape = list(context.shape)
+    if len(shape) != 2:
+        raise ValueError(f"has a ctx {shape}: must be [M, width] beside {names[0]}")
+    found = {int(k.split(".")[1]) for k in names if k.startswith((_TEXTS, _MAPS))}
+    deeper = range(len(found))
+    if gaps := [i for i in deeper if i not in found]:
+        raise ValueError(f"has compound prompts up to number {max(found)}, but no number {gaps[0]}")
+    deep = [_take(entries, f"{_TEXTS}.{i}") for i in deeper]
+    for i, tokens in enumerate(deep):
+        if list(tokens.shape) != shape:
+            raise ValueError(f"has a {_TEXTS}.{i} {list(tokens.shape)}: must be {shape} as ctx")
+    layers = ["proj", *(f"{_MAPS}.{i}" for i in deeper)]
+    weights = [_take(entries, f"{name}.weight") for name in layers]
+    biases = [_take(entries, f"{name}.bias") for name in layers]
+    for name, weight, bias in zip(layers, weights, biases, strict=True):
+        _check_map(name, list(weight.shape), list(bias.shape), [biases[0].numel(), shape[1]])
+    tokens = torch.stack(deep) if deep else context.new_empty(0, *shape)
+    return tokens, (torch.stack(weights), torch.stack(biases))
+
+
+def _check_map(name: str, weight: list[int], bias: list[int], wanted: list[int]) -> None:
+    """Raise unless a map takes text prompts to the image width: ``wanted`` is both widths."""
+    if weight == wanted and bias == wanted[:1]:
+        return
+    turned = len(weight) == 2 and weight[0] == wanted[1] != weight[1]
+    raise ValueError(
+        f"has a {name} with weight {weight} and bias {bias}: must be [image width, text width], "
+        f"here {wanted}, and {wanted[:1]}"
+        + ("; the weight is transposed, or maps the other way" if turned else "")
+    )
+
+
+# ---- into a tuner ------------------------------------------------------------------------------
+
+
+def import_prompts(
+    path: str | Path,
+    clip: FrozenCLIP | nn.Module | str,
+    classnames: Sequence[str],
+    *,
+    method: str | None = None,
+    **settings: Any,
+) -> Tuner:
+    """A tuner with the prompts of a checkpoint (see `read_prompts`), to evaluate or to save.
+
+    To tune them on, save it and give the run folder to a tuner as ``init_from``: `Tuner.fit` starts
+    from what the settings say.
+
+    Args:
+        clip: the model they were tuned on; the file does not name it, only widths are checked.
+        classnames: of the classes to tell apart. Class-specific contexts are for the classes, in
+            the order, that they were tuned on: the checkpoint knows how many these are, no more.
+        method: ``"apt"`` (default) or ``"advpt"`` for a context, ``"apt"`` for class-specific
+            ones, ``"capt"`` (default) or ``"nap"``, without refiners, for multi-modal prompts.
+        **settings: the method's other settings.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_prompts` does; also for a method of another kind, a
+            model of other widths (some that fit are named) or fewer layers, another number of
+            classes, and settings that the checkpoint decides.
+    """
+    prompts = read_prompts(path)
+    allowed = _METHODS[prompts.layout]
+    method = allowed[0] if method is None else method
+    if method not in allowed:
+        raise ValueError(
+            f"method must be {' or '.join(map(repr, allowed))} for {path}, which holds "
+            f"{_a(prompts.layout)}, got {method!r}"
+        )
+    decided: dict[str, Any] = {
+        "n_ctx": prompts.context.shape[-2],
+        "ctx_init": None,
+        "class_specific": prompts.context.ndim == 3,
+        "depth": prompts.depth,
+        "refiners": False,
+        "text_refiners": False,
+        "init_from": None,
+    }
+    known = field_names(TUNERS[method].Config)
+    own = {key: value for key, value in decided.items() if key in known}
+    if both := sorted(own.keys() & settings.keys()):
+        raise ValueError(f"{both[0]} is decided by {path} ({own[both[0]]}): leave it out")
+    names = check_classnames(classnames)
+    if prompts.context.ndim == 3 and len(names) != len(prompts.context):
+        raise ValueError(
+            f"classnames must be the {len(prompts.context)} that {path} was tuned on, in their "
+            f"order: each has a context of its own; got {len(names)}"
+        )
+    clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
+    _check_model(clip, prompts, path)
+    tuner = TUNERS[method](clip, names, **own, **settings)
+    tuner.prompts.load_state_dict(prompts.state())
+    return tuner
+
+
+def _a(layout: Layout) -> str:
+    return "multi-modal prompts" if layout == "multi-modal" else f"a {layout}"
+
+
+def _check_model(clip: FrozenCLIP, prompts: ForeignPrompts, path: str | Path) -> None:
+    """Raise where prompts would fit the kind of model, but not this one's sizes."""
+    parts, multi_modal = clip.text_parts, prompts.maps is not None
+    if isinstance(parts, str) or (multi_modal and deep_prompts_fit(clip)):
+        return  # the tuner says that the kind does not fit
+    visual: Any = clip.model.visual
+    held, has = f"text width {prompts.text_width}", f"text width {parts.width}"
+    if multi_modal:
+        held += f", image width {prompts.image_width}"
+        has += f", image width {visual.conv1.out_channels}"
+    if held != has:
+        names = _models(prompts.text_width, prompts.image_width)
+        raise ValueError(
+            f"clip: {path} holds prompts of {held}, {clip.name} has {has}"
+            + (f": they fit models such as {', '.join(names)}" if names else "")
+        )
+    layers = (parts.layers, len(visual.transformer.resblocks)) if multi_modal else (1, 1)
+    if prompts.depth > min(layers):
+        raise ValueError(
+            f"clip: {path} holds prompts for {prompts.depth} layers of both towers, {clip.name} "
+            f"has {layers[0]} (text) and {layers[1]} (image)"
+        )
+
+
+def _models(text_width: int, image_width: int | None, most: int = 5) -> list[str]:
+    """Some of open_clip's models with these widths; the plain names are the short ones."""
+    fit: list[str] = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name) or {}
+        text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
+        # ResNets count their layers by stages, and have no one width
+        vit = isinstance(vision.get("layers"), int) and "timm_model_name" not in vision
+        if "hf_model_name" in text or text.get("width") != text_width:
+            continue
+        if image_width is None or (vit and vision.get("width") == image_width):
+            fit.append(name)
+    return sorted(fit, key=lambda name: (not name.startswith("ViT-"), len(name), name))[:most]

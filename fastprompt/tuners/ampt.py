@@ -1,0 +1,106 @@
+"""AMPT: a mixture of text prompts, weighted for each image by a router.
+
+Adversarial mixture prompt tuning (later MoAPT): several short prompts instead of a longer one. The
+attack goes through the router. The router's form, the loss on adversarial images alone and the
+optional terms are our choice: the paper's text that could be read leaves them open.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._checks import check_choice, check_count, check_number
+from ..clip import FrozenCLIP
+from ..kernels.mixture_logits import Mix
+from ..prompts import PromptMixture
+from .online import OnlineConfig, OnlineTuner, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class AMPTConfig(OnlineConfig):
+    """AMPT's settings.
+
+    Attributes:
+        n_prompts: K, the prompts of the mixture.
+        temperature: T of the router's softmax.
+        mix: mix text features of length 1 (``"normalised"``), or as the tower has them (``"raw"``).
+        router_width: the router's inner width; by default a quarter of the features'.
+        clean_share: weight of the clean images' cross-entropy, in [0, 1]; the adversarial images'
+            has the rest.
+        load_balance: weight of ``K sum_k mean_b(w_bk)^2 - 1``, the squared coefficient of variation
+            of the prompts' shares (Shazeer et al., ICLR 2017): 0 where all are used alike.
+    """
+
+    n_ctx: int = 4
+    n_prompts: int = 8
+    temperature: float = 1.0
+    mix: Mix = "normalised"
+    router_width: int | None = None
+    clean_share: float = 0.0
+    load_balance: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count(self.n_prompts, "n_prompts")
+        check_number(self.temperature, "temperature")
+        check_choice(self.mix, "mix", ("normalised", "raw"))
+        if self.router_width is not None:
+            check_count(self.router_width, "router_width")
+        if check_number(self.clean_share, "clean_share", zero=True) > 1:
+            raise ValueError(f"clean_share must be in [0, 1], got {self.clean_share}")
+        check_number(self.load_balance, "load_balance", zero=True)
+
+
+class AMPTTuner(OnlineTuner):
+    """AMPT on any CLIP that takes text prompts. See `Tuner` for the arguments.
+
+    ``tuner.classifier.routing_weights(images)`` tells which prompts an image is given.
+    """
+
+    method = "ampt"
+    Config = AMPTConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    config: AMPTConfig
+    prompts: PromptMixture
+
+    @classmethod
+    def unfit(cls, clip: FrozenCLIP) -> str:
+        return clip.text_parts if isinstance(clip.text_parts, str) else ""
+
+    def build_prompts(self) -> PromptMixture:
+        config, parts = self.config, self.clip.text_parts
+        assert not isinstance(parts, str)  # `unfit` has said so
+        return PromptMixture(
+            config.n_prompts,
+            config.n_ctx,
+            parts.width,
+            self.clip.embed_dim,
+            hidden=config.router_width,
+            temperature=config.temperature,
+            mix=config.mix,
+            seed=config.seed,
+            start=self.context_start(),
+        )
+
+    def loss(self, batch: Step) -> Tensor:
+        """Cross-entropy of the adversarial images, with the clean share and the load balance."""
+        share, balance = self.config.clean_share, self.config.load_balance
+        if share:
+            clean, adv = batch.both()
+        else:
+            adv = batch.attacked()
+        loss = F.cross_entropy(adv.logits, batch.labels)
+        if share:
+            loss = (1 - share) * loss + share * F.cross_entropy(clean.logits, batch.labels)
+        if balance:
+            weights = self.prompts.head.weights(F.normalize(adv.features, dim=-1))  # [B, K]
+            loss = loss + balance * load_balance(weights)
+        return loss
+
+
+def load_balance(weights: Tensor) -> Tensor:
+    """``K sum_k mean_b(w_bk)^2 - 1`` of routing weights ``[B, K]``."""
+    return weights.shape[1] * torch.square(weights.mean(dim=0)).sum() - 1

@@ -1,0 +1,57 @@
+"""APT: a text context tuned on fresh adversarial images of itself.
+
+Li et al., "One prompt word is enough to boost adversarial robustness for pre-trained
+vision-language models", CVPR 2024. In each step PGD attacks the prompts as they are; their
+cross-entropy on what it finds is lowered. The yardstick for the other methods.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..clip import FrozenCLIP
+from ..prompts import TextContext
+from .online import OnlineConfig, OnlineTuner, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class APTConfig(OnlineConfig):
+    """APT's settings; the defaults are CoOp's and the authors'.
+
+    Attributes:
+        class_specific: each class has a context of its own.
+    """
+
+    class_specific: bool = False
+
+
+class APTTuner(OnlineTuner):
+    """APT on any CLIP that takes text prompts. See `Tuner` for the arguments."""
+
+    method = "apt"
+    Config = APTConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    config: APTConfig
+    prompts: TextContext
+
+    @classmethod
+    def unfit(cls, clip: FrozenCLIP) -> str:
+        return clip.text_parts if isinstance(clip.text_parts, str) else ""
+
+    def build_prompts(self) -> TextContext:
+        config, parts = self.config, self.clip.text_parts
+        assert not isinstance(parts, str)  # `unfit` has said so
+        classes = len(self.classnames) if config.class_specific else None
+        return TextContext(
+            config.n_ctx,
+            parts.width,
+            classes=classes,
+            seed=config.seed,
+            start=self.context_start(),
+        )
+
+    def loss(self, batch: Step) -> Tensor:
+        """Cross-entropy of the adversarial images."""
+        return F.cross_entropy(batch.attacked().logits, batch.labels)

@@ -1,0 +1,177 @@
+"""The loop that all methods share: epochs of optimiser steps, and which prompts were the best."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import optimisers
+
+if TYPE_CHECKING:
+    from ..runs import RunFolder
+    from ..tracking import Tracker
+    from .base import Tuner
+
+_SHOWN = 64  # indices of images in a message
+
+
+class Loop:
+    """Tunes a tuner's prompts, from the start or from where a run stopped.
+
+    Args:
+        tuner: whose prompts, batches, loss and validation.
+        run: the folder that is written; None writes nothing.
+        key: what says which run this is.
+        examples: N, of the training set.
+        tracker: gets each epoch's row, too.
+        progress: show a bar, where the output is a terminal.
+    """
+
+    def __init__(
+        self,
+        tuner: Tuner,
+        run: RunFolder | None,
+        key: str,
+        examples: int,
+        tracker: Tracker | None,
+        progress: bool,
+    ) -> None:
+        self.tuner, self.run_folder, self.key = tuner, run, key
+        self.examples, self.tracker, self.progress = examples, tracker, progress
+        self.config, self.prompts = tuner.config, tuner.prompts
+        self.optimiser = optimisers.make_optimiser(self.config, self.prompts.parameters())
+        self.best: dict[str, Tensor] | None = None
+        self.best_score, self.best_epoch = -math.inf, 0
+
+    def run(self) -> dict[str, Tensor] | None:
+        """Run all epochs that are left; returns the best prompts on the validation images."""
+        start, epochs = self._restore(), self.config.epochs
+        batches = math.ceil(self.examples / self.config.batch)
+        bar = tqdm(
+            total=epochs * batches,
+            initial=start * batches,
+            desc=f"tune {self.tuner.method}",
+            unit="batch",
+            disable=None if self.progress else True,
+        )
+        with bar:
+            for epoch in range(start, epochs):
+                if self._patience_is_over(epoch):
+                    break
+                self._finish(self._epoch(epoch, bar), bar)
+        return self.best
+
+    def _patience_is_over(self, epochs: int) -> bool:
+        patience = self.config.patience
+        waited = self.best is not None and epochs - self.best_epoch
+        return patience is not None and waited >= patience
+
+    def _restore(self) -> int:
+        """Put back the state that the run folder holds; how many epochs it had done."""
+        run = self.run_folder
+        state = None if run is None else run.read_state(self.key)
+        if run is None:
+            return 0
+        if state is None:
+            run.cut_metrics(0)
+            return 0
+        tensors, epochs = state
+        self.best = optimisers.unpack(tensors, self.prompts, self.optimiser)
+        run.cut_metrics(epochs)
+        for row in run.read_metrics():
+            self._better(row)
+        return epochs
+
+    def _better(self, row: dict[str, Any]) -> bool:
+        """Whether an epoch was better than all before it; the first of equals counts."""
+        score = row.get(self.tuner.score)
+        if score is None or not score > self.best_score:
+            return False
+        self.best_score, self.best_epoch = score, row["epoch"]
+        return True
+
+    def _finish(self, row: dict[str, Any], bar: tqdm[Any]) -> None:
+        shown = ("loss", "accuracy", "val_accuracy", "val_robust")
+        bar.set_postfix({k: f"{row[k]:.3f}" for k in shown if k in row})
+        if self._better(row):
+            self.best = _copy(self.prompts.state_dict())
+        if self.tracker is not None:
+            self.tracker.add(row)
+        if self.run_folder is not None:
+            self.run_folder.append_metrics(row)
+            state = optimisers.pack(self.prompts, self.optimiser, self.best)
+            self.run_folder.write_state(state, row["epoch"], self.key)
+
+    def _order(self, epoch: int) -> Tensor:
+        """A function of seed and epoch alone: a resumed run sees the same."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        return torch.randperm(self.examples, generator=generator)
+
+    def _epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
+        began = time.perf_counter()
+        order, good = self._order(epoch), _copy(self.prompts.state_dict())
+        rate = optimisers.learning_rate(self.config, epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.tuner.totals.clear()
+        losses = self._steps(order, epoch, good, bar)
+        tuned = round(time.perf_counter() - began, 3)
+        loss = float(losses.sum()) / self.examples
+        terms = {name: float(total) / self.examples for name, total in self.tuner.totals.items()}
+        return {
+            **{"epoch": epoch + 1, "loss": loss, "lr": rate},
+            **terms,
+            **self.tuner.validate(),
+            "tuning_seconds": tuned,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+
+    def _steps(self, order: Tensor, epoch: int, good: dict[str, Tensor], bar: tqdm[Any]) -> Tensor:
+        """The epoch's optimiser steps; each batch's loss times its size, on the device."""
+        group = self.config.batch * self.config.accumulate
+        device = self.tuner.clip.device
+        losses = torch.zeros(math.ceil(len(order) / self.config.batch), device=device)
+        seen = 0
+        for i, (size, batch) in enumerate(self.tuner.batches(order, epoch)):
+            if seen % group == 0:
+                self.optimiser.zero_grad(set_to_none=True)
+                together = min(group, len(order) - seen)
+            loss = self.tuner.loss(batch)
+            # the mean over all examples of the step, whatever the sizes of its batches
+            (loss if size == together else loss * (size / together)).backward()
+            seen += size
+            losses[i] = loss.detach() * size
+            if device.type == "cpu":  # looking at it waits for no device
+                self._check_finite(losses[: i + 1], order, epoch, good)
+            if seen % group == 0 or seen == len(order):
+                self.optimiser.step()
+            bar.update()
+        self._check_finite(losses, order, epoch, good)
+        return losses
+
+    def _check_finite(
+        self, losses: Tensor, order: Tensor, epoch: int, good: dict[str, Tensor]
+    ) -> None:
+        """Raise if a loss is not finite; the prompts go back to where the epoch began."""
+        bad = ~losses.isfinite()
+        if not bool(bad.any()):
+            return
+        place, batch = int(bad.int().argmax()), self.config.batch
+        rows = order[place * batch : (place + 1) * batch].tolist()
+        self.prompts.load_state_dict(good)
+        more = "" if len(rows) <= _SHOWN else f" and {len(rows) - _SHOWN} more"
+        step = (epoch * len(order) + place * batch) // (batch * self.config.accumulate) + 1
+        raise FloatingPointError(
+            f"the loss became {float(losses[place])} in step {step}, in epoch {epoch + 1}: lower "
+            f"lr, or look at the training images {rows[:_SHOWN]}{more}; the state after epoch "
+            f"{epoch} is kept"
+        )
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}

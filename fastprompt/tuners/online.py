@@ -1,0 +1,232 @@
+"""What the methods share that attack the prompts as they are, in every step."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .._checks import Fraction, check_count, check_labels, check_number, parse_fraction
+from ..attacks import OnlinePGD
+from ..data.augment import RandomCrops
+from ..data.loading import ImageDataset
+from ..data.pictures import Pictures
+from ..prompted import Prepared, PromptedCLIP, Seen
+from ..towers.layout import word_context
+from .base import Tuner
+from .config import TunerConfig
+
+_VAL_DRAW = 2**32 - 1  # the random start on validation images: no epoch's
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig(TunerConfig):
+    """What every method has that makes fresh adversarial images in each step.
+
+    Attributes:
+        n_ctx: context tokens.
+        ctx_init: words whose embeddings the context starts from (CoOp's option of that name): their
+            first ``n_ctx`` tokens, and N(0, 0.02) behind them. By default noise alone.
+        eps: radius of the attack, a float in pixel units or such as ``"4/255"``.
+        eps_min: draw each image's radius anew in each epoch, uniform in [eps_min, eps]; by default
+            all have eps.
+        steps: gradient steps of the attack.
+        alpha: its step size; by default 2/3 of the radius (NAP: 0.3). With ``eps_min`` the step
+            shrinks as the radius does.
+        random_start: start from a uniform point of the ball instead of the image.
+        augment: random resized crops and horizontal flips of the training images.
+        crop_min: the smallest crop, as a share of the image's area.
+        workers: processes that decode images; 0 decodes in this one.
+    """
+
+    n_ctx: int = 16
+    ctx_init: str | None = None
+    eps: Fraction = 4 / 255
+    eps_min: Fraction | None = None
+    steps: int = 3
+    alpha: Fraction | None = None
+    random_start: bool = True
+    augment: bool = True
+    crop_min: float = 0.08
+    workers: int = 0
+
+    _alpha: ClassVar[float] = 2 / 3  # the default step size, in radii
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count(self.n_ctx, "n_ctx")
+        check_count(self.steps, "steps")
+        check_count(self.workers, "workers", least=0)
+        object.__setattr__(self, "eps", parse_fraction(self.eps, "eps"))
+        if self.eps_min is not None:
+            least = parse_fraction(self.eps_min, "eps_min", zero=True)
+            object.__setattr__(self, "eps_min", least)
+            if least > self.radius:
+                raise ValueError(f"eps_min must be at most eps, {self.eps}, got {least}")
+        if self.alpha is not None:
+            object.__setattr__(self, "alpha", parse_fraction(self.alpha, "alpha"))
+        if check_number(self.crop_min, "crop_min") > 1:
+            raise ValueError(f"crop_min must be at most 1, the whole image, got {self.crop_min}")
+
+    @property
+    def radius(self) -> float:
+        """eps as a number."""
+        return parse_fraction(self.eps, "eps")
+
+    @property
+    def step_size(self) -> float:
+        """alpha as a number, the default filled in."""
+        return self._alpha * self.radius if self.alpha is None else parse_fraction(self.alpha, "a")
+
+
+@dataclasses.dataclass
+class Step:
+    """A batch, and what a loss is made of; each part is computed when it is first asked for.
+
+    Attributes:
+        images: clean, float32 ``[B, 3, S, S]`` in [0, 1], augmented.
+        labels, rows: classes, and places in the training set, int64 ``[B]``.
+        progress: share of the epochs that are done, in [0, 1).
+    """
+
+    model: PromptedCLIP
+    attack: OnlinePGD
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    progress: float
+    draw: int
+    radius: Tensor | None
+
+    @cached_property
+    def prepared(self) -> Prepared | None:
+        """What attack and loss share of the prompts; on the reference engine they share nothing."""
+        if self.model.engine == "reference":
+            return None
+        with torch.enable_grad():  # whoever asks first: the loss needs its graph
+            return self.model.prepare()
+
+    @cached_property
+    def adv(self) -> Tensor:
+        """The images, attacked through the prompts as they are now."""
+        result = self.attack(
+            self.images,
+            self.labels,
+            self.rows,
+            self.prepared,
+            draw=self.draw,
+            radius=self.radius,
+        )
+        self.stalled = result.health.stalled.float().mean()
+        return result.images
+
+    def clean(self, **options: Any) -> Seen:
+        """The model on the clean images, see `PromptedCLIP.see`."""
+        return self.model.see(self.images, self.prepared, **options)
+
+    def attacked(self, **options: Any) -> Seen:
+        """The model on the adversarial images."""
+        return self.model.see(self.adv, self.prepared, **options)
+
+    def both(self, **options: Any) -> tuple[Seen, Seen]:
+        """The model on the clean and on the adversarial images, in one pass."""
+        return self.model.see_both(self.images, self.adv, self.prepared, **options)
+
+
+class OnlineTuner(Tuner):
+    """A method whose loss is made of fresh adversarial images: see `Step`.
+
+    Images are decoded once and kept on the device where they fit there, augmented there; validation
+    has the training attack's threat model.
+    """
+
+    score = "val_robust"
+    config: OnlineConfig
+
+    def loss(self, batch: Step) -> Tensor:
+        """The method's loss of a step, a mean over its images."""
+        raise NotImplementedError
+
+    def context_start(self) -> Tensor | None:
+        """The embeddings of ``ctx_init``, ``[at most n_ctx, text_width]``."""
+        words = self.config.ctx_init
+        return None if words is None else word_context(self.clip, words, self.config.n_ctx)
+
+    def prepare(
+        self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
+    ) -> int:
+        config, device = self.config, self.clip.device
+        self._pictures = {
+            name: Pictures(
+                data, device, workers=config.workers, title=f"{name} images", progress=progress
+            )
+            for name, data in (("train", train), ("val", val))
+            if data is not None
+        }
+        for name, pictures in self._pictures.items():
+            if pictures.labels is not None:
+                n, classes = len(pictures), len(self.classnames)
+                check_labels(pictures.labels, n, classes, f"labels of {name}")
+        crops = RandomCrops((config.crop_min, 1.0), seed=config.seed)
+        self._crops = crops if config.augment else None
+        self._attack = OnlinePGD(
+            self.model,
+            config.eps,
+            config.step_size,
+            config.steps,
+            random_start=config.random_start,
+            seed=config.seed,
+        )
+        return len(train)
+
+    def batches(self, order: Tensor, epoch: int) -> Iterator[tuple[int, Step]]:
+        config, device, examples = self.config, self.clip.device, len(order)
+        crops = self._crops
+        boxes = None if crops is None else crops.draw(examples, epoch).to(device)
+        radii = self._radii(examples, epoch)
+        for rows, images, labels in self._pictures["train"].batches(order, config.batch):
+            if crops is not None and boxes is not None:
+                images = crops(images, boxes[rows])
+            step = Step(
+                self.model,
+                self._attack,
+                images,
+                labels,
+                rows,
+                progress=epoch / config.epochs,
+                draw=epoch,
+                radius=None if radii is None else radii[rows],
+            )
+            yield len(rows), step
+            if "adv" in vars(step):
+                self.log(len(rows), stalled=step.stalled)
+
+    def _radii(self, examples: int, epoch: int) -> Tensor | None:
+        """Each training image's radius in an epoch, ``[N]``: a function of seed and epoch alone."""
+        config = self.config
+        if config.eps_min is None:
+            return None
+        least = parse_fraction(config.eps_min, "eps_min", zero=True)
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch + 2**33)
+        shares = torch.rand(examples, generator=generator)
+        return (least + (config.radius - least) * shares).to(self.clip.device)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Clean and robust accuracy on the validation images, under the attack of the training."""
+        pictures = self._pictures.get("val")
+        if pictures is None:
+            return {}
+        prepared = self.model.prepare() if self.model.engine == "fast" else None
+        hits = torch.zeros(2, dtype=torch.int64, device=self.clip.device)
+        for rows, images, labels in pictures.batches(
+            torch.arange(len(pictures)), self.config.batch
+        ):
+            adv = self._attack(images, labels, rows, prepared, draw=_VAL_DRAW).images
+            right = [x.argmax(1) == labels for x in self.model.pair(images, adv, prepared)]
+            hits += torch.stack([right[0].sum(), (right[0] & right[1]).sum()])
+        clean, robust = (count / len(pictures) for count in hits.tolist())
+        return {"val_accuracy": clean, "val_robust": robust}
