@@ -210,7 +210,12 @@ def test_a_state_dict_alone_in_either_format(tmp_path: Path, zipped: bool) -> No
 
 
 def test_class_specific_contexts_know_their_classes(write: Callable[..., Path]) -> None:
-    assert read_prompts(write({"ctx": apt()["ctx"]}, epoch=True)).classes == len(NAMES)
+    assert read_prompts(write({"ctx": apt()["ctx"]})).classes == len(NAMES)
+
+
+@pytest.mark.parametrize("epoch", [True, "50", None, np.float64(50)])
+def test_an_epoch_is_a_whole_number_or_unknown(write: Callable[..., Path], epoch: object) -> None:
+    assert read_prompts(write(coop(), epoch=epoch)).epoch is None
 
 
 # ---- nothing is run ------------------------------------------------------------------------------
@@ -511,7 +516,6 @@ def test_the_tuner_computes_what_the_original_did(
 ) -> None:
     state = LAYOUTS[name][0]()
     tuner = import_prompts(write(state), clip64, NAMES, method=method)
-    tuner.prompts.double()
     logits = tuner.classifier(images)
     with torch.no_grad():
         expected = by_hand(clip64, state, images)

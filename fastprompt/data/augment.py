@@ -129,7 +129,7 @@ class RandomCrops:
         top, left, height, width, flip = boxes.to(images.dtype).unbind(dim=1)
         rows, columns = _positions(top, height, side), _positions(left, width, side)  # [B, S]
         columns = torch.where(flip[:, None] > 0.5, columns.flip(1), columns)
-        return _read(_read(images, rows, 2), columns, 3).clamp(0, 1)
+        return _read(_read(images, rows, 2), columns, 3)
 
 
 def _rising(pair: tuple[float, float], name: str) -> tuple[float, float]:
@@ -154,6 +154,7 @@ def _positions(start: Tensor, length: Tensor, side: int) -> Tensor:
     # the middle, for a box of less than a pixel: both bounds meet there
     margin = (length / 2).clamp(max=0.5)
     at = at.clamp(start + margin - 0.5, start + length - margin - 0.5)
+    # such a box at the edge has its middle beyond the last centre
     return at.clamp(0, side - 1)
 
 
@@ -170,4 +171,5 @@ def _read(images: Tensor, at: Tensor, dim: int) -> Tensor:
     first, second = (
         images.gather(dim, end.long().view(shape).expand(images.shape)) for end in (lower, upper)
     )
+    # never beyond its ends, rounded or not: [0, 1] needs no clamp
     return torch.lerp(first, second, (at - lower).view(shape))

@@ -39,10 +39,11 @@ class Attack:
         return self.path == "adaptive"
 
 
-def make_attack(name: str, eps: float, seed: int) -> Attack:
+def make_attack(name: str, eps: float, seed: int, stop_every: int | None = None) -> Attack:
     """The attack called ``name``: ``pgd-N`` or ``feature-pgd-N`` with N steps.
 
-    ``pgd-N``: one random start, steps of eps/4, the last iterate counts. ``feature-pgd-N``: AdvPT's
+    ``pgd-N``: one random start, steps of eps/4, the last iterate counts; with ``stop_every`` every
+    so many-th does. ``feature-pgd-N``: AdvPT's
     attack on the image encoder, steps of 1.25 eps/N.
     """
     found = _NAME.fullmatch(name)
@@ -57,12 +58,12 @@ def make_attack(name: str, eps: float, seed: int) -> Attack:
             "random_start": True,
             "restarts": 1,
             "loss": "cross-entropy",
-            "counts": "last iterate",
+            "counts": "last iterate" if stop_every is None else f"every {stop_every} iterates",
             "seed": seed,
         }
 
         def adaptive(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
-            attack = PGD(model, eps, alpha, steps, seed=seed)
+            attack = PGD(model, eps, alpha, steps, seed=seed, stop_every=stop_every)
             return attack.run(images, labels, indices=indices)
 
         return Attack(name, "adaptive", eps, settings, adaptive)

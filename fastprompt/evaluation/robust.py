@@ -143,6 +143,7 @@ def evaluate(
     *,
     batch: int = 128,
     limit: int | None = None,
+    stop_every: int | None = None,
     seed: int = 0,
     workers: int = 0,
     device: str | torch.device | None = None,
@@ -162,6 +163,8 @@ def evaluate(
         eps: one radius or several, in pixel units or such as ``"4/255"``.
         batch: images attacked at once.
         limit: so many images, drawn by ``seed`` (the same for all); None takes all.
+        stop_every: an adaptive attack looks at its images every so many steps, and leaves alone
+            those that are wrong: at least as strong, and faster. None judges the last iterate.
         seed: of that draw and of the random starts.
         workers: processes that decode images.
         device: where the models are; by default where the first one's buffers are.
@@ -178,7 +181,7 @@ def evaluate(
         raise ValueError("models must not be empty")
     check_dataset(data, "data")
     check_count(batch, "batch")
-    plan = plan_attacks(attacks, eps, seed)
+    plan = plan_attacks(attacks, eps, seed, stop_every)
     for attack in plan:
         blind = attack.path.startswith("transfer")
         without = [name for name, model in named.items() if blind and not hasattr(model, "clip")]
@@ -219,7 +222,10 @@ def evaluate(
 
 
 def plan_attacks(
-    attacks: Sequence[str], eps: Fraction | Sequence[Fraction], seed: int
+    attacks: Sequence[str],
+    eps: Fraction | Sequence[Fraction],
+    seed: int,
+    stop_every: int | None = None,
 ) -> list[Attack]:
     """The attacks of an evaluation, each at each radius; raises as `evaluate` does."""
     split = attacks.split(",") if isinstance(attacks, str) else attacks
@@ -238,7 +244,7 @@ def plan_attacks(
             continue
         if name.startswith("feature") and 0.0 in radii:
             raise ValueError(f"eps must be above 0 for {name!r}")
-        plan += [make_attack(name, radius, seed) for radius in dict.fromkeys(radii)]
+        plan += [make_attack(name, radius, seed, stop_every) for radius in dict.fromkeys(radii)]
     return plan
 
 

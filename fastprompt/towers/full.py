@@ -28,11 +28,11 @@ def pooled_places(layout: TextLayout, parts: TextParts) -> Tensor:
     return layout.ends
 
 
-def other_places(layout: TextLayout) -> Tensor:
-    """The places of all tokens but the context's, padding too, rising: ``[C, length - M]``."""
-    taken = torch.zeros(layout.ids.shape, dtype=torch.bool, device=layout.ids.device)
-    taken.scatter_(1, layout.context, True)
-    return taken.int().argsort(dim=1, stable=True)[:, : layout.length - layout.context.shape[1]]
+def other_places(places: Tensor, length: int) -> Tensor:
+    """The places in ``0..length - 1`` that are not among ``places [C, M]``: ``[C, length - M]``."""
+    taken = torch.zeros(len(places), length, dtype=torch.int8, device=places.device)
+    taken.scatter_(1, places, 1)
+    return taken.argsort(dim=1, stable=True)[:, : length - places.shape[1]]
 
 
 def padding_mask(ids: Tensor, pad_id: int | None, dtype: torch.dtype) -> Tensor | None:
@@ -71,7 +71,8 @@ class FullChunk(nn.Module):
         self.register_buffer("order", rows, persistent=False)
         self.register_buffer("ids", layout.ids[rows], persistent=False)
         self.register_buffer("places", layout.context[rows], persistent=False)
-        self.register_buffer("others", other_places(layout)[rows], persistent=False)
+        others = other_places(layout.context[rows], layout.length)
+        self.register_buffer("others", others, persistent=False)
         self.register_buffer("pooled", pooled_places(layout, text.parts)[rows], persistent=False)
 
     def forward(self, context: Tensor, deep: Tensor | None, refiners: Refiners | None) -> Tensor:
