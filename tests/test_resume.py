@@ -43,7 +43,7 @@ def metrics_of(folder):
     """The metrics, but for the times."""
     rows = RunFolder(folder).read_metrics()
     assert len(rows) == (folder / "metrics.jsonl").read_text().count("\n")
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
 
 
 def banks_of(folder):

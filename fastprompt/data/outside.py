@@ -55,7 +55,7 @@ def to_square(image_size: int) -> Callable[[Any], Tensor]:
     )
 
 
-class Pictures:
+class TorchvisionImages:
     """A torchvision data set's items ``rows``, as (uint8 tensor, int label)."""
 
     def __init__(self, data: Any, rows: Sequence[int], fingerprint: str) -> None:
@@ -135,7 +135,7 @@ def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str
             rows = list(range(len(labels)))
         else:
             rows = _train_or_val(labels, part, own_val)
-        return Pictures(data, rows, f"folder/{mark}/{part}"), labels[rows]
+        return TorchvisionImages(data, rows, f"folder/{mark}/{part}"), labels[rows]
 
     return names, split
 
@@ -196,7 +196,7 @@ def torchvision_splits(
         else:
             rows = _train_or_val(labels, part, own_val)
         mark = _hash(name, str(root.resolve()), str(image_size), part, str(labels.tolist()))
-        return Pictures(source, rows, f"torchvision/{mark}"), labels[rows]
+        return TorchvisionImages(source, rows, f"torchvision/{mark}"), labels[rows]
 
     return names, split
 

@@ -18,6 +18,7 @@ from ..attacks.ascent import evaluating, module_device
 from ..data.loading import ImageDataset, batches, check_dataset
 from ..runs import versions
 from .attacks import Attack, clean, make_attack
+from .text_table import text_table
 
 Model = Callable[[Tensor], Tensor]
 
@@ -81,22 +82,14 @@ class Evaluation:
 
     def table(self) -> str:
         """Rows as text: one line an attack, one column a model."""
-        models = list(dict.fromkeys(r["model"] for r in self.rows))
-        lines: dict[tuple[str, str, float], dict[str, str]] = {}
+        cells: dict[tuple[str, str, float], dict[str, str]] = {}
         for r in self.rows:
             mark = "" if r["trusted"] else " !"
             low, high = r["interval"]
             cell = f"{100 * r['accuracy']:5.1f} % [{100 * low:.0f}, {100 * high:.0f}]{mark}"
-            lines.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = cell
-        table = [["attack", "path", "eps", *models]]
-        for (attack, path, eps), cells in lines.items():
-            radius = f"{eps * 255:g}/255" if eps else "0"
-            table.append([attack, path, radius, *(cells.get(m, "") for m in models)])
-        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        table.insert(1, ["-" * w for w in widths])
-        text = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in table]
-        text += [f"! not to be trusted: {reason}" for reason in self.reasons]
-        return "\n".join(line.rstrip() for line in text)
+            cells.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = cell
+        notes = [f"! not to be trusted: {reason}" for reason in self.reasons]
+        return "\n".join([text_table(cells), *notes])
 
 
 class _Tally:

@@ -45,6 +45,12 @@ class Tuner(ABC):
     method: ClassVar[str]
     Config: ClassVar[type[TunerConfig]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # what `fastprompt tune` takes by default
+    job: ClassVar[Mapping[str, Any]] = {
+        "data": "patterns",
+        "shots": "all",
+        "attacks": "clean,feature-pgd-40,pgd-20",
+    }
     score: ClassVar[str]  # which of the validation's numbers says what prompts are the best
 
     def __init__(
@@ -306,15 +312,18 @@ class Tuner(ABC):
         }
         return evaluate(models, test, attacks=attacks, eps=eps, **options)
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, job: Mapping[str, Any] | None = None) -> Path:
         """Write ``config.json`` and ``prompts.safetensors`` into ``folder``.
+
+        Args:
+            job: what else a new ``config.json`` should hold.
 
         Raises:
             FileExistsError: ``folder`` holds another run.
         """
         run = RunFolder(folder)
         if not run.started:
-            run.write_config(self._identity())
+            run.write_config({**self._identity(), **(job or {})})
         elif digest_of(run_facts(identity_in(run.read_config()))) != self._hash():
             raise FileExistsError(f"folder: {run.path} holds another run")
         self._write_prompts(run)

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,6 +144,7 @@ class OnlineTuner(Tuner):
     has the training attack's threat model.
     """
 
+    job: ClassVar[dict[str, Any]] = {"data": "shapes", "shots": 16, "attacks": "clean,pgd-20"}
     score = "val_robust"
     config: OnlineConfig
 
@@ -210,7 +212,9 @@ class OnlineTuner(Tuner):
         if config.eps_min is None:
             return None
         least = parse_fraction(config.eps_min, "eps_min", zero=True)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch + 2**33)
+        # a stream of its own: not that of the order or of the crops
+        mixed = np.random.SeedSequence((config.seed, epoch, 1)).generate_state(1)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
         shares = torch.rand(examples, generator=generator)
         return (least + (config.radius - least) * shares).to(self.clip.device)
 

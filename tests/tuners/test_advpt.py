@@ -14,6 +14,7 @@ from fastprompt import AdvPTTuner, load_clip, load_data
 from fastprompt.attacks import FeaturePGD
 from fastprompt.data import ImageTensors
 from fastprompt.tuners.bank import bank_key, make_bank
+from fastprompt.tuners.optimisers import learning_rate
 
 FAST = {"epochs": 3, "n_ctx": 2, "steps": 2, "eps": "8/255", "batch": 8, "attack_batch": 8}
 
@@ -178,7 +179,7 @@ def test_no_image_is_attacked_in_phase_2(tuner, data, monkeypatch):
 
 def test_schedule(small_clip, data):
     tuner = AdvPTTuner(small_clip, data.classnames, epochs=10, lr=0.1, warmup_epochs=2)
-    rates = [tuner.learning_rate(e) for e in range(10)]
+    rates = [learning_rate(tuner.config, e) for e in range(10)]
     assert rates[:2] == [1e-5, 1e-5]
     assert rates[5] == pytest.approx(0.05)
     assert rates[2:] == sorted(rates[2:], reverse=True)
@@ -224,11 +225,11 @@ def test_a_run_stopped_in_its_first_epoch_resumes_on_the_same_object(
     tuner = AdvPTTuner(small_clip, data.classnames, **FAST)
     real, calls = AdvPTTuner.loss, []
 
-    def stopping(self, rows):
-        calls.append(rows)
+    def stopping(self, batch):
+        calls.append(batch)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(self, rows)
+        return real(self, batch)
 
     monkeypatch.setattr(AdvPTTuner, "loss", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -347,9 +348,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
     tuner = AdvPTTuner(small_clip, data.classnames, **FAST)
     real, calls = AdvPTTuner.loss, []
 
-    def broken(self, rows):
-        calls.append(rows)
-        return real(self, rows) * (float("nan") if len(calls) > 6 else 1.0)
+    def broken(self, batch):
+        calls.append(batch)
+        return real(self, batch) * (float("nan") if len(calls) > 6 else 1.0)
 
     monkeypatch.setattr(AdvPTTuner, "loss", broken)
     with pytest.raises(FloatingPointError, match="in epoch 3: lower lr"):

@@ -19,6 +19,7 @@ from fastprompt.tuners.config import TunerConfig, as_dict, build, read_config, t
 VALUES = {
     "epochs": 7,
     "batch": 5,
+    "accumulate": 2,
     "lr": 0.01,
     "seed": 3,
     "n_ctx": 4,
@@ -30,8 +31,12 @@ VALUES = {
     "attack_batch": 16,
     "warmup_epochs": 0,
     "warmup_lr": 1e-3,
+    "optimiser": "adamw",
     "momentum": 0.5,
     "weight_decay": 0.0,
+    "keep": "best",
+    "patience": 3,
+    "init_from": "some/run",
     "bank_dir": "some/banks",
     "workers": 1,
     "engine": "reference",
@@ -118,13 +123,14 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     assert (config.alpha, config.weight_decay) == (None, 0)
 
 
-@pytest.mark.parametrize("folder", ["banks", Path("banks")])
-def test_a_bank_folder_may_be_a_path(folder):
+@pytest.mark.parametrize("name", ["bank_dir", "init_from"])
+@pytest.mark.parametrize("folder", ["some/folder", Path("some/folder")])
+def test_a_folder_may_be_a_path(name, folder):
     for config in (
-        AdvPTConfig(bank_dir=folder),
-        build(AdvPTConfig, {}, None, {"bank_dir": folder}),
+        AdvPTConfig(**{name: folder}),
+        build(AdvPTConfig, {}, None, {name: folder}),
     ):
-        assert config.bank_dir == "banks"
+        assert getattr(config, name) == str(Path("some/folder"))
         json.dumps(as_dict(config))
 
 
@@ -165,6 +171,15 @@ WRONG = [
     ("epochs", True),
     ("epochs", None),
     ("batch", -1),
+    ("accumulate", 0),
+    ("accumulate", 1.5),
+    ("optimiser", "adam"),
+    ("optimiser", None),
+    ("keep", "first"),
+    ("keep", None),
+    ("patience", 0),
+    ("patience", "long"),
+    ("class_chunk", 0),
     ("seed", -1),
     ("seed", 2**32),
     ("lr", -1),

@@ -1,0 +1,99 @@
+"""Several seeds in one command: a run folder for each, then mean and spread."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from .._checks import check_count
+from .._files import read_json, write_json
+from ..evaluation import Evaluation
+from ..evaluation.spread import spread, spread_table
+from ..tuners.config import read_config
+from ..tuners.registry import TUNERS
+
+Run = Callable[..., Evaluation]
+
+
+@dataclass(frozen=True)
+class SeedsFolder:
+    """A folder of runs that differ in their seeds alone; ``seeds.json`` says which.
+
+    Attributes:
+        path: the folder; run N lies in ``seed-N``.
+        method, seeds, job, settings: what is run.
+    """
+
+    path: Path
+    method: str
+    seeds: list[int]
+    job: dict[str, Any]
+    settings: dict[str, Any]
+
+    @staticmethod
+    def is_one(path: str | Path) -> bool:
+        """Whether ``path`` is such a folder."""
+        return (Path(path) / "seeds.json").exists()
+
+    @classmethod
+    def begin(
+        cls,
+        path: Path,
+        method: str,
+        seeds: Sequence[int],
+        job: Mapping[str, Any],
+        config: str | None,
+        settings: Mapping[str, Any],
+    ) -> Self:
+        """A new one; the settings file is read now, so that a later change of it does no harm.
+
+        Raises:
+            ValueError: seeds that are not distinct, or out of range.
+            FileExistsError: the folder holds something else.
+        """
+        for seed in seeds:
+            check_count(seed, "seeds", least=0)
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds must be distinct, got {list(seeds)}")
+        if path.exists() and any(path.iterdir()):
+            remedy = "resume it, or choose" if cls.is_one(path) else "choose"
+            raise FileExistsError(f"out: {path} is not empty: {remedy} a new folder")
+        read = {} if config is None else read_config(TUNERS[method].Config, config)
+        folder = cls(path, method, list(seeds), dict(job), {**read, **settings})
+        facts = {k: v for k, v in vars(folder).items() if k != "path"}
+        write_json(path / "seeds.json", facts)
+        return folder
+
+    @classmethod
+    def read(cls, path: str | Path, method: str) -> Self:
+        """One that was begun.
+
+        Raises:
+            ValueError: damaged, or of another method.
+        """
+        file = Path(path) / "seeds.json"
+        facts = read_json(file)
+        if set(facts) != {"method", "seeds", "job", "settings"}:
+            raise ValueError(f"{file} is damaged: begin the runs anew")
+        if facts["method"] != method:
+            raise ValueError(f"--resume: {path} holds runs of {facts['method']!r}, not {method!r}")
+        return cls(Path(path), **facts)
+
+
+def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:
+    """Run what is not done yet, then print and write mean and spread; returns the exit code."""
+    results = []
+    for seed in folder.seeds:
+        path = folder.path / f"seed-{seed}"
+        if resume is not None and (path / "result.json").exists():
+            results.append(Evaluation(read_json(path / "result.json")["rows"]))
+        elif resume is not None and (path / "config.json").exists():
+            results.append(resume(folder.method, path))
+        else:
+            job, settings = {**folder.job, "data_seed": seed}, {**folder.settings, "seed": seed}
+            results.append(run(folder.method, job, None, settings, path, resume=False))
+    rows = spread(results)
+    write_json(folder.path / "summary.json", {"seeds": folder.seeds, "rows": rows})
+    print(f"\nmean over {len(folder.seeds)} seeds, with their range\n\n{spread_table(rows)}")
+    print(f"\nrun folders: {folder.path}")
+    return 0

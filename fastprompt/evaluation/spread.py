@@ -1,0 +1,52 @@
+"""The same evaluation over several seeds: mean, range, standard deviation."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from .robust import Evaluation
+from .text_table import text_table
+
+
+def spread(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """One row for each model, attack and eps.
+
+    Returns:
+        ``model``, ``attack``, ``path``, ``eps``, ``mean``, ``low``, ``high``, ``std`` (of the
+        sample, 0 for a single one), ``accuracies`` in the order given, ``trusted`` (all of them).
+
+    Raises:
+        ValueError: none, or evaluations of different attacks or models.
+    """
+    if not evaluations:
+        raise ValueError("evaluations must not be empty")
+    keys = ("model", "attack", "path", "eps")
+    plans = [[tuple(r[k] for k in keys) for r in e.rows] for e in evaluations]
+    if any(plan != plans[0] for plan in plans):
+        raise ValueError("evaluations must be of the same models, attacks and radii")
+    out = []
+    for same in zip(*(e.rows for e in evaluations), strict=True):
+        values = [row["accuracy"] for row in same]
+        out.append(
+            {
+                **{k: same[0][k] for k in keys},
+                "mean": statistics.fmean(values),
+                "low": min(values),
+                "high": max(values),
+                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+                "accuracies": values,
+                "trusted": all(row["trusted"] for row in same),
+            }
+        )
+    return out
+
+
+def spread_table(rows: Sequence[dict[str, Any]]) -> str:
+    """`spread` as text: one line an attack, one column a model."""
+    cells: dict[tuple[str, str, float], dict[str, str]] = {}
+    for r in rows:
+        mean, low, high = (100 * r[k] for k in ("mean", "low", "high"))
+        mark = "" if r["trusted"] else " !"
+        text = f"{mean:5.1f} % ({low:.1f} to {high:.1f}){mark}"
+        cells.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = text
+    return text_table(cells)

@@ -1,0 +1,16 @@
+"""Accuracies as a table of plain text."""
+
+from collections.abc import Mapping
+
+
+def text_table(cells: Mapping[tuple[str, str, float], Mapping[str, str]]) -> str:
+    """One line for each attack, path and eps, one column for each model."""
+    models = list(dict.fromkeys(model for row in cells.values() for model in row))
+    table = [["attack", "path", "eps", *models]]
+    for (attack, path, eps), row in cells.items():
+        radius = f"{eps * 255:g}/255" if eps else "0"
+        table.append([attack, path, radius, *(row.get(model, "") for model in models)])
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    table.insert(1, ["-" * w for w in widths])
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in table]
+    return "\n".join(line.rstrip() for line in lines)
