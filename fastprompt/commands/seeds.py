@@ -94,6 +94,7 @@ def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:
             results.append(run(folder.method, job, None, settings, path, resume=False))
     rows = spread(results)
     write_json(folder.path / "summary.json", {"seeds": folder.seeds, "rows": rows})
-    print(f"\nmean over {len(folder.seeds)} seeds, with their range\n\n{spread_table(rows)}")
+    many = "1 seed" if len(folder.seeds) == 1 else f"{len(folder.seeds)} seeds"
+    print(f"\nmean over {many}, with their range\n\n{spread_table(rows)}")
     print(f"\nrun folders: {folder.path}")
     return 0

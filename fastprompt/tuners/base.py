@@ -126,18 +126,18 @@ class Tuner(ABC):
         )
         self.totals: dict[str, Tensor] = {}
 
-    def _prompted(self, classnames: Sequence[str], class_chunk: int | None) -> PromptedCLIP:
+    def _prompted(
+        self, classnames: Sequence[str], class_chunk: int | None, **changes: Any
+    ) -> PromptedCLIP:
         config = self.config
-        return PromptedCLIP(
-            self.clip,
-            classnames,
-            self.prompts,
-            engine=config.engine,
-            precision=config.precision,
-            class_specific=getattr(config, "class_specific", False),
-            compile=config.compile,
-            class_chunk=class_chunk,
-        )
+        options: dict[str, Any] = {
+            "engine": config.engine,
+            "precision": config.precision,
+            "class_specific": getattr(config, "class_specific", False),
+            "compile": config.compile,
+            "class_chunk": class_chunk,
+        }
+        return PromptedCLIP(self.clip, classnames, self.prompts, **{**options, **changes})
 
     def log(self, examples: int, **terms: Tensor) -> None:
         """Note means over a batch of so many examples; ``metrics.jsonl`` gets the epoch's."""
@@ -151,19 +151,27 @@ class Tuner(ABC):
         self.prompts.to(self.clip.device)  # the clip may have been moved since it was tuned
         return self.model.classifier()
 
-    def classifier_for(self, classnames: Sequence[str]) -> CLIPClassifier:
-        """The classifier of the tuned prompts for other classes: base-to-new, or another data set.
+    def classifier_for(
+        self, classnames: Sequence[str] | None = None, *, precision: str | None = None
+    ) -> CLIPClassifier:
+        """The tuned prompts' classifier for other classes, or in another precision.
+
+        Args:
+            classnames: as for base-to-new, or of another data set; by default the tuner's.
+            precision: see `CLIPClassifier`; by default that of the tuning.
 
         Raises:
-            ValueError: a bad class list, or prompts that belong to the classes they were tuned on.
+            ValueError: a bad class list, or prompts that belong to the classes they were tuned on;
+                a precision that the device lacks.
         """
-        names = check_classnames(classnames)
+        names = self.classnames if classnames is None else check_classnames(classnames)
         if getattr(self.config, "class_specific", False) and names != self.classnames:
             raise ValueError(
                 "classnames: each tuned class has a context of its own, there is none for others"
             )
         self.prompts.to(self.clip.device)
-        return self._prompted(names, None).classifier()
+        changes = {} if precision is None else {"precision": precision}
+        return self._prompted(names, None, **changes).classifier()
 
     def fit(
         self,

@@ -165,7 +165,8 @@ class Loop:
         rows = order[place * batch : (place + 1) * batch].tolist()
         self.prompts.load_state_dict(good)
         more = "" if len(rows) <= _SHOWN else f" and {len(rows) - _SHOWN} more"
-        step = (epoch * len(order) + place * batch) // (batch * self.config.accumulate) + 1
+        together = self.config.accumulate
+        step = epoch * math.ceil(len(order) / (batch * together)) + place // together + 1
         raise FloatingPointError(
             f"the loss became {float(losses[place])} in step {step}, in epoch {epoch + 1}: lower "
             f"lr, or look at the training images {rows[:_SHOWN]}{more}; the state after epoch "

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import check_choice, check_count
+from .._dtypes import at_least_float32
 from ..clip import FrozenCLIP
 from ..kernels import layer_consistency
 from ..prompts import DeepPrompts, RefinerStart, deep_prompts_fit
@@ -111,5 +112,5 @@ def distance(clean: list[Tensor], adv: list[Tensor], kind: Consistency) -> Tenso
     """
     if kind == "cosine":
         return layer_consistency(clean, adv)
-    parts = zip(clean, adv, strict=True)
-    return sum((a.float() - b.float()).square().flatten(1).mean(1) for a, b in parts)  # type: ignore[return-value]
+    pairs = zip(map(at_least_float32, clean), map(at_least_float32, adv), strict=True)
+    return sum((a - b).square().flatten(1).mean(1) for a, b in pairs)  # type: ignore[return-value]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastprompt import cli
-from fastprompt.tuners.advpt import AdvPTConfig
+from fastprompt.tuners.advpt import AdvPTConfig, AdvPTTuner
 from fastprompt.tuners.config import TunerConfig, as_dict, build, read_config, typed
 
 # no value is its default
@@ -59,10 +59,10 @@ def from_command_line(arguments, monkeypatch):
         seen.append(build(AdvPTConfig, {}, config, overrides))
         raise Stop
 
-    tuner.Config, tuner.__doc__ = AdvPTConfig, "Tunes nothing."
-    monkeypatch.setattr("fastprompt.tuners.registry.TUNERS", {"advpt": tuner})
-    monkeypatch.setattr("fastprompt.loading.load_clip", lambda *a, **k: Blank())
-    monkeypatch.setattr("fastprompt.data.load_data", lambda *a, **k: Blank())
+    tuner.Config, tuner.job, tuner.__doc__ = AdvPTConfig, AdvPTTuner.job, "Tunes nothing."
+    monkeypatch.setattr("fastprompt.commands.tune.TUNERS", {"advpt": tuner})
+    monkeypatch.setattr("fastprompt.commands.tune.model_of", lambda job: Blank())
+    monkeypatch.setattr("fastprompt.commands.tune.load_data", lambda *a, **k: Blank())
     with pytest.raises(Stop):
         cli.main(["tune", "advpt", *arguments])
     return seen[0]

@@ -1,0 +1,1 @@
+"""The methods against each other on the bundled models and data: what docs/results.md is made of."""

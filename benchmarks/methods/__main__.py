@@ -1,0 +1,15 @@
+"""Run, collect and show the comparison of the methods.
+
+python -m benchmarks.methods measure            # tunes and judges what is not done yet, hours
+python -m benchmarks.methods measure --share 0 --shares 2   # half of it, beside a second process
+python -m benchmarks.methods collect            # what is done into the result file
+python -m benchmarks.methods table              # docs/results.md from the result file
+"""
+
+from jsonargparse import CLI
+
+from .run import collect, measure
+from .table import table
+
+if __name__ == "__main__":
+    CLI({"measure": measure, "collect": collect, "table": table})

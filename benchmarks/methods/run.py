@@ -1,0 +1,118 @@
+"""Tune and judge cells: one JSON file each, so that a run that stops goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastprompt import evaluate, load_clip, load_data
+from fastprompt._files import write_json
+from fastprompt.classifier import CLIPClassifier
+from fastprompt.runs import RunFolder
+from fastprompt.tuners.base import Tuner
+from fastprompt.tuners.config import as_dict
+from fastprompt.tuners.registry import TUNERS
+
+from ..report import write
+from .cells import TUNING_EPS, Cell, all_cells
+
+FOLDER = Path("runs") / "methods"
+RESULT = Path(__file__).parents[1] / "results" / "cpu-2-cores" / "methods.json"
+SHOTS, IMAGES, BATCH = 16, 400, 400
+ATTACK, LOOK = "pgd-100", 10  # images that are fooled are left alone from the next look on
+PRECISION = "bf16"  # of the tuning; the judge is float32
+
+
+def settings(cell: Cell) -> dict[str, Any]:
+    """What is changed of the preset: AdvPT keeps its bank's own radius."""
+    own = {} if cell.method == "advpt" else {"eps": TUNING_EPS}
+    return {**own, "precision": PRECISION, "seed": cell.seed, **dict(cell.changes)}
+
+
+def _folder(cell: Cell) -> Path:
+    mark = hashlib.sha256(json.dumps(cell.tuning).encode()).hexdigest()[:12]
+    return FOLDER / "tuned" / f"{cell.method}-{mark}"
+
+
+def tune(cell: Cell) -> Tuner:
+    """The tuner of a cell: from its folder, or tuned now and kept there."""
+    clip = load_clip(cell.model)
+    data = load_data("shapes", shots=SHOTS, seed=cell.seed, classes=cell.classes)
+    kind, folder = TUNERS[cell.method], _folder(cell)
+    if not (folder / "prompts.safetensors").exists():
+        tuner = kind(clip, data.classnames, **settings(cell))
+        resume = RunFolder(folder).started
+        return tuner.fit(data.train, data.val, folder, resume=resume, progress=False)
+    return kind.load(folder, clip)
+
+
+def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
+    """Costs of the tuning, from its folder's metrics."""
+    rows = RunFolder(_folder(cell)).read_metrics()
+    batches = -(-SHOTS * len(tuner.classnames) // tuner.config.batch)
+    each = [row.get("tuning_seconds", row["seconds"]) / batches for row in rows]
+    return {
+        "config": as_dict(tuner.config),
+        "parameters": sum(p.numel() for p in tuner.prompts.parameters()),
+        "step_seconds": statistics.median(each),
+        "tuning_seconds": sum(row["seconds"] for row in rows),
+        "threads": torch.get_num_threads(),
+        "val": {k: v for k, v in rows[-1].items() if k.startswith("val_")},
+    }
+
+
+def _classifier(cell: Cell, names: list[str], templates: Any) -> tuple[CLIPClassifier, Any]:
+    if cell.method == "zero-shot":
+        return load_clip(cell.model).zero_shot(names, templates), {}
+    tuner = tune(cell)
+    return tuner.classifier_for(names, precision="fp32"), _tuning_facts(cell, tuner)
+
+
+def judge(cell: Cell) -> dict[str, Any]:
+    """A cell's row of the result file."""
+    began = time.perf_counter()
+    data = load_data(cell.test, classes=cell.test_classes)  # type: ignore[arg-type]
+    classifier, facts = _classifier(cell, data.classnames, data.templates)
+    options: dict[str, Any] = {"batch": BATCH, "progress": False}
+    clean = evaluate(classifier, data.test, ["clean"], **options).rows
+    attacked = evaluate(
+        classifier, data.test, [ATTACK], cell.eps, limit=IMAGES, stop_every=LOOK, **options
+    ).rows
+    kept = ("attack", "eps", "accuracy", "n", "trusted", "settings")
+    return {
+        **dataclasses.asdict(cell),
+        "label": cell.label,
+        **facts,
+        "rows": [{k: row[k] for k in kept} for row in (*clean, *attacked)],
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def measure(share: int = 0, shares: int = 1, part: str | None = None) -> None:
+    """Run what is not done yet: this process's share, or one part of the cells."""
+    for cell in all_cells():
+        file = FOLDER / "cells" / f"{cell.name}.json"
+        mine = int(hashlib.sha256(json.dumps(cell.tuning).encode()).hexdigest(), 16) % shares
+        if file.exists() or mine != share or part not in (None, cell.part):
+            continue
+        row = judge(cell)
+        write_json(file, row)
+        shown = {f"{r['attack']} {255 * r['eps']:g}": round(100 * r["accuracy"], 1) for r in row["rows"]}
+        print(cell.part, cell.model, cell.method, cell.seed, cell.test, cell.label, shown, flush=True)
+
+
+def collect() -> None:
+    """Put the cells that are done into the result file."""
+    rows = []
+    for cell in all_cells():
+        file = FOLDER / "cells" / f"{cell.name}.json"
+        if file.exists():
+            rows.append(json.loads(file.read_text("utf-8")))
+    write(RESULT, {"cells": rows})
