@@ -10,13 +10,18 @@ from conftest import SMALL, small_model
 from torch import nn
 
 from fastprompt import load_clip
-from fastprompt.prompts import DeepPrompts, TextContext, TokenRefiner
+from fastprompt.prompts import DeepPrompts, PromptMixture, TextContext, TokenRefiner
 
 DEPTH, M, TEXT, IMAGE = 3, 4, 24, 32
+C, K, FEATURES = 5, 3, 16
 
 
 def deep(**options) -> DeepPrompts:
     return DeepPrompts(DEPTH, M, TEXT, IMAGE, **options)
+
+
+def mixture(**options) -> PromptMixture:
+    return PromptMixture(K, M, TEXT, FEATURES, **options)
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
@@ -32,9 +37,12 @@ def perturb(module: nn.Module) -> nn.Module:
 
 BUILDERS = {
     "text_context": lambda seed: TextContext(M, TEXT, seed=seed),
+    "own_contexts": lambda seed: TextContext(M, TEXT, classes=C, seed=seed),
+    "mixture": lambda seed: mixture(seed=seed),
     "deep_prompts": lambda seed: deep(seed=seed),
     "with_refiners": lambda seed: deep(seed=seed, refiners=2),
     "refiner": lambda seed: TokenRefiner(IMAGE, seed=seed),
+    "linear_refiner": lambda seed: TokenRefiner(IMAGE, start="linear", seed=seed),
 }
 
 
@@ -46,7 +54,8 @@ def test_the_seed_alone_decides_the_start_values(build):
     before = torch.get_rng_state()
     again, other = build(5).state_dict(), build(6).state_dict()
     assert all(torch.equal(again[k], v) for k, v in first.items())
-    drawn = [k for k, v in first.items() if v.any()]
+    # not LayerNorm's scale, which starts at one
+    drawn = [k for k, v in first.items() if v.any() and not bool((v == 1).all())]
     assert drawn
     assert not any(torch.equal(other[k], first[k]) for k in drawn)
     if not list(build(5).children()):  # the refiners' nn.Linear layers draw before they are set
@@ -76,6 +85,56 @@ def test_start_values_come_first_and_noise_behind(words):
     assert torch.equal(prompts[0, :words], start)
     assert torch.equal(prompts[0, words:], plain[0, words:])
     assert torch.equal(prompts[1:], plain[1:])  # the deeper layers start from noise
+
+
+@pytest.mark.parametrize("words", [1, M])
+def test_each_class_starts_from_the_words_and_noise_of_its_own(words):
+    start = normal(words, TEXT, seed=9)
+    noise = TextContext(M, TEXT, classes=C, seed=2).tokens
+    tokens = TextContext(M, TEXT, classes=C, seed=2, start=start).tokens
+    assert tokens.shape == (C, M, TEXT)
+    assert all(torch.equal(own[:words], start) for own in tokens)
+    assert torch.equal(tokens[:, words:], noise[:, words:])
+    assert not torch.equal(noise[0], noise[1])
+    values = TextContext(M, TEXT, classes=C).values()
+    assert values.context.shape == (C, M, TEXT)
+    assert values.deep is None
+    assert values.visual is None
+
+
+@pytest.mark.parametrize("words", [0, 1, M])
+def test_prompts_of_a_mixture_never_start_alike(words):
+    """Alike, they would get the same gradients and stay alike."""
+    start = normal(words, TEXT, seed=9).requires_grad_()
+    noise = mixture(seed=2).tokens
+    tokens = mixture(seed=2, start=start if words else None).tokens
+    assert tokens.shape == (K, M, TEXT)
+    assert tokens.is_leaf
+    assert torch.equal(tokens[0, :words], start)  # the first is the words themselves
+    if words:
+        for k in range(1, K):
+            away = tokens[k, :words] - start
+            torch.testing.assert_close(away, noise[k, :words], rtol=0, atol=1e-6)
+    assert torch.equal(tokens[:, words:], noise[:, words:])
+    for k in range(K):
+        assert all((tokens[k] - tokens[j]).norm() > 0.01 for j in range(k))
+
+
+def test_a_mixture_puts_its_tokens_into_the_text_tower_alone():
+    prompts = mixture(temperature=0.5, mix="raw", hidden=7, seed=1)
+    values = prompts.values()
+    assert values.context is prompts.tokens
+    assert values.deep is None
+    assert values.visual is None
+    assert prompts.head.temperature == 0.5
+    assert prompts.head.mix == "raw"
+    router = prompts.head.router
+    assert router.first.weight.shape == (7, FEATURES)
+    assert router.second.weight.shape == (K, 7)
+    assert {name for name, _ in prompts.named_parameters()} == {
+        "tokens",
+        *(f"head.router.{m}.{p}" for m in ("norm", "first", "second") for p in ("weight", "bias")),
+    }
 
 
 def test_maps_start_as_linear_layers_do():
@@ -141,8 +200,36 @@ def test_a_refiner_starts_as_the_identity():
     assert refiner.second.weight.grad.norm() > 1e-6  # so that it can leave the identity
 
 
-def test_a_refiner_equals_its_formula():
-    refiner = perturb(TokenRefiner(IMAGE, seed=2)).double()
+def test_a_refiner_may_start_as_linear_layers_do():
+    refiner, x = TokenRefiner(IMAGE, start="linear", seed=2), normal(2, 5, IMAGE, seed=3)
+    for layer, fan_in in ((refiner.first, IMAGE), (refiner.second, 2 * IMAGE)):
+        for p in (layer.weight, layer.bias):
+            assert p.abs().max() <= fan_in**-0.5
+            assert p.min() < 0 < p.max()
+        assert layer.weight.abs().max() > 0.9 * fan_in**-0.5
+    assert (refiner(x) - x).norm() > 1e-2 * x.norm()
+    # the first layer's start values are those of the identity
+    assert torch.equal(refiner.first.weight, TokenRefiner(IMAGE, seed=2).first.weight)
+    prompts = deep(refiners=2, text_refiners=3, refiner_start="linear")
+    assert [r.second.weight.shape[0] for r in prompts.refiners] == [IMAGE] * 2
+    assert [r.second.weight.shape[0] for r in prompts.text_refiners] == [TEXT] * 3
+    assert all(r.second.weight.any() for r in (*prompts.refiners, *prompts.text_refiners))
+
+
+def test_an_unknown_start_of_a_refiner_is_refused():
+    with pytest.raises(ValueError, match="start must be 'identity' or 'linear', got 'zero'"):
+        TokenRefiner(IMAGE, start="zero")
+
+
+def test_refiners_leave_the_other_start_values_alone():
+    plain, refined = deep(seed=3), deep(seed=3, refiners=2, text_refiners=2)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(refined.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("start", ["identity", "linear"])
+def test_a_refiner_equals_its_formula(start):
+    refiner = perturb(TokenRefiner(IMAGE, start=start, seed=2)).double()
     x = normal(2, 5, IMAGE, seed=3).double().requires_grad_()
     w1, b1 = refiner.first.weight, refiner.first.bias
     w2, b2 = refiner.second.weight, refiner.second.bias
@@ -204,10 +291,14 @@ def test_a_tower_that_takes_no_deep_prompts_is_refused():
     ("build", "name"),
     [
         (lambda: TextContext(0, TEXT), "n_ctx"),
+        (lambda: TextContext(M, TEXT, classes=0), "classes"),
+        (lambda: PromptMixture(0, M, TEXT, FEATURES), "n_prompts"),
+        (lambda: PromptMixture(K, 0, TEXT, FEATURES), "n_ctx"),
+        (lambda: mixture(hidden=0), "hidden"),
         (lambda: DeepPrompts(0, M, TEXT, IMAGE), "depth"),
         (lambda: DeepPrompts(DEPTH, 0, TEXT, IMAGE), "n_ctx"),
     ],
-    ids=["context", "depth", "deep_context"],
+    ids=["context", "classes", "prompts", "mixture_context", "router", "depth", "deep_context"],
 )
 def test_counts_below_one_are_refused(build, name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):

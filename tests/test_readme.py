@@ -29,7 +29,7 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
     code = python_blocks()[0]
     for long, short in (
         ("shots=16", "shots=1"),
-        ("epochs=20", "epochs=1"),
+        ("epochs=8", "epochs=1, steps=1"),
         ("limit=400", "limit=8"),
     ):
         assert long in code

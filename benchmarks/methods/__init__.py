@@ -1,1 +1,1 @@
-"""The methods against each other on the bundled models and data: what docs/results.md is made of."""
+"""The methods against each other on the bundled models and data: what docs/results.md shows."""

@@ -97,7 +97,9 @@ def claim_cells() -> Iterator[Cell]:
     yield from (cell("layers", "nap", consistency=c) for c in ("cosine", "mse", "none"))
     yield cell("layers", "nap", schedule="fixed", consistency="none")
     yield from (cell("balance", "capt", balance=b) for b in ("confidence", "linear"))
-    yield from (cell("balance", "capt", balance="constant", balance_value=a) for a in (0.0, 0.5, 1.0))
+    yield from (
+        cell("balance", "capt", balance="constant", balance_value=a) for a in (0.0, 0.5, 1.0)
+    )
     yield cell("balance", "capt", lam=0.0)
     yield from (cell("depth", "capt", lam=0.0, depth=d) for d in (1, 2, 4))
     yield cell("depth", "apt")

@@ -104,8 +104,12 @@ def measure(share: int = 0, shares: int = 1, part: str | None = None) -> None:
             continue
         row = judge(cell)
         write_json(file, row)
-        shown = {f"{r['attack']} {255 * r['eps']:g}": round(100 * r["accuracy"], 1) for r in row["rows"]}
-        print(cell.part, cell.model, cell.method, cell.seed, cell.test, cell.label, shown, flush=True)
+        shown = {
+            f"{r['attack']} {255 * r['eps']:g}": round(100 * r["accuracy"], 1) for r in row["rows"]
+        }
+        print(
+            cell.part, cell.model, cell.method, cell.seed, cell.test, cell.label, shown, flush=True
+        )
 
 
 def collect() -> None:

@@ -158,6 +158,13 @@ class CAPTTuner(OnlineTuner):
         assert self.weigh is not None  # `prepare` has looked
         return _checked(self.weigh(frozen, labels, progress), len(labels))
 
+    def _alphas(self, frozen: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """`alpha` of each image, ``[B]``."""
+        alpha = self.alpha(frozen, labels, progress)
+        if isinstance(alpha, Tensor):
+            return alpha.to(frozen).expand(len(labels))
+        return torch.full((len(labels),), alpha, dtype=frozen.dtype, device=frozen.device)
+
     def loss(self, batch: Step) -> Tensor:
         """``CE + lam [(1 - alpha) KL(p_adv, p_clean) + alpha KL(p_adv, p_frozen)]``."""
         config, labels = self.config, batch.labels

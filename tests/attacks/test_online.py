@@ -398,3 +398,96 @@ def test_settings_out_of_range_are_refused(clip, options, error, message):
 def test_settings_as_fractions(clip):
     attack = OnlinePGD(prompted(clip), "4/255", "1/255")
     assert (attack.eps, attack.alpha) == (4 / 255, 1 / 255)
+
+
+# ---- each image's own radius ----------------------------------------------------------------
+
+RADII = (1 / 255, 2.5 / 255, 4 / 255, 0.0)
+
+
+def radii(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.tensor(RADII, dtype=dtype)
+
+
+def one_ulp(eps: float, alpha: float):
+    """Radii whose step sizes the ratio ``alpha / eps`` rounds to another float32."""
+    return pytest.param(eps, alpha, marks=pytest.mark.xfail(strict=True, reason="one ulp in alpha"))
+
+
+@ENGINES
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("eps", "alpha"),
+    [(EPS, ALPHA), (4 / 255, 8 / 765), (8 / 255, 2 / 255), (1 / 255, 0.3 / 255)],
+)
+def test_radii_that_are_all_eps_give_the_same_bits(engine, start, dtype, eps, alpha, request):
+    clip = request.getfixturevalue("double" if dtype == torch.float64 else "clip")
+    model, (x, y, indices) = prompted(clip, engine), batch(dtype=dtype)
+    attack = OnlinePGD(model, eps, alpha, 3, random_start=start)
+    radius = torch.full((4,), eps, dtype=dtype)
+    plain = attack(x, y, indices, draw=1)
+    ours = attack(x, y, indices, draw=1, radius=radius)
+    assert torch.equal(ours.images, plain.images)
+    assert torch.equal(ours.health.zero, plain.health.zero)
+
+
+@ENGINES
+@pytest.mark.parametrize("start", [True, False])
+def test_each_radius_is_an_attack_of_its_own(double, engine, start):
+    """Image by image, with that eps and an alpha that shrinks as it does."""
+    model, (x, y, indices) = prompted(double, engine), batch(dtype=torch.float64)
+    attack = OnlinePGD(model, EPS, ALPHA, 3, random_start=start, seed=2)
+    together = attack(x, y, indices, draw=1, radius=radii()).images
+    for i, eps in enumerate(RADII):
+        own = slice(i, i + 1)
+        alpha = ALPHA * eps / EPS or ALPHA
+        single = OnlinePGD(model, eps, alpha, 3, random_start=start, seed=2)
+        alone = single(x[own], y[own], indices[own], draw=1).images
+        assert (together[own] - alone).abs().max() <= 1e-12
+    moved = (together - x).abs().amax(dim=(1, 2, 3))
+    assert (moved <= radii() + 1e-12).all()
+    assert (moved >= 0.99 * radii()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_engines_take_the_same_way_with_radii(double, dtype):
+    x, y, indices = batch(dtype=torch.float64)
+    ours, theirs = (
+        OnlinePGD(prompted(double, engine), EPS, ALPHA, 3)(x, y, indices, radius=radii(dtype))
+        for engine in ("fast", "reference")
+    )
+    assert torch.equal(ours.images, theirs.images)
+    assert torch.equal(ours.health.zero, theirs.health.zero)
+
+
+@ENGINES
+def test_radii_leave_what_they_are_given_alone(clip, engine):
+    model, (x, y, indices) = prompted(clip, engine), batch()
+    given, before = radii(torch.float32), x.clone()
+    adv = OnlinePGD(model, EPS, ALPHA, 2)(x, y, indices, radius=given).images
+    assert torch.equal(given, radii(torch.float32))
+    assert torch.equal(x, before)
+    assert torch.equal(adv[3], x[3])  # a radius of 0
+
+
+@ENGINES
+def test_with_an_eps_of_zero_radii_may_be_zero_too(clip, engine):
+    x, y, indices = batch()
+    attack = OnlinePGD(prompted(clip, engine), 0, ALPHA, 2)
+    assert torch.equal(attack(x, y, indices, radius=torch.zeros(4)).images, x)
+
+
+@ENGINES
+@pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), (1,), ()])
+def test_radii_of_a_wrong_shape_are_refused(clip, engine, shape):
+    attack = OnlinePGD(prompted(clip, engine), EPS, ALPHA, 2)
+    with pytest.raises(ValueError, match=r"radius must be \[4\], got \["):
+        attack(*batch(), radius=torch.zeros(shape))
+
+
+@ENGINES
+def test_radii_that_are_no_numbers_with_a_point_are_refused(clip, engine):
+    attack = OnlinePGD(prompted(clip, engine), EPS, ALPHA, 2)
+    with pytest.raises((TypeError, ValueError), match=r"eps|radius"):
+        attack(*batch(), radius=torch.zeros(4, dtype=torch.int64))

@@ -330,3 +330,164 @@ def test_bad_images_and_labels():
         PGD(lambda v: v)(x, y)
     with pytest.raises(TypeError, match="model must be callable"):
         PGD("resnet")
+
+
+# ---- stopping at images that are fooled -----------------------------------------------------
+
+
+def close_calls(n=40, seed=0):
+    """A linear model in float64, images it classifies rightly, and margins that all differ."""
+    model = Linear(dtype=torch.float64)
+    x, _ = batch(n, dtype=torch.float64, seed=seed)
+    x = 0.2 + 0.6 * x
+    return model, x, model(x).argmax(1)
+
+
+# of these images some fall in every step, and some never do
+SLOW = {"eps": 0.03, "alpha": 0.004, "steps": 6}
+STARTS = pytest.mark.parametrize("start", [True, False], ids=["random_start", "no_start"])
+
+
+def iterates(model, x, y, **options) -> list[torch.Tensor]:
+    """What the plain attack has after 1, 2, ... steps: a shorter attack's last iterate."""
+    return [PGD(model, **options | {"steps": k + 1}).run(x, y).images for k in range(SLOW["steps"])]
+
+
+def fooled(model, x, y):
+    return model(x).argmax(1) != y
+
+
+@STARTS
+@pytest.mark.parametrize("every", [6, 7, 100])
+def test_a_look_at_the_end_alone_changes_nothing(start, every):
+    model, x, y = close_calls()
+    plain = PGD(model, **SLOW, random_start=start).run(x, y)
+    ours = PGD(model, **SLOW, random_start=start, stop_every=every).run(x, y)
+    assert torch.equal(ours.images, plain.images)
+    assert torch.equal(ours.success, plain.success)
+    for counts in ("zero", "nonfinite"):
+        assert torch.equal(getattr(ours.health, counts), getattr(plain.health, counts))
+
+
+@STARTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_with_nobody_fooled_it_is_the_plain_attack(start, dtype, every):
+    def model(x):  # its second class stays behind by as much, wherever the image goes
+        first = Linear(dtype=dtype)(x)[:, :1]
+        return torch.cat([first, first.detach() - 8], dim=1)
+
+    x, _ = batch(5, dtype=dtype)
+    y = torch.zeros(5, dtype=torch.int64)
+    plain, ours = (
+        PGD(model, **SLOW, random_start=start, stop_every=k).run(x, y) for k in (None, every)
+    )
+    assert not ours.success.any()
+    assert not torch.equal(plain.images, x)
+    assert torch.equal(ours.images, plain.images)
+    assert torch.equal(ours.health.zero, plain.health.zero)
+
+
+@STARTS
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_an_image_keeps_what_felled_it_and_the_others_go_on(start, every):
+    model, x, y = close_calls()
+    options = SLOW | {"random_start": start}
+    steps = iterates(model, x, y, **options)
+    result = PGD(model, **options, stop_every=every).run(x, y)
+    looks = sorted({*range(every, SLOW["steps"], every), SLOW["steps"]})
+    wanted, open_ = steps[-1].clone(), torch.ones(len(x), dtype=torch.bool)
+    fell_in = []
+    for step in looks:  # the plain attack's own iterates, up to the first look that finds it fooled
+        down = open_ & fooled(model, steps[step - 1], y)
+        wanted[down] = steps[step - 1][down]
+        open_ &= ~down
+        fell_in.append(int(down.sum()))
+    assert sum(n > 0 for n in fell_in) >= 2
+    assert open_.any()
+    assert torch.equal(result.images, wanted)
+    assert torch.equal(result.success, ~open_)
+    assert fooled(model, result.images, y)[result.success].all()
+    assert ((result.images - x).abs() <= options["eps"] + 1e-12).all()
+
+
+@STARTS
+def test_more_looks_never_find_less(start):
+    class Sine(nn.Module):  # an image that is fooled may be right again a step later
+        def forward(self, x):
+            s = (40 * x.flatten(1)[:, :40]).sin().sum(1)
+            return torch.stack([-s + 24, s], 1)
+
+    x, _ = batch(64, dtype=torch.float64)
+    y = torch.zeros(64, dtype=torch.int64)
+    options = {"eps": 0.2, "alpha": 0.05, "steps": 8, "random_start": start}
+    found = {k: PGD(Sine(), **options, stop_every=k).run(x, y).success for k in (None, 8, 4, 2, 1)}
+    assert torch.equal(found[None], found[8])
+    for more, fewer in ((4, 8), (2, 4), (1, 2)):  # each looks where the other does, too
+        assert (found[more] | ~found[fewer]).all()
+    assert found[1].sum() > found[None].sum()
+    result = PGD(Sine(), **options, stop_every=1).run(x, y)
+    assert torch.equal(fooled(Sine(), result.images, y), result.success)
+
+
+def test_stopping_splits_and_orders_nothing():
+    model, x, y = close_calls()
+    attack = PGD(model, **SLOW, stop_every=2, seed=5)
+    indices = torch.arange(40) + 7
+    whole = attack.run(x, y, indices=indices)
+    for rows in (slice(0, 11), slice(11, 40), [39, 3, 20]):
+        part = attack.run(x[rows], y[rows], indices=indices[rows])
+        assert torch.equal(part.images, whole.images[rows])
+        assert torch.equal(part.health.zero, whole.health.zero[rows])
+
+
+def test_stopping_saves_the_passes_of_those_that_fell():
+    model, x, y = close_calls()
+    sizes = []
+
+    def counted(images):
+        if images.requires_grad:
+            sizes.append(len(images))
+        return model(images)
+
+    PGD(counted, **SLOW, stop_every=2).run(x, y)
+    assert sizes[0] == sizes[1] == 40
+    assert len(sizes) == 6
+    assert sizes[1] > sizes[2] == sizes[3] > sizes[4] == sizes[5]
+    sizes.clear()
+    easy = (y + 1) % 5  # wrong from the start: one look, and it is over
+    PGD(counted, **SLOW, stop_every=2).run(x, easy)
+    assert sizes == [40, 40]
+
+
+def test_stopping_with_targets_and_restarts():
+    model, x, y = close_calls()
+    target = (y + 1) % 5
+    options = SLOW | {"eps": 0.06}
+    plain, ours = (
+        PGD(model, **options, targeted=True, stop_every=k).run(x, target) for k in (None, 1)
+    )
+    assert (ours.success | ~plain.success).all()
+    assert torch.equal(model(ours.images).argmax(1) == target, ours.success)
+    assert ours.success.any()
+    assert not ours.success.all()
+    once, thrice = (PGD(model, **SLOW, restarts=r, stop_every=2).run(x, y) for r in (1, 3))
+    assert (thrice.success | ~once.success).all()
+    assert torch.equal(thrice.images[once.success], once.images[once.success])
+    assert torch.equal(fooled(model, thrice.images, y), thrice.success)
+
+
+def test_an_image_without_a_gradient_is_told_of_with_stopping_too():
+    x, y = batch()
+    y = detached(x).argmax(1)
+    result = PGD(detached, eps=1e-3, alpha=1e-3, steps=4, stop_every=2).run(x, y)
+    assert result.health.stalled.all()
+    assert not result.trusted
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
+)
+def test_bad_stop_every(value, error):
+    with pytest.raises(error, match="stop_every must be"):
+        PGD(Linear(), stop_every=value)

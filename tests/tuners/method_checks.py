@@ -143,9 +143,7 @@ def scale_of(clip: FrozenCLIP) -> Tensor:
 
 def cosine_logits(clip: FrozenCLIP, images: Tensor, text: Tensor) -> list[Tensor]:
     """``s f.t_c`` of raw features, one image and class at a time: B of ``[C]``."""
-    return [
-        torch.stack([scale_of(clip) * (unit(f) * unit(t)).sum() for t in text]) for f in images
-    ]
+    return [torch.stack([scale_of(clip) * (unit(f) * unit(t)).sum() for t in text]) for f in images]
 
 
 def logits_of(model: PromptedCLIP, images: Tensor) -> list[Tensor]:

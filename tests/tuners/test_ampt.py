@@ -36,9 +36,11 @@ def slow_weights(tuner, features: torch.Tensor) -> list[torch.Tensor]:
     for f in features:
         x = unit(f)
         x = (x - x.mean()) / (x.var(unbiased=False) + router.norm.eps).sqrt()
-        x = router.first.weight @ (x * router.norm.weight + router.norm.bias) + router.first.bias
+        x = x * router.norm.weight + router.norm.bias
+        x = router.first.weight @ x + router.first.bias
         x = x * 0.5 * (1 + torch.erf(x / 2**0.5))  # GELU
-        out.append(softmax((router.second.weight @ x + router.second.bias) / tuner.config.temperature))
+        x = router.second.weight @ x + router.second.bias
+        out.append(softmax(x / tuner.config.temperature))
     return out
 
 
@@ -159,7 +161,7 @@ def test_tuning_starts_at_the_plain_average(engine):
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_routing_weights_are_the_routers(temperature, engine):
     tuner = tuner_of("ampt", engine, temperature=temperature)
-    perturb(tuner.prompts.head.router, 1.0)
+    perturb(tuner.prompts.head.router, 0.3)
     step = first_step(tuner)
     weights = tuner.classifier.routing_weights(step.images)
     assert weights.shape == (3, K)
@@ -236,5 +238,5 @@ def test_settings_out_of_range_are_refused(options, message, small_clip):
 def test_an_unknown_mixing_is_refused(small_clip):
     with pytest.raises(ValueError, match="mix must be 'normalised' or 'raw', got 'mean'"):
         AMPTConfig(mix="mean")
-    with pytest.raises(ValueError, match="'mix'.*'mean'|mix.*mean"):
+    with pytest.raises(ValueError, match=r"mix.*'mean'"):
         AMPTTuner(small_clip, NAMES, mix="mean")

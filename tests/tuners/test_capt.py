@@ -288,7 +288,7 @@ def test_a_depth_that_a_tower_lacks_is_refused(bundled_clip):
 
 
 def test_a_tower_that_takes_no_visual_prompts_is_refused():
-    with pytest.raises(ValueError, match="capt does not fit .* ModifiedResNet"):
+    with pytest.raises(ValueError, match=r"capt does not fit .* ModifiedResNet"):
         CAPTTuner(resnet(), NAMES)
 
 

@@ -176,12 +176,14 @@ def test_warm_up_and_cosine_are_their_formulas():
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_the_optimiser_takes_the_rate_of_its_epoch(small_clip, tmp_path, optimiser):
-    seen = []
-    handle = register_optimizer_step_pre_hook(
-        lambda optimiser, *_: seen.append((type(optimiser).__name__, optimiser.param_groups[0]))
-        or rates.append(optimiser.param_groups[0]["lr"])
-    )
-    rates: list[float] = []
+    seen, rates = [], []
+
+    def look(optimiser, *_):
+        (group,) = optimiser.param_groups
+        seen.append((type(optimiser).__name__, group))
+        rates.append(group["lr"])
+
+    handle = register_optimizer_step_pre_hook(look)
     settings = {"warmup_epochs": 1, "optimiser": optimiser, "weight_decay": 0.25, "momentum": 0.75}
     try:
         fit(scripted(small_clip, **settings), tmp_path)

@@ -1,0 +1,160 @@
+"""docs/results.md from the committed result file."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .cells import METHODS, MODELS, SHIFTED, TEST_EPS
+from .run import IMAGES, LOOK, RESULT, SHOTS
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+NAMES = {"advpt": "AdvPT", "apt": "APT", "ampt": "AMPT", "capt": "CAPT", "nap": "NAP"}
+Row = Mapping[str, Any]
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def name_of(method: str) -> str:
+    """A method's name in its paper."""
+    return NAMES.get(method, method)
+
+
+def accuracies(cells: Sequence[Row], eps: str | None) -> list[float]:
+    """Clean accuracies (``eps`` None), or those under attack, in percent, one for each cell."""
+    radius = 0.0 if eps is None else int(eps.split("/")[0]) / 255
+    attack = "clean" if eps is None else "pgd-100"
+    return [
+        100 * row["accuracy"]
+        for cell in cells
+        for row in cell["rows"]
+        if row["attack"] == attack and (eps is None or abs(row["eps"] - radius) < 1e-9)
+    ]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range; one value by itself."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _seconds(cells: Sequence[Row], key: str) -> str:
+    values = [cell[key] for cell in cells if key in cell]
+    return f"{statistics.mean(values):.3g}" if values else ""
+
+
+def main_table(cells: Sequence[Row], model: str) -> str:
+    """Every method on one model: accuracies with their spread, costs, trained parameters."""
+    rows = []
+    for method in METHODS:
+        own = [c for c in cells if (c["part"], c["model"], c["method"]) == ("main", model, method)]
+        if not own:
+            continue
+        attacked = [spread(accuracies(own, eps)) for eps in TEST_EPS]
+        costs = [_seconds(own, key) for key in ("step_seconds", "tuning_seconds")]
+        trained = f"{own[0]['parameters']:,}" if "parameters" in own[0] else ""
+        seeds = "" if method == "zero-shot" else str(len(own))
+        rows.append(
+            [name_of(method), spread(accuracies(own, None)), *attacked, *costs, trained, seeds]
+        )
+    head = ["method", "clean", *TEST_EPS, "s a step", "s in all", "trained parameters", "seeds"]
+    return markdown(head, rows)
+
+
+def shift_table(cells: Sequence[Row], model: str) -> str:
+    """Clean and robust accuracy on the shifted images."""
+    rows = []
+    for method in METHODS:
+        row = [name_of(method)]
+        for test in SHIFTED:
+            key = ("shift", model, method, test)
+            own = [c for c in cells if (c["part"], c["model"], c["method"], c["test"]) == key]
+            row += [spread(accuracies(own, None)), spread(accuracies(own, "2/255"))]
+        if any(row[1:]):
+            rows.append(row)
+    head = [
+        "method",
+        *(f"{t.removeprefix('shapes-')} {k}" for t in SHIFTED for k in ("clean", "2/255")),
+    ]
+    return markdown(head, rows)
+
+
+def _harmonic(base: Sequence[float], new: Sequence[float]) -> str:
+    if not base or not new or base[0] + new[0] == 0:
+        return ""
+    return f"{2 * base[0] * new[0] / (base[0] + new[0]):.1f}"
+
+
+def new_table(cells: Sequence[Row]) -> str:
+    """Tuned on half of the classes: both halves and their harmonic mean."""
+    rows = []
+    for method in METHODS:
+        own = [c for c in cells if c["part"] == "new" and c["method"] == method]
+        row = [name_of(method)]
+        for eps in (None, "2/255"):
+            base, new = (
+                accuracies([c for c in own if c["test_classes"] == half], eps)
+                for half in ("base", "new")
+            )
+            row += [spread(base), spread(new), _harmonic(base, new)]
+        if any(row[1:]):
+            rows.append(row)
+    head = [
+        "method",
+        *(f"{half} {k}" for k in ("clean", "2/255") for half in ("base", "new", "mean")),
+    ]
+    return markdown(head, rows)
+
+
+def claim_table(cells: Sequence[Row], claim: str) -> str:
+    """One setting after the other."""
+    rows = [
+        [
+            name_of(c["method"]),
+            c["label"],
+            spread(accuracies([c], None)),
+            spread(accuracies([c], "2/255")),
+            f"{c['step_seconds']:.3g}",
+            f"{c['parameters']:,}",
+        ]
+        for c in cells
+        if c["part"] == claim
+    ]
+    head = ["method", "changed", "clean", "2/255", "s a step", "trained parameters"]
+    return markdown(head, rows)
+
+
+def page(path: Path = RESULT) -> str:
+    """The whole page."""
+    from .text import TEXT  # the words between the tables
+
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    tables = {f"main:{model}": main_table(cells, model) for model in MODELS}
+    tables |= {f"shift:{model}": shift_table(cells, model) for model in MODELS}
+    tables["new"] = new_table(cells)
+    for claim in ("mixture", "refiners", "layers", "balance", "depth"):
+        tables[claim] = claim_table(cells, claim)
+    text = TEXT
+    for key, table in tables.items():
+        text = text.replace(f"<{key}>", table)
+    return (
+        text.replace("<images>", str(IMAGES))
+        .replace("<look>", str(LOOK))
+        .replace("<shots>", str(SHOTS))
+    )
+
+
+def table() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"written: {PAGE}")

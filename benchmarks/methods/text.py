@@ -1,0 +1,83 @@
+"""The words of docs/results.md; a name in angle brackets stands for a table or a number."""
+
+TEXT = """# The methods against each other
+
+Everything here is measured on the bundled models and data, by
+
+```bash
+python -m benchmarks.methods measure && python -m benchmarks.methods collect
+python -m benchmarks.methods table
+```
+
+(hours on two CPU cores; it goes on where it was stopped), from
+[methods.json](../benchmarks/results/cpu-2-cores/methods.json). What the small CLIP shows need not hold
+for a large one: read it as a check of the methods' code and of the direction of their effects.
+
+- `shapes`, <shots> shots of 80 classes. The presets were chosen on training and validation images; the
+  search is recorded in
+  [method_sweep.json](../benchmarks/results/cpu-2-cores/method_sweep.json). Test images played no part
+  in it.
+- APT, AMPT, CAPT and NAP were tuned against 2/255, AdvPT on its own bank; one tuned run is judged at
+  all three radii. Tuning ran in bfloat16 on one thread, the judge in float32.
+- Robust accuracy is that under an adaptive PGD-100 (white-box through prompts, router and refiners;
+  steps of eps/4, one random start) on <images> test images, the same for all. Every <look> steps the
+  images that are fooled are counted and left alone. Clean accuracy is that on all test images.
+- Mean and range over three seeds, of the shots and of the tuning.
+
+## tiny-shapes
+
+<main:tiny-shapes>
+
+## tiny-shapes-robust
+
+<main:tiny-shapes-robust>
+
+## Shifted images
+
+The prompts of the first seed on images that are further away.
+
+tiny-shapes:
+
+<shift:tiny-shapes>
+
+tiny-shapes-robust:
+
+<shift:tiny-shapes-robust>
+
+## Base to new
+
+tiny-shapes-robust, tuned on the first half of the classes (first seed), judged on both halves among
+themselves; `mean` is the harmonic mean.
+
+<new>
+
+## The papers' claims
+
+On tiny-shapes-robust, first seed, one setting changed at a time.
+
+### More prompts beat a longer one (AMPT)
+
+16 context tokens in all.
+
+<mixture>
+
+### Refiners purify (NAP)
+
+<refiners>
+
+### What holds the layers together (NAP)
+
+<layers>
+
+### The consistency and its balance (CAPT)
+
+`lam=0.0` is plain adversarial tuning of the same prompts.
+
+<balance>
+
+### Text alone or both towers, shallow or deep
+
+APT is a text context alone; CAPT at `lam=0.0` has prompts in the first `depth` layers of both towers.
+
+<depth>
+"""
