@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from safetensors.torch import save_file
 
 from fastprompt import AdvPTTuner, cli
 from fastprompt._files import read_tensors
-from fastprompt.attacks import FeaturePGD
+from fastprompt.attacks import FeaturePGD, OnlinePGD
 from fastprompt.data.loading import ImageTensors
 from fastprompt.runs import RunFolder
+from fastprompt.tuners.apt import APTTuner
 
 SHARD = 16  # images: four batches of four
 TRAIN = 6 * 16
@@ -35,8 +37,8 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def prompts_of(folder):
-    return read_tensors(folder / "prompts.safetensors", "prompts")[0]
+def prompts_of(folder, name="prompts"):
+    return read_tensors(folder / f"{name}.safetensors", "prompts")[0]
 
 
 def metrics_of(folder):
@@ -56,7 +58,8 @@ def equal(one, other):
 
 def assert_same_run(folder, whole):
     """Prompts, banks and metrics are those of the run ``whole``, and no shards are left."""
-    assert equal(prompts_of(folder), prompts_of(whole))
+    for name in ("prompts", "best", "last"):
+        assert equal(prompts_of(folder, name), prompts_of(whole, name))
     assert metrics_of(folder) == metrics_of(whole)
     found, wanted = banks_of(folder), banks_of(whole)
     assert found.keys() == wanted.keys()
@@ -68,14 +71,20 @@ def assert_same_run(folder, whole):
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """The run's arguments, with a small random model in a folder."""
+def model(tmp_path_factory):
+    """A small random model in a folder, as the command line takes it."""
     folder = tmp_path_factory.mktemp("model")
     card = {"model_cfg": SMALL, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(card))
     weights = {k: v.contiguous() for k, v in small_model().state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
-    return [*COMMAND, f"--clip=local-dir:{folder}"]
+    return f"--clip=local-dir:{folder}"
+
+
+@pytest.fixture(scope="module")
+def command(model):
+    """The run's arguments."""
+    return [*COMMAND, model]
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +148,56 @@ def test_killed_in_both_phases(command, whole, tmp_path):
     assert_same_run(folder, whole)
 
 
+ONLINE = {
+    "apt": ["--eps_min=1/255"],
+    "ampt": ["--n_prompts=3", "--clean_share=0.25", "--load_balance=0.1"],
+    "capt": ["--optimiser=adamw"],
+    "nap": ["--accumulate=2"],
+}
+ONLINE_EPOCHS = 12
+ONLINE_COMMAND = [
+    *("--device=cpu", "--data=patterns", "--shots=2", "--n_ctx=2", "--steps=1", "--batch=2"),
+    *(f"--epochs={ONLINE_EPOCHS}", "--lr=0.1", "--keep=best"),
+    *("--attacks=clean", "--eval_limit=6"),
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize("method", ONLINE)
+def test_killed_within_an_epoch(model, tmp_path, method):
+    """At a random place of a random epoch; the best prompts so far are part of what goes on."""
+    arguments = ["tune", method, *ONLINE_COMMAND, *ONLINE[method], model]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert cli.main([*arguments, f"--out={whole}"]) == 0
+    rows = RunFolder(whole).read_metrics()
+    assert [row["epoch"] for row in rows] == list(range(1, ONLINE_EPOCHS + 1))
+    scores = [row["val_robust"] for row in rows]
+    best = 1 + scores.index(max(scores))
+    assert equal(prompts_of(whole), prompts_of(whole, "best"))
+    assert not equal(prompts_of(whole), prompts_of(whole, "last"))
+
+    seed = f"{method}-0"
+    draw = random.Random(seed)
+    epoch, share = draw.randint(1, ONLINE_EPOCHS // 2), draw.random()
+    pause = share * min(row["seconds"] for row in rows)
+    print(f"seed {seed!r}: killed {pause:.3f} s behind epoch {epoch}; the best is {best}")
+    state = folder / "state.safetensors"
+
+    def within_an_epoch():
+        if not state.exists() or int(read_tensors(state, "state")[1]["epoch"]) < epoch:
+            return False
+        time.sleep(pause)
+        return True
+
+    kill_when([*arguments, f"--out={folder}"], within_an_epoch, tmp_path / "errors")
+    assert epoch <= int(read_tensors(state, "state")[1]["epoch"]) < ONLINE_EPOCHS
+    assert not (folder / "prompts.safetensors").exists()
+    assert cli.main(["tune", method, f"--resume={folder}"]) == 0
+    assert_same_run(folder, whole)
+    results = [json.loads((path / "result.json").read_text())["rows"] for path in (whole, folder)]
+    assert [r["correct"] for r in results[0]] == [r["correct"] for r in results[1]]
+
+
 # ---- stopped at each point -------------------------------------------------------------------
 
 
@@ -189,7 +248,7 @@ def stop_in(patch, owner, name, turn, when):
     patch.setattr(owner, name, stopping)
 
 
-def stop_and_resume(clip, folder, owner, name, turn, when, resume=False):
+def stop_and_resume(clip, folder, owner, name, turn, when, resume=False, fit=fit):
     with pytest.MonkeyPatch.context() as patch:
         stop_in(patch, owner, name, turn, when)
         with pytest.raises(Stopped):
@@ -285,3 +344,75 @@ def test_other_settings_are_another_run(small_clip, undisturbed, other):
 def test_other_data_is_another_run(small_clip, undisturbed):
     with pytest.raises(ValueError, match="is a run with other settings, another model or other"):
         tuner(small_clip).fit(data(3, 10), VAL_SET, undisturbed, resume=True)
+
+
+# ---- methods that attack in every step -------------------------------------------------------
+
+
+def fit_online(clip, folder, resume=False):
+    """Ten images are batches of 4, 4 and 2, two optimiser steps in each of four epochs."""
+    settings = {"epochs": 4, "batch": 4, "accumulate": 2, "n_ctx": 2, "steps": 2, "lr": 0.5}
+    settings |= {"keep": "best", "patience": 3, "eps_min": "1/255", "eps": "8/255"}
+    tuner = APTTuner(clip, ["cat", "dog", "cow"], settings)
+    return tuner.fit(TRAIN_SET, VAL_SET, folder, resume=resume, progress=False)
+
+
+@pytest.fixture(scope="module")
+def online(small_clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "online"
+    torch.set_num_threads(1)
+    fit_online(small_clip, folder)
+    return folder
+
+
+ONLINE_STOPS = [
+    *((RunFolder, *point) for point in EPOCH_BOUNDARIES),
+    # in the middle of a step: its images are made, its loss is known, its gradients are there
+    *((OnlinePGD, "__call__", turn, "after") for turn in (1, 2, 4, 5, 7, 11, 15)),
+    *((APTTuner, "loss", turn, when) for turn in (2, 5, 12) for when in ("before", "after")),
+    *((torch.optim.SGD, "step", turn, when) for turn in (1, 4, 8) for when in ("before", "after")),
+    *((APTTuner, "validate", turn, when) for turn in (1, 3, 4) for when in ("before", "after")),
+    *(
+        (RunFolder, "write_prompts", turn, when)
+        for turn in (1, 2, 3)
+        for when in ("before", "after")
+    ),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "turn", "when"), ONLINE_STOPS)
+def test_stopped_at_each_point_of_a_step(small_clip, online, tmp_path, owner, name, turn, when):
+    stop_and_resume(small_clip, tmp_path, owner, name, turn, when, fit=fit_online)
+    resumed = fit_online(small_clip, tmp_path, resume=True)
+    assert_same_run(tmp_path, online)
+    assert equal(resumed.prompts.state_dict(), prompts_of(online))
+
+
+def test_stopped_in_every_epoch_of_a_method_that_attacks(small_clip, online, tmp_path):
+    for _ in range(3):  # each time one epoch more is kept
+        stop_and_resume(
+            *(small_clip, tmp_path, RunFolder, "append_metrics", 2, "after"),
+            resume=True,
+            fit=fit_online,
+        )
+    fit_online(small_clip, tmp_path, resume=True)
+    assert_same_run(tmp_path, online)
+
+
+def test_the_best_prompts_so_far_matter_to_what_is_kept(small_clip, online, tmp_path):
+    """Without them a resumed run would keep others: the tests above can tell."""
+    rows = metrics_of(online)
+    scores = [row["val_robust"] for row in rows]
+    assert scores.index(max(scores)) + 1 < len(rows)
+    stop_and_resume(small_clip, tmp_path, RunFolder, "write_state", 3, "after", fit=fit_online)
+    run = RunFolder(tmp_path)
+    key = run.read_config()["key"]
+    tensors, epoch = run.read_state(key)
+    best = [name for name in tensors if name.startswith("best/")]
+    assert best
+    for name in best:
+        tensors[name] = torch.zeros_like(tensors[name])
+    run.write_state(tensors, epoch, key)
+    fit_online(small_clip, tmp_path, resume=True)
+    assert not equal(prompts_of(tmp_path), prompts_of(online))
+    assert equal(prompts_of(tmp_path, "last"), prompts_of(online, "last"))

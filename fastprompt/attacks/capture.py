@@ -88,7 +88,10 @@ class CapturedAscent:
         eps: float | Tensor = self.eps
         if radius is not None:
             eps = radius
-            alpha = radius * (self.alpha / self.eps) if self.eps else alpha
+            # by a tensor: a GPU would multiply by a number's reciprocal, and a radius equal to eps
+            # must give the bits of alpha
+            share = radius / radius.new_full((), self.eps or 1.0)
+            alpha = share * self.alpha
         counts = torch.zeros(len(x), 2, dtype=torch.int64, device=x.device)
         adv = ascend(
             lambda images: self.loss_of(images, *inputs),

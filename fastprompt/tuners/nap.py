@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import check_choice, check_count
+from .._checks import check_choice, check_count, check_number
 from .._dtypes import at_least_float32
 from ..clip import FrozenCLIP
 from ..kernels import layer_consistency
@@ -32,10 +32,10 @@ class NAPConfig(OnlineConfig):
         text_refiners: and in the text tower. In the paper's framing; the released code has none.
         refiner_start: ``"identity"`` starts with the frozen features, ``"linear"`` as the authors'.
         schedule: ``"linear"``: the adversarial share w is the share of the epochs that are done;
-            ``"fixed"``: it is 1/2 throughout.
+            ``"fixed"``: it is ``adv_share`` throughout.
+        adv_share: w, where it is fixed; 1/2 in an earlier version of the authors' code.
         consistency: how the layers' outputs on clean and adversarial images are held together:
-            ``"cosine"``, ``"mse"`` or ``"none"``. ``"fixed"`` and ``"none"`` are the loss of an
-            earlier version of the authors' code.
+            ``"cosine"``, ``"mse"`` or ``"none"``, as that version had it.
     """
 
     epochs: int = 20
@@ -48,6 +48,7 @@ class NAPConfig(OnlineConfig):
     text_refiners: bool = False
     refiner_start: RefinerStart = "identity"
     schedule: Literal["linear", "fixed"] = "linear"
+    adv_share: float = 0.5
     consistency: Consistency = "cosine"
 
     _alpha = 0.3
@@ -58,6 +59,8 @@ class NAPConfig(OnlineConfig):
             check_count(self.depth, "depth")
         check_choice(self.refiner_start, "refiner_start", ("identity", "linear"))
         check_choice(self.schedule, "schedule", ("linear", "fixed"))
+        if check_number(self.adv_share, "adv_share", zero=True) > 1:
+            raise ValueError(f"adv_share must be in [0, 1], got {self.adv_share}")
         check_choice(self.consistency, "consistency", ("cosine", "mse", "none"))
 
 
@@ -90,7 +93,7 @@ class NAPTuner(OnlineTuner):
     def loss(self, batch: Step) -> Tensor:
         """``(1 - w) CE(clean) + w CE(adv) + w sum_l (1 - cos(F_l(clean), F_l(adv)))``."""
         config, labels = self.config, batch.labels
-        w = batch.progress if config.schedule == "linear" else 0.5
+        w = batch.progress if config.schedule == "linear" else config.adv_share
         if w == 0 and config.engine == "fast":  # no adversarial image has a part in it
             return F.cross_entropy(batch.clean().logits, labels)
         clean, adv = batch.both(keep_layers=config.consistency != "none")

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class OnlineConfig(TunerConfig):
         workers: processes that decode images; 0 decodes in this one.
     """
 
+    keep: Literal["best", "last"] = "best"
     n_ctx: int = 16
     ctx_init: str | None = None
     eps: Fraction = 4 / 255

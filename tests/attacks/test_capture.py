@@ -238,6 +238,55 @@ def test_inputs_and_dtypes_are_part_of_the_shape(recorder):
     assert len(recorder.captured) == len(cases)
 
 
+# ---- each image's own radius ----------------------------------------------------------------
+
+
+def radii(n: int = 3, seed: int = 0) -> torch.Tensor:
+    return 0.05 * torch.rand(n, generator=torch.Generator().manual_seed(seed))
+
+
+def with_radii(given, radius, **settings):
+    return CapturedAscent(loss_of, **SETTINGS | settings, capture=False)(*given, radius=radius)
+
+
+def test_radii_are_those_attacks_one_by_one():
+    given = tuple(t if t is None else t.double() for t in case())
+    radius = radii().double()
+    adv, counts = with_radii(given, radius)
+    x, start, weight, _ = given
+    for i, eps in enumerate(radius.tolist()):
+        own = (x[i : i + 1], start[i : i + 1], weight, None)
+        alone, its_counts = eager(own, eps=eps, alpha=0.02 * eps / 0.05)
+        assert (adv[i] - alone[0]).abs().max() <= 1e-12
+        assert torch.equal(counts[i], its_counts[0])
+    assert ((adv - x).abs().amax(dim=(1, 2, 3)) <= radius + 1e-12).all()
+
+
+def test_with_an_eps_of_zero_the_radii_alone_count():
+    given = case()
+    adv, _ = with_radii(given, torch.zeros(3), eps=0.0)
+    assert torch.equal(adv, given[0])
+
+
+def test_a_replay_follows_its_radii(recorder):
+    ascent, given = CapturedAscent(loss_of, **SETTINGS), case()
+    for seed in (0, 1, 0):
+        radius = radii(seed=seed)
+        assert same(ascent(*given, radius=radius), with_radii(given, radius))
+        assert torch.equal(radius, radii(seed=seed))
+    assert len(recorder.captured) == 1
+    assert recorder.replayed == 3
+    # with radii and without are two graphs, which do not get mixed up
+    assert same(ascent(*given), eager(given))
+    assert len(recorder.captured) == 2
+    assert same(ascent(*given, radius=radii()), with_radii(given, radii()))
+    assert same(ascent(*given), eager(given))
+    assert len(recorder.captured) == 2
+
+
+# ---- an attack on prompts -------------------------------------------------------------------
+
+
 def prompted(clip, device: str = "cpu") -> PromptedCLIP:
     """Prompts and refiners, none at its start value."""
     prompts = DeepPrompts(2, 3, 24, 32, refiners=1, seed=2)
@@ -318,6 +367,19 @@ def test_captured_equals_eager_bit_for_bit(cuda_model, caplog):
     assert len(attack._ascent._graphs) == 2
     assert plain._ascent._graphs == {}
     assert caplog.records == []
+
+
+@pytest.mark.gpu
+def test_captured_radii_equal_eager_ones(cuda_model):
+    x, y, indices = batch("cuda", 8)
+    attack, plain = (OnlinePGD(cuda_model, 0.05, 0.02, 3, capture=c) for c in (True, False))
+    for seed in (0, 1):
+        radius = radii(8, seed).cuda()
+        ours, theirs = (a(x, y, indices, radius=radius) for a in (attack, plain))
+        assert torch.equal(ours.images, theirs.images)
+        assert ((ours.images - x).abs().amax(dim=(1, 2, 3)) <= radius + 1e-7).all()
+    assert attack._ascent.failure == ""
+    assert len(attack._ascent._graphs) == 1
 
 
 @pytest.mark.gpu

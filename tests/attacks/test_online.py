@@ -409,18 +409,17 @@ def radii(dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.tensor(RADII, dtype=dtype)
 
 
-def one_ulp(eps: float, alpha: float):
-    """Radii whose step sizes the ratio ``alpha / eps`` rounds to another float32."""
-    return pytest.param(eps, alpha, marks=pytest.mark.xfail(strict=True, reason="one ulp in alpha"))
+SETTINGS = [(EPS, ALPHA), (4 / 255, 8 / 765), (1 / 255, 0.3 / 255)]
+ALL_EPS = [
+    (torch.float32, 8 / 255, 2 / 255),
+    *((torch.float64, *setting) for setting in SETTINGS),
+    *((torch.float32, *setting) for setting in SETTINGS),
+]
 
 
 @ENGINES
 @pytest.mark.parametrize("start", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("eps", "alpha"),
-    [(EPS, ALPHA), (4 / 255, 8 / 765), (8 / 255, 2 / 255), (1 / 255, 0.3 / 255)],
-)
+@pytest.mark.parametrize(("dtype", "eps", "alpha"), ALL_EPS)
 def test_radii_that_are_all_eps_give_the_same_bits(engine, start, dtype, eps, alpha, request):
     clip = request.getfixturevalue("double" if dtype == torch.float64 else "clip")
     model, (x, y, indices) = prompted(clip, engine), batch(dtype=dtype)

@@ -140,6 +140,15 @@ def test_base_and_new_halves_partition_the_classes() -> None:
         assert sorted(first + moved) == sorted(all_items)
 
 
+@pytest.mark.parametrize("classes", ["all", "base", "new"])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_each_split_says_its_classes(name: str, classes: str) -> None:
+    data = load_data(name, shots=1, classes=classes, image_size=16)
+    for part in PARTS:
+        assert getattr(data, part).classnames == data.classnames
+        assert max(label for _, label in items(getattr(data, part))) == len(data.classnames) - 1
+
+
 def test_an_odd_number_of_classes_gives_base_one_more() -> None:
     assert list(class_range(5, "base")) == [0, 1, 2]
     assert list(class_range(5, "new")) == [3, 4]
@@ -227,6 +236,8 @@ def test_few_shots_and_halves_of_a_folder(tmp_path: Path, draw: Callable[..., No
     assert [label for _, label in few].count(1) == 2
     base, new = load_data(tmp_path, classes="base"), load_data(tmp_path, classes="new")
     assert (base.classnames, new.classnames) == (["ant", "bee"], ["cat fish"])
+    for data in (base, new):
+        assert [getattr(data, part).classnames for part in PARTS] == [data.classnames] * 3
     assert set(items(base.train)) | {(i, label + 2) for i, label in items(new.train)} == whole
     assert per_class(new.train) == [7]
 

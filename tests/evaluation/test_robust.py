@@ -126,6 +126,65 @@ def test_adaptive_attack_goes_through_each_model_and_transfer_is_shared(small_cl
     assert len(forwards) == 2 + 2 * 3 + 3 + 2
 
 
+def test_stop_every_is_in_the_settings_and_counts_no_more_as_robust():
+    attacks, radii = ["clean", "pgd-5"], ["2/255", "4/255", "8/255"]
+    plain, ours, late = (
+        evaluate(Brightness(), DATA, attacks, radii, stop_every=k, progress=False)
+        for k in (None, 2, 5)
+    )
+    for one, other in zip(plain.rows, late.rows, strict=True):
+        assert (one["correct"], one["stalled"]) == (other["correct"], other["stalled"])
+    for one, other in zip(plain.rows, ours.rows, strict=True):
+        assert other["correct"] <= one["correct"]
+        assert other["trusted"]
+        if other["attack"] == "pgd-5":
+            assert one["settings"]["counts"] == "last iterate"
+            assert other["settings"]["counts"] == "every 2 iterates"
+            assert {**other["settings"], "counts": ""} == {**one["settings"], "counts": ""}
+    assert ours.accuracy("model", "pgd-5", "8/255") == 2 / 7
+
+
+def test_stop_every_finds_what_the_last_iterate_hides():
+    class Ring(nn.Module):  # wrong in a narrow band of brightness alone: further on right again
+        def forward(self, x):
+            mean = x.mean(dim=(1, 2, 3))
+            away = 30 * ((mean - 0.55).abs() - 0.025)
+            return torch.stack([away, -away], dim=1)
+
+    class Pulled(Ring):  # its gradient always points to brighter images
+        def forward(self, x):
+            pull = -x.mean(dim=(1, 2, 3))
+            logits = super().forward(x).detach()
+            return logits + torch.stack([pull - pull.detach(), 0 * pull], dim=1)
+
+    data = greys([131, 133], [0, 0])  # the band goes from level 134 to 146
+    plain, ours = (
+        evaluate(Pulled(), data, ["pgd-8"], 40 / 255, stop_every=k, progress=False).rows[0]
+        for k in (None, 1)
+    )
+    assert plain["correct"] == 2
+    assert ours["correct"] == 0
+    assert ours["trusted"]
+
+
+def test_stop_every_is_handed_to_adaptive_attacks_alone(small_clip):
+    data = load_data("patterns", shots=1)
+    model = small_clip.zero_shot(data.classnames)
+    attacks = ["clean", "pgd-2", "feature-pgd-2"]
+    rows = evaluate(model, data.test, attacks, limit=4, stop_every=1, progress=False).rows
+    assert [row["settings"].get("counts") for row in rows] == [
+        None,
+        "every 1 iterates",
+        "last iterate",
+    ]
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_a_bad_stop_every_is_refused(value):
+    with pytest.raises((ValueError, TypeError), match="stop_every must be"):
+        evaluate(Brightness(), DATA, ["pgd-2"], stop_every=value, progress=False)
+
+
 def test_limit_draws_the_same_images_for_a_seed():
     rows = [
         evaluate(Brightness(), DATA, ["clean"], limit=3, seed=s, progress=False).rows[0]["correct"]

@@ -233,6 +233,13 @@ def test_validation_is_pgd_on_the_classifier(method, engine):
     pgd = PGD(classifier, config.eps, config.step_size, config.steps, random_start=False)
     counts = torch.zeros(7, 2, dtype=torch.int64)
     adv = pgd._climb(x, start, y, int(y.max()), config.steps, counts)
+    attack, made = tuner._attack, []
+
+    def looking(*given, **options):
+        made.append(attack(*given, **options))
+        return made[-1]
+
+    tuner._attack = looking
     clean, attacked = (classifier(z).argmax(1) for z in (x, adv))
     right = clean == y
     # labels such that something is right, and something of it falls
@@ -241,6 +248,7 @@ def test_validation_is_pgd_on_the_classifier(method, engine):
         "val_accuracy": float(right.sum()) / 7,
         "val_robust": float((right & (attacked == y)).sum()) / 7,
     }
+    assert torch.equal(torch.cat([result.images for result in made]), adv)
     tuner.prepare(TRAIN, ImageTensors(VAL.images, labels), None, False)
     adv = pgd._climb(x, start, labels, 2, config.steps, counts)
     stays = (classifier(adv).argmax(1) == labels) & (clean == labels)
