@@ -98,10 +98,11 @@ class CAPTTuner(OnlineTuner):
         if weigh is not None:
             if not callable(weigh):
                 raise TypeError(f"weigh must be callable, got {type(weigh).__name__}")
-            if overrides.setdefault("balance", "custom") != "custom":
-                raise ValueError(f"balance must be 'custom' with weigh, got {overrides['balance']}")
+            overrides.setdefault("balance", "custom")
         self.weigh = weigh
         super().__init__(clip, classnames, config, **overrides)
+        if weigh is not None and self.config.balance != "custom":
+            raise ValueError(f"balance must be 'custom' with weigh, got {self.config.balance!r}")
 
     @classmethod
     def unfit(cls, clip: FrozenCLIP) -> str:

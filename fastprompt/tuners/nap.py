@@ -95,10 +95,14 @@ class NAPTuner(OnlineTuner):
         config, labels = self.config, batch.labels
         w = batch.progress if config.schedule == "linear" else config.adv_share
         if w == 0 and config.engine == "fast":  # no adversarial image has a part in it
-            return F.cross_entropy(batch.clean().logits, labels)
+            loss = F.cross_entropy(batch.clean().logits, labels)
+            self.log(len(labels), loss_clean=loss)
+            return loss
         clean, adv = batch.both(keep_layers=config.consistency != "none")
-        losses = {"clean": F.cross_entropy(clean.logits, labels)}
-        losses["adv"] = F.cross_entropy(adv.logits, labels)
+        losses = {
+            "clean": F.cross_entropy(clean.logits, labels),
+            "adv": F.cross_entropy(adv.logits, labels),
+        }
         loss = (1 - w) * losses["clean"] + w * losses["adv"]
         if config.consistency != "none":
             losses["layers"] = distance(clean.layers, adv.layers, config.consistency).mean()

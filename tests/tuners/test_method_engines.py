@@ -27,6 +27,7 @@ from method_checks import (
 
 from fastprompt import PGD
 from fastprompt.classifier import CLIPClassifier
+from fastprompt.data.augment import RandomCrops
 from fastprompt.tuners import optimisers
 from fastprompt.tuners.online import Step
 from fastprompt.tuners.registry import TUNERS
@@ -367,12 +368,30 @@ def test_the_classifier_gives_the_logits_of_the_step(method, engine):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_images_are_cropped_anew_in_each_epoch(method):
-    tuner = tuner_of(method)
+    """An image's crop belongs to the image, wherever it stands in the order."""
+    tuner, whole = tuner_of(method), data()
+    crops = RandomCrops((0.08, 1), seed=tuner.config.seed)
+    seen = []
+    for epoch in (0, 1):
+        boxes = crops.draw(len(whole), epoch)
+        for _, step in tuner.batches(order(), epoch):
+            wanted = crops(whole.images[step.rows].float() / 255, boxes[step.rows])
+            assert torch.equal(step.images, wanted)
+            assert torch.equal(step.labels, whole.labels[step.rows])
+            assert step.progress == epoch / 4
+            seen.append(step)
+    assert torch.equal(torch.cat([step.rows for step in seen[:3]]), order())
+    assert torch.equal(seen[0].rows, seen[3].rows)
+    assert not torch.equal(seen[0].images, seen[3].images)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_random_starts_are_drawn_anew_in_each_epoch(method):
+    """Also of images that are not augmented."""
+    tuner, whole = tuner_of(method, augment=False), data().images.float() / 255
     steps = [first_step(tuner, epoch) for epoch in (0, 1)]
-    assert torch.equal(steps[0].rows, steps[1].rows)
-    assert not torch.equal(steps[0].images, steps[1].images)
-    still = [first_step(tuner_of(method, augment=False), epoch) for epoch in (0, 1)]
-    whole = data().images.float() / 255
-    assert all(torch.equal(step.images, whole[step.rows]) for step in still)
-    assert torch.equal(still[0].labels, data().labels[still[0].rows])
-    assert [step.progress for step in steps] == [0, 0.25]
+    assert all(torch.equal(step.images, whole[step.rows]) for step in steps)
+    assert (steps[0].adv != steps[1].adv).double().mean() > 0.5
+    still = tuner_of(method, augment=False, random_start=False)
+    steps = [first_step(still, epoch) for epoch in (0, 1)]
+    assert torch.equal(steps[0].adv, steps[1].adv)
