@@ -95,12 +95,15 @@ def judge(cell: Cell) -> dict[str, Any]:
     }
 
 
-def measure(share: int = 0, shares: int = 1, part: str | None = None) -> None:
-    """Run what is not done yet: this process's share, or one part of the cells."""
+def measure(
+    share: int = 0, shares: int = 1, part: str | None = None, method: str | None = None
+) -> None:
+    """Run what is not done yet: this process's share, one part of the cells, or one method."""
     for cell in all_cells():
         file = FOLDER / "cells" / f"{cell.name}.json"
         mine = int(hashlib.sha256(json.dumps(cell.tuning).encode()).hexdigest(), 16) % shares
-        if file.exists() or mine != share or part not in (None, cell.part):
+        wanted = part in (None, cell.part) and method in (None, cell.method)
+        if file.exists() or mine != share or not wanted:
             continue
         row = judge(cell)
         write_json(file, row)

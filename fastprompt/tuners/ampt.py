@@ -16,7 +16,7 @@ from .._checks import check_choice, check_count, check_number
 from ..clip import FrozenCLIP
 from ..kernels.mixture_logits import Mix
 from ..prompts import PromptMixture
-from .online import OnlineConfig, OnlineTuner, Step
+from .online import SMALL, OnlineConfig, OnlineTuner, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,10 @@ class AMPTTuner(OnlineTuner):
 
     method = "ampt"
     Config = AMPTConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny-shapes": {**SMALL, "clean_share": 0.5},
+        "tiny-shapes-robust": SMALL,
+    }
     config: AMPTConfig
     prompts: PromptMixture
 

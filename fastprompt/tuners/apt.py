@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..clip import FrozenCLIP
 from ..prompts import TextContext
-from .online import OnlineConfig, OnlineTuner, Step
+from .online import SMALL, OnlineConfig, OnlineTuner, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,10 @@ class APTTuner(OnlineTuner):
 
     method = "apt"
     Config = APTConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny-shapes": SMALL,
+        "tiny-shapes-robust": SMALL,
+    }
     config: APTConfig
     prompts: TextContext
 

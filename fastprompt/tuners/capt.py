@@ -6,7 +6,7 @@ a setting.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from ..data.loading import ImageDataset
 from ..kernels import consistency_loss
 from ..prompts import DeepPrompts, deep_prompts_fit
 from .frozen import frozen_features
-from .online import OnlineConfig, OnlineTuner, Step
+from .online import SMALL, OnlineConfig, OnlineTuner, Step
 
 Balance = Literal["constant", "linear", "confidence", "custom"]
 Direction = Literal["adv||target", "target||adv"]
@@ -82,7 +82,10 @@ class CAPTTuner(OnlineTuner):
 
     method = "capt"
     Config = CAPTConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny-shapes": SMALL,
+        "tiny-shapes-robust": SMALL,
+    }
     config: CAPTConfig
     prompts: DeepPrompts
 
@@ -90,7 +93,7 @@ class CAPTTuner(OnlineTuner):
         self,
         clip: FrozenCLIP | nn.Module | str,
         classnames: Sequence[str],
-        config: Any = None,
+        config: CAPTConfig | Mapping[str, Any] | str | Path | None = None,
         *,
         weigh: Weigh | None = None,
         **overrides: Any,
@@ -98,7 +101,11 @@ class CAPTTuner(OnlineTuner):
         if weigh is not None:
             if not callable(weigh):
                 raise TypeError(f"weigh must be callable, got {type(weigh).__name__}")
-            overrides.setdefault("balance", "custom")
+            said = isinstance(config, CAPTConfig) or (
+                isinstance(config, Mapping) and "balance" in config
+            )
+            if not said:
+                overrides.setdefault("balance", "custom")
         self.weigh = weigh
         super().__init__(clip, classnames, config, **overrides)
         if weigh is not None and self.config.balance != "custom":

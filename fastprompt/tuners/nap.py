@@ -51,7 +51,7 @@ class NAPConfig(OnlineConfig):
     adv_share: float = 0.5
     consistency: Consistency = "cosine"
 
-    _alpha = 0.3
+    _reach = 1.5
 
     def __post_init__(self) -> None:
         super().__post_init__()

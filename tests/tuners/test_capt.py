@@ -274,8 +274,10 @@ def test_an_unknown_choice_is_refused(name, known, small_clip):
 def test_custom_balance_and_weigh_belong_together(small_clip):
     with pytest.raises(ValueError, match="weigh is needed where balance is 'custom'"):
         tuner_of("capt", balance="custom")
-    with pytest.raises(ValueError, match="balance must be 'custom' with weigh, got linear"):
+    with pytest.raises(ValueError, match="balance must be 'custom' with weigh, got 'linear'"):
         CAPTTuner(small_clip, NAMES, weigh=weigh, balance="linear")
+    with pytest.raises(ValueError, match="balance must be 'custom' with weigh, got 'linear'"):
+        CAPTTuner(small_clip, NAMES, {"balance": "linear"}, weigh=weigh)
     with pytest.raises(TypeError, match="weigh must be callable, got float"):
         CAPTTuner(small_clip, NAMES, weigh=0.5)
 

@@ -1,0 +1,71 @@
+"""The comparison of the methods: its cells, its record, and that docs/results.md is made of it."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def module(name):
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module(f"benchmarks.methods.{name}")
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+cells, run, table, sweep = (module(name) for name in ("cells", "run", "table", "sweep"))
+ROWS = json.loads(run.RESULT.read_text("utf-8"))["cells"]
+
+
+def test_cells_have_names_of_their_own():
+    every = cells.all_cells()
+    assert len({cell.name for cell in every}) == len(every) > 80
+
+
+def test_the_page_is_made_of_the_committed_file():
+    assert table.PAGE.read_text("utf-8") == table.page()
+    assert "<" not in table.page().replace("<=", "")
+
+
+def test_every_row_is_a_cell_that_was_judged_as_said():
+    known = {cell.name for cell in cells.all_cells()}
+    for row in ROWS:
+        fields = {k: row[k] for k in cells.Cell.__dataclass_fields__}
+        fields |= {k: tuple(fields[k]) for k in ("eps",)}
+        fields["changes"] = tuple((k, v) for k, v in fields["changes"])
+        assert cells.Cell(**fields).name in known
+        attacks = [r for r in row["rows"] if r["attack"] != "clean"]
+        assert [round(255 * r["eps"]) for r in attacks] == [int(e[0]) for e in row["eps"]]
+        assert {r["settings"]["steps"] for r in attacks} == {100}
+        assert all(r["n"] == run.IMAGES for r in attacks)
+        if row["method"] not in ("zero-shot", "advpt"):
+            assert row["config"]["eps"] == pytest.approx(2 / 255)
+
+
+def test_presets_are_those_that_were_measured():
+    """A change of a preset makes the committed results another setting's."""
+    from fastprompt import load_clip
+    from fastprompt.tuners.config import as_dict
+    from fastprompt.tuners.registry import TUNERS
+
+    ignored = {"compile", "class_chunk", "seed", "precision"}
+    for row in ROWS:
+        if row["part"] != "main" or row["method"] == "zero-shot":
+            continue
+        names = ["cat", "dog"]
+        own = TUNERS[row["method"]](load_clip(row["model"]), names).config
+        wanted = {k: v for k, v in as_dict(own).items() if k not in ignored}
+        assert {k: v for k, v in row["config"].items() if k not in ignored} == wanted
+
+
+def test_the_search_never_saw_a_test_image():
+    record = json.loads(sweep.RESULT.read_text("utf-8"))
+    assert record["base"] == sweep.BASE
+    source = Path(sweep.__file__).read_text("utf-8")
+    assert ".test" not in source
+    assert len(record["attempts"]) >= 10
