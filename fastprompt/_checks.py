@@ -81,6 +81,14 @@ def check_choice(value: str, name: str, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
 
 
+def check_templates(templates: str | Sequence[str], name: str = "templates") -> list[str]:
+    """The templates as a list: not empty, one ``{}`` in each."""
+    forms = [templates] if isinstance(templates, str) else list(templates)
+    if not forms or any(form.count("{}") != 1 for form in forms):
+        raise ValueError(f"{name} must each hold one '{{}}' for the class name, got {forms}")
+    return forms
+
+
 def some(names: Sequence[str]) -> str:
     """A list of names for a message, cut where it is long."""
     shown = ", ".join(repr(name) for name in names[:3])

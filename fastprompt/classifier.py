@@ -68,7 +68,13 @@ class CLIPClassifier(nn.Module):
         self.register_buffer("text_features", text_features.detach())
         self.register_buffer("visual", None if visual is None else visual.detach())
         self.refiners, self.head = refiners, head
-        for i, tensor in enumerate(() if head is None else head.prepare(text_features.detach())):
+        self._prepare_head()
+        self.register_load_state_dict_post_hook(_prepare_again)  # type: ignore[no-untyped-call]
+
+    def _prepare_head(self) -> None:
+        """What the head makes of the text features, once for all images."""
+        prepared = () if self.head is None else self.head.prepare(self.text_features)
+        for i, tensor in enumerate(prepared):
             self.register_buffer(f"prepared{i}", tensor, persistent=False)
 
     @property
@@ -98,6 +104,11 @@ class CLIPClassifier(nn.Module):
         if not hasattr(self.head, "weights"):
             raise ValueError("this classifier has no router: it is not of a mixture of prompts")
         return self.head.weights(F.normalize(self.encode_image(images), dim=-1))
+
+
+def _prepare_again(classifier: CLIPClassifier, _: object) -> None:
+    # the text features may be others now
+    classifier._prepare_head()
 
 
 def cosine_logits(clip: FrozenCLIP, image_features: Tensor, text_features: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import check_classnames, check_images
+from ._checks import check_classnames, check_images, check_templates
 from ._dtypes import at_least_float32
 from ._files import digest
 from .attention import plain_attention
@@ -206,9 +206,7 @@ class FrozenCLIP(nn.Module):
             ValueError: no or duplicate class names, a template without one ``{}``.
         """
         names = check_classnames(classnames)
-        forms = [templates] if isinstance(templates, str) else list(templates)
-        if not forms or any(form.count("{}") != 1 for form in forms):
-            raise ValueError(f"templates must each hold one '{{}}' for the class name, got {forms}")
+        forms = check_templates(templates)
         features = torch.stack(
             [F.normalize(self._encode_names(form, names), dim=-1) for form in forms]
         ).mean(dim=0)

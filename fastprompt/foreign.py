@@ -1,16 +1,13 @@
 """Prompts out of other code's checkpoints: CoOp, AdvPT, APT, MaPLe and FAP, as Dassl saves them.
 
 Such a file is ``{"state_dict": ..., "epoch": ..., "optimizer": ..., "scheduler": ...,
-"val_result": ...}``, pickled. The scheduler's entry can hold whole objects: what they are called is
-known here, and something that does nothing takes their place. No code of a file is run.
+"val_result": ...}``, pickled; see `checkpoints` for how it is read without running any of it.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import check_classnames
+from .checkpoints import read_checkpoint
 from .clip import FrozenCLIP
 from .loading import load_clip
 from .prompts import deep_prompts_fit
@@ -36,28 +34,6 @@ _METHODS: dict[Layout, tuple[str, ...]] = {
     "multi-modal": ("capt", "nap"),
 }
 
-
-class _Ignored:
-    """Takes the place of an object that is not needed: takes anything, does nothing."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _no_items(*args: object) -> dict[Any, Any]:
-    """Takes the place of a ``defaultdict``, which torch makes but does not fill."""
-    return {}
-
-
-# what Dassl can put into its scheduler, the optimiser that this carries, and an accuracy in numpy
-_NAMES = [f"torch.optim.lr_scheduler.{s}" for s in ("CosineAnnealingLR", "StepLR", "MultiStepLR")]
-_NAMES += [f"torch.optim.{s}" for s in ("sgd.SGD", "adam.Adam", "adamw.AdamW", "rmsprop.RMSprop")]
-_NAMES += ["numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"]
-_NAMES += ["builtins.dict"]  # of a defaultdict
-_SAFE: list[Any] = [(_no_items, "collections.defaultdict"), *((_Ignored, s) for s in _NAMES)]
 
 _LEARNER = "prompt_learner."
 _WRAPPER = "module."  # torch's DataParallel
@@ -137,49 +113,11 @@ def read_prompts(path: str | Path) -> ForeignPrompts:
             more than prompts, or with prompts that are incomplete, not finite or don't match.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_checkpoint(path)
     try:
         return _prompts(content)
     except ValueError as error:
         raise ValueError(f"path: {path} {error}") from None
-
-
-def _read(path: Path) -> Mapping[Any, Any]:
-    if not path.is_file():
-        what = "a folder: name a file in it" if path.is_dir() else "not there"
-        raise FileNotFoundError(f"path: {path} is {what}, such as model.pth.tar-50")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of the old format, which is fine here
-            with _only_safe():
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file can make the unpickler raise anything
-        raise ValueError(_why(path, str(error) or type(error).__name__)) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"path: {path} holds a {type(content).__name__}, no checkpoint")
-    return content
-
-
-@contextmanager
-def _only_safe() -> Iterator[None]:
-    """Inside, the names above can be unpickled, and nothing that was allowed for other files."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
-        with torch.serialization.safe_globals(_SAFE):
-            yield
-    finally:
-        torch.serialization.add_safe_globals(before)
-
-
-def _why(path: Path, error: str) -> str:
-    if named := re.search(r"\bGLOBAL ([\w.]+)", error):
-        return (
-            f"path: {path} holds an object of {named[1].rstrip('.')}, which is never made or run: "
-            'where the file is trusted, save its "state_dict" alone with the code that wrote it'
-        )
-    inner = error.rpartition("WeightsUnpickler error: ")[2].strip() or error
-    return f"path: {path} is no checkpoint, or damaged: {inner.splitlines()[0][:200]}"
 
 
 def _prompts(content: Mapping[Any, Any]) -> ForeignPrompts:
@@ -231,6 +169,8 @@ def _take(entries: Mapping[str, Tensor], key: str) -> Tensor:
             f"has a {key} that is {value.dtype}, {value.layout}, {value.device}: must be a dense "
             "tensor of floats"
         )
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"has a {key} that claims more numbers than it holds: damaged")
     value = value.detach().float().clone(memory_format=torch.contiguous_format)
     if not bool(value.isfinite().all()):
         raise ValueError(f"has values in {key} that are not finite: take an earlier epoch's file")

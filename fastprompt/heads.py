@@ -1,5 +1,7 @@
 """From image features and the features of several prompts to logits: router and mixture (AMPT)."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,6 +9,18 @@ from torch import Tensor, nn
 from ._checks import check_count, check_number
 from .kernels import mixture_gram, mixture_logits
 from .kernels.mixture_logits import Mix, MixtureGram
+
+
+class Head(Protocol):
+    """What makes logits of K prompts' text features in place of the cosine."""
+
+    def prepare(self, text_features: Tensor) -> tuple[Tensor, ...]:
+        """What depends on the text features ``[K, C, D]`` alone, without a graph."""
+
+    def __call__(
+        self, image_features: Tensor, text_features: Tensor, scale: Tensor, *prepared: Tensor
+    ) -> Tensor:
+        """Logits ``[B, C]`` of L2-normalised image features ``[B, D]``."""
 
 
 class PromptRouter(nn.Module):

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._checks import check_classnames
-from ._dtypes import at_least_float32
+from ._dtypes import at_least_float32, own_precision
 from .classifier import CLIPClassifier, class_logits
 from .clip import FrozenCLIP
-from .heads import PlainMixtureHead
+from .heads import Head, MixtureHead, PlainMixtureHead
 from .prompts import PromptValues
 from .towers import ImageTower, TextTower
 from .towers.base import Tower
@@ -62,6 +62,10 @@ def _compiled(function: FunctionType) -> Callable[..., Tensor]:
     Dynamo bounds the graphs of one code object: those of other models must not count here.
     """
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    # a full batch and a last one, with and without gradients, for tuning, attack and validation:
+    # more than the eight that are let through by default
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 32)
     return torch.compile(own, fullgraph=True)
 
 
@@ -112,7 +116,8 @@ class PromptedCLIP(nn.Module):
         layers: image layers of the visual prompts; by default the first ones.
         engine: ``"fast"``, or ``"reference"``: the same features by open_clip's own modules, every
             class at full length and the text encoder inside every forward pass.
-        precision: of the towers, see `CLIPClassifier`.
+        precision: of the towers, see `CLIPClassifier`; with a head the text tower, which runs once
+            in a step, keeps the weights' own.
         class_specific: each class has a context of its own.
         compile: run the towers through `torch.compile`, as whole graphs; by default the fast engine
             on a GPU. Towers of other kinds than open_clip's transformers run as they are.
@@ -172,7 +177,7 @@ class PromptedCLIP(nn.Module):
             class_chunk=class_chunk,
             class_specific=class_specific,
             n_prompts=None if self.head is None else len(values.context),
-            **options,
+            **{**options, **self._text_precision()},
         )
         self._check(values)
         self.compiled = compile
@@ -196,15 +201,21 @@ class PromptedCLIP(nn.Module):
         return getattr(self.prompts, "text_refiners", None)
 
     @property
-    def head(self) -> Any:
+    def head(self) -> Head | None:
         """What makes logits of K prompts' features; None is the cosine of one prompt's."""
         head = getattr(self.prompts, "head", None)
-        return head if head is None or self.engine == "fast" else PlainMixtureHead(head)
+        if self.engine == "reference" and isinstance(head, MixtureHead):
+            return PlainMixtureHead(head)
+        return head
 
     @property
     def class_chunk(self) -> int | None:
         """Classes whose text features are computed at once; None on the reference engine: all."""
         return getattr(self.text, "class_chunk", None)
+
+    def _text_precision(self) -> dict[str, str]:
+        """A router lives by the prompts' features' differences, which rounding would swamp."""
+        return {} if self.head is None else {"precision": own_precision(self.clip.dtype)}
 
     def _values(self) -> PromptValues:
         prompts: Any = self.prompts
@@ -262,7 +273,8 @@ class PromptedCLIP(nn.Module):
         """The tensors that `attack_loss` reads beside its arguments."""
         self.image.refresh()
         visual: nn.Module = getattr(self.image, "visual", self.clip.model)  # may be a cast copy
-        held = [visual, self.image, *(m for m in (self.refiners, self.head) if m is not None)]
+        learned = (m for m in (self.refiners, self.head) if isinstance(m, nn.Module))
+        held = [visual, self.image, *learned]
         tensors = [t for m in held for t in (*m.parameters(), *m.buffers())]
         scale: Any = self.clip.model.logit_scale
         return [*tensors, scale]
@@ -354,7 +366,7 @@ class PromptedCLIP(nn.Module):
         assert text is not None
         refiners, head = copy.deepcopy((self.refiners, self.head))
         for module in (refiners, head):
-            if module is not None:
+            if isinstance(module, nn.Module):
                 module.requires_grad_(False)
         return CLIPClassifier(
             self.clip,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +35,12 @@ class PromptValues:
     context: Tensor
     deep: Tensor | None = None
     visual: Tensor | None = None
+
+
+def stream(seed: int, part: str, number: int) -> int:
+    """A seed for one part of many: no other seed's part has it."""
+    mixed = np.random.SeedSequence((seed, number, *part.encode()))
+    return int(mixed.generate_state(1)[0])
 
 
 def _normal(generator: torch.Generator, *shape: int, std: float = 0.02) -> Tensor:
@@ -116,7 +123,8 @@ class PromptMixture(nn.Module):
             tokens[0, : len(start)] = 0
             tokens[:, : len(start)] += start.detach().to(tokens)
         self.tokens = nn.Parameter(tokens)
-        router = PromptRouter(feature_width, n_prompts, hidden=hidden, seed=seed)
+        own = stream(seed, "router", 0)
+        router = PromptRouter(feature_width, n_prompts, hidden=hidden, seed=own)
         self.head = MixtureHead(router, temperature=temperature, mix=mix)
 
     def values(self) -> PromptValues:
@@ -167,8 +175,8 @@ class DeepPrompts(nn.Module):
             nn.Parameter(_uniform(generator, text_width, depth, *shape))
             for shape in ((image_width, text_width), (1, image_width))
         )
-        self.refiners = _refiners(refiners, image_width, seed, refiner_start)
-        self.text_refiners = _refiners(text_refiners, text_width, seed, refiner_start)
+        self.refiners = _refiners(refiners, image_width, seed, "image", refiner_start)
+        self.text_refiners = _refiners(text_refiners, text_width, seed, "text", refiner_start)
 
     @classmethod
     def for_clip(
@@ -264,10 +272,13 @@ class TokenRefiner(nn.Module):
         return x + F.linear(F.linear(x, *first).relu(), *second)
 
 
-def _refiners(count: int, width: int, seed: int, start: RefinerStart) -> nn.ModuleList | None:
+def _refiners(
+    count: int, width: int, seed: int, part: str, start: RefinerStart
+) -> nn.ModuleList | None:
     if not count:
         return None
-    return nn.ModuleList(TokenRefiner(width, start=start, seed=seed + i) for i in range(count))
+    seeds = (stream(seed, part, i) for i in range(count))
+    return nn.ModuleList(TokenRefiner(width, start=start, seed=own) for own in seeds)
 
 
 def deep_prompts_fit(clip: FrozenCLIP) -> str:

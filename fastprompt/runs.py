@@ -12,6 +12,7 @@ result.json          accuracies
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +47,13 @@ class RunFolder:
     def started(self) -> bool:
         """Whether a run has begun here."""
         return (self.path / "config.json").exists()
+
+    def check_free(self, name: str) -> None:
+        """Raise where a new run would stand among other files; ``name`` is the argument's."""
+        # a write that was killed may have left a temporary file of ours
+        own = re.compile(r"\..*\.tmp")
+        if self.path.exists() and not all(own.fullmatch(p.name) for p in self.path.iterdir()):
+            raise FileExistsError(f"{name}: {self.path} holds other files: choose a new folder")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write ``config.json``."""

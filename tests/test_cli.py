@@ -148,7 +148,7 @@ def test_help_of_a_method_lists_its_settings_and_the_jobs(call):
     [
         ("tun", ["unknown command 'tun'", "did you mean 'tune'?"]),
         ("--version", ["unknown command '--version'", "doctor", "tune"]),
-        ("tune advp", ["unknown method 'advp'", "did you mean 'advpt'?"]),
+        ("tune advp", ["unknown method 'advp'", "did you mean 'advpt'"]),
         ("tune advpt --epocs 3", ["unknown option --epocs", "did you mean '--epochs'"]),
         ("tune advpt --epoch 3", ["unknown option --epoch", "did you mean '--epochs'"]),
         ("tune advpt --epoch=3", ["unknown option --epoch", "did you mean '--epochs'"]),
@@ -293,7 +293,7 @@ def test_a_progress_bar_in_a_terminal(call, tmp_path, monkeypatch):
 def test_the_run_folder_is_complete(finished):
     assert {p.name for p in finished.path.iterdir()} == {
         *("config.json", "metrics.jsonl", "state.safetensors", "prompts.safetensors"),
-        *("result.json", "banks"),
+        *("best.safetensors", "last.safetensors", "result.json", "banks"),
     }
     assert all(p.suffix == ".safetensors" for p in (finished.path / "banks").iterdir())
     run = RunFolder(finished.path)

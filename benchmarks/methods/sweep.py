@@ -1,4 +1,4 @@
-"""The search for the presets of the bundled models: every attempt is recorded, on validation data."""
+"""The search for the bundled models' presets: each attempt is recorded, on validation images."""
 
 from __future__ import annotations
 

@@ -10,18 +10,18 @@ python -m benchmarks.methods table
 ```
 
 (hours on two CPU cores; it goes on where it was stopped), from
-[methods.json](../benchmarks/results/cpu-2-cores/methods.json). What the small CLIP shows need not hold
-for a large one: read it as a check of the methods' code and of the direction of their effects.
+[methods.json](../benchmarks/results/cpu-2-cores/methods.json). What the small CLIP shows need not
+hold for a large one: read it as a check of the methods' code and of the direction of their effects.
 
-- `shapes`, <shots> shots of 80 classes. The presets were chosen on training and validation images; the
-  search is recorded in
-  [method_sweep.json](../benchmarks/results/cpu-2-cores/method_sweep.json). Test images played no part
-  in it.
-- APT, AMPT, CAPT and NAP were tuned against 2/255, AdvPT on its own bank; one tuned run is judged at
-  all three radii. Tuning ran in bfloat16 on one thread, the judge in float32.
+- `shapes`, <shots> shots of 80 classes. The presets were chosen on training and validation images;
+  the search is recorded in
+  [method_sweep.json](../benchmarks/results/cpu-2-cores/method_sweep.json). Test images played no
+  part in it.
+- APT, AMPT, CAPT and NAP were tuned against 2/255, AdvPT on its own bank; one tuned run is judged
+  at all three radii. Tuning ran in bfloat16 on one thread, the judge in float32.
 - Robust accuracy is that under an adaptive PGD-100 (white-box through prompts, router and refiners;
-  steps of eps/4, one random start) on <images> test images, the same for all. Every <look> steps the
-  images that are fooled are counted and left alone. Clean accuracy is that on all test images.
+  steps of eps/4, one random start) on <images> test images, the same for all. Every <look> steps
+  the images that are fooled are counted and left alone. Clean accuracy is that on all test images.
 - Mean and range over three seeds, of the shots and of the tuning.
 
 ## tiny-shapes
@@ -77,7 +77,8 @@ On tiny-shapes-robust, first seed, one setting changed at a time.
 
 ### Text alone or both towers, shallow or deep
 
-APT is a text context alone; CAPT at `lam=0.0` has prompts in the first `depth` layers of both towers.
+APT is a text context alone; CAPT at `lam=0.0` has prompts in the first `depth` layers of both
+towers.
 
 <depth>
 """

@@ -88,7 +88,8 @@ class PGD:
     def __repr__(self) -> str:
         return (
             f"PGD(eps={self.eps * 255:g}/255, alpha={self.alpha * 255:g}/255, steps={self.steps}, "
-            f"random_start={self.random_start}, restarts={self.restarts}, seed={self.seed})"
+            f"random_start={self.random_start}, restarts={self.restarts}, "
+            f"stop_every={self.stop_every}, seed={self.seed})"
         )
 
     def __call__(self, images: Tensor, labels: Tensor, *, indices: Tensor | None = None) -> Tensor:

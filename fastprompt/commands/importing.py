@@ -21,6 +21,8 @@ def import_parser() -> Parser:
     parser.add_argument("checkpoint", type=str, help="such as prompt_learner/model.pth.tar-50")
     add_model(parser)
     parser.add_argument("--data", type=str | None, help="data set whose class names were tuned on")
+    parser.add_argument("--root", type=str, default="data", help="where torchvision keeps data")
+    parser.add_argument("--download", type=bool, default=False, help="let torchvision download")
     parser.add_argument("--classnames", type=str | None, help="or a file, one name a line")
     parser.add_argument("--method", type=str | None, help="default: what fits the prompts")
     parser.add_argument("--out", type=str, required=True, help="run folder to write")
@@ -42,7 +44,8 @@ def _classnames(given: dict[str, Any], image_size: int) -> list[str]:
     if (given["data"] is None) == (given["classnames"] is None):
         raise ValueError("give the class names by --data or by --classnames, one of the two")
     if given["data"] is not None:
-        return load_data(given["data"], image_size=image_size).classnames
+        where = {"root": given["root"], "download": given["download"]}
+        return load_data(given["data"], image_size=image_size, **where).classnames
     file = Path(given["classnames"])
     if not file.is_file():
         raise FileNotFoundError(f"classnames: there is no file {file}")

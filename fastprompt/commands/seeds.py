@@ -51,14 +51,18 @@ class SeedsFolder:
             ValueError: seeds that are not distinct, or out of range.
             FileExistsError: the folder holds something else.
         """
+        read = {} if config is None else read_config(TUNERS[method].Config, config)
+        if "seed" in read:
+            raise ValueError("--seeds sets the seed of each run: drop seed from the settings file")
         for seed in seeds:
             check_count(seed, "seeds", least=0)
+            # what the settings refuse is told before anything is written
+            TUNERS[method].Config(**{**read, **settings, "seed": seed})
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be distinct, got {list(seeds)}")
         if path.exists() and any(path.iterdir()):
             remedy = "resume it, or choose" if cls.is_one(path) else "choose"
             raise FileExistsError(f"out: {path} is not empty: {remedy} a new folder")
-        read = {} if config is None else read_config(TUNERS[method].Config, config)
         folder = cls(path, method, list(seeds), dict(job), {**read, **settings})
         facts = {k: v for k, v in vars(folder).items() if k != "path"}
         write_json(path / "seeds.json", facts)

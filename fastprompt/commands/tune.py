@@ -85,6 +85,7 @@ def tune(arguments: Sequence[str]) -> int:
     for name in ("seed", "data_seed"):
         if name in given:
             raise ValueError(f"--seeds sets the seed and the data_seed of each run: drop --{name}")
+    _check_evaluation(job)
     out = out or _new_folder(method)
     folder = SeedsFolder.begin(out, method, given["seeds"], job, given.get("config"), settings)
     return run_seeds(folder, _run)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from .._checks import check_count
+from .._checks import check_count, check_labels
 from ..towers.chunks import total_memory
 from .loading import ImageDataset, ImageTensors, check_dataset
 
@@ -27,8 +27,9 @@ class Pictures:
         data: map-style data set of N uint8 images ``[3, H, W]`` of one size, and labels.
         device: where the batches are wanted.
         workers: processes that decode images; 0 decodes in this one.
-        title: of the progress bar while the images are decoded to be kept.
-        progress: show it, where the output is a terminal.
+        name: of the data set, for messages and the progress bar.
+        progress: show a bar while images are decoded to be kept, where the output is a terminal.
+        classes: how many there are: a label beyond them is refused when it is read; None takes any.
         budget: bytes that the images may take on the device; by default a quarter of its memory.
 
     Raises:
@@ -41,13 +42,14 @@ class Pictures:
         device: torch.device,
         *,
         workers: int = 0,
-        title: str = "images",
+        name: str = "data",
         progress: bool = True,
+        classes: int | None = None,
         budget: int | None = None,
     ) -> None:
-        check_dataset(data, "data")
+        check_dataset(data, name)
         self._data, self._device, self._pinned = data, device, device.type == "cuda"
-        self._shape = data[0][0].shape
+        self._shape, self._classes, self._name = data[0][0].shape, classes, name
         self._workers = check_count(workers, "workers", least=0)
         if budget is None:
             budget = total_memory(device) // _SHARE
@@ -57,7 +59,7 @@ class Pictures:
         self._white = torch.full((), 255.0, device=device)
         self._kept: tuple[Tensor, Tensor] | None = None
         if len(data) * self._shape.numel() <= budget:
-            self._kept = self._keep(title, progress)
+            self._kept = self._keep(progress)
 
     @property
     def resident(self) -> bool:
@@ -112,16 +114,17 @@ class Pictures:
         # without waiting: pinned memory is not given out again before it has been copied
         return tensor.to(self._device, non_blocking=self._pinned)
 
-    def _keep(self, title: str, progress: bool) -> tuple[Tensor, Tensor]:
+    def _keep(self, progress: bool) -> tuple[Tensor, Tensor]:
         """All images uint8 ``[N, 3, H, W]`` and labels, on the device."""
         data = self._data
         if isinstance(data, ImageTensors):
+            _check_labels(data.labels, self._classes, self._name)
             return data.images.to(self._device), data.labels.to(self._device)
         images = torch.empty(len(data), *self._shape, dtype=torch.uint8, device=self._device)
         labels = torch.empty(len(data), dtype=torch.int64, device=self._device)
         off = None if progress else True
         done = 0
-        with tqdm(total=len(data), desc=title, unit="img", disable=off) as bar:
+        with tqdm(total=len(data), desc=f"{self._name} images", unit="img", disable=off) as bar:
             for part, its_labels in self._read(torch.arange(len(data)), _DECODE):
                 rows = slice(done, done + len(part))
                 images[rows].copy_(part, non_blocking=self._pinned)
@@ -136,6 +139,7 @@ class Pictures:
         if isinstance(data, ImageTensors):
             for chunk in rows.split(batch):
                 images, labels = data.images[chunk], data.labels[chunk]
+                _check_labels(labels, self._classes, self._name)
                 if self._pinned:
                     images, labels = images.pin_memory(), labels.pin_memory()
                 yield images, labels
@@ -146,7 +150,7 @@ class Pictures:
             Subset(items, rows.tolist()),
             batch_size=batch,
             num_workers=self._workers,
-            collate_fn=_Joined(self._shape),
+            collate_fn=_Joined(self._shape, self._classes, self._name),
             pin_memory=self._pinned,
         )
         try:
@@ -162,8 +166,8 @@ class Pictures:
 class _Joined:
     """Items to a batch: images uint8 ``[B, 3, H, W]`` of one shape, and labels."""
 
-    def __init__(self, shape: torch.Size) -> None:
-        self.shape = shape
+    def __init__(self, shape: torch.Size, classes: int | None, name: str) -> None:
+        self.shape, self.classes, self.name = shape, classes, name
 
     def __call__(self, items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         for image, _ in items:
@@ -172,8 +176,16 @@ class _Joined:
                     f"data must give uint8 images {list(self.shape)} as its first one is, got "
                     f"{image.dtype} {list(image.shape)}: load it with one image_size"
                 )
-        images, labels = zip(*items, strict=True)
-        return torch.stack(images), torch.tensor([_whole(label) for label in labels])
+        images, given = zip(*items, strict=True)
+        labels = torch.tensor([_whole(label) for label in given])
+        _check_labels(labels, self.classes, self.name)
+        return torch.stack(images), labels
+
+
+def _check_labels(labels: Tensor, classes: int | None, name: str) -> None:
+    # without a number of classes any label will do, as the caller knows what to do with it
+    if classes is not None:
+        check_labels(labels, len(labels), classes, f"labels of {name}")
 
 
 def _whole(label: int) -> int:

@@ -44,7 +44,8 @@ class AMPTConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self.n_prompts, "n_prompts")
+        if check_count(self.n_prompts, "n_prompts") > 64:
+            raise ValueError(f"n_prompts must be at most 64, got {self.n_prompts}")
         check_number(self.temperature, "temperature")
         check_choice(self.mix, "mix", ("normalised", "raw"))
         if self.router_width is not None:

@@ -1,7 +1,6 @@
 """What the methods share: settings, prompts in their towers, saving, loading, evaluation."""
 
 import dataclasses
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,6 +103,12 @@ class Tuner(ABC):
         for rows in order.to(self.clip.device).split(self.config.batch):
             yield len(rows), rows
 
+    def check_ready(self) -> None:  # noqa: B027  # most methods have nothing to say
+        """Raise what stands in the way of tuning, before anything is written."""
+
+    def release(self) -> None:  # noqa: B027  # likewise
+        """Let go of what only tuning needs."""
+
     # ---- what all share --------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -112,11 +117,8 @@ class Tuner(ABC):
         prompts = self.build_prompts().to(self.clip.device)
         # prompts of a float64 model learn in float64
         self.prompts = prompts.double() if self.clip.dtype == torch.float64 else prompts
-        self._origin = ""
         if config.init_from is not None:
-            values = start_values(config.init_from, self.prompts)
-            self.prompts.load_state_dict(values)
-            self._origin = digest(values)
+            self.prompts.load_state_dict(self._start_values(), strict=False)
         self.model = self._prompted(self.classnames, config.class_chunk)
         self.config = dataclasses.replace(
             config,
@@ -125,6 +127,11 @@ class Tuner(ABC):
             class_chunk=self.model.class_chunk,
         )
         self.totals: dict[str, Tensor] = {}
+
+    def _start_values(self) -> dict[str, Tensor]:
+        specific = self.classnames if getattr(self.config, "class_specific", False) else None
+        origin = self.config.init_from or ""
+        return start_values(origin, self.prompts, self.clip.fingerprint, specific)
 
     def _prompted(
         self, classnames: Sequence[str], class_chunk: int | None, **changes: Any
@@ -206,6 +213,9 @@ class Tuner(ABC):
             if data is not None:
                 check_dataset(data, name, self.clip.image_size, len(self.classnames))
                 check_same_classes(data, name, self.classnames)
+        self.check_ready()
+        if val is None and self.config.patience is not None:
+            raise ValueError("patience needs val: images to judge the prompts on")
         run = None if out is None else RunFolder(out)
         if run is None and (track or resume):
             raise ValueError(f"{'track' if track else 'resume'} needs out: the run's folder")
@@ -224,6 +234,7 @@ class Tuner(ABC):
             self.prompts.load_state_dict(best)
         if run is not None:
             self._write_prompts(run)
+        self.release()
         return self
 
     def _write_prompts(self, run: RunFolder) -> None:
@@ -236,7 +247,9 @@ class Tuner(ABC):
         facts = [run_facts(self._identity()), fingerprint(train), len(train)]
         if val is not None:  # it decides which prompts are kept, and when to stop
             facts += [fingerprint(val), len(val)]
-        return digest_of([*facts, self._origin] if self._origin else facts)
+        if self.config.init_from is not None:
+            facts.append(digest(self._start_values()))
+        return digest_of(facts)
 
     def _identity(self) -> dict[str, Any]:
         """What says which run this is."""
@@ -253,10 +266,7 @@ class Tuner(ABC):
 
     def _open(self, run: RunFolder, key: str, resume: bool, job: Mapping[str, Any] | None) -> None:
         if not run.started:
-            # a write that was killed may have left a temporary file of ours
-            own = re.compile(r"\..*\.tmp")
-            if run.path.exists() and not all(own.fullmatch(p.name) for p in run.path.iterdir()):
-                raise FileExistsError(f"out: {run.path} holds other files: choose a new folder")
+            run.check_free("out")
             run.write_config(
                 {**self._identity(), "key": key, "threads": torch.get_num_threads(), **(job or {})}
             )
@@ -327,10 +337,11 @@ class Tuner(ABC):
             job: what else a new ``config.json`` should hold.
 
         Raises:
-            FileExistsError: ``folder`` holds another run.
+            FileExistsError: ``folder`` holds another run, or other files.
         """
         run = RunFolder(folder)
         if not run.started:
+            run.check_free("folder")
             run.write_config({**self._identity(), **(job or {})})
         elif digest_of(run_facts(identity_in(run.read_config()))) != self._hash():
             raise FileExistsError(f"folder: {run.path} holds another run")

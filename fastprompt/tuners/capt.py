@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_count, check_number
+from .._checks import check_choice, check_count, check_number, check_templates
 from ..clip import FrozenCLIP
 from ..data.loading import ImageDataset
 from ..kernels import consistency_loss
@@ -38,6 +39,7 @@ class CAPTConfig(OnlineConfig):
             the mean probability that the frozen model gives to the true classes of the clean
             images; ``"custom"`` where the tuner was given ``weigh``.
         balance_value: alpha, where it is constant.
+        weigh: the name of the function, where it is custom; filled in by the tuner.
         ce: cross-entropy on the ``"adv"`` or on the ``"clean"`` images.
         train_kl: of the consistency with the tuned model's clean logits: KL(adv || target), or
             KL(target || adv).
@@ -52,6 +54,7 @@ class CAPTConfig(OnlineConfig):
     lam: float = 1.0
     balance: Balance = "confidence"
     balance_value: float = 0.5
+    weigh: str | None = None
     ce: Literal["adv", "clean"] = "adv"
     train_kl: Direction = "adv||target"
     frozen_kl: Direction = "adv||target"
@@ -67,6 +70,7 @@ class CAPTConfig(OnlineConfig):
         if check_number(self.balance_value, "balance_value", zero=True) > 1:
             raise ValueError(f"balance_value must be in [0, 1], got {self.balance_value}")
         check_choice(self.ce, "ce", ("adv", "clean"))
+        check_templates(self.guide_template, "guide_template")
         for name in ("train_kl", "frozen_kl"):
             check_choice(getattr(self, name), name, ("adv||target", "target||adv"))
 
@@ -106,6 +110,7 @@ class CAPTTuner(OnlineTuner):
             )
             if not said:
                 overrides.setdefault("balance", "custom")
+            overrides["weigh"] = f"{weigh.__module__}.{weigh.__qualname__}"
         self.weigh = weigh
         super().__init__(clip, classnames, config, **overrides)
         if weigh is not None and self.config.balance != "custom":
@@ -122,12 +127,15 @@ class CAPTTuner(OnlineTuner):
             self.clip, config.n_ctx, depth=config.depth, seed=config.seed, start=start
         )
 
+    def check_ready(self) -> None:
+        if self.config.balance == "custom" and self.weigh is None:
+            name = self.config.weigh or "it"
+            raise ValueError(f"weigh is needed where balance is 'custom': hand {name} in")
+
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
     ) -> int:
         config = self.config
-        if config.balance == "custom" and self.weigh is None:
-            raise ValueError("weigh is needed where balance is 'custom': hand the function in")
         examples = super().prepare(train, val, out, progress)
         self.guide = self.clip.zero_shot(
             self.classnames,
@@ -146,6 +154,10 @@ class CAPTTuner(OnlineTuner):
                 progress=progress,
             )
         return examples
+
+    def release(self) -> None:
+        super().release()
+        self._known = None
 
     @torch.no_grad()
     def frozen_logits(self, batch: Step) -> Tensor:
@@ -176,6 +188,8 @@ class CAPTTuner(OnlineTuner):
     def loss(self, batch: Step) -> Tensor:
         """``CE + lam [(1 - alpha) KL(p_adv, p_clean) + alpha KL(p_adv, p_frozen)]``."""
         config, labels = self.config, batch.labels
+        if config.lam == 0 and config.ce == "adv" and config.engine == "fast":
+            return F.cross_entropy(batch.attacked().logits, labels)  # nothing else has a part in it
         # clean logits that only serve as a target need no graph
         target_only = config.detach_targets and config.ce == "adv"
         if target_only and config.engine == "fast":
@@ -185,10 +199,7 @@ class CAPTTuner(OnlineTuner):
         else:
             clean, adv = batch.both()
         frozen = self.frozen_logits(batch)
-        alpha = self.alpha(frozen, labels, batch.progress)
-        alphas = torch.as_tensor(alpha, dtype=frozen.dtype, device=frozen.device).expand(
-            len(labels)
-        )
+        alphas = self._alphas(frozen, labels, batch.progress)
         loss, terms = consistency_loss(
             adv.logits,
             clean.logits,

@@ -76,7 +76,8 @@ class TunerConfig:
         check_choice(self.optimiser, "optimiser", get_args(OptimiserName))
         check_choice(self.keep, "keep", ("best", "last"))
         if self.init_from is not None:
-            object.__setattr__(self, "init_from", str(self.init_from))
+            # found again from another directory, too
+            object.__setattr__(self, "init_from", str(Path(self.init_from).resolve()))
 
 
 C = TypeVar("C", bound=TunerConfig)

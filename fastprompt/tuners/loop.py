@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ..runs import RunFolder
     from ..tracking import Tracker
     from .base import Tuner
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 64  # indices of images in a message
 
@@ -51,6 +54,8 @@ class Loop:
     def run(self) -> dict[str, Tensor] | None:
         """Run all epochs that are left; returns the best prompts on the validation images."""
         start, epochs = self._restore(), self.config.epochs
+        if epochs <= self.config.warmup_epochs:
+            log.warning("all %d epochs are warm-up, at warmup_lr: lower warmup_epochs", epochs)
         batches = math.ceil(self.examples / self.config.batch)
         bar = tqdm(
             total=epochs * batches,
@@ -120,6 +125,7 @@ class Loop:
             group["lr"] = rate
         self.tuner.totals.clear()
         losses = self._steps(order, epoch, good, bar)
+        self._check_prompts(epoch, good)
         tuned = round(time.perf_counter() - began, 3)
         loss = float(losses.sum()) / self.examples
         terms = {name: float(total) / self.examples for name, total in self.tuner.totals.items()}
@@ -153,6 +159,17 @@ class Loop:
             bar.update()
         self._check_finite(losses, order, epoch, good)
         return losses
+
+    def _check_prompts(self, epoch: int, good: dict[str, Tensor]) -> None:
+        """Raise if an epoch left prompts that are not finite, by a gradient that was not."""
+        bad = torch.stack([~p.isfinite().all() for p in self.prompts.parameters()]).any()
+        if bool(bad):
+            self.prompts.load_state_dict(good)
+            raise FloatingPointError(
+                f"the prompts became nan or infinite in epoch {epoch + 1}, by a gradient that was "
+                f"not finite: lower lr, or take precision='fp32'; the state after epoch {epoch} is "
+                "kept"
+            )
 
     def _check_finite(
         self, losses: Tensor, order: Tensor, epoch: int, good: dict[str, Tensor]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import Fraction, check_count, check_labels, check_number, parse_fraction
+from .._checks import Fraction, check_count, check_number, parse_fraction
 from ..attacks import OnlinePGD
 from ..data.augment import RandomCrops
 from ..data.loading import ImageDataset
@@ -50,8 +50,8 @@ class OnlineConfig(TunerConfig):
         eps_min: draw each image's radius anew in each epoch, uniform in [eps_min, eps]; by default
             all have eps.
         steps: gradient steps of the attack.
-        alpha: its step size; by default twice the radius over the steps: 2/3 of it at 3 steps (NAP:
-            1.5 times, 0.3 at 5). With ``eps_min`` the step shrinks as the radius does.
+        alpha: its step size; by default twice the radius over the steps, at most the radius: 2/3 of
+            it at 3 steps (NAP: 1.5 times, 0.3 at 5). With ``eps_min`` it shrinks, too.
         random_start: start from a uniform point of the ball instead of the image.
         augment: random resized crops and horizontal flips of the training images.
         crop_min: the smallest crop, as a share of the image's area.
@@ -97,13 +97,16 @@ class OnlineConfig(TunerConfig):
     def step_size(self) -> float:
         """alpha as a number, the default filled in."""
         if self.alpha is None:
-            return self._reach * self.radius / self.steps
+            return min(1.0, self._reach / self.steps) * self.radius
         return parse_fraction(self.alpha, "alpha")
 
 
 @dataclasses.dataclass
 class Step:
-    """A batch, and what a loss is made of; each part is computed when it is first asked for.
+    """A batch, and what a loss is made of.
+
+    ``prepared`` and ``adv`` are made when they are first asked for, and once; `clean`, `attacked`
+    and `both` are a pass each.
 
     Attributes:
         images: clean, float32 ``[B, 3, S, S]`` in [0, 1], augmented.
@@ -181,15 +184,16 @@ class OnlineTuner(Tuner):
         config, device = self.config, self.clip.device
         self._pictures = {
             name: Pictures(
-                data, device, workers=config.workers, title=f"{name} images", progress=progress
+                data,
+                device,
+                workers=config.workers,
+                name=name,
+                progress=progress,
+                classes=len(self.classnames),
             )
             for name, data in (("train", train), ("val", val))
             if data is not None
         }
-        for name, pictures in self._pictures.items():
-            if pictures.labels is not None:
-                n, classes = len(pictures), len(self.classnames)
-                check_labels(pictures.labels, n, classes, f"labels of {name}")
         crops = RandomCrops((config.crop_min, 1.0), seed=config.seed)
         self._crops = crops if config.augment else None
         self._attack = OnlinePGD(
@@ -224,6 +228,9 @@ class OnlineTuner(Tuner):
             if "adv" in vars(step):
                 self.log(len(rows), stalled=step.stalled)
 
+    def release(self) -> None:
+        vars(self).pop("_pictures", None)
+
     def _radii(self, examples: int, epoch: int) -> Tensor | None:
         """Each training image's radius in an epoch, ``[N]``: a function of seed and epoch alone."""
         config = self.config
@@ -243,12 +250,16 @@ class OnlineTuner(Tuner):
         if pictures is None:
             return {}
         prepared = self.model.prepare() if self.model.engine == "fast" else None
-        hits = torch.zeros(2, dtype=torch.int64, device=self.clip.device)
+        hits = torch.zeros(3, dtype=torch.int64, device=self.clip.device)
         for rows, images, labels in pictures.batches(
             torch.arange(len(pictures)), self.config.batch
         ):
-            adv = self._attack(images, labels, rows, prepared, draw=_VAL_DRAW).images
-            right = [x.argmax(1) == labels for x in self.model.pair(images, adv, prepared)]
-            hits += torch.stack([right[0].sum(), (right[0] & right[1]).sum()])
-        clean, robust = (count / len(pictures) for count in hits.tolist())
-        return {"val_accuracy": clean, "val_robust": robust}
+            result = self._attack(images, labels, rows, prepared, draw=_VAL_DRAW)
+            pair = self.model.pair(images, result.images, prepared)
+            right = [(x.argmax(1) == labels) & ~x.isnan().any(1) for x in pair]
+            # what the attack had no gradient for is not shown to be robust
+            stalled = result.health.stalled
+            robust = right[0] & right[1] & ~stalled
+            hits += torch.stack([right[0].sum(), robust.sum(), stalled.sum()])
+        shares = (count / len(pictures) for count in hits.tolist())
+        return dict(zip(("val_accuracy", "val_robust", "val_stalled"), shares, strict=True))

@@ -12,6 +12,7 @@ from method_checks import (
     clip_of,
     cosine_logits,
     cross_entropy,
+    data,
     first_step,
     gradients,
     log_probabilities,
@@ -271,9 +272,13 @@ def test_an_unknown_choice_is_refused(name, known, small_clip):
         CAPTTuner(small_clip, NAMES, **{name: "both"})
 
 
-def test_custom_balance_and_weigh_belong_together(small_clip):
+def test_custom_balance_and_weigh_belong_together(small_clip, tmp_path):
+    tuner = CAPTTuner(small_clip, NAMES, balance="custom")
     with pytest.raises(ValueError, match="weigh is needed where balance is 'custom'"):
-        tuner_of("capt", balance="custom")
+        tuner.fit(data(), out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    with_one = CAPTTuner(small_clip, NAMES, weigh=weigh)
+    assert with_one.config.weigh == f"{__name__}.weigh"  # a part of what says which run this is
     with pytest.raises(ValueError, match="balance must be 'custom' with weigh, got 'linear'"):
         CAPTTuner(small_clip, NAMES, weigh=weigh, balance="linear")
     with pytest.raises(ValueError, match="balance must be 'custom' with weigh, got 'linear'"):

@@ -130,7 +130,9 @@ def test_a_folder_may_be_a_path(name, folder):
         AdvPTConfig(**{name: folder}),
         build(AdvPTConfig, {}, None, {name: folder}),
     ):
-        assert getattr(config, name) == str(Path("some/folder"))
+        # a run that starts from another is resumed from wherever
+        wanted = Path("some/folder").resolve() if name == "init_from" else Path("some/folder")
+        assert getattr(config, name) == str(wanted)
         json.dumps(as_dict(config))
 
 

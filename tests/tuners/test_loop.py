@@ -260,8 +260,11 @@ def test_without_a_folder_the_same_prompts_are_kept(small_clip, tmp_path, keep):
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_without_validation_the_last_are_kept(small_clip, tmp_path, by_epoch, keep):
-    fit(scripted(small_clip, keep=keep, patience=1), tmp_path, val=False)
-    assert sorted(by_epoch) == [1, 2, 3, 4]  # and patience stops nothing
+    with pytest.raises(ValueError, match="patience needs val"):
+        fit(scripted(small_clip, keep=keep, patience=1), tmp_path, val=False)
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+    fit(scripted(small_clip, keep=keep), tmp_path, val=False)
+    assert sorted(by_epoch) == [1, 2, 3, 4]
     assert torch.equal(tokens_of(tmp_path), by_epoch[4])
     for which in ("best", "last"):
         assert not (tmp_path / f"{which}.safetensors").exists()

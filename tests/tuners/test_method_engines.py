@@ -333,11 +333,13 @@ def test_the_attack_is_pgd_on_the_classifier_of_this_very_step(method, engine):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_default_attack_is_the_published_one(method):
     """NAP takes five steps of 0.3 eps, APT three of 2/3 eps; CAPT's and AMPT's are open."""
-    steps, share = {"nap": (5, 0.3), "capt": (2, 2 / 3)}.get(method, (3, 2 / 3))
+    steps, share = {"nap": (5, 0.3), "capt": (2, 1.0)}.get(method, (3, 2 / 3))
     config = TUNERS[method].Config()
     assert config.steps == steps
     assert config.eps == 4 / 255
     assert config.step_size == pytest.approx(share * 4 / 255, rel=1e-12)
+    one = TUNERS[method].Config(steps=1)
+    assert one.step_size == pytest.approx(one.radius, rel=1e-12)  # and no step leaves the ball
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -388,10 +390,10 @@ def test_images_are_cropped_anew_in_each_epoch(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_random_starts_are_drawn_anew_in_each_epoch(method):
     """Also of images that are not augmented."""
-    tuner, whole = tuner_of(method, augment=False), data().images.float() / 255
+    tuner, whole = tuner_of(method, augment=False, alpha="0.2/255"), data().images.float() / 255
     steps = [first_step(tuner, epoch) for epoch in (0, 1)]
     assert all(torch.equal(step.images, whole[step.rows]) for step in steps)
     assert (steps[0].adv != steps[1].adv).double().mean() > 0.5
-    still = tuner_of(method, augment=False, random_start=False)
+    still = tuner_of(method, augment=False, alpha="0.2/255", random_start=False)
     steps = [first_step(still, epoch) for epoch in (0, 1)]
     assert torch.equal(steps[0].adv, steps[1].adv)

@@ -83,7 +83,14 @@ class Listed:
 
 @METHODS
 def test_resident_and_streamed_images_give_the_same_bits(small_clip, tmp_path, monkeypatch, method):
-    folders = []
+    folders, resident, real = [], [], OnlineTuner.release
+
+    def release(self):
+        resident[:] = [pictures.resident for pictures in self._pictures.values()]
+        real(self)
+        assert not hasattr(self, "_pictures")  # the images are let go
+
+    monkeypatch.setattr(OnlineTuner, "release", release)
     for name, memory, wrap in (
         ("resident", 2**40, lambda images: images),
         ("streamed", 0, lambda images: images),
@@ -92,7 +99,6 @@ def test_resident_and_streamed_images_give_the_same_bits(small_clip, tmp_path, m
         monkeypatch.setattr("fastprompt.data.pictures.total_memory", lambda device, m=memory: m)
         tuner, folder = make(small_clip, method), tmp_path / name
         tuner.fit(wrap(TRAIN), wrap(VAL), folder, progress=False)
-        resident = [pictures.resident for pictures in tuner._pictures.values()]
         assert resident == [memory > 0] * 2
         folders.append((prompts_of(tuner), metrics(folder)))
     (wanted, rows), *others = folders
@@ -247,6 +253,7 @@ def test_validation_is_pgd_on_the_classifier(method, engine):
     assert tuner.validate() == {
         "val_accuracy": float(right.sum()) / 7,
         "val_robust": float((right & (attacked == y)).sum()) / 7,
+        "val_stalled": 0.0,
     }
     assert torch.equal(torch.cat([result.images for result in made]), adv)
     tuner.prepare(TRAIN, ImageTensors(VAL.images, labels), None, False)
@@ -255,6 +262,7 @@ def test_validation_is_pgd_on_the_classifier(method, engine):
     assert tuner.validate() == {
         "val_accuracy": 4 / 7,
         "val_robust": float(stays.sum()) / 7,
+        "val_stalled": 0.0,
     }
 
 
@@ -268,7 +276,7 @@ def test_an_image_that_is_wrong_when_clean_is_not_robust(small_clip, monkeypatch
     turns = iter([(wrong[:4], right[:4]), (wrong[4:], right[4:])])
     monkeypatch.setattr(type(tuner.model), "pair", lambda *_: next(turns))
     share = float((labels == 0).sum()) / 7
-    assert tuner.validate() == {"val_accuracy": share, "val_robust": share}
+    assert tuner.validate() == {"val_accuracy": share, "val_robust": share, "val_stalled": 0.0}
 
 
 @METHODS
