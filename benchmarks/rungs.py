@@ -22,7 +22,8 @@ from fastprompt import FrozenCLIP
 from fastprompt.attacks.capture import CapturedAscent
 from fastprompt.attacks.online import OnlinePGD
 from fastprompt.attacks.random_start import random_start
-from fastprompt.prompted import Prepared, PromptedCLIP
+from fastprompt.prompted import PromptedCLIP
+from fastprompt.seen import Prepared
 
 
 @dataclass(frozen=True)

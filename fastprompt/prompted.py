@@ -6,9 +6,8 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +19,13 @@ from .classifier import CLIPClassifier, class_logits
 from .clip import FrozenCLIP
 from .heads import Head, MixtureHead, PlainMixtureHead
 from .prompts import PromptValues
+from .seen import Prepared, Seen
 from .towers import ImageTower, TextTower
 from .towers.base import Tower
 from .towers.engines import make_image_tower, make_text_tower, resolve_precision
 from .towers.layout import Position
 
 log = logging.getLogger(__name__)
-
-
-class Prompts(Protocol):
-    """A module that learns prompts.
-
-    It may have ``refiners`` (of the image tower) and ``text_refiners``, lists of modules, and a
-    ``head`` that makes logits of K prompts' features, such as `MixtureHead`.
-    """
-
-    def values(self) -> PromptValues: ...
 
 
 @contextmanager
@@ -67,41 +57,6 @@ def _compiled(function: FunctionType) -> Callable[..., Tensor]:
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 32)
     return torch.compile(own, fullgraph=True)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Attributes:
-
-    values: what the prompts put into the towers.
-    text: L2-normalised class features ``[C, D]``, or a head's ``[K, C, D]``; both with a graph to
-        the prompts.
-    head: what the head made of them, without a graph.
-    """
-
-    values: PromptValues
-    text: Tensor
-    head: tuple[Tensor, ...] = ()
-
-    def detached(self) -> tuple[Tensor | None, ...]:
-        """What an attack holds fixed, without a graph: class features, visual prompts, ``head``."""
-        visual = self.values.visual
-        return self.text.detach(), None if visual is None else visual.detach(), *self.head
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the model makes of images.
-
-    Attributes:
-        logits: ``[B, C]``.
-        features: raw image features ``[B, D]``.
-        layers: each image block's output ``[B, N + V, width]``, where it was asked for.
-    """
-
-    logits: Tensor
-    features: Tensor
-    layers: list[Tensor]
 
 
 class PromptedCLIP(nn.Module):

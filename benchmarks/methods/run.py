@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -48,8 +49,11 @@ def tune(cell: Cell) -> Tuner:
     kind, folder = TUNERS[cell.method], _folder(cell)
     if not (folder / "prompts.safetensors").exists():
         tuner = kind(clip, data.classnames, **settings(cell))
-        resume = RunFolder(folder).started
-        return tuner.fit(data.train, data.val, folder, resume=resume, progress=False)
+        if RunFolder(folder).started:  # stopped: times would be of a part
+            shutil.rmtree(folder)
+        began = time.perf_counter()
+        tuner.fit(data.train, data.val, folder, progress=False)
+        write_json(folder / "seconds.json", {"fit": time.perf_counter() - began})
     return kind.load(folder, clip)
 
 
@@ -62,8 +66,7 @@ def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
         "config": as_dict(tuner.config),
         "parameters": sum(p.numel() for p in tuner.prompts.parameters()),
         "step_seconds": statistics.median(each),
-        "tuning_seconds": sum(row["seconds"] for row in rows),
-        "threads": torch.get_num_threads(),
+        "tuning_seconds": json.loads((_folder(cell) / "seconds.json").read_text())["fit"],
         "val": {k: v for k, v in rows[-1].items() if k.startswith("val_")},
     }
 
@@ -98,7 +101,11 @@ def judge(cell: Cell) -> dict[str, Any]:
 def measure(
     share: int = 0, shares: int = 1, part: str | None = None, method: str | None = None
 ) -> None:
-    """Run what is not done yet: this process's share, one part of the cells, or one method."""
+    """Run what is not done yet: this process's share, one part of the cells, or one method.
+
+    On one thread: two processes side by side do more than one with two threads.
+    """
+    torch.set_num_threads(1)
     for cell in all_cells():
         file = FOLDER / "cells" / f"{cell.name}.json"
         mine = int(hashlib.sha256(json.dumps(cell.tuning).encode()).hexdigest(), 16) % shares

@@ -17,7 +17,8 @@ from .random_start import random_start as draw_start
 from .result import AttackResult
 
 if TYPE_CHECKING:
-    from ..prompted import Prepared, PromptedCLIP
+    from ..prompted import PromptedCLIP
+    from ..seen import Prepared
 
 
 class OnlinePGD:

@@ -15,7 +15,8 @@ from ..attacks import OnlinePGD
 from ..data.augment import RandomCrops
 from ..data.loading import ImageDataset
 from ..data.pictures import Pictures
-from ..prompted import Prepared, PromptedCLIP, Seen
+from ..prompted import PromptedCLIP
+from ..seen import Prepared, Seen
 from ..towers.layout import word_context
 from .base import Tuner
 from .config import TunerConfig

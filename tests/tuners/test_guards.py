@@ -134,7 +134,7 @@ def test_labels_of_streamed_images_are_looked_at(small_clip, monkeypatch, label,
     monkeypatch.setattr("fastprompt.data.pictures.total_memory", lambda device: 0)
     sets = {"train": data(), "val": data(6)}
     sets[split] = Listed(sets[split])
-    with pytest.raises(ValueError, match=f"labels of {split} must be .*got {label}"):
+    with pytest.raises(ValueError, match=rf"labels of {split} must be .*got {label}"):
         APTTuner(small_clip, NAMES, FAST).fit(*sets.values(), progress=False)
 
 
@@ -171,7 +171,7 @@ def test_a_loaded_run_that_started_from_another_goes_on(small_clip, tmp_path):
 
 def test_saving_among_other_files_is_refused(small_clip, tmp_path):
     (tmp_path / "keep.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="folder: .* holds other files"):
+    with pytest.raises(FileExistsError, match=r"folder: .* holds other files"):
         APTTuner(small_clip, NAMES, FAST).save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["keep.txt"]
 
