@@ -5,8 +5,6 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -43,8 +41,6 @@ def test_every_row_is_a_cell_that_was_judged_as_said():
         assert [round(255 * r["eps"]) for r in attacks] == [int(e[0]) for e in row["eps"]]
         assert {r["settings"]["steps"] for r in attacks} == {100}
         assert all(r["n"] == run.IMAGES for r in attacks)
-        if row["method"] not in ("zero-shot", "advpt"):
-            assert row["config"]["eps"] == pytest.approx(2 / 255)
 
 
 def test_presets_are_those_that_were_measured():

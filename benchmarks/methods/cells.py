@@ -10,7 +10,7 @@ from typing import Any
 
 MODELS = ("tiny-shapes", "tiny-shapes-robust")
 METHODS = ("zero-shot", "advpt", "apt", "ampt", "capt", "nap")
-TUNING_EPS = "2/255"
+BASE_EPS = "2/255"  # of the search's attempts that name no other, and of the smaller tables
 TEST_EPS = ("1/255", "2/255", "4/255")
 SEEDS = (0, 1, 2)
 SHIFTED = ("shapes-outline", "shapes-recoloured", "shapes-crowded")
@@ -37,7 +37,7 @@ class Cell:
     seed: int
     test: str = "shapes"
     test_classes: str = "all"
-    eps: tuple[str, ...] = (TUNING_EPS,)
+    eps: tuple[str, ...] = (BASE_EPS,)
     classes: str = "all"
     changes: tuple[tuple[str, Any], ...] = ()
 

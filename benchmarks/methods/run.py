@@ -22,7 +22,7 @@ from fastprompt.tuners.config import as_dict
 from fastprompt.tuners.registry import TUNERS
 
 from ..report import write
-from .cells import TUNING_EPS, Cell, all_cells
+from .cells import Cell, all_cells
 
 FOLDER = Path("runs") / "methods"
 RESULT = Path(__file__).parents[1] / "results" / "cpu-2-cores" / "methods.json"
@@ -32,9 +32,8 @@ PRECISION = "bf16"  # of the tuning; the judge is float32
 
 
 def settings(cell: Cell) -> dict[str, Any]:
-    """What is changed of the preset: AdvPT keeps its bank's own radius."""
-    own = {} if cell.method == "advpt" else {"eps": TUNING_EPS}
-    return {**own, "precision": PRECISION, "seed": cell.seed, **dict(cell.changes)}
+    """What is changed of the preset."""
+    return {"precision": PRECISION, "seed": cell.seed, **dict(cell.changes)}
 
 
 def _folder(cell: Cell) -> Path:

@@ -11,7 +11,7 @@ from fastprompt import evaluate, load_clip, load_data
 from fastprompt.tuners.registry import TUNERS
 
 from ..report import write
-from .cells import TUNING_EPS
+from .cells import BASE_EPS
 from .run import PRECISION, SHOTS
 
 RESULT = Path(__file__).parents[1] / "results" / "cpu-2-cores" / "method_sweep.json"
@@ -19,7 +19,7 @@ RESULT = Path(__file__).parents[1] / "results" / "cpu-2-cores" / "method_sweep.j
 BASE: dict[str, Any] = {
     "n_ctx": 4,
     "ctx_init": "a photo of a",
-    "eps": TUNING_EPS,
+    "eps": BASE_EPS,
     "augment": False,
     "keep": "last",
     "warmup_epochs": 0,

@@ -53,6 +53,10 @@ def _seconds(cells: Sequence[Row], key: str) -> str:
     return f"{statistics.mean(values):.3g}" if values else ""
 
 
+def _radius(cell: Row) -> str:
+    return f"{255 * cell['config']['eps']:g}/255" if "config" in cell else ""
+
+
 def main_table(cells: Sequence[Row], model: str) -> str:
     """Every method on one model: accuracies with their spread, costs, trained parameters."""
     rows = []
@@ -64,10 +68,18 @@ def main_table(cells: Sequence[Row], model: str) -> str:
         costs = [_seconds(own, key) for key in ("step_seconds", "tuning_seconds")]
         trained = f"{own[0]['parameters']:,}" if "parameters" in own[0] else ""
         seeds = "" if method == "zero-shot" else str(len(own))
-        rows.append(
-            [name_of(method), spread(accuracies(own, None)), *attacked, *costs, trained, seeds]
-        )
-    head = ["method", "clean", *TEST_EPS, "s a step", "s in all", "trained parameters", "seeds"]
+        clean, tuned_at = spread(accuracies(own, None)), _radius(own[0])
+        rows.append([name_of(method), tuned_at, clean, *attacked, *costs, trained, seeds])
+    head = [
+        "method",
+        "tuned at",
+        "clean",
+        *TEST_EPS,
+        "s a step",
+        "s in all",
+        "trained parameters",
+        "seeds",
+    ]
     return markdown(head, rows)
 
 

@@ -17,7 +17,7 @@ from .._dtypes import at_least_float32
 from ..clip import FrozenCLIP
 from ..kernels import layer_consistency
 from ..prompts import DeepPrompts, RefinerStart, deep_prompts_fit
-from .online import OnlineConfig, OnlineTuner, Step
+from .online import SMALL, OnlineConfig, OnlineTuner, Step
 
 Consistency = Literal["cosine", "mse", "none"]
 
@@ -64,12 +64,30 @@ class NAPConfig(OnlineConfig):
         check_choice(self.consistency, "consistency", ("cosine", "mse", "none"))
 
 
+# a few hundred steps: the loss has no time to move over, and stronger images teach more
+_SMALL: dict[str, Any] = {
+    **SMALL,
+    "eps": 3 / 255,
+    "epochs": 9,
+    "batch": 16,
+    "lr": 1e-3,
+    "weight_decay": 0.01,
+    "schedule": "fixed",
+    "consistency": "none",
+    "augment": True,
+    "crop_min": 0.8,
+}
+
+
 class NAPTuner(OnlineTuner):
     """NAP on a CLIP of open_clip's own two transformers. See `Tuner` for the arguments."""
 
     method = "nap"
     Config = NAPConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny-shapes": {**_SMALL, "adv_share": 0.4},
+        "tiny-shapes-robust": {**_SMALL, "adv_share": 0.8},
+    }
     config: NAPConfig
     prompts: DeepPrompts
 
