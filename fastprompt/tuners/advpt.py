@@ -16,10 +16,8 @@ from torch import Tensor
 from .._checks import Fraction, check_count, check_labels, parse_fraction
 from ..attacks import FeaturePGD
 from ..attacks.random_start import Sides
-from ..clip import FrozenCLIP
 from ..data.loading import ImageDataset
 from ..prompts import TextContext
-from ..towers.layout import word_context
 from .bank import make_bank
 from .base import Tuner
 from .config import TunerConfig
@@ -87,16 +85,10 @@ class AdvPTTuner(Tuner):
     config: AdvPTConfig
     prompts: TextContext
 
-    @classmethod
-    def unfit(cls, clip: FrozenCLIP) -> str:
-        return clip.text_parts if isinstance(clip.text_parts, str) else ""
-
     def build_prompts(self) -> TextContext:
-        config, parts = self.config, self.clip.text_parts
-        assert not isinstance(parts, str)  # `unfit` has said so
-        words = config.ctx_init
-        start = None if words is None else word_context(self.clip, words, config.n_ctx)
-        return TextContext(config.n_ctx, parts.width, seed=config.seed, start=start)
+        config = self.config
+        start = self.context_start(config.ctx_init, config.n_ctx)
+        return TextContext(config.n_ctx, self.text_width(), seed=config.seed, start=start)
 
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool

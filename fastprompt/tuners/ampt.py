@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import check_choice, check_count, check_number
-from ..clip import FrozenCLIP
 from ..kernels.mixture_logits import Mix
 from ..prompts import PromptMixture
 from .online import SMALL, OnlineConfig, OnlineTuner, Step
@@ -70,23 +69,18 @@ class AMPTTuner(OnlineTuner):
     config: AMPTConfig
     prompts: PromptMixture
 
-    @classmethod
-    def unfit(cls, clip: FrozenCLIP) -> str:
-        return clip.text_parts if isinstance(clip.text_parts, str) else ""
-
     def build_prompts(self) -> PromptMixture:
-        config, parts = self.config, self.clip.text_parts
-        assert not isinstance(parts, str)  # `unfit` has said so
+        config = self.config
         return PromptMixture(
             config.n_prompts,
             config.n_ctx,
-            parts.width,
+            self.text_width(),
             self.clip.embed_dim,
             hidden=config.router_width,
             temperature=config.temperature,
             mix=config.mix,
             seed=config.seed,
-            start=self.context_start(),
+            start=self.context_start(config.ctx_init, config.n_ctx),
         )
 
     def loss(self, batch: Step) -> Tensor:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..clip import FrozenCLIP
 from ..prompts import TextContext
 from .online import SMALL, OnlineConfig, OnlineTuner, Step
 
@@ -39,20 +38,12 @@ class APTTuner(OnlineTuner):
     config: APTConfig
     prompts: TextContext
 
-    @classmethod
-    def unfit(cls, clip: FrozenCLIP) -> str:
-        return clip.text_parts if isinstance(clip.text_parts, str) else ""
-
     def build_prompts(self) -> TextContext:
-        config, parts = self.config, self.clip.text_parts
-        assert not isinstance(parts, str)  # `unfit` has said so
+        config = self.config
         classes = len(self.classnames) if config.class_specific else None
+        start = self.context_start(config.ctx_init, config.n_ctx)
         return TextContext(
-            config.n_ctx,
-            parts.width,
-            classes=classes,
-            seed=config.seed,
-            start=self.context_start(),
+            config.n_ctx, self.text_width(), classes=classes, seed=config.seed, start=start
         )
 
     def loss(self, batch: Step) -> Tensor:

@@ -17,6 +17,7 @@ from ..evaluation import Evaluation, evaluate
 from ..loading import load_clip
 from ..prompted import PromptedCLIP
 from ..runs import RunFolder
+from ..towers.layout import word_context
 from ..tracking import Tracker
 from .config import TunerConfig, build
 from .identity import EXECUTION
@@ -68,9 +69,9 @@ class Tuner(SavedTuner):
     # ---- what a method defines -------------------------------------------------------------
 
     @classmethod
-    @abstractmethod
     def unfit(cls, clip: FrozenCLIP) -> str:
-        """Why the method does not fit ``clip``; empty if it does."""
+        """Why the method does not fit ``clip``; empty if it does. By default: text prompts."""
+        return clip.text_parts if isinstance(clip.text_parts, str) else ""
 
     @abstractmethod
     def build_prompts(self) -> nn.Module:
@@ -137,6 +138,16 @@ class Tuner(SavedTuner):
             "class_chunk": class_chunk,
         }
         return PromptedCLIP(self.clip, classnames, self.prompts, **{**options, **changes})
+
+    def text_width(self) -> int:
+        """Width of a context token."""
+        parts = self.clip.text_parts
+        assert not isinstance(parts, str)  # `unfit` has said so
+        return parts.width
+
+    def context_start(self, words: str | None, n_ctx: int) -> Tensor | None:
+        """The embeddings of the first ``n_ctx`` tokens of some words; None for no words."""
+        return None if words is None else word_context(self.clip, words, n_ctx)
 
     def log(self, examples: int, **terms: Tensor) -> None:
         """Note means over a batch of so many examples; ``metrics.jsonl`` gets the epoch's."""

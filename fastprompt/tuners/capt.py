@@ -122,7 +122,7 @@ class CAPTTuner(OnlineTuner):
 
     def build_prompts(self) -> DeepPrompts:
         config = self.config
-        start = self.context_start()
+        start = self.context_start(config.ctx_init, config.n_ctx)
         return DeepPrompts.for_clip(
             self.clip, config.n_ctx, depth=config.depth, seed=config.seed, start=start
         )

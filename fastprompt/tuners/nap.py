@@ -105,7 +105,7 @@ class NAPTuner(OnlineTuner):
             text_refiners=config.text_refiners,
             refiner_start=config.refiner_start,
             seed=config.seed,
-            start=self.context_start(),
+            start=self.context_start(config.ctx_init, config.n_ctx),
         )
 
     def loss(self, batch: Step) -> Tensor:

@@ -17,7 +17,6 @@ from ..data.loading import ImageDataset
 from ..data.pictures import Pictures
 from ..prompted import PromptedCLIP
 from ..seen import Prepared, Seen
-from ..towers.layout import word_context
 from .base import Tuner
 from .config import TunerConfig
 
@@ -173,11 +172,6 @@ class OnlineTuner(Tuner):
     def loss(self, batch: Step) -> Tensor:
         """The method's loss of a step, a mean over its images."""
         raise NotImplementedError
-
-    def context_start(self) -> Tensor | None:
-        """The embeddings of ``ctx_init``, ``[at most n_ctx, text_width]``."""
-        words = self.config.ctx_init
-        return None if words is None else word_context(self.clip, words, self.config.n_ctx)
 
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
