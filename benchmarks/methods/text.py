@@ -24,6 +24,7 @@ hold for a large one: read it as a check of the methods' code and of the directi
   the images that are fooled are counted and left alone. Clean accuracy is that on all test images.
 - Mean and range over three seeds, of the shots and of the tuning.
 
+<missing>
 ## tiny-shapes
 
 <main:tiny-shapes>

@@ -68,7 +68,7 @@ class NAPConfig(OnlineConfig):
 _SMALL: dict[str, Any] = {
     **SMALL,
     "eps": 3 / 255,
-    "epochs": 9,
+    "epochs": 10,
     "batch": 16,
     "lr": 1e-3,
     "weight_decay": 0.01,

@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {
     "lr": 2e-3,
     "weight_decay": 5e-4,
     "warmup_epochs": 0,
+    "keep": "last",  # four validation images a class are too few to choose an epoch by
     "augment": False,
 }
 
