@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastprompt import AdvPTTuner, cli
-from fastprompt._files import read_tensors
+from fastprompt._files import _HEADER, read_tensors
 from fastprompt.attacks import FeaturePGD, OnlinePGD
 from fastprompt.data.loading import ImageTensors
 from fastprompt.runs import RunFolder
@@ -185,12 +185,12 @@ def test_killed_within_an_epoch(model, tmp_path, method):
     state = folder / "state.safetensors"
 
     def within_an_epoch():
-        # one look at the file: the run puts another in its place meanwhile
+        # the header alone: the run may put another file in its place before the tensors are read
         if not state.exists():
             return False
         with safe_open(state, "pt") as file:
-            done = int(file.metadata()["epoch"])
-        if done < epoch:
+            header = json.loads(file.metadata()[_HEADER])
+        if int(header["epoch"]) < epoch:
             return False
         time.sleep(pause)
         return True
