@@ -32,11 +32,12 @@ def test_the_page_is_made_of_the_committed_file():
 
 def test_every_row_is_a_cell_that_was_judged_as_said():
     known = {cell.name for cell in cells.all_cells()}
+    assert len({row["name"] for row in ROWS}) == len(ROWS)
     for row in ROWS:
         fields = {k: row[k] for k in cells.Cell.__dataclass_fields__}
         fields |= {k: tuple(fields[k]) for k in ("eps",)}
         fields["changes"] = tuple((k, v) for k, v in fields["changes"])
-        assert cells.Cell(**fields).name in known
+        assert cells.Cell(**fields).name == row["name"] in known
         attacks = [r for r in row["rows"] if r["attack"] != "clean"]
         assert [round(255 * r["eps"]) for r in attacks] == [int(e[0]) for e in row["eps"]]
         assert {r["settings"]["steps"] for r in attacks} == {100}

@@ -89,6 +89,7 @@ def judge(cell: Cell) -> dict[str, Any]:
     ).rows
     kept = ("attack", "eps", "accuracy", "n", "trusted", "settings")
     return {
+        "name": cell.name,
         **dataclasses.asdict(cell),
         "label": cell.label,
         **facts,
@@ -105,11 +106,12 @@ def measure(
     On one thread: two processes side by side do more than one with two threads.
     """
     torch.set_num_threads(1)
+    known = _recorded()
     for cell in all_cells():
         file = FOLDER / "cells" / f"{cell.name}.json"
         mine = int(hashlib.sha256(json.dumps(cell.tuning).encode()).hexdigest(), 16) % shares
         wanted = part in (None, cell.part) and method in (None, cell.method)
-        if file.exists() or mine != share or not wanted:
+        if file.exists() or cell.name in known or mine != share or not wanted:
             continue
         row = judge(cell)
         write_json(file, row)
@@ -121,11 +123,18 @@ def measure(
         )
 
 
+def _recorded() -> dict[str, Any]:
+    """The rows of the result file, by their cells' names; remove it to measure all anew."""
+    if not RESULT.exists():
+        return {}
+    return {row["name"]: row for row in json.loads(RESULT.read_text("utf-8"))["cells"]}
+
+
 def collect() -> None:
-    """Put the cells that are done into the result file."""
-    rows = []
+    """Put the cells that are done into the result file, beside those that are there."""
+    rows = _recorded()
     for cell in all_cells():
         file = FOLDER / "cells" / f"{cell.name}.json"
         if file.exists():
-            rows.append(json.loads(file.read_text("utf-8")))
-    write(RESULT, {"cells": rows})
+            rows[cell.name] = json.loads(file.read_text("utf-8"))
+    write(RESULT, {"cells": [rows[c.name] for c in all_cells() if c.name in rows]})
