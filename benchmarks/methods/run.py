@@ -136,5 +136,5 @@ def collect() -> None:
     for cell in all_cells():
         file = FOLDER / "cells" / f"{cell.name}.json"
         if file.exists():
-            rows[cell.name] = json.loads(file.read_text("utf-8"))
+            rows[cell.name] = {"name": cell.name, **json.loads(file.read_text("utf-8"))}
     write(RESULT, {"cells": [rows[c.name] for c in all_cells() if c.name in rows]})
