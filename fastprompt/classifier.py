@@ -92,7 +92,9 @@ class CLIPClassifier(nn.Module):
 
     def logits(self, image_features: Tensor) -> Tensor:
         """Logits ``[B, C]`` of raw image features ``[B, D]``."""
-        prepared = [b for name, b in self.named_buffers() if name.startswith("prepared")]
+        # its own buffers alone: a walk through the whole model costs more than these logits
+        own = self.named_buffers(recurse=False)
+        prepared = [buffer for name, buffer in own if name.startswith("prepared")]
         return class_logits(self.clip, image_features, self.text_features, self.head, *prepared)
 
     def routing_weights(self, images: Tensor) -> Tensor:
@@ -111,16 +113,6 @@ def _prepare_again(classifier: CLIPClassifier, _: object) -> None:
     classifier._prepare_head()
 
 
-def cosine_logits(clip: FrozenCLIP, image_features: Tensor, text_features: Tensor) -> Tensor:
-    """``logit_scale * normalise(image_features) @ text_features.T`` (+ the model's bias).
-
-    Args:
-        image_features: raw, ``[B, D]``.
-        text_features: L2-normalised, ``[C, D]``.
-    """
-    return class_logits(clip, image_features, text_features)
-
-
 def class_logits(
     clip: FrozenCLIP,
     image_features: Tensor,
@@ -128,7 +120,9 @@ def class_logits(
     head: Any = None,
     *prepared: Any,
 ) -> Tensor:
-    """Logits through a head, or without one `cosine_logits`.
+    """``logit_scale * normalise(image_features) @ text_features.T`` (+ the model's bias).
+
+    With a head that one makes the logits instead.
 
     Args:
         image_features: raw, ``[B, D]``.

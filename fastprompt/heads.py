@@ -1,12 +1,12 @@
 """From image features and the features of several prompts to logits: router and mixture (AMPT)."""
 
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import check_count, check_number
+from ._checks import check_choice, check_count, check_number
 from .kernels import mixture_gram, mixture_logits
 from .kernels.mixture_logits import Mix, MixtureGram
 
@@ -70,8 +70,7 @@ class MixtureHead(nn.Module):
         self, router: nn.Module, *, temperature: float = 1.0, mix: Mix = "normalised"
     ) -> None:
         super().__init__()
-        if mix not in ("normalised", "raw"):
-            raise ValueError(f"mix must be 'normalised' or 'raw', got {mix!r}")
+        check_choice(mix, "mix", get_args(Mix))
         self.router, self.mix = router, mix
         self.temperature = float(check_number(temperature, "temperature"))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import check_count
+from ._checks import check_choice, check_count
+from ._seeds import stream
 from .description import visual_prompts_fit
 from .heads import MixtureHead, PromptRouter
 from .kernels.mixture_logits import Mix
@@ -35,12 +35,6 @@ class PromptValues:
     context: Tensor
     deep: Tensor | None = None
     visual: Tensor | None = None
-
-
-def stream(seed: int, part: str, number: int) -> int:
-    """A seed for one part of many: no other seed's part has it."""
-    mixed = np.random.SeedSequence((seed, number, *part.encode()))
-    return int(mixed.generate_state(1)[0])
 
 
 def _normal(generator: torch.Generator, *shape: int, std: float = 0.02) -> Tensor:
@@ -253,8 +247,7 @@ class TokenRefiner(nn.Module):
 
     def __init__(self, width: int, *, start: RefinerStart = "identity", seed: int = 0) -> None:
         super().__init__()
-        if start not in get_args(RefinerStart):
-            raise ValueError(f"start must be 'identity' or 'linear', got {start!r}")
+        check_choice(start, "start", get_args(RefinerStart))
         generator = torch.Generator().manual_seed(seed)
         self.first, self.second = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         with torch.no_grad():

@@ -52,6 +52,6 @@ def attempt(method: str, model: str, changes: str) -> None:
     found = {f"{r['attack']}@{255 * r['eps']:.0f}": round(100 * r["accuracy"], 1) for r in rows}
     row = {"method": method, "model": model, "changes": changed, "seconds": seconds, **found}
     print(row, flush=True)
-    known = json.loads(RESULT.read_text("utf-8"))["attempts"] if RESULT.exists() else []
+    known = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
     facts = {"base": BASE, "images": IMAGES, "attack": ATTACK, "shots": SHOTS}
-    write(RESULT, {**facts, "attempts": [*known, row]})
+    write(RESULT, {**known, **facts, "attempts": [*known.get("attempts", []), row]})

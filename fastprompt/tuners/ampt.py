@@ -6,7 +6,7 @@ optional terms are our choice: the paper's text that could be read leaves them o
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class AMPTConfig(OnlineConfig):
         if check_count(self.n_prompts, "n_prompts") > 64:
             raise ValueError(f"n_prompts must be at most 64, got {self.n_prompts}")
         check_number(self.temperature, "temperature")
-        check_choice(self.mix, "mix", ("normalised", "raw"))
+        check_choice(self.mix, "mix", get_args(Mix))
         if self.router_width is not None:
             check_count(self.router_width, "router_width")
         if check_number(self.clean_share, "clean_share", zero=True) > 1:

@@ -17,7 +17,7 @@ from .online import SMALL, OnlineConfig, OnlineTuner, Step
 
 @dataclasses.dataclass(frozen=True)
 class APTConfig(OnlineConfig):
-    """APT's settings; the defaults are CoOp's and the authors'.
+    """APT's settings; by default CoOp's context and optimiser, and three steps of 2/3 eps.
 
     Attributes:
         class_specific: each class has a context of its own.

@@ -8,7 +8,7 @@ a setting.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ Weigh = Callable[[Tensor, Tensor, float], Tensor | float]
 
 @dataclasses.dataclass(frozen=True)
 class CAPTConfig(OnlineConfig):
-    """CAPT's settings.
+    """CAPT's settings; no number of the authors' could be read, so the defaults are our choice.
 
     Attributes:
         depth: layers of both towers with prompts of their own; by default all.
@@ -66,13 +66,13 @@ class CAPTConfig(OnlineConfig):
         if self.depth is not None:
             check_count(self.depth, "depth")
         check_number(self.lam, "lam", zero=True)
-        check_choice(self.balance, "balance", ("constant", "linear", "confidence", "custom"))
+        check_choice(self.balance, "balance", get_args(Balance))
         if check_number(self.balance_value, "balance_value", zero=True) > 1:
             raise ValueError(f"balance_value must be in [0, 1], got {self.balance_value}")
         check_choice(self.ce, "ce", ("adv", "clean"))
         check_templates(self.guide_template, "guide_template")
         for name in ("train_kl", "frozen_kl"):
-            check_choice(getattr(self, name), name, ("adv||target", "target||adv"))
+            check_choice(getattr(self, name), name, get_args(Direction))
 
 
 class CAPTTuner(OnlineTuner):
@@ -175,7 +175,7 @@ class CAPTTuner(OnlineTuner):
             return progress
         if kind == "confidence":
             return confidence(frozen, labels)
-        assert self.weigh is not None  # `prepare` has looked
+        assert self.weigh is not None  # `check_ready` has looked
         return _checked(self.weigh(frozen, labels, progress), len(labels))
 
     def _alphas(self, frozen: Tensor, labels: Tensor, progress: float) -> Tensor:

@@ -3,11 +3,11 @@
 Neural Augmented Prompt Tuning. Text prompts and the visual prompts mapped from them stand in every
 layer; a refiner in front of every image block but the first mends the class and patch tokens. The
 loss moves from clean to adversarial images over the epochs, and holds the layers' outputs on both
-together. Settings marked so in `NAPConfig` were read in the authors' public code.
+together. Prompts, loss, attack and optimiser are those of the authors' public code.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +24,7 @@ Consistency = Literal["cosine", "mse", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class NAPConfig(OnlineConfig):
-    """NAP's settings; the defaults are the authors' but for ``refiner_start``.
+    """NAP's settings; the defaults are the authors' but for ``refiner_start`` and ``keep``.
 
     Attributes:
         depth: layers of both towers with prompts of their own; by default all.
@@ -57,11 +57,11 @@ class NAPConfig(OnlineConfig):
         super().__post_init__()
         if self.depth is not None:
             check_count(self.depth, "depth")
-        check_choice(self.refiner_start, "refiner_start", ("identity", "linear"))
+        check_choice(self.refiner_start, "refiner_start", get_args(RefinerStart))
         check_choice(self.schedule, "schedule", ("linear", "fixed"))
         if check_number(self.adv_share, "adv_share", zero=True) > 1:
             raise ValueError(f"adv_share must be in [0, 1], got {self.adv_share}")
-        check_choice(self.consistency, "consistency", ("cosine", "mse", "none"))
+        check_choice(self.consistency, "consistency", get_args(Consistency))
 
 
 # a few hundred steps: the loss has no time to move over, and stronger images teach more

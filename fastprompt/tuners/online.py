@@ -1,16 +1,17 @@
 """What the methods share that attack the prompts as they are, in every step."""
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .._checks import Fraction, check_count, check_number, parse_fraction
+from .._seeds import stream
 from ..attacks import OnlinePGD
 from ..data.augment import RandomCrops
 from ..data.loading import ImageDataset
@@ -170,9 +171,9 @@ class OnlineTuner(Tuner):
     score = "val_robust"
     config: OnlineConfig
 
+    @abstractmethod
     def loss(self, batch: Step) -> Tensor:
         """The method's loss of a step, a mean over its images."""
-        raise NotImplementedError
 
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
@@ -233,9 +234,7 @@ class OnlineTuner(Tuner):
         if config.eps_min is None:
             return None
         least = parse_fraction(config.eps_min, "eps_min", zero=True)
-        # a stream of its own: not that of the order or of the crops
-        mixed = np.random.SeedSequence((config.seed, epoch, 1)).generate_state(1)
-        generator = torch.Generator().manual_seed(int(mixed[0]))
+        generator = torch.Generator().manual_seed(stream(config.seed, "radii", epoch))
         shares = torch.rand(examples, generator=generator)
         return (least + (config.radius - least) * shares).to(self.clip.device)
 

@@ -9,9 +9,10 @@ from method_checks import NAMES, clip_of, data, first_step, perturb, relative
 from torch import nn
 
 from fastprompt import AMPTTuner, APTTuner, CAPTTuner, DeepPrompts, load_clip, load_data
+from fastprompt._seeds import stream
 from fastprompt.data import ImageTensors
 from fastprompt.prompted import PromptedCLIP
-from fastprompt.prompts import PromptMixture, PromptValues, stream
+from fastprompt.prompts import PromptMixture, PromptValues
 from fastprompt.tuners.online import OnlineTuner
 
 FAST = {"epochs": 3, "batch": 3, "n_ctx": 2, "steps": 1, "lr": 0.01, "warmup_epochs": 0}
