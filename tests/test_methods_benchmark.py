@@ -30,6 +30,10 @@ def test_the_page_is_made_of_the_committed_file():
     assert "<" not in table.page().replace("<=", "")
 
 
+def test_the_readme_has_its_short_table():
+    assert table.short_table() in (ROOT / "README.md").read_text("utf-8")
+
+
 def test_every_row_is_a_cell_that_was_judged_as_said():
     known = {cell.name for cell in cells.all_cells()}
     assert len({row["name"] for row in ROWS}) == len(ROWS)

@@ -4,7 +4,7 @@ python -m benchmarks.methods attempt nap tiny-shapes '{"lr": 0.001}'   # one of 
 python -m benchmarks.methods measure            # tunes and judges what is not done yet, hours
 python -m benchmarks.methods measure --share 0 --shares 2   # half of it, beside a second process
 python -m benchmarks.methods collect            # what is done into the result file
-python -m benchmarks.methods table              # docs/results.md from the result file
+python -m benchmarks.methods table              # docs/results.md and the README's table
 """
 
 from jsonargparse import CLI

@@ -95,7 +95,7 @@ def claim_cells() -> Iterator[Cell]:
         yield cell("mixture", "ampt", n_prompts=k, n_ctx=16 // k)
     yield from (cell("refiners", "nap", refiners=r) for r in (True, False))
     yield from (cell("layers", "nap", consistency=c) for c in ("cosine", "mse", "none"))
-    yield cell("layers", "nap", schedule="fixed", consistency="none")
+    yield from (cell("layers", "nap", schedule="linear", consistency=c) for c in ("cosine", "none"))
     yield from (cell("balance", "capt", balance=b) for b in ("confidence", "linear"))
     yield from (
         cell("balance", "capt", balance="constant", balance_value=a) for a in (0.0, 0.5, 1.0)

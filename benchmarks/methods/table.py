@@ -146,6 +146,21 @@ def claim_table(cells: Sequence[Row], claim: str) -> str:
     return markdown(head, rows)
 
 
+def short_table(path: Path = RESULT) -> str:
+    """The README's: both models side by side, means over the seeds."""
+    cells = [c for c in json.loads(path.read_text("utf-8"))["cells"] if c["part"] == "main"]
+    rows = []
+    for method in METHODS:
+        row = [name_of(method)]
+        for model in MODELS:
+            own = [c for c in cells if (c["model"], c["method"]) == (model, method)]
+            means = (accuracies(own, eps) for eps in (None, "1/255", "2/255"))
+            row += [f"{statistics.mean(values):.1f}" if values else "" for values in means]
+        rows.append(row)
+    head = ["method", *(f"{model}: {k}" for model in MODELS for k in ("clean", "1/255", "2/255"))]
+    return markdown(head, rows)
+
+
 def page(path: Path = RESULT) -> str:
     """The whole page."""
     from .text import TEXT  # the words between the tables
@@ -169,4 +184,4 @@ def page(path: Path = RESULT) -> str:
 def table() -> None:
     """Write the page."""
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"written: {PAGE}")
+    print(f"written: {PAGE}\n\nfor the README:\n\n{short_table()}")
