@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -32,6 +33,34 @@ def test_the_page_is_made_of_the_committed_file():
 
 def test_the_readme_has_its_short_table():
     assert table.short_table() in (ROOT / "README.md").read_text("utf-8")
+
+
+def found(eps, **facts):
+    """The accuracies of the cells that are so, in percent."""
+    rows = [row for row in ROWS if all(row[k] == v for k, v in facts.items())]
+    return table.accuracies(rows, eps)
+
+
+def test_what_the_page_reads_from_its_tables():
+    mean = statistics.mean
+    robust = {"part": "main", "model": "tiny-shapes-robust"}
+    for eps in ("1/255", "2/255"):
+        (before,) = found(eps, method="zero-shot", **robust)
+        for method in ("apt", "ampt", "capt", "nap"):
+            values = found(eps, method=method, **robust)
+            assert mean(values) - before > max(values) - min(values)
+    (before,) = found(None, method="zero-shot", **robust)
+    assert min(found(None, method="nap", **robust)) > before
+    new = {"part": "new", "test_classes": "new"}
+    (before,) = found(None, method="zero-shot", **new)
+    assert found(None, method="nap", **new)[0] < before / 2
+    assert min(found(None, method=m, **new)[0] for m in ("advpt", "apt", "ampt", "capt")) > (
+        0.9 * before
+    )
+    with_, without = (
+        found("2/255", part="refiners", changes=[["refiners", k]])[0] for k in (True, False)
+    )
+    assert with_ > without + 5
 
 
 def test_every_row_is_a_cell_that_was_judged_as_said():
