@@ -46,6 +46,23 @@ def pixel_gradient(loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tenso
     return torch.zeros_like(images) if grad is None else grad
 
 
+def mean_gradient(samples: int) -> Gradient:
+    """`pixel_gradient`, averaged over so many passes: the expectation over a model's randomness.
+
+    Athalye et al., "Obfuscated gradients give a false sense of security", ICML 2018, section 4.2.
+    """
+    if samples == 1:
+        return pixel_gradient
+
+    def gradient(loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        total = pixel_gradient(loss_of, images)
+        for _ in range(samples - 1):
+            total = total + pixel_gradient(loss_of, images)
+        return total / samples
+
+    return gradient
+
+
 def ascend(
     loss_of: Callable[[Tensor], Tensor],
     x: Tensor,

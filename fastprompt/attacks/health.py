@@ -16,29 +16,33 @@ class GradientHealth:
     Attributes:
         zero: zero entries of the pixel gradient, int64 ``[B]``.
         nonfinite: NaN or infinite entries, int64 ``[B]``.
-        entries: entries looked at for each image: steps * restarts * 3 * H * W.
+        entries: entries looked at, gradients * 3 * H * W: of each image, int64 ``[B]``, or one
+            number for all.
     """
 
     zero: Tensor
     nonfinite: Tensor
-    entries: int
+    entries: Tensor | int
 
     @property
     def stalled(self) -> Tensor:
         """Images without a usable gradient, bool ``[B]``; none where no step was taken."""
-        if not self.entries:
-            return torch.zeros_like(self.zero, dtype=torch.bool)
         return (self.zero > ZERO_SHARE * self.entries) | (self.nonfinite > 0)
+
+    @property
+    def total(self) -> int:
+        """Entries looked at, over all images."""
+        return int(self._entries().sum())
 
     @property
     def zero_share(self) -> float:
         """Share of zero entries over all images."""
-        return float(self.zero.sum()) / max(1, self.entries * len(self.zero))
+        return float(self.zero.sum()) / max(1, self.total)
 
     @property
     def nonfinite_share(self) -> float:
         """Share of NaN and infinite entries over all images."""
-        return float(self.nonfinite.sum()) / max(1, self.entries * len(self.zero))
+        return float(self.nonfinite.sum()) / max(1, self.total)
 
     @property
     def reasons(self) -> list[str]:
@@ -59,8 +63,21 @@ class GradientHealth:
     @staticmethod
     def join(parts: "list[GradientHealth]") -> "GradientHealth":
         """The health of several batches under one attack."""
+        same = len({p.entries if isinstance(p.entries, int) else None for p in parts}) == 1
+        plain = same and isinstance(parts[0].entries, int)
         return GradientHealth(
             torch.cat([p.zero for p in parts]),
             torch.cat([p.nonfinite for p in parts]),
-            parts[0].entries,
+            parts[0].entries if plain else torch.cat([p._entries() for p in parts]),
         )
+
+    def plus(self, other: "GradientHealth", rows: Tensor) -> "GradientHealth":
+        """With what another attack counted on the images ``rows``."""
+        return GradientHealth(
+            self.zero.index_add(0, rows, other.zero),
+            self.nonfinite.index_add(0, rows, other.nonfinite),
+            self._entries().index_add(0, rows, other._entries()),
+        )
+
+    def _entries(self) -> Tensor:
+        return torch.zeros_like(self.zero) + self.entries

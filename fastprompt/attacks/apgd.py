@@ -1,0 +1,227 @@
+"""APGD: projected gradient ascent with momentum that halves its own steps, untargeted and targeted.
+
+Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks", ICML 2020, section 4 and algorithm 1.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .._checks import Fraction, check_choice, check_count, parse_fraction
+from ..kernels import apgd_step
+from . import losses
+from .base import Attack, Batch, Model, wrong_classes
+from .random_start import random_start
+from .result import AttackResult
+from .slots import State, climb
+
+APGDLoss = Literal["ce", "dlr", "margin", "targeted-dlr", "targeted-margin"]
+
+_MOMENTUM = 0.75
+_RISES = 0.75  # a share of rises below this since the last check halves the step
+
+
+class APGD(Attack):
+    """APGD in the L-inf ball.
+
+    The first step size is 2 eps. At checkpoints, further apart at first, an image whose loss rose
+    too seldom, or whose best point is as good as at the checkpoint before, goes on from its best
+    point with half the step.
+
+    Args:
+        model: as for `PGD`.
+        eps: radius in pixel units, a float or such as ``"4/255"``.
+        steps: steps of each attempt.
+        loss: ``"ce"`` (cross-entropy), ``"dlr"``, ``"margin"``; ``"targeted-dlr"`` and
+            ``"targeted-margin"`` go for one wrong class after the other, the likeliest first.
+        restarts: random starts tried; of a targeted loss always one for each target.
+        targets: classes that a targeted loss goes for.
+        samples: gradients averaged in each step, for a model that is random.
+        stop: an image that is fooled takes no more steps: its place is given to the next. False:
+            each image has all its steps, and its point of the highest loss counts.
+        batch: images attacked at once; None takes all that `run` is given.
+        seed: of the random starts, which depend on (seed, image index, attempt) alone.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        eps: Fraction = 8 / 255,
+        steps: int = 100,
+        *,
+        loss: APGDLoss = "ce",
+        restarts: int = 1,
+        targets: int = 9,
+        samples: int = 1,
+        stop: bool = True,
+        batch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, samples=samples, stop=stop, batch=batch)
+        self.eps = parse_fraction(eps, "eps", zero=True)
+        self.steps = check_count(steps, "steps")
+        check_choice(loss, "loss", get_args(APGDLoss))
+        self.loss: APGDLoss = loss
+        self.restarts = check_count(restarts, "restarts")
+        self.targets = check_count(targets, "targets")
+        self.seed = seed
+
+    def __repr__(self) -> str:
+        tried = f"targets={self.targets}" if self.each_wrong_class else f"restarts={self.restarts}"
+        return (
+            f"APGD(eps={self.eps * 255:g}/255, steps={self.steps}, loss={self.loss!r}, {tried}, "
+            f"seed={self.seed})"
+        )
+
+    @property
+    def each_wrong_class(self) -> bool:
+        """Whether it goes for one wrong class after the other."""
+        return self.loss.startswith("targeted")
+
+    def _attack(self, batch: Batch, judge: bool) -> AttackResult:
+        found = climb(
+            self.model,
+            _Ascent(self, batch),
+            batch.images,
+            batch.labels,
+            slots=self.batch,
+            judge=self.judge if self.stop else None,
+            samples=self.samples,
+        )
+        fell = found.fell if self.stop else self.won(found.images, batch.labels)
+        return AttackResult(found.images, fell, found.health, found.fell_at)
+
+
+def checkpoints(steps: int) -> list[int]:
+    """How many steps before each checkpoint it is since the last one; 0 where there is none.
+
+    The first period is 22 % of the steps; each is 3 % shorter than the last, 6 % at least.
+    """
+    period, least, less = (max(1, int(share * steps)) for share in (0.22, 0.06, 0.03))
+    out, at = [0] * (steps + 1), period
+    while at <= steps:
+        out[at] = period
+        period = max(period - less, least)
+        at += period
+    return out
+
+
+class _Ascent:
+    """APGD on one batch, as `climb` takes it."""
+
+    def __init__(self, attack: APGD, batch: Batch) -> None:
+        self.attack, self.batch, self.steps = attack, batch, attack.steps
+        device = batch.images.device
+        self.periods = torch.tensor(checkpoints(attack.steps), device=device)
+        self.order: Tensor | None = None
+        self.attempts = attack.restarts
+        if attack.each_wrong_class:
+            self.order = wrong_classes(attack.model, batch.images, batch.labels, attack.batch)
+            self.attempts = min(attack.targets, self.order.shape[1])
+
+    def begin(self, rows: Tensor, attempt: int) -> State:
+        x, eps = self.batch.images[rows], self.attack.eps
+        start = random_start(
+            x,
+            eps,
+            self.batch.indices[rows],
+            seed=self.attack.seed,
+            restart=attempt,
+            sides="two-sided",
+        )
+        unknown = torch.full((len(rows),), -torch.inf, dtype=x.dtype, device=x.device)
+        state = {
+            "x": x,
+            "adv": start,
+            "before": start,
+            "best": start,
+            "best_grad": torch.zeros_like(x),
+            "best_loss": unknown,
+            "last_loss": torch.full_like(unknown, torch.inf),
+            "checked_loss": unknown,
+            "rises": torch.zeros_like(rows),
+            "halved": torch.ones_like(rows, dtype=torch.bool),
+            "alpha": torch.full_like(unknown, 2 * eps),
+        }
+        if self.order is not None:
+            state["targets"] = self.order[rows, attempt]
+        return state
+
+    def loss(self, logits: Tensor, state: State) -> Tensor:
+        return per_image_loss(self.attack.loss, logits, state["labels"], state.get("targets"))
+
+    def advance(self, state: State, loss: Tensor, grad: Tensor, first: list[int]) -> None:
+        self._compare(state, loss, grad)
+        adv, grad = self._check(state, grad)
+        new = self._move(state, adv, grad, _MOMENTUM, state["counts"])
+        if first:  # there is no last step to take momentum from
+            those = {k: state[k][first] for k in ("x", "before", "alpha")}
+            new[first] = self._move(those, adv[first], grad[first], 1.0, None)
+        state["before"], state["adv"] = adv, new
+
+    def _move(
+        self, state: State, adv: Tensor, grad: Tensor, momentum: float, counts: Tensor | None
+    ) -> Tensor:
+        return apgd_step(
+            adv,
+            state["before"],
+            state["x"],
+            grad,
+            alpha=state["alpha"],
+            eps=self.attack.eps,
+            momentum=momentum,
+            counts=counts,
+        )
+
+    @staticmethod
+    def _compare(state: State, loss: Tensor, grad: Tensor) -> None:
+        """Keep the best point so far, and count the rises."""
+        loss = loss.to(state["best_loss"].dtype)
+        better = loss > state["best_loss"]
+        wide = better[:, None, None, None]
+        state["best"] = torch.where(wide, state["adv"], state["best"])
+        state["best_grad"] = torch.where(wide, grad, state["best_grad"])
+        state["best_loss"] = torch.where(better, loss, state["best_loss"])
+        state["rises"] = state["rises"] + (loss > state["last_loss"])
+        state["last_loss"] = loss
+
+    def _check(self, state: State, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """At a checkpoint: halve the step where it helps nothing, and go back to the best point."""
+        period = self.periods[state["step"]]
+        due = period > 0
+        seldom = state["rises"] <= _RISES * period
+        stuck = ~state["halved"] & (state["checked_loss"] >= state["best_loss"])
+        halve = due & (seldom | stuck)
+        state["halved"] = torch.where(due, halve, state["halved"])
+        state["checked_loss"] = torch.where(due, state["best_loss"], state["checked_loss"])
+        state["rises"] = torch.where(due, 0, state["rises"])
+        state["alpha"] = torch.where(halve, state["alpha"] / 2, state["alpha"])
+        wide = halve[:, None, None, None]
+        return (
+            torch.where(wide, state["best"], state["adv"]),
+            torch.where(wide, state["best_grad"], grad),
+        )
+
+    def result(self, state: State) -> Tensor:
+        return state["best"]
+
+
+def per_image_loss(
+    loss: APGDLoss, logits: Tensor, labels: Tensor, targets: Tensor | None
+) -> Tensor:
+    """The loss of that name, ``[B]``; with too few classes for DLR the margin in its place."""
+    classes = logits.shape[1]
+    if targets is not None:
+        if loss == "targeted-dlr" and classes >= 4:
+            return losses.targeted_dlr(logits, labels, targets)
+        return losses.targeted_margin(logits, labels, targets)
+    if loss == "ce":
+        return losses.cross_entropy(logits, labels)
+    if loss == "dlr" and classes >= 3:
+        return losses.dlr(logits, labels)
+    return losses.margin(logits, labels)
