@@ -1,9 +1,10 @@
 """fastprompt: prompts for frozen CLIP models that withstand adversarial images."""
 
-from .attacks import PGD, OnlinePGD
+from .attacks import APGD, PGD, AutoAttack, OnlinePGD
 from .clip import FrozenCLIP
 from .data import load_data
-from .evaluation import evaluate
+from .defences import JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad
+from .evaluation import Evaluation, evaluate
 from .loading import load_clip
 from .prompted import PromptedCLIP
 from .prompts import DeepPrompts, PromptMixture, TextContext, TokenRefiner
@@ -14,6 +15,8 @@ from .tuners.capt import CAPTConfig, CAPTTuner
 from .tuners.nap import NAPConfig, NAPTuner
 
 __all__ = [
+    "APGD",
+    "JPEG",
     "PGD",
     "AMPTConfig",
     "AMPTTuner",
@@ -21,15 +24,21 @@ __all__ = [
     "APTTuner",
     "AdvPTConfig",
     "AdvPTTuner",
+    "AutoAttack",
+    "BitDepth",
     "CAPTConfig",
     "CAPTTuner",
     "DeepPrompts",
+    "Defended",
+    "Evaluation",
     "FrozenCLIP",
+    "GaussianSmoothing",
     "NAPConfig",
     "NAPTuner",
     "OnlinePGD",
     "PromptMixture",
     "PromptedCLIP",
+    "RandomResizePad",
     "TextContext",
     "TokenRefiner",
     "evaluate",

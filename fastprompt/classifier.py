@@ -97,6 +97,21 @@ class CLIPClassifier(nn.Module):
         prepared = [buffer for name, buffer in own if name.startswith("prepared")]
         return class_logits(self.clip, image_features, self.text_features, self.head, *prepared)
 
+    def in_precision(self, precision: str) -> CLIPClassifier:
+        """The same classifier with its image tower in another precision; see ``precision``."""
+        # features in float64 meet text features alike
+        text = self.text_features.double() if precision == "fp64" else self.text_features
+        return CLIPClassifier(
+            self.clip,
+            text,
+            self.classnames,
+            engine=self.engine,
+            precision=precision,
+            visual=self.visual,
+            refiners=self.refiners,
+            head=self.head,
+        )
+
     def routing_weights(self, images: Tensor) -> Tensor:
         """How much of each of a mixture's K prompts an image gets, ``[B, K]``.
 

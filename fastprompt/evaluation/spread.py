@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .robust import Evaluation
+from .result import Evaluation
 from .text_table import text_table
 
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastprompt import PGD, evaluate, load_data
-from fastprompt.classifier import CLIPClassifier
+from fastprompt import Evaluation, evaluate, load_data
 from fastprompt.data import ImageTensors
-from fastprompt.evaluation.robust import wilson
+from fastprompt.evaluation.judge import wilson
 
 
 class Brightness(nn.Module):
@@ -67,12 +66,14 @@ def nan_logits(x):
 
 @pytest.mark.parametrize("model", [detached, nan_gradient, nan_logits])
 def test_a_model_without_gradients_is_not_scored_as_robust(model):
-    row = evaluate(model, DATA, ["pgd-3"], "1/255", progress=False).rows[0]
+    row = evaluate(model, DATA, ["pgd-3"], "1/255", progress=False).row("model", "pgd-3", "1/255")
     assert row["accuracy"] == 0.0
     assert row["trusted"] is False
-    assert "no usable gradient for 7 of 7" in row["reasons"][0]
-    if model is not nan_logits:
-        assert row["stalled"] == 6
+    if model is nan_logits:
+        assert "logits are NaN for 7 of 7 images" in row["reasons"]
+    else:
+        assert "no usable gradient for 6 images" in row["reasons"][0]
+        assert row["stalled"] == row["flags"].count("?") == 6
 
 
 def test_rows_hold_what_was_done(tmp_path):
@@ -84,7 +85,16 @@ def test_rows_hold_what_was_done(tmp_path):
     assert robust["path"] == "adaptive"
     assert robust["eps"] == 4 / 255
     assert robust["settings"]["steps"] == 3
-    assert robust["settings"]["counts"] == "last iterate"
+    assert robust["settings"]["counts"] == "any iterate"
+    assert robust["gradients"] > 0
+    assert robust["forwards"] >= robust["gradients"]
+    assert saved["data"]["labels"] == DATA.labels.tolist()
+    assert saved["data"]["fingerprint"] == DATA.fingerprint
+    assert saved["models"]["m"]["kind"] == "Brightness"
+    assert saved["how"]["seed"] == 0
+    assert {s["verdict"] for s in saved["sanity"]} <= {"passed", "skipped"}
+    again = Evaluation.load(tmp_path / "result.json")
+    assert again.as_dict() == saved
     assert robust["interval"][0] < robust["accuracy"] < robust["interval"][1]
     assert saved["trusted"] is True
     assert "torch" in saved["versions"]
@@ -92,59 +102,57 @@ def test_rows_hold_what_was_done(tmp_path):
 
 def test_batch_size_changes_nothing():
     results = [
-        evaluate(Brightness(), DATA, ["pgd-3"], "4/255", batch=b, progress=False).rows[0]
+        evaluate(Brightness(), DATA, ["pgd-3"], "4/255", batch=b, progress=False).rows[1]
         for b in (1, 3, 7)
     ]
-    assert len({r["correct"] for r in results}) == 1
+    assert len({r["flags"] for r in results}) == 1
     assert results[0]["n"] == 7
 
 
-def test_adaptive_attack_goes_through_each_model_and_transfer_is_shared(small_clip, monkeypatch):
+def test_paths_say_what_an_attack_saw(small_clip):
     data = load_data("patterns", shots=1)
     models = {
         k: small_clip.zero_shot(data.classnames, [t]) for k, t in (("a", "{}"), ("b", "x {}"))
     }
-    attacked = []
-    real = PGD.run
-
-    def spy(self, *args, **options):
-        attacked.append(self.model)
-        return real(self, *args, **options)
-
-    monkeypatch.setattr(PGD, "run", spy)
-    forwards = []
-    inner = CLIPClassifier.encode_image
-    monkeypatch.setattr(
-        CLIPClassifier, "encode_image", lambda self, x: forwards.append(len(x)) or inner(self, x)
-    )
-    result = evaluate(
-        models, data.test, ["pgd-1", "feature-pgd-2"], "4/255", limit=4, progress=False
-    )
-    assert attacked == list(models.values())
-    assert [r["path"] for r in result.rows] == ["adaptive"] * 2 + ["transfer:image-encoder"] * 2
-    # clean 2; PGD-1: 1 step + 1 flag + 1 verdict each; feature: 1 clean + 2 steps once, 2 verdicts
-    assert len(forwards) == 2 + 2 * 3 + 3 + 2
+    attacks = ["pgd-1", "feature-pgd-2", "pgd-2@a", "square-2"]
+    options = {"limit": 4, "sanity": "off", "progress": False}
+    result = evaluate(models, data.test, attacks, "4/255", surrogates={"a": models["a"]}, **options)
+    paths = {row["attack"]: row["path"] for row in result.rows}
+    assert paths == {
+        "clean": "none",
+        "pgd-1": "adaptive",
+        "feature-pgd-2": "transfer:image-encoder",
+        "pgd-2@a": "transfer:a",
+        "square-2": "black-box",
+    }
+    # what is made on a model itself is what an attack without early stopping makes of it
+    own = evaluate(models["a"], data.test, ["pgd-2"], "4/255", stop=False, **options)
+    assert result.row("a", "pgd-2@a", "4/255")["flags"] == own.rows[1]["flags"]
 
 
-def test_stop_every_is_in_the_settings_and_counts_no_more_as_robust():
-    attacks, radii = ["clean", "pgd-5"], ["2/255", "4/255", "8/255"]
-    plain, ours, late = (
-        evaluate(Brightness(), DATA, attacks, radii, stop_every=k, progress=False)
-        for k in (None, 2, 5)
-    )
-    for one, other in zip(plain.rows, late.rows, strict=True):
-        assert (one["correct"], one["stalled"]) == (other["correct"], other["stalled"])
-    for one, other in zip(plain.rows, ours.rows, strict=True):
-        assert other["correct"] <= one["correct"]
-        assert other["trusted"]
-        if other["attack"] == "pgd-5":
-            assert one["settings"]["counts"] == "last iterate"
-            assert other["settings"]["counts"] == "every 2 iterates"
-            assert {**other["settings"], "counts": ""} == {**one["settings"], "counts": ""}
-    assert ours.accuracy("model", "pgd-5", "8/255") == 2 / 7
+def test_only_images_that_are_right_are_attacked_and_they_leave_when_they_fall():
+    seen = []
+
+    class Spied(Brightness):
+        def forward(self, x):
+            if x.requires_grad:
+                seen.append(len(x))
+            return super().forward(x)
+
+    result = evaluate(Spied(), DATA, ["pgd-9"], "4/255", sanity="off", progress=False)
+    row = result.row("model", "pgd-9", "4/255")
+    assert seen[0] == 6  # the last label is wrong
+    assert sum(seen) == row["gradients"] < 6 * 9
+    assert seen[-1] == row["correct"] == 4
+    assert sum(row["fell_at"].values()) == 2
+    whole = evaluate(
+        Spied(), DATA, ["pgd-9"], "4/255", stop=False, sanity="off", progress=False
+    ).row("model", "pgd-9", "4/255")
+    assert whole["gradients"] == 6 * 9
+    assert whole["settings"]["counts"] == "last iterate"
 
 
-def test_stop_every_finds_what_the_last_iterate_hides():
+def test_early_stopping_finds_what_the_last_iterate_hides():
     class Ring(nn.Module):  # wrong in a narrow band of brightness alone: further on right again
         def forward(self, x):
             mean = x.mean(dim=(1, 2, 3))
@@ -159,39 +167,153 @@ def test_stop_every_finds_what_the_last_iterate_hides():
 
     data = greys([131, 133], [0, 0])  # the band goes from level 134 to 146
     plain, ours = (
-        evaluate(Pulled(), data, ["pgd-8"], 40 / 255, stop_every=k, progress=False).rows[0]
-        for k in (None, 1)
+        evaluate(Pulled(), data, ["pgd-8"], 40 / 255, stop=k, sanity="off", progress=False).rows[1]
+        for k in (False, True)
     )
     assert plain["correct"] == 2
     assert ours["correct"] == 0
     assert ours["trusted"]
 
 
-def test_stop_every_is_handed_to_adaptive_attacks_alone(small_clip):
-    data = load_data("patterns", shots=1)
-    model = small_clip.zero_shot(data.classnames)
-    attacks = ["clean", "pgd-2", "feature-pgd-2"]
-    rows = evaluate(model, data.test, attacks, limit=4, stop_every=1, progress=False).rows
-    assert [row["settings"].get("counts") for row in rows] == [
-        None,
-        "every 1 iterates",
-        "last iterate",
-    ]
+def test_autoattack_is_four_attacks_on_what_is_left(monkeypatch):
+    from fastprompt.evaluation import plan
+
+    monkeypatch.setitem(plan._STEPS, "fab-t", 3)
+    monkeypatch.setitem(plan._STEPS, "square", 20)
+    options = {"sanity": "off", "progress": False}
+    result = evaluate(Brightness(), DATA, ["autoattack", "apgd-ce"], "4/255", **options)
+    row = result.row("model", "autoattack", "4/255")
+    parts = row["parts"]
+    assert [part["attack"] for part in parts] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    standing = [part["standing"] for part in parts]
+    assert standing == sorted(standing, reverse=True)
+    assert standing[-1] == row["correct"]
+    assert standing[0] == result.row("model", "apgd-ce", "4/255")["correct"]
+    steps = [part["steps"] for part in row["settings"]["parts"] if "steps" in part]
+    assert steps == [100, 100, 3]
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5])
-def test_a_bad_stop_every_is_refused(value):
-    with pytest.raises((ValueError, TypeError), match="stop_every must be"):
-        evaluate(Brightness(), DATA, ["pgd-2"], stop_every=value, progress=False)
+def test_the_standard_version_is_the_standard():
+    from fastprompt.evaluation.plan import How, plan
+
+    standard = plan("autoattack", 8 / 255, How())
+    wanted = {
+        "apgd-ce": {"steps": 100, "loss": "ce", "restarts": 1},
+        "apgd-t": {"steps": 100, "loss": "targeted-dlr", "targets": 9, "restarts": 1},
+        "fab-t": {"steps": 100, "targets": 9, "restarts": 1},
+        "square": {"queries": 5000, "loss": "margin", "restarts": 1},
+    }
+    assert {part.name for part in standard.parts} == set(wanted)
+    for part in standard.parts:
+        assert wanted[part.name].items() <= part.settings.items()
+
+
+def test_accuracy_by_class():
+    result = evaluate(Brightness(), DATA, ["pgd-5"], "4/255", progress=False)
+    assert result.per_class("model", "clean") == [(3, 4), (3, 3)]
+    stands = result.per_class("model", "pgd-5", "4/255")
+    assert sum(n for n, _ in stands) == result.row("model", "pgd-5", "4/255")["correct"]
+
+
+# ---- a loader, and a stop in the middle ---------------------------------------------------------
+
+
+def test_a_loader_is_read_window_by_window():
+    class Counting(torch.utils.data.Dataset):
+        held = 0
+
+        def __len__(self):
+            return len(DATA)
+
+        def __getitem__(self, i):
+            return DATA[i]
+
+    loader = torch.utils.data.DataLoader(Counting(), batch_size=3)
+    one, other = (
+        evaluate(Brightness(), data, ["pgd-3"], "4/255", batch=1, progress=False)
+        for data in (loader, DATA)
+    )
+    assert [r["flags"] for r in one.rows] == [r["flags"] for r in other.rows]
+    empty = torch.utils.data.DataLoader(ImageTensors(DATA.images[:0], DATA.labels[:0]))
+    with pytest.raises(ValueError, match="data is empty"):
+        evaluate(Brightness(), empty)
+
+
+class Stopped(Exception):
+    pass
+
+
+def many(n=40):
+    gen = torch.Generator().manual_seed(0)
+    levels = torch.randint(90, 170, (n,), generator=gen).tolist()
+    return greys(levels, [int(v > 127) for v in levels])
+
+
+@pytest.mark.parametrize("after", [1, 2, 5, 9, 13])
+def test_a_stopped_evaluation_goes_on_to_the_same_bits(tmp_path, after, monkeypatch):
+    from fastprompt.evaluation import engine
+    from fastprompt.evaluation.record import Record
+
+    monkeypatch.setattr(engine, "WINDOW", 2)
+    data, attacks, radii = many(), ["pgd-3", "apgd-ce-4", "cw-3"], ["1/255", "4/255"]
+    options = {"batch": 5, "progress": False, "sanity": "off"}
+    whole = evaluate(Brightness(), data, attacks, radii, out=tmp_path / "whole", **options)
+    real, count = Record.add, [0]
+
+    def stop(self, *arguments):
+        real(self, *arguments)
+        count[0] += 1
+        if count[0] == after:
+            raise Stopped
+
+    monkeypatch.setattr(Record, "add", stop)
+    with pytest.raises(Stopped):
+        evaluate(Brightness(), data, attacks, radii, out=tmp_path / "part", **options)
+    monkeypatch.setattr(Record, "add", real)
+    path = tmp_path / "part" / "progress.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"unit": ["cut sho')  # as a crash leaves it
+    again = evaluate(
+        Brightness(), data, attacks, radii, out=tmp_path / "part", resume=True, **options
+    )
+
+    def same(result):
+        timeless = json.loads(json.dumps(result.as_dict()))
+        for row in timeless["rows"]:
+            row.pop("seconds")
+        return timeless
+
+    assert same(again) == same(whole)
+    whole_images, part_images = (
+        (tmp_path / k / "examples.safetensors").read_bytes() for k in ("whole", "part")
+    )
+    assert whole_images == part_images
+    assert not (tmp_path / "part" / "examples").exists()
+
+
+def test_an_evaluation_is_not_mixed_with_another(tmp_path):
+    options = {"progress": False, "sanity": "off", "out": tmp_path}
+    evaluate(Brightness(), DATA, ["pgd-2"], "4/255", **options)
+    with pytest.raises(FileExistsError, match="resume it, or choose a new folder"):
+        evaluate(Brightness(), DATA, ["pgd-2"], "4/255", **options)
+    for other in ({"seed": 1}, {"eps": "3/255"}, {"batch": 3}, {"attacks": ["pgd-3"]}):
+        arguments = {"attacks": ["pgd-2"], "eps": "4/255", **options, **other}
+        with pytest.raises(ValueError, match="is of another evaluation"):
+            evaluate(Brightness(), DATA, resume=True, **arguments)
+    with pytest.raises(ValueError, match="resume needs out"):
+        evaluate(Brightness(), DATA, resume=True)
+    (tmp_path / "progress.jsonl").write_bytes(b"{")
+    with pytest.raises(ValueError, match="is damaged"):
+        evaluate(Brightness(), DATA, ["pgd-2"], "4/255", resume=True, **options)
 
 
 def test_limit_draws_the_same_images_for_a_seed():
     rows = [
-        evaluate(Brightness(), DATA, ["clean"], limit=3, seed=s, progress=False).rows[0]["correct"]
-        for s in (0, 0)
+        evaluate(Brightness(), DATA, ["clean"], limit=3, seed=s, progress=False).data["indices"]
+        for s in (0, 0, 1, 2)
     ]
     assert rows[0] == rows[1]
-    assert evaluate(Brightness(), DATA, ["clean"], limit=3, progress=False).rows[0]["n"] == 3
+    assert len({tuple(r) for r in rows}) > 1
+    assert [len(r) for r in rows] == [3] * 4
 
 
 def test_table_names_paths_and_marks_what_is_not_trusted():
@@ -218,6 +340,11 @@ def test_bad_input(small_clip):
         ({"limit": 0}, "limit must be at least 1"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"attacks": ["feature-pgd-2"]}, "it has no .clip"),
+        ({"attacks": ["apgd-cE"]}, "unknown attack 'apgd-cE': did you mean 'apgd-ce'"),
+        ({"attacks": ["pgd"]}, "unknown attack 'pgd'"),
+        ({"attacks": ["pgd-2@other"]}, "unknown surrogate 'other'"),
+        ({"sanity": "most"}, "sanity must be"),
+        ({"samples": 0}, "samples must be at least 1"),
     ]
     for options, match in cases:
         with pytest.raises(ValueError, match=match):
@@ -230,3 +357,20 @@ def test_bad_input(small_clip):
         evaluate(Brightness(), greys([3], [2]), progress=False)
     with pytest.raises(ValueError, match="eps must be above 0 for 'feature-pgd-2'"):
         evaluate(small_clip.zero_shot(["a", "b"]), DATA, ["feature-pgd-2"], 0, progress=False)
+
+
+def test_what_is_no_classifier_is_refused():
+    def probabilities(x):
+        return Brightness()(x).softmax(dim=1)
+
+    def elsewhere(x):
+        return Brightness()(x).to("meta")
+
+    for model, match in (
+        (probabilities, "model gives probabilities"),
+        (elsewhere, "logits on meta for images on cpu"),
+        (lambda x: x, r"model must give logits \[7, C\]"),
+        (lambda x: None, "got NoneType"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            evaluate(model, DATA, progress=False)

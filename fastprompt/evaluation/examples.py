@@ -1,0 +1,69 @@
+"""A few of the images that were attacked, kept to be looked at."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .._files import read_tensors, write_tensors
+from .draw import evenly
+
+SHOWN = 8
+_KIND = "examples"
+_PART = "examples of a part"
+
+
+class Examples:
+    """Attacked images by unit, in files of their own until the evaluation is done.
+
+    Args:
+        folder: of the evaluation; None keeps them in memory.
+        n: images of the evaluation.
+    """
+
+    def __init__(self, folder: Path | None, n: int) -> None:
+        self.folder, self.places = folder, evenly(SHOWN, n)
+        self._kept: dict[tuple[str, ...], dict[str, Tensor]] = {}
+
+    def _file(self, unit: tuple[str, ...]) -> Path:
+        assert self.folder is not None
+        mark = hashlib.sha256("/".join(unit).encode()).hexdigest()[:16]
+        return self.folder / "examples" / f"{mark}.safetensors"
+
+    def keep(self, unit: tuple[str, ...], places: Sequence[int], adv: Tensor) -> None:
+        """Keep those of some attacked images that are shown; written before the unit counts."""
+        mine = [i for i, place in enumerate(places) if place in self.places]
+        if not mine:
+            return
+        tensors = {"places": torch.tensor([places[i] for i in mine]), "adv": adv[mine].cpu()}
+        if self.folder is None:
+            self._kept[unit] = tensors
+        else:
+            write_tensors(self._file(unit), tensors, {"kind": _PART})
+
+    def of(self, units: Sequence[tuple[str, ...]], clean: Tensor) -> Tensor:
+        """The shown images after an attack's units, in their order; clean where none touched it."""
+        out = clean.clone()
+        for unit in units:
+            tensors = self._kept.get(unit)
+            if tensors is None and self.folder is not None and self._file(unit).exists():
+                tensors = read_tensors(self._file(unit), _PART)[0]
+            if tensors is not None:
+                for place, image in zip(tensors["places"].tolist(), tensors["adv"], strict=True):
+                    out[self.places.index(place)] = image
+        return out
+
+    def write(self, tensors: dict[str, Tensor]) -> None:
+        """``examples.safetensors``; the parts are dropped."""
+        if self.folder is None:
+            return
+        whole, parts = self.folder / "examples.safetensors", self.folder / "examples"
+        if whole.exists() and not parts.exists():
+            return  # an evaluation that was done already
+        write_tensors(whole, tensors, {"kind": _KIND})
+        for file in parts.glob("*.safetensors"):
+            file.unlink()
+        if parts.exists():
+            parts.rmdir()

@@ -1,0 +1,223 @@
+"""A whole evaluation: every model under every attack, the checks, and what is kept to look at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .._files import digest
+from ..attacks import PGD
+from ..data.loading import fingerprint
+from .diagnostics import diagnose
+from .draw import evenly
+from .engine import Images, ModelRun, random_numbers
+from .examples import Examples
+from .judge import Model, facts, verdicts
+from .plan import How, Planned
+from .record import Record
+from .result import Evaluation
+from .sanity import FULL, QUICK, Verdict, check_model, check_rows
+from .sanity.sample import ASSUMED_EPS, Sample
+
+Sanity = Literal["quick", "full", "off"]
+_DIAGNOSED = 256  # images on which the parts of a classifier are watched
+_STEPS = 10  # of the attack on them
+
+
+@dataclass(frozen=True)
+class Job:
+    """Attributes:
+
+    models, surrogates: by name.
+    images: that the models are judged on.
+    plans: attacks, each at one radius, for each model: alike but for the samples.
+    hows: they are run, likewise.
+    sanity: how thoroughly the result is checked.
+    folder: to write to; None writes nothing.
+    name: of the images, in the result.
+    """
+
+    models: Mapping[str, Model]
+    surrogates: Mapping[str, Model]
+    images: Images
+    plans: Mapping[str, Sequence[Planned]]
+    hows: Mapping[str, How]
+    sanity: Sanity
+    folder: Path | None
+    name: str = ""
+
+    def run(self, *, resume: bool, progress: bool) -> Evaluation:
+        """Do what is not done yet."""
+        path = self.folder and self.folder / "progress.jsonl"
+        record = Record(path, self.about, resume=resume)
+        examples = Examples(self.folder, len(self.images.rows))
+        passes = 1 + sum(len(attack.parts) for attack in self._plan)
+        total = len(self.images.rows) * len(self.models) * passes
+        runs, rows = [], []
+        with tqdm(
+            total=total, desc="evaluate", unit="img", disable=None if progress else True
+        ) as bar:
+            for name, model in self.models.items():
+                run = ModelRun(
+                    name,
+                    model,
+                    self.images,
+                    self.hows[name],
+                    record,
+                    examples,
+                    self.surrogates,
+                    bar.update,
+                )
+                clean = run.clean()
+                rows.append([clean, *(run.attacked(attack, clean) for attack in self.plans[name])])
+                runs.append(run)
+        labels = rows[0][0]["labels"]
+        ordered = _side_by_side(rows)
+        result = Evaluation(
+            rows=ordered,
+            sanity=[
+                {"model": run.name, **asdict(verdict)}
+                for run, own in zip(runs, rows, strict=True)
+                for verdict in self._check(run, own)
+            ],
+            data=self._data_facts(labels),
+            models=self.described,
+            how={**self.about["how"], "device": str(self.images.device), "sanity": self.sanity},
+            diagnostics=self._diagnostics(labels),
+        )
+        if self.folder is not None:
+            self._write_examples(examples, runs, ordered)
+            result.save(self.folder / "result.json")
+        return result
+
+    # ---- what it is --------------------------------------------------------------------------
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """How each model computes, and what its weights are."""
+        return {name: _describe(model) for name, model in self.models.items()}
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What says whether a stopped evaluation is this one."""
+        return {
+            "models": self.described,
+            "surrogates": {name: _describe(model) for name, model in self.surrogates.items()},
+            "data": {"fingerprint": fingerprint(self.images.data), "rows": list(self.images.rows)},
+            "attacks": [[a.name, a.eps, a.settings] for a in self._plan],
+            "how": {
+                **asdict(self._how),
+                "samples": {name: how.samples for name, how in self.hows.items()},
+            },
+        }
+
+    @property
+    def radius(self) -> float:
+        """The largest of the evaluation."""
+        return max((attack.eps for attack in self._plan), default=0.0) or ASSUMED_EPS
+
+    @property
+    def _plan(self) -> Sequence[Planned]:
+        return next(iter(self.plans.values()))
+
+    @property
+    def _how(self) -> How:
+        return next(iter(self.hows.values()))
+
+    def _data_facts(self, labels: list[int]) -> dict[str, Any]:
+        data = self.images.data
+        names = getattr(data, "classnames", None)
+        return {
+            "name": self.name,
+            "fingerprint": self.about["data"]["fingerprint"],
+            "n": len(self.images.rows),
+            "of": len(data),
+            "indices": list(self.images.rows),
+            "labels": labels,
+            "classnames": None if names is None else list(names),
+        }
+
+    # ---- what goes beyond the rows -----------------------------------------------------------
+
+    def _some(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices, pixels and labels of n images, evenly drawn: data sets are often sorted."""
+        places = evenly(n, len(self.images.rows))
+        ((indices, pixels, labels),) = self.images.read(places, len(places))
+        return indices, pixels, labels
+
+    def _check(self, run: ModelRun, rows: Sequence[dict[str, Any]]) -> list[Verdict]:
+        """What the checks say of a model and of its rows."""
+        if self.sanity == "off":
+            return []
+        depth = QUICK if self.sanity == "quick" else FULL
+        indices, pixels, labels = self._some(depth.images)
+        sample = Sample(
+            run.model,
+            pixels,
+            labels,
+            indices,
+            self.radius,
+            seed=run.how.seed,
+            batch=run.how.batch,
+            samples=run.how.samples,
+            surrogates=self.surrogates,
+        )
+        with random_numbers(run.how.seed, ("sanity", run.name), self.images.device):
+            return [*check_model(sample, depth), *check_rows(rows)]
+
+    def _diagnostics(self, labels: list[int]) -> dict[str, Any]:
+        """Of the classifiers that have something to tell."""
+        telling = {
+            name: model
+            for name, model in self.models.items()
+            if hasattr(getattr(model, "head", None), "weights") or getattr(model, "refiners", None)
+        }
+        if not telling:
+            return {}
+        indices, pixels, targets = self._some(_DIAGNOSED)
+        found = {}
+        for name, model in telling.items():
+            how = self.hows[name]
+            attack = PGD(
+                model, self.radius, self.radius / 4, _STEPS, batch=how.batch, seed=how.seed
+            )
+            adv = attack.run(pixels, targets, indices=indices).images
+            names = getattr(model, "classnames", [str(c) for c in range(max(labels) + 1)])
+            about = {"attack": f"pgd-{_STEPS}", "eps": self.radius, "images": len(pixels)}
+            found[name] = {**about, **diagnose(model, pixels, adv, targets, names)}
+        return found
+
+    def _write_examples(
+        self, examples: Examples, runs: Sequence[ModelRun], rows: Sequence[dict[str, Any]]
+    ) -> None:
+        ((indices, clean, labels),) = self.images.read(examples.places, len(examples.places))
+        tensors = {
+            "indices": indices.cpu(),
+            "labels": labels.cpu(),
+            "clean": (clean * 255).round().to(torch.uint8).cpu(),
+        }
+        by_name = {run.name: run for run in runs}
+        for r, row in enumerate(rows):
+            run = by_name[row["model"]]
+            units = run.units.get((row["attack"], row["eps"]), [])
+            adv = examples.of(units, clean.cpu())
+            predicted = verdicts(run.model, adv.to(clean.device), labels)[1]
+            tensors |= {f"prediction.{r}": predicted.cpu(), f"adv.{r}": adv}
+        examples.write(tensors)
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    """How a model computes, and what its weights are."""
+    weights = digest(model.state_dict()) if isinstance(model, nn.Module) else "unknown"
+    return {"kind": type(model).__name__, **facts(model), "weights": weights}
+
+
+def _side_by_side(rows: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The models side by side under each attack; what the data says already is dropped."""
+    together = [row for same in zip(*rows, strict=True) for row in same]
+    return [{k: v for k, v in row.items() if k != "labels"} for row in together]

@@ -1,0 +1,255 @@
+"""The attacks of an evaluation, by name."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from .._checks import Fraction, parse_fraction, unknown
+from ..attacks import APGD, FAB, PGD, AttackResult, FeaturePGD, Square
+from ..attacks.losses import margin
+
+KNOWN = (
+    *("clean", "pgd-20", "pgd-100", "cw-100", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
+    *("autoattack", "feature-pgd-40"),
+)
+_NAME = re.compile(
+    r"(?P<kind>pgd|cw|apgd-ce|apgd-dlr|apgd-t|fab-t|square|feature-pgd)(?:-(?P<steps>[1-9]\d*))?"
+)
+_STEPS = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100, "fab-t": 100, "square": 5000}
+_AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
+_TARGETS = 9  # of 80 or of 1,000 classes: the likeliest
+
+
+@dataclass(frozen=True)
+class How:
+    """How the attacks of an evaluation are run.
+
+    Attributes:
+        seed: of random starts and of squares.
+        batch: images attacked at once.
+        stop: an image that is fooled leaves its batch, and every iterate counts.
+        samples: gradients averaged in each step; for a random model.
+    """
+
+    seed: int = 0
+    batch: int = 128
+    stop: bool = True
+    samples: int = 1
+
+
+Run = Callable[[Any, Tensor, Tensor, Tensor], AttackResult]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One attack: its name, what it takes to run it again, and how to run it.
+
+    ``run`` takes the model that is attacked, images, labels and the images' indices.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    run: Run
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Attributes:
+
+    name: as it was asked for.
+    path: ``adaptive`` (through the model that is judged), ``black-box`` (its logits alone),
+        ``transfer:image-encoder`` (blind to the prompts) or ``transfer:NAME`` (made on another).
+    eps: radius in pixel units.
+    parts: attacks, each on the images that those before it left standing.
+    """
+
+    name: str
+    path: str
+    eps: float
+    parts: tuple[Part, ...]
+
+    @property
+    def surrogate(self) -> str | None:
+        """The model that it is made on, if that is not the one that is judged."""
+        return self.path.removeprefix("transfer:") if "@" in self.name else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that it takes to run it again."""
+        if len(self.parts) == 1:
+            return self.parts[0].settings
+        return {"parts": [{"attack": part.name, **part.settings} for part in self.parts]}
+
+
+def plan_attacks(
+    attacks: str | Sequence[str],
+    eps: Fraction | Sequence[Fraction],
+    how: How | None = None,
+    surrogates: Sequence[str] = (),
+) -> list[Planned]:
+    """The attacks of an evaluation, each at each radius; ``clean`` is not among them.
+
+    Raises:
+        ValueError: an unknown attack or surrogate (the nearest are offered), a radius out of range,
+            none at all.
+    """
+    names = split_names(attacks)
+    if not names:
+        raise ValueError("attacks must not be empty")
+    several = isinstance(eps, Sequence) and not isinstance(eps, str)
+    given: Sequence[Any] = eps if several else [eps]  # type: ignore[assignment]
+    radii = list(dict.fromkeys(parse_fraction(e, "eps", zero=True) for e in given))
+    if not radii:
+        raise ValueError("eps must not be empty")
+    plans = []
+    for name in names:
+        if name == "clean":
+            continue
+        if name.startswith("feature") and 0.0 in radii:
+            raise ValueError(f"eps must be above 0 for {name!r}")
+        plans += [plan(name, radius, how or How(), surrogates) for radius in radii]
+    return plans
+
+
+def split_names(attacks: str | Sequence[str]) -> list[str]:
+    """The attacks' names, each once; a string holds them with commas between."""
+    return list(dict.fromkeys(attacks.split(",") if isinstance(attacks, str) else attacks))
+
+
+def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Planned:
+    """The attack called ``name`` at one radius.
+
+    - ``pgd-N``: N steps of eps/4 on cross-entropy, one random start; ``cw-N``: on the margin.
+    - ``apgd-ce``, ``apgd-dlr``, ``apgd-t`` (9 targets), ``-N`` for other than 100 steps.
+    - ``fab-t`` (9 targets) and ``square`` (5,000 queries), from torchattacks; ``-N`` likewise.
+    - ``autoattack``: the standard four of them, one after the other.
+    - ``feature-pgd-N``: AdvPT's, on the image encoder, steps of 1.25 eps/N.
+    - any of them with ``@NAME``: made on the surrogate of that name.
+    """
+    own, _, surrogate = name.partition("@")
+    if surrogate and surrogate not in surrogates:
+        raise unknown("surrogate", surrogate, surrogates or ["none was given"])
+    if own == "autoattack":
+        parts = tuple(_part(kind, eps, how) for kind in _AUTOATTACK)
+    else:
+        parts = (_part(own, eps, how),)
+    path = "adaptive"
+    if own.startswith("square"):
+        path = "black-box"
+    elif own.startswith("feature"):
+        path = "transfer:image-encoder"
+    if surrogate:
+        path = f"transfer:{surrogate}"
+        # what fools the surrogate is no end: each image takes all its steps
+        parts = tuple(_part(part.name, eps, replace(how, stop=False)) for part in parts)
+    return Planned(name, path, eps, parts)
+
+
+def _part(name: str, eps: float, how: How) -> Part:
+    found = _NAME.fullmatch(name)
+    if not found or not (found["steps"] or found["kind"] in _STEPS):
+        raise unknown("attack", name, [*KNOWN, "pgd-N", "cw-N", "feature-pgd-N"])
+    kind = found["kind"]
+    steps = int(found["steps"] or _STEPS[kind])
+    settings, run = _MAKE[kind](kind, eps, steps, how)
+    return Part(name, {**settings, "seed": how.seed}, run)
+
+
+Made = tuple[dict[str, Any], Run]
+
+
+def _counts(how: How, best: str = "last iterate") -> dict[str, Any]:
+    counted = "any iterate" if how.stop else best
+    return {"counts": counted, "samples": how.samples}
+
+
+def _pgd(kind: str, eps: float, steps: int, how: How) -> Made:
+    alpha = eps / 4 if eps else 1 / 255
+    settings = {
+        "steps": steps,
+        "alpha": alpha,
+        "random_start": True,
+        "restarts": 1,
+        "loss": "cross-entropy" if kind == "pgd" else "margin",
+        **_counts(how),
+    }
+    loss: dict[str, Any] = {} if kind == "pgd" else {"loss": margin}
+
+    def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
+        shared: dict[str, Any] = {"samples": how.samples, "stop": how.stop, "batch": how.batch}
+        attack = PGD(model, eps, alpha, steps, seed=how.seed, **shared, **loss)
+        return attack.run(images, labels, indices=indices)
+
+    return settings, run
+
+
+_APGD_LOSS = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "targeted-dlr"}
+
+
+def _apgd(kind: str, eps: float, steps: int, how: How) -> Made:
+    loss: Any = _APGD_LOSS[kind]
+    settings = {"steps": steps, "loss": loss, "restarts": 1, **_counts(how, "highest loss")}
+    if kind == "apgd-t":
+        settings["targets"] = _TARGETS
+
+    def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
+        shared: dict[str, Any] = {"samples": how.samples, "stop": how.stop, "batch": how.batch}
+        attack = APGD(model, eps, steps, loss=loss, targets=_TARGETS, seed=how.seed, **shared)
+        return attack.run(images, labels, indices=indices)
+
+    return settings, run
+
+
+def _fab(kind: str, eps: float, steps: int, how: How) -> Made:
+    settings = {"steps": steps, "targets": _TARGETS, "restarts": 1, "from": "torchattacks"}
+
+    def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
+        attack = FAB(model, eps, steps, targets=_TARGETS, batch=how.batch, seed=how.seed)
+        return attack.run(images, labels, indices=indices)
+
+    return settings, run
+
+
+def _square(kind: str, eps: float, queries: int, how: How) -> Made:
+    settings = {"queries": queries, "loss": "margin", "restarts": 1, "from": "torchattacks"}
+
+    def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
+        attack = Square(model, eps, queries, batch=how.batch, seed=how.seed)
+        return attack.run(images, labels, indices=indices)
+
+    return settings, run
+
+
+def _feature(kind: str, eps: float, steps: int, how: How) -> Made:
+    settings = {
+        "steps": steps,
+        "alpha": 1.25 * eps / steps,
+        "start": "two-sided",
+        "loss": "feature KL",
+        "counts": "last iterate",
+    }
+
+    def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
+        # the classifier's own tower is the faster one, but no learned prompt may stand in it
+        blind = not getattr(model, "has_visual_prompts", True)
+        encode = model.encode_image if blind else model.clip.encode_image
+        attack = FeaturePGD(encode, eps, steps, seed=how.seed)
+        parts = zip(images.split(how.batch), indices.split(how.batch), strict=True)
+        return AttackResult.join([attack.run(x, indices=i) for x, i in parts])
+
+    return settings, run
+
+
+_MAKE: Mapping[str, Callable[[str, float, int, How], Made]] = {
+    "pgd": _pgd,
+    "cw": _pgd,
+    "apgd-ce": _apgd,
+    "apgd-dlr": _apgd,
+    "apgd-t": _apgd,
+    "fab-t": _fab,
+    "square": _square,
+    "feature-pgd": _feature,
+}

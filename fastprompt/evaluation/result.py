@@ -1,0 +1,137 @@
+"""What an evaluation found, and what was done to find it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._checks import Fraction, parse_fraction
+from .._files import read_json, write_json
+from ..runs import versions
+from .text_table import text_table
+
+FORMAT = 2
+THREAT_MODEL = "L-inf in pixel space, pixels in [0, 1]"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Attributes:
+
+    rows: one dict for each model, attack and eps: see `evaluate`.
+    sanity: one dict for each model and check: ``model``, ``check``, ``verdict`` (``"passed"``,
+        ``"failed"``, ``"skipped"``), ``reason``, ``figures``.
+    data: which images: ``name``, ``fingerprint``, ``n``, ``indices``, ``labels``, ``classnames``.
+    models: by name, how each computes and a hash of its weights.
+    how: seed, batch, samples, device.
+    diagnostics: by model, what its parts do: router weights, corrections of the refiners.
+    """
+
+    rows: list[dict[str, Any]]
+    sanity: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    how: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=versions)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether every attack had gradients to follow, and no check failed."""
+        return not self.reasons
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why not, by model and attack or check."""
+        rows = [f"{r['model']}, {r['attack']}: {why}" for r in self.rows for why in r["reasons"]]
+        failed = [
+            f"{s['model']}, {s['check']}: {s['reason']}"
+            for s in self.sanity
+            if s["verdict"] == "failed"
+        ]
+        return [*rows, *failed]
+
+    def row(self, model: str, attack: str, eps: Fraction = 0.0) -> dict[str, Any]:
+        """One row.
+
+        Raises:
+            KeyError: there is no such row.
+        """
+        radius = parse_fraction(eps, "eps", zero=True)
+        for row in self.rows:
+            same = row["model"] == model and row["attack"] == attack
+            if same and (attack == "clean" or math.isclose(row["eps"], radius)):
+                return row
+        raise KeyError(f"no row for model {model!r}, attack {attack!r}, eps {eps!r}")
+
+    def accuracy(self, model: str, attack: str, eps: Fraction = 0.0) -> float:
+        """The accuracy in one row; raises as `row` does."""
+        return float(self.row(model, attack, eps)["accuracy"])
+
+    def per_class(self, model: str, attack: str, eps: Fraction = 0.0) -> list[tuple[int, int]]:
+        """How many images of each class stand, of how many; raises as `row` does."""
+        flags, labels = self.row(model, attack, eps)["flags"], self.data["labels"]
+        classes = len(self.data["classnames"] or range(max(labels) + 1))
+        out = [[0, 0] for _ in range(classes)]
+        for flag, label in zip(flags, labels, strict=True):
+            out[label][0] += flag == "1"
+            out[label][1] += 1
+        return [(stand, n) for stand, n in out]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `save` writes."""
+        return {
+            "format": FORMAT,
+            "threat_model": THREAT_MODEL,
+            "trusted": self.trusted,
+            "reasons": self.reasons,
+            "rows": self.rows,
+            "sanity": self.sanity,
+            "data": self.data,
+            "models": self.models,
+            "how": self.how,
+            "diagnostics": self.diagnostics,
+            "versions": self.versions,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        write_json(Path(path), self.as_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Evaluation":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: damaged, foreign, or of another format.
+        """
+        found = read_json(Path(path))
+        if found.get("format") != FORMAT or not isinstance(found.get("rows"), list):
+            raise ValueError(
+                f"{path} has format {found.get('format')!r}, this version of fastprompt reads "
+                f"{FORMAT}: evaluate again"
+            )
+        keys = ("rows", "sanity", "data", "models", "how", "diagnostics", "versions")
+        return cls(**{key: found[key] for key in keys if key in found})
+
+    def table(self) -> str:
+        """Rows as text: one line an attack, one column a model."""
+        cells: dict[tuple[str, str, float], dict[str, str]] = {}
+        for r in self.rows:
+            cells.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = _cell(r)
+        notes = [f"! not to be trusted: {reason}" for reason in self.reasons]
+        return "\n".join([text_table(cells), *notes])
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    low, high = row["interval"]
+    mark = "" if row["trusted"] else " !"
+    return f"{100 * row['accuracy']:5.1f} % [{100 * low:.0f}, {100 * high:.0f}]{mark}"
+
+
+def worst_case(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The flags of images that stand under every one of some rows."""
+    together = zip(*(row["flags"] for row in rows), strict=True)
+    return "".join(min(flags, key="0?1".index) for flags in together)

@@ -1,0 +1,60 @@
+"""The checks in their order, on a few images or on more."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .gradients import direction, gradient_health, temperature
+from .outputs import attack_path, batch_split, precision, repeatable
+from .planted import planted
+from .sample import Sample
+from .strength import (
+    ball,
+    black_box,
+    levelled,
+    more_is_stronger,
+    other_losses,
+    radius_zero,
+    unbounded,
+)
+from .verdict import Verdict
+
+Check = Callable[[Sample], Verdict]
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Attributes:
+
+    images: so many are looked at.
+    of_the_model: checks on all of them.
+    of_the_attack: checks on those that are classified rightly.
+    """
+
+    images: int
+    of_the_model: Sequence[Check]
+    of_the_attack: Sequence[Check]
+
+
+QUICK = Depth(
+    16,
+    (repeatable, attack_path, batch_split, radius_zero),
+    (gradient_health, temperature, direction, ball, unbounded, planted),
+)
+FULL = Depth(
+    64,
+    (*QUICK.of_the_model, precision),
+    (*QUICK.of_the_attack, more_is_stronger, levelled, other_losses, black_box),
+)
+
+
+def check_model(sample: Sample, depth: Depth) -> list[Verdict]:
+    """All checks of one depth; what an attack can't be shown on is skipped."""
+    found = [check(sample) for check in depth.of_the_model]
+    right = sample.among_right
+    for check in depth.of_the_attack:
+        if len(right):
+            found.append(check(right))
+        else:
+            name = check.__name__.replace("_", " ")
+            found.append(Verdict(name, "skipped", "no image is classified rightly"))
+    return found

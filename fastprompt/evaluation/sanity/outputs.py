@@ -1,0 +1,109 @@
+"""Checks of what the model gives: the same each time, in any batch, in the attack's own passes."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..._dtypes import at_least_float32
+from ...attacks.ascent import evaluating
+from .sample import Sample
+from .verdict import Verdict
+
+_LOW_PRECISION = 0.05  # of the logits' spread: what bfloat16 towers may differ by
+_SAME = 1e-3  # likewise, for equal arithmetic in another order
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference, as a share of the logits' spread within an image."""
+    spread = (a.amax(dim=1) - a.amin(dim=1)).mean().clamp_min(1e-12)
+    return float((a - b).abs().amax() / spread) if len(a) else 0.0
+
+
+def repeatable(sample: Sample) -> Verdict:
+    """Two passes over the same images: a model that is random needs averaged gradients."""
+    off = _difference(sample.clean, sample.logits(sample.images))
+    figures = {"difference": off, "samples": sample.samples}
+    if off <= _SAME:
+        return Verdict.of("repeatable", "", **figures)
+    if sample.randomised and sample.samples > 1:
+        return Verdict(
+            "repeatable",
+            "passed",
+            f"the model is random, and says so: gradients are means of {sample.samples} passes",
+            figures,
+        )
+    return Verdict.of(
+        "repeatable",
+        f"outputs are random: two passes over the same images differ by {off:.1%} of the logits' "
+        "spread. Attack the expectation: give the model an attribute randomised = True, or pass "
+        "samples=20",
+        **figures,
+    )
+
+
+def attack_path(sample: Sample) -> Verdict:
+    """The logits that are attacked are those that are judged: prompts, router, defences and all."""
+    if sample.randomised:
+        return Verdict("attack path", "skipped", "the model is random")
+    parts = []
+    with torch.enable_grad(), evaluating(sample.model):
+        for part in sample.images.split(sample.batch):
+            given = part.detach().clone().requires_grad_(True)
+            parts.append(at_least_float32(sample.model(given)).detach())
+    off = _difference(sample.clean, torch.cat(parts))
+    reason = (
+        f"the model answers otherwise when gradients are taken: its logits differ by {off:.1%} of "
+        "their spread, so the attack sees another model than the judge"
+        if not off <= _SAME
+        else ""
+    )
+    return Verdict.of("attack path", reason, difference=off)
+
+
+def batch_split(sample: Sample) -> Verdict:
+    """An image's logits don't depend on its neighbours."""
+    if sample.randomised:
+        return Verdict("batch split", "skipped", "the model is random")
+    with torch.no_grad(), evaluating(sample.model):
+        alone = torch.cat([at_least_float32(sample.model(x)) for x in sample.images.split(3)])
+        turned = at_least_float32(sample.model(sample.images.flip(0))).flip(0)
+    off = max(_difference(sample.clean, alone), _difference(sample.clean, turned))
+    limit = _SAME if sample.clean.dtype == torch.float64 else _LOW_PRECISION
+    reason = (
+        f"an image's logits depend on its batch: they differ by {off:.1%} of their spread"
+        if not off <= limit
+        else ""
+    )
+    return Verdict.of("batch split", reason, difference=off)
+
+
+def precision(sample: Sample) -> Verdict:
+    """The same predictions in float64: where they differ, rounding decides."""
+    model = sample.model
+    twin = _in_float64(model)
+    if twin is None or sample.randomised:
+        why = "the model is random" if twin is not None else "the model can't run in float64"
+        return Verdict("precision", "skipped", why)
+    adv = sample.pgd(sample.eps, 10)
+    with torch.no_grad(), evaluating(twin):
+        wide = torch.cat([twin(part.double()) for part in adv.split(sample.batch)])
+    differ = float((wide.argmax(1) != sample.logits(adv).argmax(1)).float().mean())
+    reason = (
+        f"{differ:.0%} of the predictions on attacked images are others in float64: rounding "
+        "decides what counts as robust"
+        if differ > 0.1
+        else ""
+    )
+    return Verdict.of("precision", reason, differing=differ)
+
+
+def _in_float64(model: object) -> nn.Module | None:
+    if hasattr(model, "in_precision"):
+        return model.in_precision("fp64")
+    if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
+        return None
+    try:
+        return copy.deepcopy(model).double()
+    except (RuntimeError, TypeError, copy.Error):
+        return None

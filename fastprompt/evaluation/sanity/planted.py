@@ -1,0 +1,125 @@
+"""A planted adversarial example: would the attack find one that is sure to be there?
+
+Zimmermann et al., "Increasing confidence in adversarial robustness evaluations", NeurIPS 2022: a
+linear read-out of the model's own logits is fitted that tells an image and points near it from one
+corner of its ball. That corner is then an adversarial example of the two-class model, and an attack
+that does not find any is too weak for this model, whatever it reports.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..._dtypes import at_least_float32
+from ...attacks import PGD
+from ...attacks.ascent import evaluating
+from ...attacks.losses import margin
+from .sample import Model, Sample
+from .verdict import Verdict
+
+_NEAR, _FAR = 60, 8  # points near each image, and corners of which the one furthest off is taken
+_INNER = 0.8  # of the radius: how far the points near it go
+_APART = 1e-3  # a gap this small would close in the judge's own precision
+_FOUND = 0.8
+
+
+class _ReadOut(nn.Module):
+    """Two logits from the model's: one read-out for each image of a batch."""
+
+    def __init__(self, model: Model, weight: Tensor, bias: Tensor, centre: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.weight, self.bias, self.centre = weight, bias, centre
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = at_least_float32(self.model(images)) - self.centre
+        score = (logits * self.weight).sum(dim=1) + self.bias
+        return torch.stack([-score, score], dim=1)
+
+
+def planted(sample: Sample) -> Verdict:
+    """Whether PGD finds adversarial examples that are sure to be there."""
+    if sample.randomised:
+        return Verdict("planted example", "skipped", "the model is random")
+    if not sample.eps:
+        return Verdict("planted example", "skipped", "the radius is 0")
+    read_out, there = _plant(sample)
+    n = int(there.sum())
+    if not n:
+        return Verdict(
+            "planted example",
+            "skipped",
+            "no read-out tells the corner of a ball from its inside: the logits hardly move",
+        )
+    attack = PGD(
+        read_out, sample.eps, sample.eps / 4, 50, loss=margin, restarts=2, seed=sample.seed
+    )
+    zeros = torch.zeros_like(sample.labels)
+    found = attack.run(sample.images, zeros, indices=sample.indices).success
+    assert found is not None
+    share = float((found & there).sum()) / n
+    chance = _by_chance(sample, read_out, there)
+    reason = (
+        f"of {n} adversarial examples that are sure to be there the attack found {share:.0%}: its "
+        "gradients don't lead to them"
+        if share < _FOUND
+        else ""
+    )
+    return Verdict.of("planted example", reason, planted=n, found=share, by_chance=chance)
+
+
+def _corner(sample: Sample, part: float, draw: int) -> Tensor:
+    """Images moved by ``part`` of the radius in every pixel, up or down at random."""
+    generator = torch.Generator().manual_seed(sample.seed * 1009 + draw)
+    signs = torch.randint(0, 2, sample.images.shape[1:], generator=generator) * 2.0 - 1
+    return (sample.images + part * sample.eps * signs.to(sample.images)).clamp(0, 1)
+
+
+def _plant(sample: Sample) -> tuple[_ReadOut, Tensor]:
+    """The read-outs, and for which images there is one, bool ``[B]``."""
+    near = [sample.images, *(_corner(sample, _INNER, draw) for draw in range(_NEAR))]
+    far = [_corner(sample, 1.0, _NEAR + draw) for draw in range(_FAR)]
+    inside, outside = (torch.stack([sample.logits(x) for x in xs], 1) for xs in (near, far))
+    best = [_fit(inside.double(), corner[:, None].double()) for corner in outside.unbind(1)]
+    gap, pick = torch.stack([fit.gap for fit in best]).max(dim=0)
+    image = torch.arange(len(pick), device=pick.device)
+    weight, bias = (
+        torch.stack([getattr(fit, name) for fit in best])[pick, image].to(inside.dtype)
+        for name in ("weight", "bias")
+    )
+    centre = inside.mean(dim=1)
+    return _ReadOut(sample.model, weight, bias, centre), gap > 0
+
+
+@dataclass(frozen=True)
+class _Fit:
+    weight: Tensor  # [B, C]
+    bias: Tensor  # [B]
+    gap: Tensor  # [B], between the two sides, as a share of the largest score: above 0 if apart
+
+
+def _fit(inside: Tensor, outside: Tensor) -> _Fit:
+    """Ridge regression of -1 inside and +1 outside, for each image, from logits less their mean."""
+    n = inside.shape[1]
+    moved = torch.cat([inside, outside], dim=1) - inside.mean(dim=1, keepdim=True)  # [B, P, C]
+    scale = moved.norm(dim=2).amax(dim=1).clamp_min(1e-30)[:, None, None]
+    unit = moved / scale
+    wanted = torch.ones(moved.shape[:2], dtype=moved.dtype, device=moved.device)
+    wanted[:, :n] = -1
+    ridge = 1e-6 * torch.eye(moved.shape[1], dtype=moved.dtype, device=moved.device)
+    off = (wanted - wanted.mean(dim=1, keepdim=True)).unsqueeze(2)
+    dual = torch.linalg.solve(unit @ unit.transpose(1, 2) + ridge, off)
+    weight = (unit * dual).sum(dim=1) / scale[:, 0]
+    score = (moved * weight[:, None]).sum(dim=2)
+    # the boundary in the middle between the two sides
+    low, high = score[:, :n].amax(dim=1), score[:, n:].amin(dim=1)
+    gap = (high - low) / score.abs().amax(dim=1).clamp_min(1e-30)
+    return _Fit(weight, -(low + high) / 2, torch.where(gap.isfinite(), gap, -1.0) - _APART)
+
+
+def _by_chance(sample: Sample, read_out: _ReadOut, there: Tensor) -> float:
+    """How many random corners find: where it is nearly all, the check says little."""
+    with torch.no_grad(), evaluating(sample.model):
+        hits = [read_out(_corner(sample, 1.0, 100 + d)).argmax(1) == 1 for d in range(10)]
+    return float((torch.stack(hits).any(0) & there).sum()) / max(1, int(there.sum()))

@@ -1,0 +1,254 @@
+"""The checks flag defences that only look robust, with the reason, and leave honest ones be."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fastprompt import evaluate
+from fastprompt.data import ImageTensors
+from fastprompt.evaluation.sanity import FULL, QUICK, check_model, check_rows
+from fastprompt.evaluation.sanity.sample import Sample
+from fastprompt.evaluation.sanity.strength import in_8_bits
+
+EPS = 8 / 255
+
+
+def network(seed=0, classes=6):
+    """A small smooth network; its own predictions are the labels."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 32), nn.Tanh(), nn.Linear(32, classes))
+    for layer in (net[1], net[3]):
+        nn.init.normal_(layer.weight, std=3 / layer.in_features**0.5)
+    return net.eval().requires_grad_(False)
+
+
+HONEST, OTHER = network(), network(1)
+
+
+def images(n=40, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 3, 12, 12), generator=generator, dtype=torch.uint8)
+
+
+PIXELS = images().float() / 255
+LABELS = HONEST(PIXELS).argmax(1)
+
+
+def sample(model, n=16, **options):
+    return Sample(model, PIXELS[:n], LABELS[:n], torch.arange(n), EPS, **options)
+
+
+class Shuffled(torch.autograd.Function):
+    """The right value and a gradient that means nothing."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[:, :, torch.randperm(grad.shape[2])][..., torch.randperm(grad.shape[3])]
+
+
+class Reversed(Shuffled):
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+def rounded(x):
+    return HONEST((x * 15).round() / 15)
+
+
+def hot(x):
+    return HONEST(x) * 1e6
+
+
+def cold(x):
+    return HONEST(x) / 1e6
+
+
+def detached(x):
+    return HONEST(x).detach()
+
+
+def under_no_grad(x):
+    with torch.no_grad():
+        return HONEST(x)
+
+
+def noisy(x):
+    return HONEST(x + 0.05 * torch.randn_like(x))
+
+
+def nan_gradient(x):
+    return HONEST(x) + (0 * (x * 0).sqrt()).flatten(1).sum(1, keepdim=True)
+
+
+def other_in_the_attack(x):
+    """As a classifier whose attack path leaves out the learned prompts."""
+    return OTHER(x) if x.requires_grad else HONEST(x)
+
+
+def other_with_gradients_on(x):
+    return OTHER(x) if torch.is_grad_enabled() else HONEST(x)
+
+
+def shuffled(x):
+    return HONEST(Shuffled.apply(x))
+
+
+def backwards(x):
+    return HONEST(Reversed.apply(x))
+
+
+def gradient_of_another(x):
+    """The right values with another function's gradient: a straight-through estimate gone wrong."""
+    wrong = OTHER(x)
+    return HONEST(x).detach() + wrong - wrong.detach()
+
+
+def neighbours(x):
+    return HONEST(x) + 3 * x.mean() * torch.arange(6.0).roll(len(x))
+
+
+FALSE = {
+    rounded: ("gradient health", "cuts it"),
+    hot: ("gradient health", "temperature"),
+    cold: ("temperature", "temperature"),
+    detached: ("gradient health", "detached"),
+    under_no_grad: ("gradient health", "no_grad"),
+    noisy: ("repeatable", "outputs are random"),
+    nan_gradient: ("gradient health", "NaN or infinite"),
+    other_in_the_attack: ("attack path", "another model than the judge"),
+    other_with_gradients_on: ("attack path", "another model than the judge"),
+    shuffled: ("gradient direction", "does not point to a higher loss"),
+    backwards: ("gradient direction", "does not point to a higher loss"),
+    gradient_of_another: ("gradient direction", "does not point to a higher loss"),
+    neighbours: ("batch split", "depend on its batch"),
+}
+
+
+@pytest.mark.parametrize("model", FALSE, ids=lambda f: f.__name__)
+def test_a_false_defence_is_flagged_with_its_reason(model):
+    name, words = FALSE[model]
+    failed = {v.check: v.reason for v in check_model(sample(model), QUICK) if v.verdict == "failed"}
+    assert name in failed
+    assert words in failed[name]
+
+
+@pytest.mark.parametrize("depth", [QUICK, FULL], ids=["quick", "full"])
+@pytest.mark.parametrize("model", [HONEST, lambda x: 30 * HONEST(x), lambda x: 0.1 * HONEST(x)])
+def test_an_honest_model_raises_no_flag(model, depth):
+    found = check_model(sample(model, 40), depth)
+    assert [v for v in found if v.verdict == "failed"] == []
+    wanted = len(depth.of_the_model) + len(depth.of_the_attack)
+    assert len(found) == wanted
+    assert [v.check for v in found if v.verdict == "skipped"] in ([], ["precision"])
+
+
+def test_an_honest_clip_raises_no_flag(bundled_clip):
+    from fastprompt import load_data
+
+    data = load_data("patterns", shots=1)
+    model = bundled_clip.zero_shot(data.classnames, data.templates)
+    result = evaluate(model, data.test, ["clean", "pgd-5"], "1/255", limit=24, progress=False)
+    assert result.trusted
+    assert {s["verdict"] for s in result.sanity} <= {"passed", "skipped"}
+
+
+class Noisy(nn.Module):
+    randomised = True
+
+    def forward(self, x):
+        return HONEST(x + 0.05 * torch.randn_like(x))
+
+
+def test_a_model_that_says_it_is_random_is_attacked_in_expectation():
+    found = {v.check: v for v in check_model(sample(Noisy(), samples=20), QUICK)}
+    assert found["repeatable"].verdict == "passed"
+    assert "means of 20 passes" in found["repeatable"].reason
+    assert found["attack path"].verdict == "skipped"
+    assert [v for v in found.values() if v.verdict == "failed"] == []
+    data = ImageTensors(images(), LABELS)
+    result = evaluate(Noisy(), data, ["pgd-3"], EPS, limit=8, progress=False)
+    assert result.how["samples"] == {"model": 20}
+    assert result.rows[1]["settings"]["samples"] == 20
+    assert result.rows[1]["settings"]["counts"] == "last iterate"  # one lucky pass is no success
+    assert result.trusted
+
+
+def test_planted_examples_are_found_by_gradients_and_not_by_chance():
+    (verdict,) = (v for v in check_model(sample(HONEST), QUICK) if v.check == "planted example")
+    assert verdict.verdict == "passed"
+    assert verdict.figures["planted"] >= 12
+    assert verdict.figures["found"] >= 0.8
+    assert verdict.figures["by_chance"] <= 0.5
+    (verdict,) = (v for v in check_model(sample(rounded), QUICK) if v.check == "planted example")
+    assert verdict.verdict == "failed"
+    assert "sure to be there" in verdict.reason
+
+
+def test_where_nothing_is_right_there_is_nothing_to_attack():
+    wrong = replace(sample(HONEST), labels=(LABELS[:16] + 1) % 6)
+    skipped = [v for v in check_model(wrong, QUICK) if v.verdict == "skipped"]
+    assert len(skipped) == len(QUICK.of_the_attack)
+    assert all("no image is classified rightly" in v.reason for v in skipped)
+
+
+def test_8_bits_stay_within_the_ball():
+    x = PIXELS[:4]
+    for eps in (1 / 255, 1.5 / 255, 4 / 255):
+        adv = (x + eps * torch.rand(x.shape).mul(2).sub(1).sign()).clamp(0, 1)
+        stored = in_8_bits(adv, x, eps)
+        assert ((stored - x).abs() <= eps + 1e-6).all()
+        assert torch.equal((stored * 255).round() / 255, stored)
+
+
+def row(attack="pgd-20", eps=4 / 255, accuracy=0.5, path="adaptive"):
+    return {"attack": attack, "eps": eps, "accuracy": accuracy, "path": path}
+
+
+@pytest.mark.parametrize(
+    ("rows", "check", "words"),
+    [
+        ([row(eps=1 / 255), row(eps=2 / 255, accuracy=0.6)], "rows: radius", "larger ball"),
+        ([row(), row("pgd-100", accuracy=0.6)], "rows: steps", "more steps"),
+        (
+            [row(), row("square", accuracy=0.3, path="black-box")],
+            "rows: white-box",
+            "sees less is stronger",
+        ),
+        (
+            [row(), row("pgd-20@other", accuracy=0.3, path="transfer:other")],
+            "rows: white-box",
+            "sees less is stronger",
+        ),
+    ],
+)
+def test_rows_that_contradict_each_other_are_flagged(rows, check, words):
+    failed = {v.check: v.reason for v in check_rows(rows) if v.verdict == "failed"}
+    assert list(failed) == [check]
+    assert words in failed[check]
+
+
+def test_rows_that_agree_are_not():
+    rows = [
+        row(eps=1 / 255, accuracy=0.7),
+        row(),
+        row("pgd-100", accuracy=0.51),  # luck
+        row("square", accuracy=0.6, path="black-box"),
+        row("feature-pgd-40", accuracy=0.9, path="transfer:image-encoder"),
+    ]
+    assert {v.verdict for v in check_rows(rows)} == {"passed"}
+
+
+def test_a_failed_check_makes_the_evaluation_one_not_to_be_trusted():
+    data = ImageTensors(images(), LABELS)
+    result = evaluate(other_in_the_attack, data, ["clean"], progress=False)
+    assert not result.trusted
+    assert any("attack path" in reason for reason in result.reasons)
+    assert "! not to be trusted: model, attack path" in result.table()
+    assert evaluate(other_in_the_attack, data, ["clean"], sanity="off", progress=False).trusted
