@@ -1,0 +1,125 @@
+"""What attacks do to single classes: which fall first, and how a router answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .figures import diagnostics
+from .methods import Method, radius
+
+_EACH = 10  # worst and best classes shown
+_ROUTED = 24  # classes of a router shown
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class: its name, how many images it has, how many stand clean and attacked."""
+
+    name: str
+    n: int
+    clean: int | None
+    standing: int
+
+    @property
+    def share(self) -> float:
+        """How many of its images stand, in per cent."""
+        return 100 * self.standing / self.n
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The worst and the best classes of a method; ``best`` is empty if ``worst`` holds them all."""
+
+    title: str
+    worst: list[ClassRow]
+    best: list[ClassRow]
+
+
+def class_tables(methods: Sequence[Method]) -> list[ClassTable]:
+    """Worst and best classes under each method's strongest adaptive attack."""
+    out = []
+    for method in methods:
+        cell = method.strongest()
+        if cell is None or not cell.row.get("flags"):
+            continue
+        found = cell.source.evaluation
+        labels, names = found.data.get("labels") or [], found.data.get("classnames")
+        if len(labels) != len(cell.row["flags"]):
+            continue
+        clean = next(
+            (
+                r.get("flags")
+                for r in found.rows
+                if r["attack"] == "clean" and r["model"] == method.model
+            ),
+            None,
+        )
+        rows = _by_class(labels, names, cell.row["flags"], clean)
+        words = f"{cell.row['attack']} at {radius(cell.row['eps'])} ({cell.row['path']})"
+        title = f"{method.label} under {words}"
+        if len(rows) <= 2 * _EACH:
+            out.append(ClassTable(title, rows, []))
+        else:
+            out.append(ClassTable(title, rows[:_EACH], rows[: -_EACH - 1 : -1]))
+    return out
+
+
+def _by_class(
+    labels: Sequence[int], names: Sequence[str] | None, flags: str, clean: str | None
+) -> list[ClassRow]:
+    """All classes that have images, the worst first."""
+    counts: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        count = counts.setdefault(label, [0, 0, 0])
+        count[0] += 1
+        count[1] += clean is not None and clean[i] == "1"
+        count[2] += flags[i] == "1"
+    rows = [
+        ClassRow(
+            str(names[label]) if names and label < len(names) else f"class {label}",
+            n,
+            right if clean is not None else None,
+            standing,
+        )
+        for label, (n, right, standing) in counts.items()
+    ]
+    # of two that are equally robust the one that lost more is the worse
+    return sorted(rows, key=lambda r: (r.share, -(r.clean or 0) / r.n, r.name))
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A router's mean weights: for each class shown, clean and attacked, each ``[K]``."""
+
+    title: str
+    prompts: int
+    rows: list[tuple[str, list[float], list[float]]]
+    classes: int
+    top: float
+
+
+def routings(methods: Sequence[Method]) -> list[Routing]:
+    """Router weights of the methods that have one; of many classes those that change most."""
+    out = []
+    for method in methods:
+        every = diagnostics(method)
+        found = every.get("routing")
+        if not found:
+            continue
+        # a class without an image has no weights
+        sides = zip(found["classes"], found["clean"], found["adversarial"], strict=True)
+        rows = [(name, a, b) for name, a, b in sides if a is not None and b is not None]
+        if not rows:
+            continue
+        known = len(rows)
+        if len(rows) > _ROUTED:
+            rows = sorted(rows, key=_change, reverse=True)[:_ROUTED]
+        about = {**every, **found}
+        title = f"{method.label}, clean and under {about['attack']} at {radius(about['eps'])}"
+        top = max((w for _, a, b in rows for w in (*a, *b)), default=1.0) or 1.0
+        out.append(Routing(title, len(rows[0][1]), rows, known, top))
+    return out
+
+
+def _change(row: tuple[Any, list[float], list[float]]) -> float:
+    return sum(abs(a - b) for a, b in zip(row[1], row[2], strict=True))

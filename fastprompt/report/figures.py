@@ -1,0 +1,174 @@
+"""What is plotted: accuracy against radius and steps, tuning curves, corrections by layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .gather import Run
+from .methods import Column, Method, path_words, radius
+from .plots import Plot, Series, draw
+
+_TICKS = 7  # radii that are marked on their axis, if there are no more
+
+
+def against_eps(methods: Sequence[Method]) -> list[Plot]:
+    """For each attack that was run at several radii, every method's accuracy against them."""
+    attacks = dict.fromkeys((k.attack, k.path) for m in methods for k in m.attacked())
+    plots = []
+    for attack, path in attacks:
+        lines = [
+            line
+            for style, method in enumerate(methods)
+            if (line := _by_eps(method, style, attack, path)) is not None
+        ]
+        if lines:
+            radii = sorted({x for line in lines for x in line.x})
+            plots.append(
+                draw(
+                    f"{attack} ({path_words(path)})",
+                    lines,
+                    ("radius ε, in 1/255", "accuracy (%)"),
+                    percent=True,
+                    ticks=radii if len(radii) <= _TICKS else (),
+                )
+            )
+    return plots
+
+
+def _by_eps(method: Method, style: int, attack: str, path: str) -> Series | None:
+    rows = {
+        k.eps: c.row for k, c in method.attacked().items() if (k.attack, k.path) == (attack, path)
+    }
+    if len(rows) < 2:
+        return None
+    if method.clean is not None:
+        rows.setdefault(0.0, method.clean)
+    points = sorted(rows.items())
+    low, high = ([100 * row["interval"][i] for _, row in points] for i in (0, 1))
+    return Series(
+        method.label,
+        [255 * eps for eps, _ in points],
+        [100 * row["accuracy"] for _, row in points],
+        style,
+        (low, high),
+    )
+
+
+def against_steps(methods: Sequence[Method]) -> list[Plot]:
+    """For each attack whose images left when they fell, how many stand after so many iterates."""
+    columns = dict.fromkeys(k for m in methods for k, c in m.cells.items() if c.row.get("fell_at"))
+    plots = []
+    for column in sorted(columns, key=lambda k: k.eps):
+        lines = [
+            _by_steps(method, style, method.cells[column].row)
+            for style, method in enumerate(methods)
+            if column in method.cells and "fell_at" in method.cells[column].row
+        ]
+        title = f"{column.attack} at {column.radius} ({path_words(column.path)})"
+        labels = ("iterates of the attack", "still right (%)")
+        plots.append(draw(title, lines, labels, percent=True, steps=True, whole=True))
+    return plots
+
+
+def _by_steps(method: Method, style: int, row: dict[str, Any]) -> Series:
+    fell = sorted((int(at), count) for at, count in row["fell_at"].items())
+    standing = row["correct"] + row.get("stalled", 0) + sum(count for _, count in fell)
+    # the first iterate is the random start: before it all stand that were right without attack
+    x, y = [0.0], [100 * standing / row["n"]]
+    for at, count in fell:
+        standing -= count
+        x.append(at)
+        y.append(100 * standing / row["n"])
+    last = row.get("settings", {}).get("steps")
+    if isinstance(last, int) and last > x[-1]:
+        x.append(last)
+        y.append(y[-1])
+    return Series(method.label, x, y, style)
+
+
+def tuning(runs: Sequence[Run], methods: Sequence[Method]) -> list[Plot]:
+    """Loss and validation accuracy of each run, epoch by epoch."""
+    plots = []
+    # in the colour of what was tuned, the last of a run's models
+    styles = {s.run: style for style, m in enumerate(methods) for s in m.sources}
+    losses = [
+        line
+        for run in runs
+        if (line := _curve(run, "loss", run.name, styles[run.name])) is not None
+    ]
+    if losses:
+        labels = ("epoch", "loss")
+        plots.append(draw("Training loss", losses, labels, whole=True))
+    names = {"val_accuracy": "clean", "val_robust": "robust"}
+    scores = [
+        line
+        for run in runs
+        for key, words in names.items()
+        if (line := _curve(run, key, _of(run, words, runs), styles[run.name])) is not None
+    ]
+    if scores:
+        labels = ("epoch", "accuracy (%)")
+        plots.append(draw("Validation accuracy", scores, labels, percent=True, whole=True))
+    return plots
+
+
+def _of(run: Run, words: str, runs: Sequence[Run]) -> str:
+    return words if len(runs) == 1 else f"{run.name}, {words}"
+
+
+def _curve(run: Run, key: str, label: str, style: int) -> Series | None:
+    points = [(row["epoch"], row[key]) for row in run.metrics if isinstance(row.get(key), float)]
+    if not points:
+        return None
+    scale = 100 if key.startswith("val_") else 1
+    return Series(
+        label,
+        [epoch for epoch, _ in points],
+        [scale * value for _, value in points],
+        style,
+        dashed=key == "val_robust",
+    )
+
+
+def corrections(method: Method) -> Plot | None:
+    """How much each refiner changes its tokens, without and with an attack."""
+    found = diagnostics(method).get("refiners")
+    if not found or not found["layers"]:
+        return None
+    lines = [
+        Series(words, found["layers"], [100 * value for value in found[key]], style)
+        for style, (key, words) in enumerate((("clean", "clean"), ("adversarial", "attacked")))
+        if found.get(key)
+    ]
+    labels = ("layer", "relative size (%)")
+    return draw(method.label, lines, labels, whole=True)
+
+
+def diagnostics(method: Method) -> dict[str, Any]:
+    """What the evaluations say of a method's parts."""
+    out: dict[str, Any] = {}
+    for source in method.sources:
+        out |= source.evaluation.diagnostics.get(method.model) or {}
+    return out
+
+
+def parts(methods: Sequence[Method]) -> list[dict[str, Any]]:
+    """Attacks of several parts: by radius and method, what each part left standing."""
+    found: dict[tuple[str, ...], list[tuple[Column, str, list[float]]]] = {}
+    for method in methods:
+        for column, cell in method.attacked().items():
+            if own := cell.row.get("parts"):
+                title = f"{column.attack} ({path_words(column.path)})"
+                shares = [100 * part["standing"] / cell.row["n"] for part in own]
+                key = (title, *(part["attack"] for part in own))
+                found.setdefault(key, []).append((column, method.label, shares))
+    return [
+        {
+            "title": title,
+            "names": names,
+            "groups": [
+                (radius(eps), [own for column, *own in rows if column.eps == eps])
+                for eps in sorted({column.eps for column, *_ in rows})
+            ],
+        }
+        for (title, *names), rows in found.items()
+    ]

@@ -1,0 +1,143 @@
+"""What run folders hold, read and checked."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .._files import read_json, read_tensors
+from ..evaluation import Evaluation
+from ..runs import RunFolder
+
+_ROW: Mapping[str, type | tuple[type, ...]] = {
+    **{"model": str, "attack": str, "path": str, "interval": list, "reasons": list},
+    **{"eps": (int, float), "accuracy": (int, float), "n": int, "correct": int, "trusted": bool},
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One evaluation.
+
+    Attributes:
+        run: the run's name in the report.
+        name: the evaluation's folder in ``evaluations``; empty for the run's own result.
+        folder: where ``result.json`` lies.
+        evaluation: what it holds.
+    """
+
+    run: str
+    name: str
+    folder: Path
+    evaluation: Evaluation
+
+    @cached_property
+    def images(self) -> tuple[Any, ...]:
+        """Which images were looked at: equal for evaluations that can be compared."""
+        data = self.evaluation.data
+        return data.get("fingerprint"), data.get("n"), tuple(data.get("indices") or ())
+
+    def examples(self) -> dict[str, Tensor]:
+        """The kept images, attacked ones among them; none if there is no such file."""
+        path = self.folder / "examples.safetensors"
+        return read_tensors(path, "examples")[0] if path.exists() else {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Attributes:
+
+    name: in the report, the folder's.
+    sources: its evaluations.
+    metrics: one dict an epoch.
+    config: method, settings, model; empty for a bare evaluation.
+    """
+
+    name: str
+    sources: list[Source]
+    metrics: list[dict[str, Any]]
+    config: dict[str, Any]
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """The runs in some folders; a folder of several seeds stands for all of its runs.
+
+    Raises:
+        ValueError: no folder is named, or a file in one is damaged or foreign.
+        FileNotFoundError: there is no such folder, or no result in it.
+    """
+    paths = [path for folder in folders for path in _expand(Path(folder))]
+    paths = list({path.resolve(): path for path in paths}.values())
+    if not paths:
+        raise ValueError("runs must not be empty: name a run folder")
+    return [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def _expand(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        what = "is a file: name its folder" if folder.exists() else "is no folder"
+        raise FileNotFoundError(f"runs: {folder} {what}")
+    if not (folder / "seeds.json").exists():
+        return [folder]
+    seeds = read_json(folder / "seeds.json").get("seeds")
+    if not isinstance(seeds, list):
+        raise ValueError(f"{folder / 'seeds.json'} is damaged: name the runs themselves")
+    return [folder / f"seed-{seed}" for seed in seeds]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The folders' own names, with the parents' where they are not distinct."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if max(Counter(names).values()) == 1:
+            break
+    return names
+
+
+def _read(folder: Path, name: str) -> Run:
+    found = [folder / "result.json", *sorted(folder.glob("evaluations/*/result.json"))]
+    found = [path for path in found if path.exists()]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no result.json: `fastprompt evaluate {folder}` makes one"
+        )
+    sources = [
+        Source(name, "" if path.parent == folder else path.parent.name, path.parent, _load(path))
+        for path in found
+    ]
+    config = folder / "config.json"
+    return Run(
+        name,
+        sources,
+        RunFolder(folder).read_metrics(),
+        read_json(config) if config.exists() else {},
+    )
+
+
+def _load(path: Path) -> Evaluation:
+    found = Evaluation.load(path)
+    for number, row in enumerate(found.rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: row {number} is no object: damaged, evaluate again")
+        for key, kind in _ROW.items():
+            if not isinstance(row.get(key), kind):
+                raise ValueError(f"{path}: row {number} has a bad {key}: damaged, evaluate again")
+        if len(row["interval"]) != 2:
+            raise ValueError(f"{path}: row {number} has a bad interval: damaged, evaluate again")
+        if len(row.get("flags") or "") not in (0, row["n"]):
+            raise ValueError(f"{path}: row {number} has bad flags: damaged, evaluate again")
+    for key in ("data", "models", "how", "diagnostics", "versions"):
+        if not isinstance(getattr(found, key), dict):
+            raise ValueError(f"{path} has a bad {key}: damaged, evaluate again")
+    words = ("model", "check", "verdict", "reason")
+    for check in found.sanity:
+        if not isinstance(check, dict) or not all(isinstance(check.get(k), str) for k in words):
+            raise ValueError(f"{path} has a bad sanity check: damaged, evaluate again")
+    if not found.rows:
+        raise ValueError(f"{path} has no rows: evaluate again")
+    return found

@@ -1,0 +1,135 @@
+"""Images of a report: clean, what the attack added, attacked."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .gather import Source
+from .methods import Method, path_words, radius
+
+_MOST = 8  # images of one method
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Attributes:
+
+    images: data URIs: clean, perturbation, attacked.
+    label: the class it is of.
+    clean, attacked: the classes it is taken for; None if unknown.
+    verdict: ``fell``, ``stands``, or ``wrong before`` the attack.
+    """
+
+    images: tuple[str, str, str]
+    label: str
+    clean: str | None
+    attacked: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Attributes:
+
+    title: whose they are, and under which attack.
+    pictures: some images.
+    amplified: the perturbation is shown so many times as large.
+    size: of an image in pixels.
+    """
+
+    title: str
+    pictures: list[Picture]
+    amplified: float
+    size: int
+
+
+def grids(methods: Sequence[Method]) -> list[Grid]:
+    """A grid for each method that kept images of an attack, the strongest adaptive one if it can.
+
+    Raises:
+        ValueError: a file of images is damaged, or does not fit its result.
+    """
+    kept: dict[int, dict[str, Tensor]] = {}
+    out = []
+    for method in methods:
+        best = method.strongest()
+        cells = [*([best] if best else []), *method.attacked().values()]
+        for cell in cells:
+            if id(cell.source) not in kept:
+                kept[id(cell.source)] = cell.source.examples()
+            tensors = kept[id(cell.source)]
+            if f"adv.{cell.number}" in tensors:
+                out.append(_grid(method, cell.source, cell.number, tensors))
+                break
+    return out
+
+
+def _grid(method: Method, source: Source, number: int, tensors: dict[str, Tensor]) -> Grid:
+    row = source.evaluation.rows[number]
+    try:
+        adv, told = tensors[f"adv.{number}"], tensors[f"prediction.{number}"].tolist()
+        clean, labels = tensors["clean"], tensors["labels"].tolist()
+        known = _clean_predictions(method, source)
+        indices = tensors["indices"].tolist()
+        if adv.shape != clean.shape or len(told) != len(adv):
+            raise ValueError(f"adv.{number} is {list(adv.shape)}, clean {list(clean.shape)}")
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{source.folder / 'examples.safetensors'} does not fit its result.json ({error}): "
+            "evaluate again"
+        ) from None
+    amplified = 0.5 / row["eps"] if row["eps"] else 1.0
+    pictures = []
+    for i in range(min(_MOST, len(adv))):
+        pixels = clean[i].float() / 255
+        before = known.get(indices[i])
+        pictures.append(
+            Picture(
+                (
+                    data_uri(pixels),
+                    data_uri(0.5 + amplified * (adv[i] - pixels)),
+                    data_uri(adv[i]),
+                ),
+                _name(source, labels[i]),
+                None if before is None else _name(source, before),
+                _name(source, told[i]),
+                _verdict(labels[i], before, told[i]),
+            )
+        )
+    words = f"{row['attack']} at {radius(row['eps'])} ({path_words(row['path'])})"
+    return Grid(f"{method.label} under {words}", pictures, amplified, clean.shape[-1])
+
+
+def _verdict(label: int, before: int | None, after: int) -> str:
+    if before not in (None, label):
+        return "wrong before"
+    return "stands" if after == label else "fell"
+
+
+def _clean_predictions(method: Method, source: Source) -> dict[int, int]:
+    """What each image is taken for without an attack, by its index."""
+    for row in source.evaluation.rows:
+        if row["model"] == method.model and row["attack"] == "clean":
+            indices = source.evaluation.data.get("indices") or []
+            return dict(zip(indices, row.get("predictions") or [], strict=False))
+    return {}
+
+
+def _name(source: Source, label: int) -> str:
+    if label < 0:
+        return "NaN"
+    names = source.evaluation.data.get("classnames")
+    return str(names[label]) if names and label < len(names) else f"class {label}"
+
+
+def data_uri(image: Tensor) -> str:
+    """Pixels ``[3, H, W]`` in [0, 1] as a PNG that is its own address; NaN is black."""
+    levels = (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    out = io.BytesIO()
+    Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(out, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,0 +1,107 @@
+"""How it was done: data, models, attacks, tuning, versions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..evaluation.result import THREAT_MODEL
+from .gather import Run, Source
+from .methods import path_words, radius
+
+Facts = list[tuple[str, str]]
+
+
+def settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each run its tuning, and for each of its evaluations what was run."""
+    return [
+        {
+            "run": run.name,
+            "tuning": _tuning(run.config),
+            "evaluations": [_evaluation(source) for source in run.sources],
+        }
+        for run in runs
+    ]
+
+
+def _tuning(config: Mapping[str, Any]) -> Facts:
+    if not config:
+        return []
+    clip = config.get("clip")
+    model = clip.get("name") if isinstance(clip, Mapping) else None
+    own = config.get("config")
+    facts = {"method": config.get("method"), "model": model}
+    facts |= dict(own) if isinstance(own, Mapping) else {}
+    return [(key, words(value)) for key, value in facts.items() if value is not None]
+
+
+def _evaluation(source: Source) -> dict[str, Any]:
+    found = source.evaluation
+    data = found.data
+    n = found.rows[0]["n"]
+    of = f"{n:,} of {data['of']:,}" if data.get("of") else f"{n:,}"
+    facts: Facts = [("threat model", THREAT_MODEL)]
+    if data.get("name"):
+        facts.append(("data", str(data["name"])))
+    facts.append(("images", of))
+    if data.get("classnames"):
+        facts.append(("classes", f"{len(data['classnames']):,}"))
+    facts += [(key, words(value)) for key, value in found.how.items() if value is not None]
+    return {
+        "name": source.name or "result",
+        "facts": facts,
+        "models": [
+            (name, [(k, words(v)) for k, v in about.items() if v not in (None, [], "")])
+            for name, about in found.models.items()
+        ],
+        "attacks": _attacks(found.rows),
+        "versions": list(found.versions.items()),
+    }
+
+
+def _attacks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each attack once: its settings are the same for all models, its costs are added up."""
+    out: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        if row["attack"] == "clean":
+            continue
+        entry = out.setdefault(
+            (row["attack"], row["path"], row["eps"]),
+            {
+                "attack": row["attack"],
+                "path": path_words(row["path"]),
+                "radius": radius(row["eps"]),
+                "settings": _attack_words(row.get("settings") or {}),
+                **{"forwards": 0, "gradients": 0, "seconds": 0.0},
+            },
+        )
+        for key in ("forwards", "gradients", "seconds"):
+            entry[key] += row.get(key) or 0
+    return list(out.values())
+
+
+def _attack_words(given: Mapping[str, Any]) -> list[str]:
+    if "parts" in given:
+        return [
+            f"{part.get('attack')}: {words({k: v for k, v in part.items() if k != 'attack'})}"
+            for part in given["parts"]
+        ]
+    return [words(given)] if given else []
+
+
+def words(value: Any) -> str:
+    """A setting as people write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        # radii and steps are parts of 255 more often than not
+        levels = 255 * value
+        near = 0 < value < 0.5 and abs(levels - round(levels, 2)) < 1e-6 and levels >= 0.25
+        return f"{levels:.4g}/255" if near and not _short(value) else f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {words(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, list | tuple):
+        return ", ".join(words(v) for v in value) or "none"
+    return str(value)
+
+
+def _short(value: float) -> bool:
+    return len(repr(value)) <= 7

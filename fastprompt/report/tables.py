@@ -1,0 +1,169 @@
+"""The numbers for other programs and for papers: CSV, Markdown, LaTeX."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+
+from .gather import Run
+from .methods import Column, Method, columns_of, path_words
+
+_FIELDS = (
+    *("model", "attack", "path", "eps", "accuracy", "low", "high", "correct", "n", "stalled"),
+    *("trusted", "reasons", "forwards", "gradients", "seconds"),
+)
+_WIDE = 8  # columns of attacks that fit on a page; with more of them each attack takes a line
+
+_TEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+    # behind a line's end these two would belong to it
+    **{"[": "{[}", "*": "{*}"},
+}
+
+
+def csv_text(runs: Sequence[Run]) -> str:
+    """One line for each row of each evaluation; shares are in [0, 1]."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "evaluation", "data", *_FIELDS])
+    for run in runs:
+        for source in run.sources:
+            data = source.evaluation.data.get("name", "")
+            for row in source.evaluation.rows:
+                low, high = row["interval"]
+                reasons = "; ".join(row["reasons"])
+                flat = {**row, "low": low, "high": high, "reasons": reasons}
+                line = [flat.get(key, "") for key in _FIELDS]
+                writer.writerow([run.name, source.name, data, *line])
+    return out.getvalue()
+
+
+def markdown_text(methods: Sequence[Method]) -> str:
+    """A table as GitHub and Pandoc read it: accuracy and interval in per cent."""
+    columns = columns_of(methods)
+    body = [[_cell(m, k, "{:.1f} [{:.1f}, {:.1f}]", "†") for k in columns] for m in methods]
+    labels = [_mark_down(_labelled(m, "†")) for m in methods]
+    if len(columns) > _WIDE:
+        heads = ["attack", "path", "eps", *labels]
+        lines = [
+            [*(_mark_down(text) for text in _three(k)), *(row[i] for row in body)]
+            for i, k in enumerate(columns)
+        ]
+        left = 3
+    else:
+        heads = ["method", *(_mark_down(_one(k)) for k in columns)]
+        lines = [[label, *row] for label, row in zip(labels, body, strict=True)]
+        left = 1
+    rule = [":--" if i < left else "--:" for i in range(len(heads))]
+    table = ["| " + " | ".join(line) + " |" for line in [heads, rule, *lines]]
+    notes = [f"† Not to be trusted: {_mark_down(note)}." for note in distrust(methods)]
+    below = [f"{_mark_down(caption(methods))}.", *notes]
+    return "\n".join([*table, *(f"\n{text}" for text in below), ""])
+
+
+def latex_text(methods: Sequence[Method]) -> str:
+    """A table for LaTeX with the package booktabs."""
+    columns = columns_of(methods)
+    form = r"{:.1f}\,{{\scriptsize[{:.1f}, {:.1f}]}}"
+    body = [[_cell(m, k, form, r"$^\dagger$") for k in columns] for m in methods]
+    labels = [_tex(_labelled(m, "")) + (r"$^\dagger$" if m.failed else "") for m in methods]
+    if len(columns) > _WIDE:
+        heads = [["Attack", "Path", r"$\epsilon$", *labels]]
+        lines = [
+            [*(_tex(text) for text in _three(k)), *(row[i] for row in body)]
+            for i, k in enumerate(columns)
+        ]
+        layout = "lll" + "r" * len(methods)
+    else:
+        parts = zip(*(_three(k) for k in columns), strict=True)
+        firsts = ["Method", "", r"$\epsilon$"]
+        heads = [[first, *map(_tex, line)] for first, line in zip(firsts, parts, strict=True)]
+        lines = [[label, *row] for label, row in zip(labels, body, strict=True)]
+        layout = "l" + "r" * len(columns)
+    notes = "".join(rf" $^\dagger$\,Not to be trusted: {_tex(note)}." for note in distrust(methods))
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}[t]",
+            r"  \centering",
+            rf"  \caption{{{_tex(caption(methods))}.{notes}}}",
+            r"  \label{tab:robust-accuracy}",
+            rf"  \begin{{tabular}}{{{layout}}}",
+            r"    \toprule",
+            *(_line(line) for line in heads),
+            r"    \midrule",
+            *(_line(line) for line in lines),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def caption(methods: Sequence[Method]) -> str:
+    """What the numbers are, in one sentence without its full stop."""
+    facts = []
+    for source in {id(s): s for m in methods for s in m.sources}.values():
+        n, name = source.evaluation.rows[0]["n"], source.evaluation.data.get("name")
+        facts.append(f"{n:,} images" + (f" of {name}" if name else ""))
+    where = " or ".join(dict.fromkeys(facts))
+    return (
+        f"Accuracy in % with 95 % Wilson intervals on {where}, clean and under attacks of radius "
+        "eps in the L-infinity norm"
+    )
+
+
+def distrust(methods: Sequence[Method]) -> list[str]:
+    """Why numbers are not to be trusted, each reason once."""
+    notes = [
+        f"{m.label}, {k.attack}{f' at {k.radius}' if k.eps else ''}: {why}"
+        for m in methods
+        for k, cell in m.cells.items()
+        for why in cell.row["reasons"]
+    ]
+    checks = [f"{m.label}, {s['check']}: {s['reason']}" for m in methods for s in m.failed]
+    return list(dict.fromkeys([*checks, *notes]))
+
+
+def _cell(method: Method, column: Column, form: str, mark: str) -> str:
+    if column not in method.cells:
+        return ""
+    row = method.cells[column].row
+    low, high = row["interval"]
+    text = form.format(100 * row["accuracy"], 100 * low, 100 * high)
+    return text if row["trusted"] else f"{text} {mark}"
+
+
+def _labelled(method: Method, mark: str) -> str:
+    return f"{method.label} {mark}" if method.failed and mark else method.label
+
+
+def _three(column: Column) -> tuple[str, str, str]:
+    if column.attack == "clean":
+        return "clean", "", "0"
+    return column.attack, path_words(column.path), column.radius
+
+
+def _one(column: Column) -> str:
+    if column.attack == "clean":
+        return "clean"
+    return f"{column.attack}, {column.radius} ({path_words(column.path)})"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"    {' & '.join(cells)} \\\\"
+
+
+def _tex(text: str) -> str:
+    return _replace(text, r"[\\&%$#_{}~^<>|\[*]", lambda c: _TEX[c])
+
+
+def _mark_down(text: str) -> str:
+    return _replace(text, r"[\\|*_<>`\[\]]", lambda c: f"\\{c}")
+
+
+def _replace(text: str, pattern: str, by: Callable[[str], str]) -> str:
+    return re.sub(pattern, lambda found: by(found[0]), " ".join(text.split()))
