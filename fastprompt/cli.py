@@ -1,15 +1,17 @@
-"""The command line: ``fastprompt tune METHOD``, ``fastprompt import``, ``fastprompt doctor``."""
+"""The command line: ``fastprompt tune``, ``evaluate``, ``report``, ``import``, ``doctor``."""
 
 import sys
 from collections.abc import Sequence
 
 from ._checks import unknown
 
-_COMMANDS = ("tune", "import", "doctor")
+_COMMANDS = ("tune", "evaluate", "report", "import", "doctor")
 _USAGE = """usage: fastprompt COMMAND [options]
 
 commands:
   tune METHOD        tune prompts, then compare zero-shot and tuned accuracy
+  evaluate RUN       judge a run's prompts by attacks, with checks of the result
+  report RUN...      one HTML page of what runs and evaluations found, CSV and tables beside it
   import CHECKPOINT  prompts of CoOp, AdvPT, APT, MaPLe or FAP into a run folder
   doctor             versions, devices, kernels, the bundled models
 
@@ -22,6 +24,14 @@ def _call(command: str, arguments: Sequence[str]) -> int:
         from .commands.tune import tune
 
         return tune(arguments)
+    if command == "evaluate":
+        from .commands.evaluate import evaluate_run
+
+        return evaluate_run(arguments)
+    if command == "report":
+        from .commands.report import report
+
+        return report(arguments)
     if command == "import":
         from .commands.importing import import_checkpoint
 

@@ -6,7 +6,10 @@ state.safetensors    where tuning stands, for --resume
 prompts.safetensors  the tuned prompts
 best.safetensors     the best on the validation images, if there were some
 last.safetensors     those after the last epoch, likewise
-result.json          accuracies
+result.json          accuracies, and what was done to find them
+progress.jsonl       what of that was done so far, for --resume
+examples.safetensors a few of the attacked images
+evaluations/         further ones, from fastprompt evaluate
 """
 
 import json

@@ -294,6 +294,7 @@ def test_the_run_folder_is_complete(finished):
     assert {p.name for p in finished.path.iterdir()} == {
         *("config.json", "metrics.jsonl", "state.safetensors", "prompts.safetensors"),
         *("best.safetensors", "last.safetensors", "result.json", "banks"),
+        *("progress.jsonl", "examples.safetensors"),
     }
     assert all(p.suffix == ".safetensors" for p in (finished.path / "banks").iterdir())
     run = RunFolder(finished.path)
@@ -347,8 +348,9 @@ def test_one_attack_and_several_radii_by_themselves(call, tmp_path):
     radii = "--eval_eps=[0,0.02,4/255]"
     assert call(*SMALL_RUN, "--attacks", "pgd-2", radii, "--out", tmp_path / "run")[0] == 0
     rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]
-    assert [r["eps"] for r in rows if r["model"] == "tuned"] == [0, 0.02, 4 / 255]
-    assert {r["attack"] for r in rows} == {"pgd-2"}
+    tuned = [(r["attack"], r["eps"]) for r in rows if r["model"] == "tuned"]
+    assert tuned == [("clean", 0), *(("pgd-2", eps) for eps in (0, 0.02, 4 / 255))]
+    assert {r["attack"] for r in rows} == {"clean", "pgd-2"}
 
 
 def test_a_radius_of_zero_is_not_the_default(call, tmp_path):

@@ -84,9 +84,7 @@ def judge(cell: Cell) -> dict[str, Any]:
     classifier, facts = _classifier(cell, data.classnames, data.templates)
     options: dict[str, Any] = {"batch": BATCH, "progress": False}
     clean = evaluate(classifier, data.test, ["clean"], **options).rows
-    attacked = evaluate(
-        classifier, data.test, [ATTACK], cell.eps, limit=IMAGES, stop_every=LOOK, **options
-    ).rows
+    attacked = evaluate(classifier, data.test, [ATTACK], cell.eps, limit=IMAGES, **options).rows[1:]
     kept = ("attack", "eps", "accuracy", "n", "trusted", "settings")
     return {
         "name": cell.name,

@@ -90,7 +90,7 @@ def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:
     for seed in folder.seeds:
         path = folder.path / f"seed-{seed}"
         if resume is not None and (path / "result.json").exists():
-            results.append(Evaluation(read_json(path / "result.json")["rows"]))
+            results.append(Evaluation.load(path / "result.json"))
         elif resume is not None and (path / "config.json").exists():
             results.append(resume(folder.method, path))
         else:

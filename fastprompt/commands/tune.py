@@ -11,7 +11,7 @@ import torch
 from .._checks import check_count, parse_fraction, unknown
 from ..data import load_data
 from ..evaluation import Evaluation
-from ..evaluation.robust import plan_attacks
+from ..evaluation.plan import plan_attacks
 from ..runs import RunFolder
 from ..tuners.registry import TUNERS
 from .parser import Parser, add_model, model_of
@@ -144,7 +144,7 @@ def _check_evaluation(job: Mapping[str, Any]) -> None:
     for radius in given if isinstance(given, list) else [given]:
         if radius is not None:
             parse_fraction(radius, "eval_eps", zero=True)
-    plan_attacks(job["attacks"], 0.1 if given is None else given, 0)
+    plan_attacks(job["attacks"], 0.1 if given is None else given)
     check_count(job["eval_batch"], "eval_batch")
     if job["eval_limit"] is not None:
         check_count(job["eval_limit"], "eval_limit")
@@ -188,9 +188,11 @@ def _run(
         templates=data.templates,
         limit=job["eval_limit"],
         batch=job["eval_batch"],
+        name=data.name,
+        out=out,
+        resume=True,  # what a stopped run had judged already is not judged again
     )
-    result.save(out / "result.json")
-    n = result.rows[0]["n"]
+    n = result.data["n"]
     print(f"\n{result.table()}\n")
     print(
         f"accuracy on {n} test images with 95 % intervals; an adaptive attack goes through the "

@@ -253,7 +253,8 @@ class Tuner(SavedTuner):
 
         Args:
             test: data set as in `fit`.
-            attacks: names such as ``"clean"``, ``"pgd-20"``, ``"feature-pgd-40"``.
+            attacks: names such as ``"pgd-20"``, ``"autoattack"``, ``"feature-pgd-40"``;
+                ``"clean"`` is always done.
             eps: one radius or several.
             templates: of the zero-shot classifier.
             **options: see `fastprompt.evaluate`.

@@ -7,6 +7,7 @@ import torch
 from conftest import small_model
 
 from fastprompt import PGD, load_clip
+from fastprompt.attacks.base import Batch
 from fastprompt.attacks.random_start import random_start
 from fastprompt.data import ImageTensors
 from fastprompt.runs import RunFolder
@@ -238,7 +239,7 @@ def test_validation_is_pgd_on_the_classifier(method, engine):
     )
     pgd = PGD(classifier, config.eps, config.step_size, config.steps, random_start=False)
     counts = torch.zeros(7, 2, dtype=torch.int64)
-    adv = pgd._climb(x, start, y, int(y.max()), config.steps, counts)
+    adv = pgd._climb(Batch(x, y, torch.arange(7), int(y.max())), start, counts)
     attack, made = tuner._attack, []
 
     def looking(*given, **options):
@@ -257,7 +258,7 @@ def test_validation_is_pgd_on_the_classifier(method, engine):
     }
     assert torch.equal(torch.cat([result.images for result in made]), adv)
     tuner.prepare(TRAIN, ImageTensors(VAL.images, labels), None, False)
-    adv = pgd._climb(x, start, labels, 2, config.steps, counts)
+    adv = pgd._climb(Batch(x, labels, torch.arange(7), 2), start, counts)
     stays = (classifier(adv).argmax(1) == labels) & (clean == labels)
     assert tuner.validate() == {
         "val_accuracy": 4 / 7,
@@ -386,7 +387,8 @@ def test_memory_is_flat_over_the_epochs(small_clip, tmp_path, monkeypatch, metho
     tuner = make(small_clip, method, epochs=5, eps_min="1/255", keep="best")
     tuner.score = "epoch"  # each epoch is the best so far: its prompts are copied
     fit(tuner, tmp_path)
-    assert alive[2] == alive[5]
+    # what other tests left behind may go meanwhile: nothing may come
+    assert all(late <= early for early, late in zip(alive[2], alive[5], strict=True))
 
 
 # ---- other classes --------------------------------------------------------------------------
