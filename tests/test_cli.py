@@ -290,6 +290,13 @@ def test_a_progress_bar_in_a_terminal(call, tmp_path, monkeypatch):
         assert title in sys.stderr.getvalue()
 
 
+def test_the_preset_of_a_bundled_model_is_shown(finished):
+    line = next(line for line in finished.out.splitlines() if line.startswith("preset: "))
+    config = json.loads((finished.path / "config.json").read_text())["config"]
+    assert f"n_ctx={config['n_ctx']}" in line
+    assert f"eps={255 * config['eps']:g}/255" in line
+
+
 def test_the_run_folder_is_complete(finished):
     assert {p.name for p in finished.path.iterdir()} == {
         *("config.json", "metrics.jsonl", "state.safetensors", "prompts.safetensors"),

@@ -140,3 +140,13 @@ def test_spread_of_hand_made_evaluations():
         spread([])
     with pytest.raises(ValueError, match="same models, attacks and radii"):
         spread([Evaluation([row(0.5)]), Evaluation([row(0.5, attack="pgd-20")])])
+
+
+def test_an_interruption_says_how_all_seeds_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(APTTuner, "fit", interrupted)
+    folder = tmp_path / "runs"
+    assert call("--seeds", 1, 2, f"--out={folder}") == 130
+    assert f"all seeds go on with --resume {folder}\n" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Several seeds in one command: a run folder for each, then mean and spread."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,21 @@ class SeedsFolder:
 
 def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:
     """Run what is not done yet, then print and write mean and spread; returns the exit code."""
+    try:
+        results = _each(folder, run, resume)
+    except KeyboardInterrupt:
+        print(f"all seeds go on with --resume {folder.path}", file=sys.stderr)
+        raise
+    rows = spread(results)
+    write_json(folder.path / "summary.json", {"seeds": folder.seeds, "rows": rows})
+    many = "1 seed" if len(folder.seeds) == 1 else f"{len(folder.seeds)} seeds"
+    print(f"\nmean over {many}, with their range\n\n{spread_table(rows)}")
+    print(f"\nrun folders: {folder.path}")
+    return 0
+
+
+def _each(folder: SeedsFolder, run: Run, resume: Run | None) -> list[Evaluation]:
+    """Every seed's evaluation: read where it is done, else run."""
     results = []
     for seed in folder.seeds:
         path = folder.path / f"seed-{seed}"
@@ -96,9 +112,4 @@ def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:
         else:
             job, settings = {**folder.job, "data_seed": seed}, {**folder.settings, "seed": seed}
             results.append(run(folder.method, job, None, settings, path, resume=False))
-    rows = spread(results)
-    write_json(folder.path / "summary.json", {"seeds": folder.seeds, "rows": rows})
-    many = "1 seed" if len(folder.seeds) == 1 else f"{len(folder.seeds)} seeds"
-    print(f"\nmean over {many}, with their range\n\n{spread_table(rows)}")
-    print(f"\nrun folders: {folder.path}")
-    return 0
+    return results

@@ -28,6 +28,7 @@ def tune_parser(method: str) -> Parser:
     """The options of a method: the job's, then the method's settings."""
     tuner = TUNERS[method]
     about = (tuner.__doc__ or "").splitlines()[0]
+    about += " A bundled model's preset changes the defaults of the settings; the run prints them."
     parser = Parser(prog=f"fastprompt tune {method}", description=about, allow_abbrev=False)
     job = tuner.job
     add_model(parser)
@@ -178,6 +179,10 @@ def _run(
         f"{len(data.train)} training images; run folder {out}",
         flush=True,
     )
+    if preset := tuner.preset:
+        given = {name: getattr(tuner.config, name) for name in preset}
+        shown = {k: f"{255 * v:g}/255" if k == "eps" else v for k, v in given.items()}
+        print(f"preset: {', '.join(f'{k}={v}' for k, v in shown.items())}", flush=True)
     began = time.perf_counter()
     tuner.fit(data.train, data.val, out, resume=resume, job={"job": dict(job)}, track=job["track"])
     tuned = time.perf_counter()

@@ -65,7 +65,13 @@ class TorchvisionImages:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.data[self.rows[index]]
+        row = self.rows[index]
+        try:
+            image, label = self.data[row]
+        except OSError as error:  # Pillow's, of a broken file, too
+            samples = getattr(self.data, "samples", None)
+            which = samples[row][0] if samples else f"image {row}"
+            raise ValueError(f"data: {which} can't be read: mend or remove it ({error})") from None
         return image, int(label)
 
 

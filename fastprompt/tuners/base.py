@@ -61,8 +61,7 @@ class Tuner(SavedTuner):
         if reason := self.unfit(self.clip):
             raise ValueError(f"{self.method} does not fit {self.clip.name}: {reason}")
         self.classnames = check_classnames(classnames)
-        preset = self.presets.get((self.clip.source or {}).get("model", ""), {})
-        self.config = build(self.Config, preset, config, overrides)
+        self.config = build(self.Config, self.preset, config, overrides)
         self._given = {key: getattr(self.config, key) for key in EXECUTION}
         self._start()
 
@@ -108,6 +107,11 @@ class Tuner(SavedTuner):
         """Let go of what only tuning needs."""
 
     # ---- what all share --------------------------------------------------------------------
+
+    @property
+    def preset(self) -> Mapping[str, Any]:
+        """The settings whose defaults are others for this bundled model; empty for any other."""
+        return self.presets.get((self.clip.source or {}).get("model", ""), {})
 
     def _start(self) -> None:
         """New prompts, in towers that run as the settings say; what they left open is filled in."""

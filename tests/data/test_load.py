@@ -219,6 +219,16 @@ def test_a_flat_folder_is_cut_70_10_20(tmp_path: Path, draw: Callable[..., None]
     assert all(torch.equal(image[0], image[1]) for image in grey)
 
 
+def test_a_broken_image_is_named(tmp_path: Path, draw: Callable[..., None]) -> None:
+    draw(tmp_path, CLASSES, 10)
+    broken = sorted(next(p for p in tmp_path.iterdir() if p.is_dir()).iterdir())[0]
+    broken.write_bytes(b"no image")
+    data = load_data(tmp_path, image_size=24)
+    every = itertools.chain(data.train, data.val, data.test)
+    with pytest.raises(ValueError, match=f"data: .*{broken.name} can't be read: mend or remove it"):
+        list(every)
+
+
 def test_a_flat_folder_is_cut_alike_at_every_seed(
     tmp_path: Path, draw: Callable[..., None]
 ) -> None:
