@@ -27,7 +27,7 @@ from .cells import Cell, all_cells
 FOLDER = Path("runs") / "methods"
 RESULT = Path(__file__).parents[1] / "results" / "cpu-2-cores" / "methods.json"
 SHOTS, IMAGES, BATCH = 16, 400, 400
-ATTACK, LOOK = "pgd-100", 10  # images that are fooled are left alone from the next look on
+ATTACK = "pgd-100"
 PRECISION = "bf16"  # of the tuning; the judge is float32
 
 

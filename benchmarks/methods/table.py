@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .cells import METHODS, MODELS, SHIFTED, TEST_EPS, all_cells
-from .run import IMAGES, LOOK, RESULT, SHOTS
+from .run import IMAGES, RESULT, SHOTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 NAMES = {"advpt": "AdvPT", "apt": "APT", "ampt": "AMPT", "capt": "CAPT", "nap": "NAP"}
@@ -161,6 +161,12 @@ def short_table(path: Path = RESULT) -> str:
     return markdown(head, rows)
 
 
+def _counts(cells: Sequence[Row]) -> str:
+    """Which iterates were judged, as the rows themselves say."""
+    said = (row["settings"].get("counts") for cell in cells for row in cell["rows"])
+    return " or ".join(sorted({words for words in said if words}))
+
+
 def page(path: Path = RESULT) -> str:
     """The whole page."""
     from .text import TEXT  # the words between the tables
@@ -171,7 +177,7 @@ def page(path: Path = RESULT) -> str:
     tables["new"] = new_table(cells)
     for claim in ("mixture", "refiners", "layers", "balance", "depth"):
         tables[claim] = claim_table(cells, claim)
-    tables |= {"images": str(IMAGES), "look": str(LOOK), "shots": str(SHOTS)}
+    tables |= {"images": str(IMAGES), "counts": _counts(cells), "shots": str(SHOTS)}
     whole = len(all_cells())
     missing = f"**Not everything is measured yet: {len(cells)} runs of {whole}.**\n"
     tables["missing"] = missing if len(cells) < whole else ""

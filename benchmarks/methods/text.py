@@ -20,8 +20,8 @@ hold for a large one: read it as a check of the methods' code and of the directi
 - The radius of the tuning is a setting of the preset (`tuned at`), and one tuned run is judged at
   all three radii. Tuning ran in bfloat16 on one thread, the judge in float32.
 - Robust accuracy is that under an adaptive PGD-100 (white-box through prompts, router and refiners;
-  steps of eps/4, one random start) on <images> test images, the same for all. Every <look> steps
-  the images that are fooled are counted and left alone. Clean accuracy is that on all test images.
+  steps of eps/4, one random start) on <images> test images, the same for all. Judged: <counts>;
+  an image that is fooled is left alone. Clean accuracy is that on all test images.
 - Mean and range over three seeds, of the shots and of the tuning.
 
 <missing>

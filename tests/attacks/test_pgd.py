@@ -5,31 +5,12 @@ import inspect
 import pytest
 import torch
 import torchattacks
+from attack_toys import Linear, batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from fastprompt import PGD
-
-
-class Linear(nn.Module):
-    """Logits linear in the pixels: the attack's optimum is known."""
-
-    def __init__(self, classes=5, size=8, dtype=torch.float32, seed=0):
-        super().__init__()
-        gen = torch.Generator().manual_seed(seed)
-        weight = torch.randn(classes, 3 * size * size, generator=gen, dtype=torch.float64)
-        self.weight = nn.Parameter(weight.to(dtype))
-
-    def forward(self, x):
-        return x.flatten(1) @ self.weight.T
-
-
-def batch(n=4, size=8, dtype=torch.float32, seed=0, classes=5):
-    gen = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 3, size, size, generator=gen, dtype=torch.float64).to(dtype)
-    return x, torch.randint(classes, (n,), generator=gen)
-
 
 # ---- torchattacks ---------------------------------------------------------------------------
 
