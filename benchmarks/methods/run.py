@@ -70,7 +70,8 @@ def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
     }
 
 
-def _classifier(cell: Cell, names: list[str], templates: Any) -> tuple[CLIPClassifier, Any]:
+def classifier_of(cell: Cell, names: list[str], templates: Any) -> tuple[CLIPClassifier, Any]:
+    """A cell's classifier, tuned now if it was not, and the costs of that."""
     if cell.method == "zero-shot":
         return load_clip(cell.model).zero_shot(names, templates), {}
     tuner = tune(cell)
@@ -81,7 +82,7 @@ def judge(cell: Cell) -> dict[str, Any]:
     """A cell's row of the result file."""
     began = time.perf_counter()
     data = load_data(cell.test, classes=cell.test_classes)  # type: ignore[arg-type]
-    classifier, facts = _classifier(cell, data.classnames, data.templates)
+    classifier, facts = classifier_of(cell, data.classnames, data.templates)
     options: dict[str, Any] = {"batch": BATCH, "progress": False}
     clean = evaluate(classifier, data.test, ["clean"], **options).rows
     attacked = evaluate(classifier, data.test, [ATTACK], cell.eps, limit=IMAGES, **options).rows[1:]
