@@ -7,7 +7,8 @@ import torch
 import torchattacks
 from attack_toys import Curved, Linear, close_calls, fooled
 
-from fastprompt.attacks import APGD, FAB, AutoAttack, Square
+from fastprompt import NAPTuner, load_data
+from fastprompt.attacks import APGD, PGD, FAB, AutoAttack, Square
 from fastprompt.attacks import losses as ours
 from fastprompt.attacks.apgd import checkpoints
 from fastprompt.attacks.random_start import random_start
@@ -165,32 +166,42 @@ def test_stopping_changes_no_verdict():
 # ---- beside torchattacks --------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def clip_case(bundled_clip):
-    from fastprompt import load_data
-
+@pytest.fixture(scope="module", params=["zero-shot", "nap"])
+def clip_case(request, bundled_clip):
     data = load_data("patterns", shots=1)
     model = bundled_clip.zero_shot(data.classnames, data.templates)
+    if request.param == "nap":
+        train = load_data("patterns", shots=8).train
+        tuner = NAPTuner(bundled_clip, data.classnames, eps="1/255", steps=1, epochs=3, batch=20)
+        model = tuner.fit(train, progress=False).classifier
     x, y = data.test.images[:60].float() / 255, data.test.labels[:60]
     right = ~fooled(model, x, y)
     return model, x[right], y[right]
 
 
+def test_pgd_is_torchattacks_bit_for_bit(clip_case):
+    model, x, y = clip_case
+    options = {"eps": 2 / 255, "alpha": 0.5 / 255, "steps": 5, "random_start": False}
+    x, y = x[:16], y[:16]
+    theirs = torchattacks.PGD(model, **options)(x, y)
+    assert torch.equal(PGD(model, **options)(x, y), theirs)
+    assert not torch.equal(theirs, x)
+
+
 @pytest.mark.parametrize("loss", ["ce", "targeted-dlr"])
 def test_as_strong_as_torchattacks_at_equal_budget(clip_case, loss):
     model, x, y = clip_case
-    assert len(x) > 25
-    eps, steps = 1 / 255, 10
+    x, y = x[:25], y[:25]
+    assert len(x) == 25
+    options = {"eps": 1 / 255, "steps": 10}
     if loss == "ce":
-        peers = [
-            torchattacks.APGD(model, eps=eps, steps=steps, loss="ce", seed=s) for s in range(3)
-        ]
+        peers = [torchattacks.APGD(model, loss="ce", seed=s, **options) for s in range(3)]
     else:
-        peers = [torchattacks.APGDT(model, eps=eps, steps=steps, n_classes=4, seed=0)]
+        peers = [torchattacks.APGDT(model, n_classes=3, seed=s, **options) for s in range(3)]
     theirs = [int((~fooled(model, peer(x, y), y)).sum()) for peer in peers]
     mine = [
-        int((~APGD(model, eps, steps, loss=loss, targets=3, seed=s).run(x, y).success).sum())
-        for s in range(len(peers))
+        int((~APGD(model, loss=loss, targets=2, seed=s, **options).run(x, y).success).sum())
+        for s in range(3)
     ]
     assert min(mine) <= max(theirs)
     assert max(mine) <= max(theirs) + 1
