@@ -106,26 +106,39 @@ def measure(
     show(out)
 
 
-def show(out: str = str(RESULT)) -> None:
-    """Print the file's table."""
-    head = ["", "eps", "clean", "standing", "torchattacks", "s", "torchattacks", "ratio"]
-    lines: list[list[object]] = [[*head, "gradients", "torchattacks"]]
-    for row in json.loads(Path(out).read_text("utf-8"))["rows"]:
+def _lines(out: Path) -> list[list[str]]:
+    head = ["", "eps", "clean"]
+    for what in ("stand", "s", "gradients"):
+        head += [what, f"{what} (torchattacks)"]
+    lines = [[*head, "ratio"]]
+    for row in json.loads(out.read_text("utf-8"))["rows"]:
         ours, theirs, n = row["fastprompt"], row["torchattacks"], row["images"]
+        counts = (row["clean"], ours["standing"], theirs["standing"])
         lines.append(
             [
                 row["clip"],
                 row["eps"],
-                *(f"{100 * k / n:.1f}" for k in (row["clean"], ours["standing"])),
-                f"{100 * theirs['standing'] / n:.1f}",
+                *(f"{100 * k / n:.1f}" for k in counts),
                 f"{ours['seconds']:.0f}",
                 f"{theirs['seconds']:.0f}",
-                f"{theirs['seconds'] / ours['seconds']:.1f}x",
                 f"{ours['gradients']:,}",
                 f"{theirs['gradients']:,}",
+                f"{theirs['seconds'] / ours['seconds']:.1f}x",
             ]
         )
-    print(table(lines))
+    return lines
+
+
+def markdown(out: Path = RESULT) -> str:
+    """The file's table, as docs/evaluation.md shows it."""
+    head, *lines = _lines(out)
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def show(out: str = str(RESULT)) -> None:
+    """Print the file's table."""
+    print(table(_lines(Path(out))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The benchmarks measure what they say, and the committed figures keep what was promised."""
 
 import json
-import sys
 from functools import partial
 from operator import mul
 from pathlib import Path
@@ -10,15 +9,10 @@ import pytest
 import torch
 from conftest import small_model
 
+from benchmarks import machine, models, rungs, text, timing
 from fastprompt import DeepPrompts, load_clip
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-try:
-    from benchmarks import machine, models, rungs, text, timing
-finally:
-    sys.path.remove(str(ROOT))
-
 RESULTS = ROOT / "benchmarks" / "results" / "cpu-2-cores"
 NAMES = ["cat", "small dog", "a long name indeed", "fish", "red circle"]
 

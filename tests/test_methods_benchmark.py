@@ -1,23 +1,14 @@
 """The comparison of the methods: its cells, its record, and that docs/results.md is made of it."""
 
-import importlib
 import json
 import statistics
-import sys
 from pathlib import Path
+
+from benchmarks.methods import cells, run, strong, sweep, table
 
 ROOT = Path(__file__).parents[1]
 
 
-def module(name):
-    sys.path.insert(0, str(ROOT))
-    try:
-        return importlib.import_module(f"benchmarks.methods.{name}")
-    finally:
-        sys.path.remove(str(ROOT))
-
-
-cells, run, table, sweep = (module(name) for name in ("cells", "run", "table", "sweep"))
 ROWS = json.loads(run.RESULT.read_text("utf-8"))["cells"]
 
 
@@ -99,3 +90,14 @@ def test_the_search_never_saw_a_test_image():
     source = Path(sweep.__file__).read_text("utf-8")
     assert ".test" not in source
     assert len(record["attempts"]) >= 10
+
+
+def test_autoattack_leaves_no_more_than_pgd_and_no_check_fails():
+    found = json.loads(strong.RESULT.read_text("utf-8"))["cells"]
+    assert [c["name"] for c in found] == [cell.name for cell in strong.strong_cells()]
+    for cell in found:
+        clean, pgd, auto = cell["rows"]
+        assert (clean["n"], auto["attack"]) == (strong.IMAGES, "autoattack")
+        assert auto["accuracy"] <= pgd["accuracy"] <= clean["accuracy"]
+        assert set(cell["checks"].values()) <= {"passed", "skipped"}
+        assert cell["reasons"] == []

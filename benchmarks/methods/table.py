@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import strong
 from .cells import METHODS, MODELS, SHIFTED, TEST_EPS, all_cells
 from .run import IMAGES, RESULT, SHOTS
 
@@ -146,6 +147,24 @@ def claim_table(cells: Sequence[Row], claim: str) -> str:
     return markdown(head, rows)
 
 
+def strong_table(path: Path = strong.RESULT) -> str:
+    """What each attack leaves, and what the checks say."""
+    lines = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        shares = [f"{100 * row['accuracy']:.1f}" for row in cell["rows"]]
+        n = cell["rows"][0]["n"]
+        left = [f"{100 * part['standing'] / n:.1f}" for part in cell["parts"]]
+        low, high = (100 * bound for bound in cell["rows"][-1]["interval"])
+        verdict = "not to be trusted" if cell["reasons"] else "passed"
+        interval = f"{shares[2]} [{low:.1f}, {high:.1f}]"
+        lines.append(
+            [cell["model"], name_of(cell["method"]), *shares[:2], *left[:-1], interval, verdict]
+        )
+    parts = ("apgd-ce", "apgd-t", "fab-t")
+    head = ["", "method", "clean", "pgd-100", *parts, "square: AutoAttack", "checks"]
+    return markdown(head, lines)
+
+
 def short_table(path: Path = RESULT) -> str:
     """The README's: both models side by side, means over the seeds."""
     cells = [c for c in json.loads(path.read_text("utf-8"))["cells"] if c["part"] == "main"]
@@ -175,6 +194,7 @@ def page(path: Path = RESULT) -> str:
     tables = {f"main:{model}": main_table(cells, model) for model in MODELS}
     tables |= {f"shift:{model}": shift_table(cells, model) for model in MODELS}
     tables["new"] = new_table(cells)
+    tables |= {"strong": strong_table(), "strong images": str(strong.IMAGES)}
     for claim in ("mixture", "refiners", "layers", "balance", "depth"):
         tables[claim] = claim_table(cells, claim)
     tables |= {"images": str(IMAGES), "counts": _counts(cells), "shots": str(SHOTS)}

@@ -48,6 +48,16 @@ What to read from it:
 
 <main:tiny-shapes-robust>
 
+## AutoAttack
+
+The first seeds at 2/255 on <strong images> test images, from
+[methods_autoattack.json](../benchmarks/results/cpu-2-cores/methods_autoattack.json)
+(`python -m benchmarks.methods autoattack`). PGD-100 on the same images, any iterate judged; then
+what each attack of AutoAttack's standard version leaves of what the one before it left, the last
+with its 95 % interval (Wilson); then the checks of `fastprompt.evaluate`.
+
+<strong>
+
 ## Shifted images
 
 The prompts of the first seed on images that are further away.

@@ -8,7 +8,7 @@ import torchattacks
 from attack_toys import Curved, Linear, close_calls, fooled
 
 from fastprompt import NAPTuner, load_data
-from fastprompt.attacks import APGD, PGD, FAB, AutoAttack, Square
+from fastprompt.attacks import APGD, FAB, PGD, AutoAttack, Square
 from fastprompt.attacks import losses as ours
 from fastprompt.attacks.apgd import checkpoints
 from fastprompt.attacks.random_start import random_start
