@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from .._checks import check_count, check_labels
+from .._progress import Progress
 from ..towers.chunks import total_memory
 from .loading import ImageDataset, ImageTensors, check_dataset
 
@@ -122,9 +122,8 @@ class Pictures:
             return data.images.to(self._device), data.labels.to(self._device)
         images = torch.empty(len(data), *self._shape, dtype=torch.uint8, device=self._device)
         labels = torch.empty(len(data), dtype=torch.int64, device=self._device)
-        off = None if progress else True
         done = 0
-        with tqdm(total=len(data), desc=f"{self._name} images", unit="img", disable=off) as bar:
+        with Progress(len(data), f"{self._name} images", "img", show=progress) as bar:
             for part, its_labels in self._read(torch.arange(len(data)), _DECODE):
                 rows = slice(done, done + len(part))
                 images[rows].copy_(part, non_blocking=self._pinned)

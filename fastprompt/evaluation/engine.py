@@ -10,6 +10,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from .._progress import Progress
 from ..attacks import AttackResult
 from ..data.loading import ImageDataset, batches
 from .examples import Examples
@@ -49,7 +50,7 @@ class ModelRun:
         record: of what was done before, and of what is done now.
         examples: takes the attacked images that are shown.
         surrogates: models that transfer attacks are made on.
-        advance: told how many images are done.
+        bar: told what is being done, and how many images are.
     """
 
     def __init__(
@@ -61,11 +62,11 @@ class ModelRun:
         record: Record,
         examples: Examples,
         surrogates: Mapping[str, Model],
-        advance: Callable[[int], Any],
+        bar: Progress,
     ) -> None:
         self.name, self.model, self.images, self.how = name, model, images, how
         self.record, self.examples = record, examples
-        self.surrogates, self.advance = surrogates, advance
+        self.surrogates, self.bar = surrogates, bar
         known = facts(model)
         self.computes: dict[str, Any] = {k: v for k, v in known.items() if k != "defences"}
         self.units: dict[tuple[str, float], list[Unit]] = {}  # by attack and radius
@@ -73,6 +74,7 @@ class ModelRun:
     def clean(self) -> dict[str, Any]:
         """The row without an attack, with ``labels`` and ``predictions``."""
         every = range(len(self.images.rows))
+        self.bar.note(f"{self.name}: clean")
         done = [
             self._unit(("clean",), number, window, self._look)
             for number, window in enumerate(_split(every, WINDOW * self.how.batch))
@@ -123,6 +125,7 @@ class ModelRun:
 
     def _part(self, attack: Planned, part: Part, standing: list[int]) -> list[dict[str, Any]]:
         outcomes = []
+        self.bar.note(f"{self.name}: {attack.words(part)}, {len(standing)} images")
         for number, window in enumerate(_split(standing, WINDOW * self.how.batch)):
             unit = (attack.name, f"{attack.eps!r}", part.name)
             self.units.setdefault((attack.name, attack.eps), []).append(
@@ -131,7 +134,7 @@ class ModelRun:
             outcomes.append(
                 self._unit(unit, number, window, lambda places: self._attack(attack, part, places))
             )
-        self.advance(len(self.images.rows) - len(standing))
+        self.bar.update(len(self.images.rows) - len(standing))
         return outcomes
 
     def _unit(
@@ -148,7 +151,7 @@ class ModelRun:
                 outcome = work(places)
             outcome["seconds"] = time.perf_counter() - began
             self.record.add(unit, outcome)
-        self.advance(len(places))
+        self.bar.update(len(places))
         return self.record.known[unit]
 
     def _look(self, places: Sequence[int]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .._files import digest
+from .._progress import Progress
 from ..attacks import PGD
 from ..data.loading import fingerprint
 from .diagnostics import diagnose
@@ -59,9 +59,7 @@ class Job:
         passes = 1 + sum(len(attack.parts) for attack in self._plan)
         total = len(self.images.rows) * len(self.models) * passes
         runs, rows = [], []
-        with tqdm(
-            total=total, desc="evaluate", unit="img", disable=None if progress else True
-        ) as bar:
+        with Progress(total, "evaluate", "img", show=progress) as bar:
             for name, model in self.models.items():
                 run = ModelRun(
                     name,
@@ -71,20 +69,20 @@ class Job:
                     record,
                     examples,
                     self.surrogates,
-                    bar.update,
+                    bar,
                 )
                 clean = run.clean()
                 rows.append([clean, *(run.attacked(attack, clean) for attack in self.plans[name])])
                 runs.append(run)
+            sanity = []
+            for run, own in zip(runs, rows, strict=True):
+                bar.note(f"{run.name}: checks")
+                sanity += [{"model": run.name, **asdict(v)} for v in self._check(run, own)]
         labels = rows[0][0]["labels"]
         ordered = _side_by_side(rows)
         result = Evaluation(
             rows=ordered,
-            sanity=[
-                {"model": run.name, **asdict(verdict)}
-                for run, own in zip(runs, rows, strict=True)
-                for verdict in self._check(run, own)
-            ],
+            sanity=sanity,
             data=self._data_facts(labels),
             models=self.described,
             how={**self.about["how"], "device": str(self.images.device), "sanity": self.sanity},

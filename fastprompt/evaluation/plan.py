@@ -76,6 +76,11 @@ class Planned:
         """The model that it is made on, if that is not the one that is judged."""
         return self.path.removeprefix("transfer:") if "@" in self.name else None
 
+    def words(self, part: Part) -> str:
+        """One of its parts as a line of progress names it."""
+        name = self.name if len(self.parts) == 1 else f"{self.name} ({part.name})"
+        return f"{name} at {255 * self.eps:.4g}/255"
+
     @property
     def settings(self) -> dict[str, Any]:
         """All that it takes to run it again."""
@@ -99,9 +104,7 @@ def plan_attacks(
     names = split_names(attacks)
     if not names:
         raise ValueError("attacks must not be empty")
-    several = isinstance(eps, Sequence) and not isinstance(eps, str)
-    given: Sequence[Any] = eps if several else [eps]  # type: ignore[assignment]
-    radii = list(dict.fromkeys(parse_fraction(e, "eps", zero=True) for e in given))
+    radii = list(dict.fromkeys(parse_fraction(e, "eps", zero=True) for e in split_radii(eps)))
     if not radii:
         raise ValueError("eps must not be empty")
     plans = []
@@ -117,6 +120,13 @@ def plan_attacks(
 def split_names(attacks: str | Sequence[str]) -> list[str]:
     """The attacks' names, each once; a string holds them with commas between."""
     return list(dict.fromkeys(attacks.split(",") if isinstance(attacks, str) else attacks))
+
+
+def split_radii(eps: Fraction | Sequence[Fraction]) -> list[Fraction]:
+    """Radii as they were given; a string holds them with commas between, as attacks' names."""
+    if isinstance(eps, str):
+        return [part.strip() for part in eps.split(",")]
+    return list(eps) if isinstance(eps, Sequence) else [eps]
 
 
 def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Planned:

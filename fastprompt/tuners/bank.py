@@ -6,14 +6,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .._dtypes import at_least_float32
 from .._files import read_tensors, write_tensors
+from .._progress import Progress
 from ..attacks import FeaturePGD, GradientHealth
 from ..clip import FrozenCLIP
 from ..data.loading import ImageDataset, batches, fingerprint
@@ -109,7 +108,7 @@ def _shards(
     progress: bool,
 ) -> Iterator[dict[str, Tensor]]:
     size = batch * _SHARD_BATCHES
-    with tqdm(total=len(data), desc=title, unit="img", disable=None if progress else True) as bar:
+    with Progress(len(data), title, "img", show=progress) as bar:
         for start in range(0, len(data), size):
             rows = range(start, min(start + size, len(data)))
             path = None if parts is None else parts / f"{start:09d}.safetensors"
@@ -138,7 +137,7 @@ def _attack_rows(
     rows: range,
     batch: int,
     workers: int,
-    bar: "tqdm[Any]",
+    bar: Progress,
 ) -> dict[str, Tensor]:
     features, labels, health = [], [], []
     for indices, images, targets in batches(data, rows, batch, workers):

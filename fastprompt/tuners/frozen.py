@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .._dtypes import at_least_float32
+from .._progress import Progress
 from ..data.loading import ImageDataset, batches
 
 
@@ -34,7 +34,7 @@ def frozen_features(
         workers: processes that decode images.
     """
     rows = []
-    with tqdm(total=len(data), desc=title, unit="img", disable=None if progress else True) as bar:
+    with Progress(len(data), title, "img", show=progress) as bar:
         for indices, images, _ in batches(data, range(len(data)), batch, workers):
             rows.append(at_least_float32(encode(images.to(device))))
             bar.update(len(indices))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from .._progress import Progress
 from . import optimisers
 
 if TYPE_CHECKING:
@@ -57,14 +57,8 @@ class Loop:
         if epochs <= self.config.warmup_epochs:
             log.warning("all %d epochs are warm-up, at warmup_lr: lower warmup_epochs", epochs)
         batches = math.ceil(self.examples / self.config.batch)
-        bar = tqdm(
-            total=epochs * batches,
-            initial=start * batches,
-            desc=f"tune {self.tuner.method}",
-            unit="batch",
-            disable=None if self.progress else True,
-        )
-        with bar:
+        title, done = f"tune {self.tuner.method}", start * batches
+        with Progress(epochs * batches, title, "batch", initial=done, show=self.progress) as bar:
             for epoch in range(start, epochs):
                 if self._patience_is_over(epoch):
                     break
@@ -100,9 +94,10 @@ class Loop:
         self.best_score, self.best_epoch = score, row["epoch"]
         return True
 
-    def _finish(self, row: dict[str, Any], bar: tqdm[Any]) -> None:
+    def _finish(self, row: dict[str, Any], bar: Progress) -> None:
         shown = ("loss", "accuracy", "val_accuracy", "val_robust")
-        bar.set_postfix({k: f"{row[k]:.3f}" for k in shown if k in row})
+        known = ", ".join(f"{k}={row[k]:.3f}" for k in shown if k in row)
+        bar.note(f"epoch {row['epoch']} of {self.config.epochs}: {known}")
         if self._better(row):
             self.best = _copy(self.prompts.state_dict())
         if self.tracker is not None:
@@ -117,7 +112,7 @@ class Loop:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         return torch.randperm(self.examples, generator=generator)
 
-    def _epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
+    def _epoch(self, epoch: int, bar: Progress) -> dict[str, Any]:
         began = time.perf_counter()
         order, good = self._order(epoch), _copy(self.prompts.state_dict())
         rate = optimisers.learning_rate(self.config, epoch)
@@ -137,7 +132,7 @@ class Loop:
             "seconds": round(time.perf_counter() - began, 3),
         }
 
-    def _steps(self, order: Tensor, epoch: int, good: dict[str, Tensor], bar: tqdm[Any]) -> Tensor:
+    def _steps(self, order: Tensor, epoch: int, good: dict[str, Tensor], bar: Progress) -> Tensor:
         """The epoch's optimiser steps; each batch's loss times its size, on the device."""
         group = self.config.batch * self.config.accumulate
         device = self.tuner.clip.device
