@@ -150,7 +150,8 @@ def _name(methods: Sequence[Method]) -> None:
     for method, label in zip(methods, plain, strict=True):
         source = method.sources[0]
         several = plain.count(label) > 1
-        method.label = f"{label} ({source.name or 'result'})" if several else label
+        which = f"evaluation {source.name}" if source.name else "own result"
+        method.label = f"{label} ({which})" if several else label
     taken = Counter(m.label for m in methods)
     numbers: Counter[str] = Counter()
     for method in methods:

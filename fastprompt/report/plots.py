@@ -107,6 +107,8 @@ def draw(
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         axes.grid(axis="y")
+        # 1e-5+2.8654 above an axis is read as its unit: the whole number stands at each mark
+        axes.ticklabel_format(axis="y", useOffset=False)
         if percent:
             axes.set_ylim(0, 103)
             axes.set_yticks([0, 25, 50, 75, 100])

@@ -175,8 +175,8 @@ def test_other_evaluations_of_a_run_join_its_table_or_stand_beside_it(run):
     evaluation(rows, sanity_of("tuned")).save(again / "result.json")
     _, page = page_of(run)
     heads = page.sections["accuracy"]
-    assert "tuned (result)" in heads
-    assert "tuned (again)" in heads
+    assert "tuned (own result)" in heads
+    assert "tuned (evaluation again)" in heads
     assert "25.0" in heads
 
 
