@@ -52,6 +52,22 @@ def test_a_run_is_judged_beside_zero_shot(tuned, capsys):
         assert len(set(rows)) == 1
 
 
+def test_radii_are_named_as_attacks_are(tuned, tmp_path):
+    evaluate(tuned, "--eps=1/255,2/255", "--limit=4", f"--out={tmp_path / 'a'}")
+    rows = Evaluation.load(tmp_path / "a" / "result.json").rows
+    assert {round(255 * row["eps"]) for row in rows} == {0, 1, 2}
+
+
+def test_one_that_is_stopped_says_how_to_go_on(tuned, tmp_path, monkeypatch, capsys):
+    def judge(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastprompt.commands.evaluate._judge", judge)
+    out = tmp_path / "mine"
+    assert evaluate(tuned, f"--out={out}") == 130
+    assert f"fastprompt evaluate --resume {out}" in capsys.readouterr().err
+
+
 def test_each_evaluation_has_a_folder_of_its_own(tuned, tmp_path):
     before = set((tuned / "evaluations").iterdir())
     evaluate(tuned)

@@ -89,3 +89,8 @@ def test_a_file_that_is_no_checkpoint(tmp_path, capsys):
     command = ["import", str(tmp_path / "x.pth"), "--data=patterns", f"--out={tmp_path / 'run'}"]
     assert cli.main(command) == 2
     assert "x.pth" in capsys.readouterr().err
+
+
+def test_the_missing_option_is_called_by_its_name(capsys):
+    assert cli.main(["import", "nothing.pth"]) == 2
+    assert "--out is missing" in capsys.readouterr().err

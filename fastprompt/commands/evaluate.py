@@ -1,6 +1,7 @@
 """``fastprompt evaluate RUN``: judge a run's prompts, or a zero-shot classifier, by attacks."""
 
 import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +46,7 @@ def evaluate_parser() -> Parser:
         default="clean,pgd-20",
         help="with commas between, such as pgd-100,cw-100,autoattack,square,pgd-20@zero-shot",
     )
-    parser.add_argument("--eps", type=_RADII, default="4/255", help="one radius or a list")
+    parser.add_argument("--eps", type=_RADII, default="4/255", help="such as 1/255,4/255")
     parser.add_argument("--limit", type=int | None, default=400, help="test images; null for all")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument(
@@ -78,17 +79,26 @@ def evaluate_run(arguments: Sequence[str]) -> int:
         _check(given)
         out = _new_folder(given)
         write_json(out / "job.json", given)
+    try:
+        results = _all(given, out)
+    except KeyboardInterrupt:
+        print(f"goes on with: fastprompt evaluate --resume {out}", file=sys.stderr)
+        raise
+    print(f"\n{_text(results)}\n\nevaluation folder: {out}")
+    return 0 if all(result.trusted for result in results) else 1
+
+
+def _all(given: Mapping[str, Any], out: Path) -> list[Evaluation]:
+    """The evaluation with each seed."""
     models, data = _of_run(given) if given["run"] else _zero_shot(given)
     if given["defences"]:
         models |= _defended(models, given["defences"])
     seeds = given["seeds"]
     folders = [out] if len(seeds) == 1 else [out / f"seed-{seed}" for seed in seeds]
-    results = [
+    return [
         _judge(models, data, given, seed, folder)
         for seed, folder in zip(seeds, folders, strict=True)
     ]
-    print(f"\n{_text(results)}\n\nevaluation folder: {out}")
-    return 0 if all(result.trusted for result in results) else 1
 
 
 # ---- what is asked for -------------------------------------------------------------------------

@@ -25,13 +25,15 @@ def import_parser() -> Parser:
     parser.add_argument("--download", type=bool, default=False, help="let torchvision download")
     parser.add_argument("--classnames", type=str | None, help="or a file, one name a line")
     parser.add_argument("--method", type=str | None, help="default: what fits the prompts")
-    parser.add_argument("--out", type=str, required=True, help="run folder to write")
+    parser.add_argument("--out", type=str | None, help="run folder to write; must be given")
     return parser
 
 
 def import_checkpoint(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     given = import_parser().parse_args(list(arguments)).as_dict()
+    if given["out"] is None:  # argparse would call it `out`, as if it were a positional one
+        raise ValueError("--out is missing: name the run folder to write")
     clip = model_of(given)
     names = _classnames(given, clip.image_size)
     tuner = import_prompts(given["checkpoint"], clip, names, method=given["method"])
