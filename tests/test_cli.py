@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from fastprompt import AdvPTTuner, bundled, cli, kernels, load_clip
 from fastprompt._files import read_tensors, write_tensors
 from fastprompt.attacks import FeaturePGD
+from fastprompt.evaluation import Evaluation
 from fastprompt.runs import RunFolder, versions
 from fastprompt.tuners.base import Tuner
 
@@ -224,6 +225,18 @@ def test_what_the_evaluation_refuses_is_told_before_the_model_is_loaded(
     refused("tune", "advpt", wrong, parts=[])
 
 
+def test_a_folder_that_is_taken_is_told_before_anything_is_printed(call, finished):
+    code, out, err = call(*SMALL_RUN, "--out", finished.path)
+    assert (code, out) == (2, "")
+    assert "holds a run already" in err
+
+
+def test_a_tuning_is_judged_at_small_radii_too(finished):
+    # the tuning radius alone may leave nothing to see on a small model
+    rows = Evaluation.load(finished.path / "result.json").rows
+    assert {round(255 * row["eps"]) for row in rows} == {0, 1, 2, 8}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
 def test_a_gpu_that_is_not_there_is_told(refused):
     refused("tune", "advpt", "--device", "cuda:1", parts=["device", "cuda:1", "use cpu"])
@@ -267,8 +280,8 @@ def test_a_run_ends_with_the_table(finished):
     assert table[0].split() == ["attack", "path", "eps", "zero-shot", "tuned"]
     assert [row.split()[:3] for row in table[2:]] == [
         ["clean", "none", "0"],
-        ["pgd-2", "adaptive", "8/255"],
-        ["feature-pgd-2", "transfer:image-encoder", "8/255"],
+        *(["pgd-2", "adaptive", f"{eps}/255"] for eps in (1, 2, 8)),
+        *(["feature-pgd-2", "transfer:image-encoder", f"{eps}/255"] for eps in (1, 2, 8)),
     ]
     for row in table[2:]:
         assert row.count(" % [") == 2

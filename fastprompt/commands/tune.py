@@ -8,16 +8,17 @@ from typing import Any, Literal
 
 import torch
 
-from .._checks import check_count, parse_fraction, unknown
+from .._checks import Fraction, check_count, parse_fraction, unknown
 from ..data import load_data
 from ..evaluation import Evaluation
-from ..evaluation.plan import plan_attacks
+from ..evaluation.plan import plan_attacks, split_radii
 from ..runs import RunFolder
 from ..tuners.registry import TUNERS
 from .parser import Parser, add_model, model_of
 from .seeds import SeedsFolder, run_seeds
 
 _RADII: Any = list[float | int | str] | float | int | str | None
+RADII = ("1/255", "2/255")  # judged beside the tuning eps
 _JOB_KEYS = (
     *("clip", "pretrained", "image_weights", "device", "data", "shots", "classes", "data_seed"),
     *("root", "download", "attacks", "eval_eps", "eval_limit", "eval_batch", "track"),
@@ -55,7 +56,11 @@ def tune_parser(method: str) -> Parser:
         default=job["attacks"],
         help="of the evaluation, with commas between",
     )
-    parser.add_argument("--eval_eps", type=_RADII, help="default: the tuning eps")
+    parser.add_argument(
+        "--eval_eps",
+        type=_RADII,
+        help="default: 1/255, 2/255, the tuning eps",
+    )
     parser.add_argument("--eval_limit", type=int | None, default=400, help="test images judged")
     parser.add_argument("--eval_batch", type=int, default=100)
     parser.add_argument("--track", type=bool, default=False, help="TensorBoard curves, too")
@@ -142,13 +147,25 @@ def _resume_one(method: str, folder: Path) -> Evaluation:
 def _check_evaluation(job: Mapping[str, Any]) -> None:
     """What the evaluation would refuse is told before the work, not after."""
     given = job["eval_eps"]
-    for radius in given if isinstance(given, list) else [given]:
-        if radius is not None:
-            parse_fraction(radius, "eval_eps", zero=True)
+    for radius in [] if given is None else split_radii(given):
+        parse_fraction(radius, "eval_eps", zero=True)
     plan_attacks(job["attacks"], 0.1 if given is None else given)
     check_count(job["eval_batch"], "eval_batch")
     if job["eval_limit"] is not None:
         check_count(job["eval_limit"], "eval_limit")
+
+
+def _check_free(out: Path) -> None:
+    """A folder that holds something is refused before a model is loaded or a line printed."""
+    run = RunFolder(out)
+    if run.started:
+        raise FileExistsError(f"out: {out} holds a run already: --resume it, or choose another")
+    run.check_free("out")
+
+
+def _radii(eps: Fraction) -> list[float]:
+    """The radii at which small CLIPs differ, and the one that was tuned at."""
+    return sorted({parse_fraction(radius, "eps") for radius in (*RADII, eps)})
 
 
 def _run(
@@ -161,6 +178,8 @@ def _run(
     resume: bool,
 ) -> Evaluation:
     _check_evaluation(job)
+    if out is not None and not resume:
+        _check_free(out)
     clip = model_of(job)
     data = load_data(
         job["data"],
@@ -172,7 +191,11 @@ def _run(
         download=job["download"],
     )
     tuner = TUNERS[method](clip, data.classnames, config, **settings)
-    eps = getattr(tuner.config, "eps", "4/255") if job["eval_eps"] is None else job["eval_eps"]
+    eps = (
+        _radii(getattr(tuner.config, "eps", "4/255"))
+        if job["eval_eps"] is None
+        else job["eval_eps"]
+    )
     out = out or _new_folder(method)
     print(
         f"{method} on {clip.name}, {data.name}: {len(data.classnames)} classes, "
