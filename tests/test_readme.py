@@ -10,6 +10,7 @@ import torch
 from benchmarks import advpt, autoattack, engines, kernels
 from fastprompt import APTTuner, bundled, load_data
 from fastprompt.attacks.autoattack import PARTS
+from fastprompt.evaluation.plan import plan_attacks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -112,6 +113,29 @@ def test_the_kernels_example_runs():
     exec(code, names)
     assert names["logits"].shape == (32, 100)
     assert names["weights"].shape == (32, 8)
+
+
+def test_the_evaluation_examples_run(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.S))
+    for long, short in (("limit=100", "limit=8"), ('"apgd-ce"', '"apgd-ce-5"')):
+        assert long in code
+        code = code.replace(long, short)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert "apgd-ce-5" in capsys.readouterr().out
+    images = torch.rand(2, 3, names["clip"].image_size, names["clip"].image_size)
+    assert names["defended"](images).shape == (2, 80)
+
+
+def test_every_attack_that_the_page_names_is_known():
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| name \| what it is.*?\n\n", text, flags=re.S)
+    rows = (line.split("|")[1] for line in table.strip().splitlines()[2:])
+    names = [n for row in rows for n in re.findall(r"`([\w-]+)`", row)]
+    assert len(names) >= 9
+    plan_attacks([n.replace("-N", "-20") for n in names], "4/255")
 
 
 def test_advpt_beats_zero_shot_on_its_own_attack_at_every_seed():
