@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastprompt import evaluate
+from fastprompt import JPEG, BitDepth, Defended, GaussianSmoothing, evaluate
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.sanity import FULL, QUICK, check_model, check_rows
+from fastprompt.evaluation.sanity.gradients import measured_gradient
 from fastprompt.evaluation.sanity.sample import Sample
 from fastprompt.evaluation.sanity.strength import in_8_bits
 
@@ -110,6 +111,48 @@ def gradient_of_another(x):
     return HONEST(x).detach() + wrong - wrong.detach()
 
 
+class Through(torch.autograd.Function):
+    """The right value and a gradient that is changed on its way."""
+
+    @staticmethod
+    def forward(ctx, x, change):
+        ctx.change = change
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.change(grad), None
+
+
+WHERE = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(4))
+
+
+def partly_turned(x):
+    """Still a way up, and better than a random step: a third of the signs is wrong."""
+    return HONEST(Through.apply(x, lambda grad: torch.where(WHERE < 0.35, -grad, grad)))
+
+
+def mostly_filled(x):
+    """No zeros to be counted: most of the pixels have one tiny constant for a gradient."""
+    return HONEST(Through.apply(x, lambda grad: torch.where(WHERE < 0.7, 1e-20, grad)))
+
+
+def wave_between_levels(x):
+    """Nothing on the levels of 8 bits, where clean images are: its slopes drown all others."""
+    return HONEST(x + 2 / 255 * torch.sin(2 * torch.pi * 255 * x))
+
+
+def true_on_clean_images_alone(x):
+    stored = ((x * 255 - (x * 255).round()).abs() < 1e-3).flatten(1).all(dim=1)
+    return torch.where(stored[:, None], HONEST(x), HONEST(Reversed.apply(x)))
+
+
+def wave_in_the_logits(x):
+    """Too small to change a prediction, and steeper than all else."""
+    ways = torch.randn(6, 3 * 12 * 12, generator=torch.Generator().manual_seed(5)) / 20
+    return HONEST(x) + 0.02 * torch.sin(2e4 * x.flatten(1) @ ways.T)
+
+
 def neighbours(x):
     return HONEST(x) + 3 * x.mean() * torch.arange(6.0).roll(len(x))
 
@@ -127,6 +170,11 @@ FALSE = {
     shuffled: ("gradient direction", "does not point to a higher loss"),
     backwards: ("gradient direction", "does not point to a higher loss"),
     gradient_of_another: ("gradient direction", "does not point to a higher loss"),
+    partly_turned: ("measured gradient", "not the slope"),
+    mostly_filled: ("measured gradient", "not the slope"),
+    wave_between_levels: ("measured gradient", "beside them"),
+    true_on_clean_images_alone: ("measured gradient", "beside them"),
+    wave_in_the_logits: ("measured gradient", "not the slope"),
     neighbours: ("batch split", "depend on its batch"),
 }
 
@@ -147,6 +195,39 @@ def test_an_honest_model_raises_no_flag(model, depth):
     wanted = len(depth.of_the_model) + len(depth.of_the_attack)
     assert len(found) == wanted
     assert [v.check for v in found if v.verdict == "skipped"] in ([], ["precision"])
+
+
+def in_whole_levels(x):
+    """As one that takes stored images alone, with a straight-through gradient."""
+    return HONEST(x + ((x * 255).round() / 255 - x).detach())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        in_whole_levels,
+        *(Defended(HONEST, defence) for defence in (JPEG(50), BitDepth(3), GaussianSmoothing(1.0))),
+        lambda x: HONEST(x).bfloat16(),
+        lambda x: HONEST(x).double(),
+        lambda x: HONEST(x).log_softmax(dim=1),
+    ],
+    ids=["levels", "jpeg", "bits", "smooth", "bfloat16", "float64", "log-softmax"],
+)
+@pytest.mark.parametrize("eps", [1 / 255, 16 / 255])
+def test_an_honest_gradient_that_is_rounded_raises_no_flag(model, eps):
+    verdict = measured_gradient(replace(sample(model), eps=eps).among_right)
+    assert verdict.verdict == "passed"
+    assert min(verdict.figures.values()) > 0.85
+    assert measured_gradient(replace(sample(model, 2), eps=eps)).verdict == "passed"
+
+
+def test_a_defence_of_ones_own_is_no_excuse():
+    class Turned(nn.Module):
+        def forward(self, x):
+            return Through.apply(x, lambda grad: torch.where(WHERE < 0.35, -grad, grad))
+
+    assert measured_gradient(sample(Defended(HONEST, Turned()))).verdict == "failed"
+    assert measured_gradient(sample(Defended(HONEST, JPEG(75), Turned()))).verdict == "failed"
 
 
 def test_an_honest_clip_raises_no_flag(bundled_clip):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .gradients import direction, gradient_health, temperature
+from .gradients import direction, gradient_health, measured_gradient, temperature
 from .outputs import attack_path, batch_split, precision, repeatable
 from .planted import planted
 from .sample import Sample
@@ -38,7 +38,7 @@ class Depth:
 QUICK = Depth(
     16,
     (repeatable, attack_path, batch_split, radius_zero),
-    (gradient_health, temperature, direction, ball, unbounded, planted),
+    (gradient_health, temperature, direction, measured_gradient, ball, unbounded, planted),
 )
 FULL = Depth(
     64,

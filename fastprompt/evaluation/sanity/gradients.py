@@ -1,5 +1,7 @@
 """Checks of the gradient: is there one, and does it point to a higher loss?"""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -8,12 +10,17 @@ from ...attacks.ascent import evaluating, mean_gradient
 from ...attacks.health import ZERO_SHARE
 from ...attacks.losses import cross_entropy, margin
 from ...attacks.random_start import random_start
+from ...defences import JPEG, BitDepth, Defended
 from .sample import Sample
 from .verdict import Verdict
 
 _LOSSES = {"cross-entropy": cross_entropy, "margin": margin}
 _UNHEALTHY = 0.05
 _BEATS_CHANCE = 0.7  # honest models: nearly all images; a gradient that says nothing: one half
+_AGREES = 0.7  # cosine with the measured gradient; differentiable models: 0.85 and more
+_MOVES = (1 / 255, 4 / 255)  # a model that works in whole 8-bit levels sees no smaller ones
+_ESTIMATES = (JPEG, BitDepth)
+_DIRECTIONS = 48  # over all images together, 4 for each at least
 
 
 def _gradient(sample: Sample, name: str, images: Tensor) -> tuple[Tensor, bool]:
@@ -115,3 +122,77 @@ def direction(sample: Sample) -> Verdict:
         else ""
     )
     return Verdict.of("gradient direction", reason, **shares)
+
+
+def measured_gradient(sample: Sample) -> Verdict:
+    """The gradient is the slope of the logits, on the images and beside them.
+
+    The margin is measured on both sides of a point along random signs, and compared with what the
+    gradient says of it: over many directions the two correlate as the cosine between the gradient
+    and the true one. A gradient can lead upwards and still be mostly noise: a shattered one, or one
+    that is true on clean images alone, where the attack never stands.
+    """
+    name = "measured gradient"
+    if sample.randomised:
+        return Verdict(name, "skipped", "the model is random")
+    bare = _without_estimates(sample)
+    start = random_start(
+        bare.images, bare.eps, bare.indices, seed=bare.seed, restart=992, sides="two-sided"
+    )
+    figures = {
+        where: _agreement(bare, points)
+        for where, points in {"on the images": bare.images, "beside them": start}.items()
+    }
+    where, worst = min(figures.items(), key=lambda item: item[1])
+    reason = (
+        f"the gradient is not the slope of the logits: {where} its cosine with the measured one is "
+        f"{worst:.2f}. It is shattered, or partly of another function: an attack along it is weak. "
+        "If it is a straight-through estimate, a black box has to be shown as well"
+        if not worst >= _AGREES
+        else ""
+    )
+    return Verdict.of(name, reason, **figures)
+
+
+def _without_estimates(sample: Sample) -> Sample:
+    """Without the library's own straight-through estimates: their gradients are no slopes.
+
+    They alone: anyone else's module may call itself one and shuffle the gradient.
+    """
+    model = sample.model
+    if type(model) is not Defended:
+        return sample
+    kept = [part for part in model.defences if type(part) not in _ESTIMATES]
+    return replace(sample, model=Defended(model.classifier, *kept))
+
+
+def _agreement(sample: Sample, points: Tensor) -> float:
+    """The mean cosine of the gradient with the slopes measured, at the size of move it fits best.
+
+    Images whose margin does not move at all have no slope to compare with; 0 if that is all.
+    """
+    grad = _gradient(replace(sample, images=points), "margin", points)[0].double()
+    grad = grad / grad.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None, None]
+    best = 0.0
+    for size in _MOVES:
+        said, seen = _slopes(sample, points, grad, size)
+        norms = said.norm(dim=1) * seen.norm(dim=1)
+        cosines = (said * seen).sum(dim=1) / norms.clamp_min(1e-300)
+        best = max(best, float(cosines.mean().nan_to_num(0.0)))
+        if best >= _AGREES:
+            break
+    return best
+
+
+def _slopes(sample: Sample, points: Tensor, grad: Tensor, size: float) -> tuple[Tensor, Tensor]:
+    """How the margin should change along random signs, and how it does, both ``[B, K]``."""
+    generator = torch.Generator().manual_seed(sample.seed)
+    said, seen = [], []
+    for _ in range(max(4, -(-_DIRECTIONS // len(points)))):
+        signs = torch.randint(0, 2, points.shape[1:], generator=generator) * 2.0 - 1
+        signs = signs.to(points)
+        up, down = ((points + way * size * signs).clamp(0, 1) for way in (1, -1))
+        above, below = (margin(sample.logits(x), sample.labels).double() for x in (up, down))
+        said.append((grad * (up - down)).flatten(1).sum(dim=1))
+        seen.append(above - below)
+    return torch.stack(said, dim=1), torch.stack(seen, dim=1)
