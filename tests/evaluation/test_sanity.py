@@ -153,6 +153,11 @@ def wave_in_the_logits(x):
     return HONEST(x) + 0.02 * torch.sin(2e4 * x.flatten(1) @ ways.T)
 
 
+def all_but_two_ruled_out(x):
+    logits = HONEST(x)
+    return logits.masked_fill(logits < logits.topk(2, dim=1).values[:, 1:], -torch.inf)
+
+
 def neighbours(x):
     return HONEST(x) + 3 * x.mean() * torch.arange(6.0).roll(len(x))
 
@@ -175,6 +180,7 @@ FALSE = {
     wave_between_levels: ("measured gradient", "beside them"),
     true_on_clean_images_alone: ("measured gradient", "beside them"),
     wave_in_the_logits: ("measured gradient", "not the slope"),
+    all_but_two_ruled_out: ("finite logits", "infinite"),
     neighbours: ("batch split", "depend on its batch"),
 }
 
@@ -219,6 +225,12 @@ def test_an_honest_gradient_that_is_rounded_raises_no_flag(model, eps):
     assert verdict.verdict == "passed"
     assert min(verdict.figures.values()) > 0.85
     assert measured_gradient(replace(sample(model, 2), eps=eps)).verdict == "passed"
+
+
+def test_infinite_logits_are_not_called_random():
+    found = {v.check: v.verdict for v in check_model(sample(all_but_two_ruled_out), QUICK)}
+    assert found["finite logits"] == "failed"
+    assert found["repeatable"] == found["attack path"] == "passed"
 
 
 def test_a_defence_of_ones_own_is_no_excuse():

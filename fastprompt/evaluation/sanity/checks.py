@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .gradients import direction, gradient_health, measured_gradient, temperature
-from .outputs import attack_path, batch_split, precision, repeatable
+from .outputs import attack_path, batch_split, finite, precision, repeatable
 from .planted import planted
 from .sample import Sample
 from .strength import (
@@ -37,7 +37,7 @@ class Depth:
 
 QUICK = Depth(
     16,
-    (repeatable, attack_path, batch_split, radius_zero),
+    (finite, repeatable, attack_path, batch_split, radius_zero),
     (gradient_health, temperature, direction, measured_gradient, ball, unbounded, planted),
 )
 FULL = Depth(

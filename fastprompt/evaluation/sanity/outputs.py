@@ -16,8 +16,23 @@ _SAME = 1e-3  # likewise, for equal arithmetic in another order
 
 def _difference(a: Tensor, b: Tensor) -> float:
     """The largest difference, as a share of the logits' spread within an image."""
+    if not len(a):
+        return 0.0
+    # what is infinite in both is the same: `finite` tells of it
+    a, b = (torch.where((a == b) & a.isinf(), 0.0, part) for part in (a, b))
     spread = (a.amax(dim=1) - a.amin(dim=1)).mean().clamp_min(1e-12)
-    return float((a - b).abs().amax() / spread) if len(a) else 0.0
+    return float((a - b).abs().amax() / spread)
+
+
+def finite(sample: Sample) -> Verdict:
+    """Losses are NaN where logits are infinite, and attacks stand still."""
+    share = float((~sample.clean.isfinite()).any(dim=1).float().mean())
+    reason = (
+        f"logits are NaN or infinite for {share:.0%} of the images: losses on them say nothing"
+        if share
+        else ""
+    )
+    return Verdict.of("finite logits", reason, not_finite=share)
 
 
 def repeatable(sample: Sample) -> Verdict:
