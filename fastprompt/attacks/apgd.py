@@ -40,7 +40,8 @@ class APGD(Attack):
         targets: classes that a targeted loss goes for.
         samples: gradients averaged in each step, for a model that is random.
         stop: an image that is fooled takes no more steps: its place is given to the next. False:
-            each image has all its steps, and its point of the highest loss counts.
+            each image has all its steps, and its point of the highest loss counts; of several
+            attempts the one with the largest margin.
         batch: images attacked at once; None takes all that `run` is given.
         seed: of the random starts, which depend on (seed, image index, attempt) alone.
 

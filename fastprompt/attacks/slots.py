@@ -17,6 +17,7 @@ from .._checks import check_label_range
 from .._dtypes import at_least_float32
 from .ascent import mean_gradient
 from .health import GradientHealth
+from .losses import margin
 
 State = dict[str, Tensor]  # of the images in the slots: every tensor has one row for each
 Model = Callable[[Tensor], Tensor]
@@ -55,7 +56,8 @@ class Ascent(Protocol):
 class Climbed:
     """Attributes:
 
-    images: ``[N, 3, H, W]``: what fooled the model, else the last attempt's result.
+    images: ``[N, 3, H, W]``: what fooled the model, else the last attempt's result; without a
+        judge the result of the largest margin.
     fell: bool ``[N]``.
     fell_at: the iterate at which it fell, counted over the attempts, int64 ``[N]``; -1 if it
         stands. 0 is the first start.
@@ -91,7 +93,8 @@ def climb(
             every iterate is judged.
         judge: logits and labels to which images are fooled, bool: what counts. An image that fell
             in the pass that took its gradient is judged again without one before it leaves. None
-            never stops an image: each has all its steps, and the caller judges.
+            never stops an image: each has all its steps, the caller judges, and of several attempts
+            the result with the largest margin is handed back.
         samples: gradients averaged in each step: the expectation over a model's own randomness.
     """
     slots = max(1, min(len(images), slots or len(images)))
@@ -125,6 +128,7 @@ class _Run:
         self.fell_at = [-1] * len(images)
         self.counts = torch.zeros(len(images), 2, dtype=torch.int64, device=images.device)
         self.gradients = [0] * len(images)
+        self.margins: dict[int, float] = {}  # of the results that are kept, where nobody judges
         self.queue = deque(
             (attempt, row) for attempt in range(ascent.attempts) for row in range(len(images))
         )
@@ -224,16 +228,33 @@ class _Run:
             self.fell_at[self.rows[slot]] = self.attempt[slot] * (self.ascent.steps + 1) + at
         # other attempts at an image that has fallen end with it
         down = [self.fell_at[row] >= 0 for row in self.rows]
-        self._keep(
-            [slot for slot, last in enumerate(finished) if last and not down[slot]],
-            self.ascent.result(self.state),
-        )
+        done = [slot for slot, last in enumerate(finished) if last and not down[slot]]
+        results = self.ascent.result(self.state)
+        if self.judge is None and self.ascent.attempts > 1:
+            done = self._best(done, results)
+        self._keep(done, results)
         self._leave([slot for slot, last in enumerate(finished) if last or down[slot]])
 
     def _keep(self, slots: list[int], adv: Tensor) -> None:
         """The images of some slots are what the attack hands back, as far as is known."""
         if slots:
             self.out[[self.rows[slot] for slot in slots]] = adv[slots]
+
+    @torch.no_grad()
+    def _best(self, slots: list[int], adv: Tensor) -> list[int]:
+        """Of attempts that are done those whose margin beats the earlier ones' at their images."""
+        if not slots:
+            return []
+        where = torch.tensor(slots, device=self.images.device)
+        tried, labels = adv[where], self.state["labels"][where]
+        found = [margin(self._logits(tried), labels) for _ in range(self.samples)]
+        mean = (sum(found) / self.samples).nan_to_num(nan=-torch.inf)
+        chosen: dict[int, int] = {}
+        for slot, value in zip(slots, mean.tolist(), strict=True):
+            row = self.rows[slot]
+            if row not in self.margins or value > self.margins[row]:
+                self.margins[row], chosen[row] = value, slot
+        return list(chosen.values())
 
     def _note_last(self, finished: list[bool]) -> None:
         """The iterate after the last step has had no pass yet."""

@@ -153,6 +153,25 @@ def test_targets_are_the_likeliest_wrong_classes():
     assert result.fell_at.max() < 2 * 6
 
 
+@pytest.mark.parametrize(
+    ("options", "slots"),
+    [
+        ({"loss": "targeted-margin", "targets": 4}, None),
+        ({"loss": "targeted-margin", "targets": 4}, 3),
+        ({"loss": "ce", "restarts": 3}, 7),
+    ],
+)
+def test_without_stopping_the_best_attempt_counts(options, slots):
+    # the last target is the least likely class: its result alone would seem robust
+    model, x, y = close_calls(40)
+    options = {"eps": 0.012, "steps": 10, **options}
+    stopped = APGD(model, **options).run(x, y)
+    whole = APGD(model, stop=False, batch=slots, **options).run(x, y)
+    assert torch.equal(whole.success, fooled(model, whole.images, y))
+    assert 5 < int(stopped.success.sum()) < 35
+    assert torch.equal(whole.success, stopped.success)
+
+
 def test_stopping_changes_no_verdict():
     model, x, y = close_calls(20, kind=Curved)
     for loss in ("ce", "targeted-dlr"):
