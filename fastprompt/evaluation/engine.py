@@ -97,6 +97,7 @@ class ModelRun:
     def attacked(self, attack: Planned, clean: Mapping[str, Any]) -> dict[str, Any]:
         """The row of one attack at one radius: it is run on the images that are right clean."""
         flags = list(clean["flags"])
+        attacked = sum(flag != FELL for flag in flags)
         done, parts = [], []
         for part in attack.parts:
             standing = [place for place, flag in enumerate(flags) if flag != FELL]
@@ -108,7 +109,7 @@ class ModelRun:
                     flags[place] = STALLED if flags[place] == STALLED and flag == STANDS else flag
             left = sum(flag != FELL for flag in flags)
             parts.append({"attack": part.name, "standing": left, **_costs(outcomes)})
-        reasons = [*clean["reasons"], *_stalled_reasons(flags, done)]
+        reasons = [*clean["reasons"], *_stalled_reasons(flags, attacked, done)]
         row = {
             **self._row(attack.name, attack.path, attack.eps, "".join(flags), done),
             "trusted": not reasons,
@@ -251,9 +252,10 @@ def _nan_reasons(predictions: Sequence[int]) -> list[str]:
     return [f"logits are NaN for {nan} of {len(predictions)} images"] if nan else []
 
 
-def _stalled_reasons(flags: Sequence[str], done: Sequence[Mapping[str, Any]]) -> list[str]:
+def _stalled_reasons(
+    flags: Sequence[str], attacked: int, done: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """More than one in a hundred of the attacked images without a gradient to follow."""
-    attacked = sum(len(outcome["flags"]) for outcome in done[:1]) or 1
     stalled = list(flags).count(STALLED)
     if stalled <= 0.01 * attacked:
         return []

@@ -76,6 +76,25 @@ def test_a_model_without_gradients_is_not_scored_as_robust(model):
         assert row["stalled"] == row["flags"].count("?") == 6
 
 
+def test_one_in_a_hundred_is_of_all_images_not_of_the_first_window(monkeypatch):
+    from fastprompt.evaluation import engine
+
+    monkeypatch.setattr(engine, "WINDOW", 1)
+
+    class Pinned(Brightness):  # no gradient for the images of one level
+        def forward(self, x):
+            free = (x.mean(dim=(1, 2, 3)) > 0.4)[:, None]
+            logits = super().forward(x)
+            return torch.where(free, logits, logits.detach())
+
+    options = {"batch": 10, "sanity": "off", "progress": False}
+    for stuck, trusted in ((1, True), (2, False)):
+        data = greys([60] * stuck + [200] * (150 - stuck), [0] * stuck + [1] * (150 - stuck))
+        row = evaluate(Pinned(), data, ["pgd-2"], "1/255", **options).rows[1]
+        assert row["stalled"] == stuck
+        assert row["trusted"] is trusted
+
+
 def test_rows_hold_what_was_done(tmp_path):
     result = evaluate({"m": Brightness()}, DATA, ["clean", "pgd-3"], "4/255", progress=False)
     result.save(tmp_path / "result.json")
