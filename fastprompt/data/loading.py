@@ -51,13 +51,16 @@ class ImageTensors:
         return self.images[index], int(self.labels[index])
 
 
-def fingerprint(data: ImageDataset) -> str:
-    """What identifies the data set's content: its own ``fingerprint``, else a hash of its items."""
+def fingerprint(data: ImageDataset, rows: Sequence[int] | None = None) -> str:
+    """What identifies the data set's content: its own ``fingerprint``, else a hash of its items.
+
+    With ``rows`` those items alone: a few of a large data set need not wait for all of it.
+    """
     own = getattr(data, "fingerprint", None)
     if isinstance(own, str) and own:
         return own
     # read item by item: the images need not fit in memory, nor be of one size
-    pairs = (data[i] for i in range(len(data)))
+    pairs = (data[i] for i in (range(len(data)) if rows is None else rows))
     return digest({}, *(digest({"image": x, "label": torch.tensor(y)}) for x, y in pairs))
 
 
@@ -114,6 +117,8 @@ def batches(
     subset = Subset(cast("torch.utils.data.Dataset[tuple[Tensor, int]]", data), list(rows))
     done = 0
     for images, labels in DataLoader(subset, batch_size=batch, num_workers=workers):
+        if images.dtype != torch.uint8:  # of the first item it was seen to be
+            raise TypeError(f"data must give uint8 images, got {images.dtype} behind item {done}")
         indices = torch.as_tensor(rows[done : done + len(images)], dtype=torch.int64)
         done += len(images)
         yield indices, images.float() / 255, torch.as_tensor(labels, dtype=torch.int64)

@@ -12,8 +12,7 @@ def evenly(n: int, total: int) -> list[int]:
 
 def draw_rows(n: int, limit: int | None, seed: int) -> list[int]:
     """Which of n images are judged: all, or so many drawn by a seed."""
-    if limit is None or limit >= n:
+    if limit is None or check_count(limit, "limit") >= n:
         return list(range(n))
-    check_count(limit, "limit")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return sorted(order[:limit].tolist())

@@ -32,6 +32,12 @@ class Images:
     device: torch.device
     workers: int = 0
 
+    @property
+    def classes(self) -> int | None:
+        """How many classes the data has, if it says so."""
+        names = getattr(self.data, "classnames", None)
+        return None if names is None else len(names)
+
     def read(self, places: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Indices, pixels and labels of some places among the rows, ``size`` at a time."""
         rows = [self.rows[place] for place in places]
@@ -158,7 +164,7 @@ class ModelRun:
     def _look(self, places: Sequence[int]) -> dict[str, Any]:
         predictions, labels, counted = [], [], Counted(self.model)
         for _, images, targets in self.images.read(places, self.how.batch):
-            predictions += verdicts(counted, images, targets)[1].tolist()
+            predictions += verdicts(counted, images, targets, self.images.classes)[1].tolist()
             labels += targets.tolist()
         return {"predictions": predictions, "labels": labels, **_passes(counted)}
 

@@ -106,7 +106,10 @@ class Job:
         return {
             "models": self.described,
             "surrogates": {name: _describe(model) for name, model in self.surrogates.items()},
-            "data": {"fingerprint": fingerprint(self.images.data), "rows": list(self.images.rows)},
+            "data": {
+                "fingerprint": fingerprint(self.images.data, self.images.rows),
+                "rows": list(self.images.rows),
+            },
             "attacks": [[a.name, a.eps, a.settings] for a in self._plan],
             "how": {
                 **asdict(self._how),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_label_range
+from .._checks import check_labels
 from ..attacks.ascent import evaluating
 
 Model = Callable[[Tensor], Tensor]
@@ -29,7 +29,7 @@ def logits_of(model: Model, images: Tensor, classes: int | None = None) -> Tenso
     """The model's logits ``[B, C]``, in eval mode.
 
     Raises:
-        ValueError: another shape or device, fewer classes than ``classes``, or probabilities.
+        ValueError: another shape or device, not ``classes`` logits, or probabilities.
     """
     with evaluating(model):
         logits = model(images)
@@ -63,10 +63,15 @@ def are_probabilities(logits: Tensor) -> bool:
     return inside and bool(((wide.sum(dim=1) - 1).abs() < 1e-2).all())
 
 
-def verdicts(model: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which images are classified rightly, bool ``[B]``, and what as: -1 for a NaN logit."""
-    logits = logits_of(model, images)
-    check_label_range(int(labels.max()), logits.shape[1])
+def verdicts(
+    model: Model, images: Tensor, labels: Tensor, classes: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Which images are classified rightly, bool ``[B]``, and what as: -1 for a NaN logit.
+
+    Raises as `logits_of` does, and ValueError for a label without a class.
+    """
+    logits = logits_of(model, images, classes)
+    check_labels(labels, len(images), logits.shape[1])
     predictions = torch.where(logits.isnan().any(dim=1), -1, logits.argmax(dim=1))
     return predictions == labels, predictions
 

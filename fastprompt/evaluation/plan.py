@@ -201,7 +201,7 @@ _APGD_LOSS = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "targeted-dlr"}
 
 def _apgd(kind: str, eps: float, steps: int, how: How) -> Made:
     loss: Any = _APGD_LOSS[kind]
-    best = "highest loss, of the targets' the largest margin" if kind == "apgd-t" else "highest loss"
+    best = "highest loss" + (", then largest margin" if kind == "apgd-t" else "")
     settings = {"steps": steps, "loss": loss, "restarts": 1, **_counts(how, best)}
     if kind == "apgd-t":
         settings["targets"] = _TARGETS

@@ -7,12 +7,19 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+    default_convert,
+)
 
 from .._checks import Fraction, check_choice, check_count
 from ..attacks.ascent import module_device
-from ..data.loading import ImageDataset, check_dataset
-from .draw import draw_rows
+from ..data.loading import ImageDataset, ImageTensors, check_dataset
+from .draw import draw_rows, evenly
 from .engine import Images
 from .job import Job, Sanity
 from .judge import Model
@@ -20,6 +27,7 @@ from .plan import How, Planned, plan_attacks
 from .result import Evaluation
 
 RANDOM_SAMPLES = 20  # of AutoAttack's version for random models
+_READ_TWICE = 8  # images, to find a random transform
 
 
 def evaluate(
@@ -53,7 +61,8 @@ def evaluate(
 
     Args:
         models: pixels in [0, 1] to logits: one, or several by name.
-        data: map-style data set of uint8 images ``[3, H, W]`` and labels, or a loader of one.
+        data: map-style data set of uint8 images ``[3, H, W]`` and labels, the same each time they
+            are read; or a loader of all of one.
         attacks: names, see `fastprompt.evaluation.plan.plan`: ``"pgd-N"``, ``"cw-N"``,
             ``"apgd-ce"``, ``"apgd-t"``, ``"fab-t"``, ``"square"``, ``"autoattack"``,
             ``"feature-pgd-N"``; with ``@NAME`` made on that surrogate. ``"clean"`` is always done.
@@ -81,7 +90,8 @@ def evaluate(
 
     Raises:
         ValueError: an unknown attack (the nearest are offered), a radius out of range, no images,
-            a model that gives probabilities or too few logits.
+            images that change, labels without a class, a loader that chooses its images, a model
+            that gives probabilities or other than one logit a class.
         FileExistsError: ``out`` holds an evaluation and ``resume`` is not set.
     """
     named = dict(models) if isinstance(models, Mapping) else {"model": models}
@@ -98,7 +108,9 @@ def evaluate(
         raise ValueError("resume needs out: the evaluation's folder")
     first = next(iter(named.values()))
     where = module_device(first, torch.device("cpu")) if device is None else torch.device(device)
-    images = Images(data, draw_rows(len(data), limit, seed), where, workers)
+    rows = draw_rows(len(data), limit, seed)
+    _check_same_twice(data, rows)
+    images = Images(data, rows, where, workers)
     folder = None if out is None else Path(out)
     job = Job(named, others, images, plans, hows, sanity, folder, name)
     return job.run(resume=resume, progress=progress)
@@ -114,9 +126,45 @@ def _how(how: How, samples: int | None, model: Model) -> How:
 
 def _dataset(data: ImageDataset | DataLoader[Any]) -> ImageDataset:
     if isinstance(data, DataLoader):
+        _check_loader(data)
         data = data.dataset  # type: ignore[assignment]
     check_dataset(data, "data")
     return data  # type: ignore[return-value]
+
+
+def _check_loader(loader: DataLoader[Any]) -> None:
+    """Images are read by their places: what a loader leaves out or makes of them would be lost."""
+    chooses: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if type(chooses) is BatchSampler:
+        chooses = chooses.sampler
+    every = type(chooses) is SequentialSampler or (
+        type(chooses) is RandomSampler
+        and not chooses.replacement
+        and chooses.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    )
+    if not every:
+        raise ValueError(
+            f"data is a loader whose images {type(chooses).__name__} chooses: hand in the data "
+            "set, or a torch.utils.data.Subset of it"
+        )
+    if loader.collate_fn not in (default_collate, default_convert):
+        raise ValueError(
+            "data is a loader with a collate_fn of its own, which would not be called: hand in a "
+            "data set of uint8 images and labels"
+        )
+
+
+def _check_same_twice(data: ImageDataset, rows: Sequence[int]) -> None:
+    """An attack is on the image that was judged clean: a random transform would show another."""
+    if isinstance(data, ImageTensors):
+        return
+    for place in evenly(_READ_TWICE, len(rows)):
+        (image, label), (again, label_again) = data[rows[place]], data[rows[place]]
+        if label != label_again or not torch.equal(image, again):
+            raise ValueError(
+                f"data gives another image or label each time that item {rows[place]} is read: "
+                "leave random transforms out"
+            )
 
 
 def _check_encoders(

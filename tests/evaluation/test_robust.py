@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
 
 from fastprompt import Evaluation, evaluate, load_data
 from fastprompt.data import ImageTensors
@@ -258,6 +259,77 @@ def test_a_loader_is_read_window_by_window():
         evaluate(Brightness(), empty)
 
 
+class Items:
+    """Any map-style data set: it says nothing of itself."""
+
+    def __init__(self, pairs, change=lambda image: image):
+        self.pairs, self.change, self.read = pairs, change, []
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        image, label = self.pairs[i]
+        return self.change(image), label
+
+
+PAIRS = [DATA[i] for i in range(len(DATA))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": SubsetRandomSampler([0, 1])},
+        {"sampler": RandomSampler(DATA, replacement=True)},
+        {"sampler": RandomSampler(DATA, num_samples=3)},
+        {"batch_sampler": BatchSampler(SubsetRandomSampler([0, 1]), 2, False)},
+        {"batch_sampler": [[0, 1], [3]]},
+        {"collate_fn": lambda items: items},
+    ],
+)
+def test_a_loader_that_chooses_or_changes_its_images_is_refused(options):
+    with pytest.raises(ValueError, match=r"data is a loader .* hand in"):
+        evaluate(Brightness(), DataLoader(DATA, **options), progress=False)
+
+
+@pytest.mark.parametrize("options", [{"shuffle": True}, {"batch_size": None}, {"drop_last": True}])
+def test_other_loaders_are_read_whole(options):
+    result = evaluate(Brightness(), DataLoader(DATA, **options), "clean", progress=False)
+    assert result.rows[0]["correct"] == 6
+    assert result.data["n"] == 7
+
+
+def test_images_that_change_are_refused():
+    def noisy(image):
+        return image + torch.randint(2, image.shape, dtype=torch.uint8)
+
+    with pytest.raises(ValueError, match="each time that item 0 is read"):
+        evaluate(Brightness(), Items(PAIRS, noisy), progress=False)
+
+
+def test_labels_and_pixels_that_only_show_when_they_are_read():
+    for label, match in ((-1, "labels must be 0 or more, got -1"), (2, r"must be in 0\.\.1")):
+        pairs = [*PAIRS[:4], (PAIRS[4][0], label)]
+        with pytest.raises(ValueError, match=match):
+            evaluate(Brightness(), Items(pairs), progress=False)
+    later = [*PAIRS[:4], (PAIRS[4][0].float() / 255, 1)]
+    with pytest.raises(TypeError, match=r"uint8 images, got torch\.float32"):
+        evaluate(Brightness(), Items(later), batch=4, progress=False)
+
+
+def test_one_logit_for_each_class():
+    named = ImageTensors(DATA.images, DATA.labels, classnames=["dark", "bright", "blue"])
+    with pytest.raises(ValueError, match="2 logits an image, the data has 3 classes"):
+        evaluate(Brightness(), named, progress=False)
+
+
+def test_a_few_of_many_images_do_not_wait_for_all():
+    data = Items(PAIRS * 30)
+    evaluate(Brightness(), data, "clean", limit=5, progress=False)
+    assert len(set(data.read)) <= 1 + 5  # and the first, for its shape
+
+
 class Stopped(Exception):
     pass
 
@@ -370,6 +442,8 @@ def test_bad_input(small_clip):
             evaluate(Brightness(), DATA, progress=False, **options)
     with pytest.raises(ValueError, match="models must not be empty"):
         evaluate({}, DATA)
+    with pytest.raises(TypeError, match="limit must be a whole number, got '5'"):
+        evaluate(Brightness(), DATA, limit="5")
     with pytest.raises(ValueError, match="data is empty"):
         evaluate(Brightness(), ImageTensors(DATA.images[:0], DATA.labels[:0]))
     with pytest.raises(ValueError, match=r"labels must be in 0\.\.1"):
