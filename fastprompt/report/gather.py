@@ -1,7 +1,7 @@
 """What run folders hold, read and checked."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,7 @@ from torch import Tensor
 from .._files import read_json, read_tensors
 from ..evaluation import Evaluation
 from ..runs import RunFolder
-
-_ROW: Mapping[str, type | tuple[type, ...]] = {
-    **{"model": str, "attack": str, "path": str, "interval": list, "reasons": list},
-    **{"eps": (int, float), "accuracy": (int, float), "n": int, "correct": int, "trusted": bool},
-}
+from .shape import damage
 
 
 @dataclass(frozen=True)
@@ -121,23 +117,9 @@ def _read(folder: Path, name: str) -> Run:
 
 def _load(path: Path) -> Evaluation:
     found = Evaluation.load(path)
-    for number, row in enumerate(found.rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}: row {number} is no object: damaged, evaluate again")
-        for key, kind in _ROW.items():
-            if not isinstance(row.get(key), kind):
-                raise ValueError(f"{path}: row {number} has a bad {key}: damaged, evaluate again")
-        if len(row["interval"]) != 2:
-            raise ValueError(f"{path}: row {number} has a bad interval: damaged, evaluate again")
-        if len(row.get("flags") or "") not in (0, row["n"]):
-            raise ValueError(f"{path}: row {number} has bad flags: damaged, evaluate again")
-    for key in ("data", "models", "how", "diagnostics", "versions"):
-        if not isinstance(getattr(found, key), dict):
-            raise ValueError(f"{path} has a bad {key}: damaged, evaluate again")
-    words = ("model", "check", "verdict", "reason")
-    for check in found.sanity:
-        if not isinstance(check, dict) or not all(isinstance(check.get(k), str) for k in words):
-            raise ValueError(f"{path} has a bad sanity check: damaged, evaluate again")
+    where = damage(vars(found))
+    if where is not None:
+        raise ValueError(f"{path}: {where} is damaged: evaluate again")
     if not found.rows:
         raise ValueError(f"{path} has no rows: evaluate again")
     return found

@@ -169,9 +169,9 @@ def other_images(folder):
         (cut, "damaged or foreign"),
         (old, "evaluate again"),
         (no_rows, "has no rows"),
-        (bad_row, "row 0 has a bad interval"),
-        (bad_flags, "row 2 has bad flags"),
-        (bad_check, "has a bad sanity check"),
+        (bad_row, r"rows\[0\]\.interval is damaged: evaluate again"),
+        (bad_flags, r"rows\[2\]\.flags is damaged"),
+        (bad_check, r"sanity\[0\]\.verdict is damaged"),
         (bad_config, "config.json is not readable JSON"),
         (bad_images, "not a whole safetensors file"),
         (other_images, r"does not fit its result\.json"),
@@ -182,6 +182,42 @@ def test_damage_is_told_and_nothing_is_written(run, damage, match):
     before = nothing_new(run)
     with pytest.raises(ValueError, match=match):
         write_report(run)
+    assert nothing_new(run) == before
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("rows", 1, "forwards"), "x"),
+        (("rows", 1, "n"), 0),
+        (("rows", 1, "flags"), "2" * 120),
+        (("rows", 1, "fell_at", "early"), 3),
+        (("sanity",), None),
+        (("data", "labels", 0), None),
+        (("data", "indices"), 5),
+        (("data", "classnames"), {"a": 1}),
+        (("models", "tuned"), None),
+        (("diagnostics", "tuned", "eps"), None),
+        (("diagnostics", "tuned", "routing"), {}),
+        (("diagnostics", "tuned", "routing", "clean", 0), [0.5]),
+        (("diagnostics", "tuned", "routing", "classes"), ["one"]),
+        (("diagnostics", "tuned", "refiners", "clean", 0), None),
+        (("diagnostics", "tuned", "refiners", "layers"), [1]),
+    ],
+)
+def test_any_damaged_part_is_named(run, keys, value):
+    path = run / "result.json"
+    found = json.loads(path.read_text())
+    inner = found
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(found))
+    before = nothing_new(run)
+    first = f"{keys[0]}[{keys[1]}]" if keys[0] == "rows" else ".".join(map(str, keys[:2]))
+    with pytest.raises(ValueError, match="is damaged: evaluate again") as told:
+        write_report(run)
+    assert str(told.value).startswith(f"{path}: {first}")
     assert nothing_new(run) == before
 
 
