@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 _INK, _RULE = "#010203", "#010204"
 SERIES = 6  # colours; beyond them they come again with other dashes and markers
 _COLOURS = {_INK: "currentColor", _RULE: "var(--rule)"}
-_COLOURS |= {f"#01020{5 + i}": f"var(--series-{i + 1})" for i in range(SERIES)}
+_DRAWN = [f"#0102{5 + i:02x}" for i in range(SERIES)]
+_COLOURS |= {colour: f"var(--series-{i + 1})" for i, colour in enumerate(_DRAWN)}
 _DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _SHAPES = {  # by matplotlib's name, for the legend
     "o": "M13 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
@@ -124,7 +125,7 @@ def draw(
 def _look(line: Series) -> tuple[str, Any, str]:
     turn = line.style // SERIES
     dash = _DASHES[(turn + line.dashed) % len(_DASHES)]
-    return f"#01020{5 + line.style % SERIES}", dash, _MARKERS[line.style % len(_MARKERS)]
+    return _DRAWN[line.style % SERIES], dash, _MARKERS[line.style % len(_MARKERS)]
 
 
 def _line(axes: Any, line: Series, steps: bool) -> None:

@@ -16,10 +16,11 @@ class Maybe:
 
 
 _ROUTING = [Maybe([NUMBER])]  # a class without an image has no weights
+_SIZES = Maybe([NUMBER])
 _MODEL_PARTS = {
     **{"attack": str, "eps": NUMBER},
     "routing": Maybe({"classes": [str], "clean": _ROUTING, "adversarial": _ROUTING}),
-    "refiners": Maybe({"layers": [int], "clean": [NUMBER], "adversarial": [NUMBER]}),
+    "refiners": Maybe({"layers": [int], "clean": _SIZES, "adversarial": _SIZES}),
 }
 _ROW = {
     **{"model": str, "attack": str, "path": str, "interval": [NUMBER], "reasons": [str]},
@@ -98,6 +99,6 @@ def _lengths(parts: Mapping[str, Any]) -> dict[str, list[int]]:
         out["routing (prompts)"] = [len(w) for side in sides for w in side if w is not None]
     if refiners := parts.get("refiners"):
         # a side that was not looked at is left out
-        every = [refiners[k] for k in ("layers", "clean", "adversarial")]
+        every = [refiners.get(k) for k in ("layers", "clean", "adversarial")]
         out["refiners"] = [len(values) for values in every if values]
     return out

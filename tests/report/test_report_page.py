@@ -209,6 +209,16 @@ def test_plots_take_their_colours_from_the_page_and_have_words(run):
     assert not [s for s in svg if re.search(r"#(?!000000|ffffff)[0-9a-f]{6}\b", s)]
 
 
+def test_ten_runs_have_ten_lines(tmp_path):
+    runs = [full_run(tmp_path / f"run-{i}", seed=i) for i in range(10)]
+    text = write_report(runs, tmp_path / "ten.html").read_text("utf-8")
+    # six colours, and stand-ins of none of them left
+    assert {f"var(--series-{i})" for i in range(1, 7)} <= set(
+        re.findall(r"var\(--series-\d\)", text)
+    )
+    assert not re.search("#0102[0-9a-f]{2}", text)
+
+
 def test_steps_start_at_clean_and_end_at_the_row(tmp_path):
     tmp_path.joinpath("r").mkdir()
     rows = [
