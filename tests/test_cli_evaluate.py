@@ -99,8 +99,13 @@ def test_other_images(tuned, tmp_path):
 
 def test_several_seeds(tuned, tmp_path, capsys):
     evaluate(tuned, "--seeds", 1, 2, f"--out={tmp_path / 's'}")
+    evaluate(tuned, "--seeds", 1, 2)
     assert {p.name for p in (tmp_path / "s").iterdir()} == {"job.json", "seed-1", "seed-2"}
     assert "(" in capsys.readouterr().out
+    for folder in (tmp_path / "s", tuned):
+        assert cli.main(["report", str(folder), f"--out={tmp_path / 'r.html'}"]) == 0
+        named = {line.split(",")[1] for line in (tmp_path / "r.csv").read_text().splitlines()}
+        assert {"seed-1", "seed-2"} <= {name.split("/")[-1] for name in named}
     each = [Evaluation.load(tmp_path / "s" / f"seed-{s}" / "result.json") for s in (1, 2)]
     assert each[0].data["indices"] != each[1].data["indices"]
 
@@ -151,6 +156,15 @@ def test_sanity_asks_for_all_checks(tuned, tmp_path, monkeypatch):
     evaluate(tuned, f"--out={tmp_path / 'a'}")
     evaluate(tuned, "--sanity=true", f"--out={tmp_path / 'b'}")
     assert asked == [QUICK, QUICK, FULL, FULL]
+
+
+def test_what_was_refused_leaves_its_folder_free(tuned, tmp_path):
+    out = tmp_path / "again"
+    assert evaluate("--data=patterrns", f"--out={out}") == 2
+    assert not out.exists()
+    blind = ["--attacks=feature-pgd-1", "--defences=bits-5"]
+    assert evaluate("--data=patterns", f"--out={out}", *blind) == 2
+    assert evaluate("--data=patterns", f"--out={out}") in (0, 1)
 
 
 @pytest.mark.parametrize(

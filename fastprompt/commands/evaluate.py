@@ -61,7 +61,13 @@ def evaluate_parser() -> Parser:
         default=False,
         help="all checks, on more images; a few are always made",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the attacks")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="of the attacks, and of the draw of --limit images",
+    )
     parser.add_argument("--out", type=str | None, help="default: a new folder in RUN/evaluations")
     parser.add_argument("--resume", type=str | None, help="evaluation folder to go on with")
     return parser
@@ -72,15 +78,19 @@ def evaluate_run(arguments: Sequence[str]) -> int:
     parser = evaluate_parser()
     given = parser.parse_args(list(arguments)).as_dict()
     resume = given.pop("resume")
+    out: Path | None
     if resume is not None:
         out = Path(resume)
         given = _job_of(out, arguments, parser)
     else:
         _check(given)
+        out = None
+    models, data = _of_run(given) if given["run"] else _zero_shot(given)
+    if out is None:  # what can't be loaded leaves no folder
         out = _new_folder(given)
         write_json(out / "job.json", given)
     try:
-        results = _all(given, out)
+        results = _all(models, data, given, out)
     except KeyboardInterrupt:
         print(f"goes on with: fastprompt evaluate --resume {out}", file=sys.stderr)
         raise
@@ -88,9 +98,10 @@ def evaluate_run(arguments: Sequence[str]) -> int:
     return 0 if all(result.trusted for result in results) else 1
 
 
-def _all(given: Mapping[str, Any], out: Path) -> list[Evaluation]:
+def _all(
+    models: dict[str, Any], data: Any, given: Mapping[str, Any], out: Path
+) -> list[Evaluation]:
     """The evaluation with each seed."""
-    models, data = _of_run(given) if given["run"] else _zero_shot(given)
     if given["defences"]:
         models |= _defended(models, given["defences"])
     seeds = given["seeds"]
@@ -130,7 +141,8 @@ def _new_folder(given: Mapping[str, Any]) -> Path:
     """The folder to write, claimed by making it."""
     if given["out"] is not None:
         out = Path(given["out"])
-        if out.exists() and any(out.iterdir()):
+        # one that was refused before it began may be asked for again
+        if out.exists() and {path.name for path in out.iterdir()} - {"job.json"}:
             raise FileExistsError(f"out: {out} is not empty: --resume it, or choose a new folder")
         out.mkdir(parents=True, exist_ok=True)
         return out

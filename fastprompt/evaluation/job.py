@@ -166,10 +166,13 @@ class Job:
             seed=run.how.seed,
             batch=run.how.batch,
             samples=run.how.samples,
-            surrogates=self.surrogates,
+            surrogates={k: m for k, m in self.surrogates.items() if m is not run.model},
         )
+        # what is made on the model itself is no transfer: it sees all
+        own = {f"transfer:{k}" for k, m in self.surrogates.items() if m is run.model}
+        seen = [{**row, "path": "adaptive"} if row["path"] in own else row for row in rows]
         with random_numbers(run.how.seed, ("sanity", run.name), self.images.device):
-            return [*check_model(sample, depth), *check_rows(rows)]
+            return [*check_model(sample, depth), *check_rows(seen)]
 
     def _diagnostics(self, labels: list[int]) -> dict[str, Any]:
         """Of the classifiers that have something to tell."""

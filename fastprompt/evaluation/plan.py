@@ -119,7 +119,8 @@ def plan_attacks(
 
 def split_names(attacks: str | Sequence[str]) -> list[str]:
     """The attacks' names, each once; a string holds them with commas between."""
-    return list(dict.fromkeys(attacks.split(",") if isinstance(attacks, str) else attacks))
+    names = attacks.split(",") if isinstance(attacks, str) else attacks
+    return list(dict.fromkeys(name.strip() for name in names))
 
 
 def split_radii(eps: Fraction | Sequence[Fraction]) -> list[Fraction]:
@@ -139,8 +140,8 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
     - ``feature-pgd-N``: AdvPT's, on the image encoder, steps of 1.25 eps/N.
     - any of them with ``@NAME``: made on the surrogate of that name.
     """
-    own, _, surrogate = name.partition("@")
-    if surrogate and surrogate not in surrogates:
+    own, made_elsewhere, surrogate = name.partition("@")
+    if made_elsewhere and surrogate not in surrogates:
         raise unknown("surrogate", surrogate, surrogates or ["none was given"])
     if own == "autoattack":
         parts = tuple(_part(kind, eps, how) for kind in _AUTOATTACK)

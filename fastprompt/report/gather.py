@@ -14,6 +14,11 @@ from ..evaluation import Evaluation
 from ..runs import RunFolder
 from .shape import damage
 
+_RESULTS = (  # an evaluation of several seeds has a folder for each
+    *("result.json", "seed-*/result.json"),
+    *("evaluations/*/result.json", "evaluations/*/seed-*/result.json"),
+)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -21,7 +26,8 @@ class Source:
 
     Attributes:
         run: the run's name in the report.
-        name: the evaluation's folder in ``evaluations``; empty for the run's own result.
+        name: the evaluation's folder in ``evaluations``, and the seed's in there; empty for the
+            run's own result.
         folder: where ``result.json`` lies.
         evaluation: what it holds.
     """
@@ -96,14 +102,13 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    found = [folder / "result.json", *sorted(folder.glob("evaluations/*/result.json"))]
-    found = [path for path in found if path.exists()]
+    found = [path for form in _RESULTS for path in sorted(folder.glob(form))]
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no result.json: `fastprompt evaluate {folder}` makes one"
         )
     sources = [
-        Source(name, "" if path.parent == folder else path.parent.name, path.parent, _load(path))
+        Source(name, _name(path.parent.relative_to(folder)), path.parent, _load(path))
         for path in found
     ]
     config = folder / "config.json"
@@ -113,6 +118,10 @@ def _read(folder: Path, name: str) -> Run:
         RunFolder(folder).read_metrics(),
         read_json(config) if config.exists() else {},
     )
+
+
+def _name(folder: Path) -> str:
+    return "/".join(part for part in folder.parts if part != "evaluations")
 
 
 def _load(path: Path) -> Evaluation:

@@ -407,6 +407,23 @@ def test_limit_draws_the_same_images_for_a_seed():
     assert [len(r) for r in rows] == [3] * 4
 
 
+def test_names_may_have_spaces_around_them():
+    rows = evaluate(Brightness(), DATA, "pgd-2, cw-2", progress=False).rows
+    assert [row["attack"] for row in rows] == ["clean", "pgd-2", "cw-2"]
+
+
+def test_what_is_made_on_the_model_itself_sees_all_of_it():
+    model, data = Brightness(), greys([100, 118, 120, 122], [0] * 4)
+    for surrogates, verdict in (({"s": model}, "skipped"), ({"s": Brightness()}, "failed")):
+        # one step is too few for PGD to leave the place where its random start put it
+        result = evaluate(
+            model, data, ["pgd-1", "pgd-9@s"], "8/255", surrogates=surrogates, progress=False
+        )
+        assert result.row("model", "pgd-9@s", "8/255")["path"] == "transfer:s"
+        found = {s["check"]: s["verdict"] for s in result.sanity}
+        assert found["rows: white-box"] == verdict
+
+
 def test_table_names_paths_and_marks_what_is_not_trusted():
     text = evaluate(
         {"good": Brightness(), "bad": detached}, DATA, ["clean", "pgd-2"], "2/255", progress=False
@@ -434,6 +451,7 @@ def test_bad_input(small_clip):
         ({"attacks": ["apgd-cE"]}, "unknown attack 'apgd-cE': did you mean 'apgd-ce'"),
         ({"attacks": ["pgd"]}, "unknown attack 'pgd'"),
         ({"attacks": ["pgd-2@other"]}, "unknown surrogate 'other'"),
+        ({"attacks": ["pgd-2@"]}, "unknown surrogate ''"),
         ({"sanity": "most"}, "sanity must be"),
         ({"samples": 0}, "samples must be at least 1"),
     ]
