@@ -242,7 +242,7 @@ def _judge(
         seed=seed,
         name=data.name,
         out=folder,
-        resume=(folder / "progress.jsonl").exists(),
+        resume=True,  # a new folder is this evaluation's own
     )
 
 

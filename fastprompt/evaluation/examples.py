@@ -60,10 +60,13 @@ class Examples:
         if self.folder is None:
             return
         whole, parts = self.folder / "examples.safetensors", self.folder / "examples"
-        if whole.exists() and not parts.exists():
-            return  # an evaluation that was done already
-        write_tensors(whole, tensors, {"kind": _KIND})
-        for file in parts.glob("*.safetensors"):
-            file.unlink()
+        dropped = self.folder / "examples.dropped"
+        if parts.exists() or not whole.exists():  # else it was done already
+            write_tensors(whole, tensors, {"kind": _KIND})
         if parts.exists():
-            parts.rmdir()
+            # out of the way at once: with some of them gone the whole would be made without those
+            parts.rename(dropped)
+        for file in dropped.glob("*"):
+            file.unlink()
+        if dropped.exists():
+            dropped.rmdir()

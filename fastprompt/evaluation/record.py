@@ -33,31 +33,33 @@ class Record:
         if path is None:
             return
         key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-        if path.exists() and path.stat().st_size:
-            if not resume:
-                raise FileExistsError(
-                    f"out: {path.parent} holds an evaluation: resume it, or choose a new folder"
-                )
+        begun = path.exists() and path.stat().st_size > 0
+        if not resume and (begun or (path.parent / "result.json").exists()):
+            raise FileExistsError(
+                f"out: {path.parent} holds an evaluation: resume it, or choose a new folder"
+            )
+        if begun:
             self._read(path, key)
         else:
             write_bytes(path, (json.dumps({"key": key, "plan": plan}) + "\n").encode())
 
     def _read(self, path: Path, key: str) -> None:
-        whole = []
+        whole: list[bytes] = []
         for line in path.read_bytes().split(b"\n")[:-1]:  # what a crash cut short has no end
             try:
                 row = json.loads(line)
-            except ValueError:
+                if whole:
+                    self.known[tuple(row["unit"])] = row["outcome"]
+                else:
+                    found = row["key"]
+            except (ValueError, KeyError, TypeError):
                 break
             whole.append(line)
-            if "key" in row:
-                if row["key"] != key:
-                    raise ValueError(
-                        f"resume: {path} is of another evaluation: the models, images, attacks or "
-                        "seeds differ"
-                    )
-                continue
-            self.known[tuple(row["unit"])] = row["outcome"]
+            if found != key:
+                raise ValueError(
+                    f"resume: {path} is of another evaluation: the models, images, attacks or "
+                    "seeds differ"
+                )
         if not whole:
             raise ValueError(f"resume: {path} is damaged: remove it to begin anew")
         write_bytes(path, b"\n".join(whole) + b"\n")
