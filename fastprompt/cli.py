@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     try:
         return _call(arguments[0], arguments[1:])
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except SystemExit as done:  # argparse's way out, of --help and of errors

@@ -37,6 +37,8 @@ class _Module(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.call = model
+        # they ask the first parameter for the device, and print that there is none
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -123,6 +125,9 @@ class FAB(_Peer):
 
 class Square(_Peer):
     """Square: random search with squares, blind to gradients.
+
+    A batch shares the places of its squares, as the authors have it, and its random numbers are
+    drawn for all of it: what an image meets depends on who else is in its batch.
 
     Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random
     search", ECCV 2020.

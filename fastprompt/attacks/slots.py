@@ -248,7 +248,7 @@ class _Run:
         where = torch.tensor(slots, device=self.images.device)
         tried, labels = adv[where], self.state["labels"][where]
         found = [margin(self._logits(tried), labels) for _ in range(self.samples)]
-        mean = (sum(found) / self.samples).nan_to_num(nan=-torch.inf)
+        mean = torch.stack(found).mean(dim=0).nan_to_num(nan=-torch.inf)
         chosen: dict[int, int] = {}
         for slot, value in zip(slots, mean.tolist(), strict=True):
             row = self.rows[slot]

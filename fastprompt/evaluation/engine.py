@@ -171,8 +171,9 @@ class ModelRun:
     def _attack(self, attack: Planned, part: Part, places: Sequence[int]) -> dict[str, Any]:
         surrogate = attack.surrogate
         counted = Counted(self.model if surrogate is None else self.surrogates[surrogate])
-        # a window is read whole: the attack itself goes through it in batches
-        ((indices, images, labels),) = self.images.read(places, len(places))
+        # a window is held whole: the attack itself goes through it in batches
+        read = zip(*self.images.read(places, self.how.batch), strict=True)
+        indices, images, labels = (torch.cat(part) for part in read)
         result = part.run(counted, images, labels, indices)
         self.examples.keep(self.units[attack.name, attack.eps][-1], places, result.images)
         standing = self._standing(result, labels)

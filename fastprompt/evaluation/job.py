@@ -210,14 +210,19 @@ class Job:
             run = by_name[row["model"]]
             units = run.units.get((row["attack"], row["eps"]), [])
             adv = examples.of(units, clean.cpu())
-            predicted = verdicts(run.model, adv.to(clean.device), labels)[1]
+            with random_numbers(run.how.seed, ("examples", str(r)), self.images.device):
+                predicted = verdicts(run.model, adv.to(clean.device), labels)[1]
             tensors |= {f"prediction.{r}": predicted.cpu(), f"adv.{r}": adv}
         examples.write(tensors)
 
 
 def _describe(model: Model) -> dict[str, Any]:
     """How a model computes, and what its weights are."""
-    weights = digest(model.state_dict()) if isinstance(model, nn.Module) else "unknown"
+    weights = "unknown"
+    if isinstance(model, nn.Module):
+        # a state may hold more than tensors
+        state = model.state_dict().items()
+        weights = digest({k: v for k, v in state if isinstance(v, Tensor)})
     return {"kind": type(model).__name__, **facts(model), "weights": weights}
 
 

@@ -33,9 +33,10 @@ def logits_of(model: Model, images: Tensor, classes: int | None = None) -> Tenso
     """
     with evaluating(model):
         logits = model(images)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+    shaped = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(images)
+    if not shaped or logits.shape[1] < 2:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model must give logits [{len(images)}, C], got {got}")
+        raise ValueError(f"model must give logits [{len(images)}, C], C at least 2, got {got}")
     if logits.device != images.device:
         raise ValueError(
             f"model gives logits on {logits.device} for images on {images.device}: move the model, "
@@ -93,11 +94,19 @@ class Counted(nn.Module):
         self.forwards = self.gradients = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.model(images)
-        self.forwards += len(images)
-        if isinstance(logits, Tensor) and logits.requires_grad:
-            logits.register_hook(self._back)
-        return logits
+        return self.counting(self.model)(images)
+
+    def counting(self, call: Model) -> Model:
+        """A part of the model, such as its image encoder, whose passes are counted as well."""
+
+        def counted(images: Tensor) -> Tensor:
+            out = call(images)
+            self.forwards += len(images)
+            if isinstance(out, Tensor) and out.requires_grad:
+                out.register_hook(self._back)
+            return out
+
+        return counted
 
     def _back(self, grad: Tensor) -> None:
         self.gradients += len(grad)
@@ -106,4 +115,6 @@ class Counted(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("model"), name)
+            if name == "model":
+                raise
+            return getattr(self.model, name)

@@ -10,6 +10,7 @@ from torch import Tensor
 from .._checks import Fraction, parse_fraction, unknown
 from ..attacks import APGD, FAB, PGD, AttackResult, FeaturePGD, Square
 from ..attacks.losses import margin
+from ..attacks.peers import torchattacks
 
 KNOWN = (
     *("clean", "pgd-20", "pgd-100", "cw-100", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
@@ -100,6 +101,7 @@ def plan_attacks(
     Raises:
         ValueError: an unknown attack or surrogate (the nearest are offered), a radius out of range,
             none at all.
+        ModuleNotFoundError: FAB or Square without torchattacks.
     """
     names = split_names(attacks)
     if not names:
@@ -216,6 +218,7 @@ def _apgd(kind: str, eps: float, steps: int, how: How) -> Made:
 
 
 def _fab(kind: str, eps: float, steps: int, how: How) -> Made:
+    torchattacks()  # if it is missing this is told now, not after hours
     settings = {"steps": steps, "targets": _TARGETS, "restarts": 1, "from": "torchattacks"}
 
     def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
@@ -226,6 +229,7 @@ def _fab(kind: str, eps: float, steps: int, how: How) -> Made:
 
 
 def _square(kind: str, eps: float, queries: int, how: How) -> Made:
+    torchattacks()
     settings = {"queries": queries, "loss": "margin", "restarts": 1, "from": "torchattacks"}
 
     def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
@@ -248,7 +252,8 @@ def _feature(kind: str, eps: float, steps: int, how: How) -> Made:
         # the classifier's own tower is the faster one, but no learned prompt may stand in it
         blind = not getattr(model, "has_visual_prompts", True)
         encode = model.encode_image if blind else model.clip.encode_image
-        attack = FeaturePGD(encode, eps, steps, seed=how.seed)
+        counting = getattr(model, "counting", None)
+        attack = FeaturePGD(counting(encode) if counting else encode, eps, steps, seed=how.seed)
         parts = zip(images.split(how.batch), indices.split(how.batch), strict=True)
         return AttackResult.join([attack.run(x, indices=i) for x, i in parts])
 

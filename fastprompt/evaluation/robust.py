@@ -100,7 +100,7 @@ def evaluate(
     data = _dataset(data)
     check_choice(sanity, "sanity", get_args(Sanity))
     others = dict(surrogates or {})
-    how = How(seed, check_count(batch, "batch"), stop)
+    how = How(check_count(seed, "seed", least=0), check_count(batch, "batch"), stop)
     hows = {name: _how(how, samples, model) for name, model in named.items()}
     plans = {name: plan_attacks(attacks, eps, own, list(others)) for name, own in hows.items()}
     _check_encoders(next(iter(plans.values())), named, others)
@@ -108,6 +108,7 @@ def evaluate(
         raise ValueError("resume needs out: the evaluation's folder")
     first = next(iter(named.values()))
     where = module_device(first, torch.device("cpu")) if device is None else torch.device(device)
+    _check_devices({**others, **named}, where)
     rows = draw_rows(len(data), limit, seed)
     _check_same_twice(data, rows)
     images = Images(data, rows, where, workers)
@@ -152,6 +153,16 @@ def _check_loader(loader: DataLoader[Any]) -> None:
             "data is a loader with a collate_fn of its own, which would not be called: hand in a "
             "data set of uint8 images and labels"
         )
+
+
+def _check_devices(models: Mapping[str, Model], where: torch.device) -> None:
+    for name, model in models.items():
+        own = module_device(model, where)
+        apart = own.index != where.index and None not in (own.index, where.index)
+        if own.type != where.type or apart or own.type == "meta":
+            raise ValueError(
+                f"model {name!r} is on {own}, the images go to {where}: move it, or name a device"
+            )
 
 
 def _check_same_twice(data: ImageDataset, rows: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
 """Evaluation: what counts as robust, and what is reported."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -330,6 +331,21 @@ def test_a_few_of_many_images_do_not_wait_for_all():
     assert len(set(data.read)) <= 1 + 5  # and the first, for its shape
 
 
+def test_a_window_is_read_in_batches(monkeypatch):
+    from fastprompt.data import loading
+
+    sizes, real = [], loading.DataLoader
+
+    def watched(data, batch_size, **options):
+        sizes.append(batch_size)
+        return real(data, batch_size=batch_size, **options)
+
+    # workers read a batch each: one of a whole window would wait for one of them
+    monkeypatch.setattr(loading, "DataLoader", watched)
+    evaluate(Brightness(), Items(PAIRS), ["pgd-2"], batch=2, sanity="off", progress=False)
+    assert sizes == [2, 2]  # clean, the attack
+
+
 class Stopped(Exception):
     pass
 
@@ -381,6 +397,44 @@ def test_a_stopped_evaluation_goes_on_to_the_same_bits(tmp_path, after, monkeypa
     assert not (tmp_path / "part" / "examples").exists()
 
 
+def test_a_stop_while_the_parts_of_the_examples_are_dropped(tmp_path, monkeypatch):
+    from fastprompt.evaluation import engine
+
+    monkeypatch.setattr(engine, "WINDOW", 2)
+    options = {"batch": 5, "progress": False, "sanity": "off", "out": tmp_path, "eps": "4/255"}
+    real, count = Path.unlink, [0]
+
+    def stop(self, *arguments, **more):
+        real(self, *arguments, **more)
+        count[0] += 1
+        if count[0] == 2:
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stop)
+        with pytest.raises(Stopped):
+            evaluate(Brightness(), many(), ["pgd-3"], **options)
+    whole = (tmp_path / "examples.safetensors").read_bytes()
+    evaluate(Brightness(), many(), ["pgd-3"], resume=True, **options)
+    assert (tmp_path / "examples.safetensors").read_bytes() == whole
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("progress.jsonl", "result.json", "examples.safetensors"),
+    }
+
+
+@pytest.mark.parametrize("line", [b"[]", b"5", b'{"unit": ["a"], "outcome": {}}', b"{}"])
+def test_a_damaged_record_is_told(tmp_path, line):
+    (tmp_path / "progress.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(ValueError, match="is damaged: remove it"):
+        evaluate(Brightness(), DATA, out=tmp_path, resume=True, progress=False)
+
+
+def test_a_result_is_not_written_over(tmp_path):
+    Evaluation(rows=[]).save(tmp_path / "result.json")
+    with pytest.raises(FileExistsError, match="holds an evaluation"):
+        evaluate(Brightness(), DATA, out=tmp_path, progress=False)
+
+
 def test_an_evaluation_is_not_mixed_with_another(tmp_path):
     options = {"progress": False, "sanity": "off", "out": tmp_path}
     evaluate(Brightness(), DATA, ["pgd-2"], "4/255", **options)
@@ -424,6 +478,50 @@ def test_what_is_made_on_the_model_itself_sees_all_of_it():
         assert found["rows: white-box"] == verdict
 
 
+def test_the_image_encoders_passes_are_counted(small_clip):
+    data = load_data("patterns", shots=1)
+    model = small_clip.zero_shot(data.classnames, data.templates)
+    options = {"limit": 12, "sanity": "off", "progress": False}
+    clean, row = evaluate(model, data.test, ["feature-pgd-3"], "4/255", **options).rows
+    assert row["gradients"] == 3 * clean["correct"] > 0
+    assert row["forwards"] == 4 * clean["correct"]
+
+    class Called:  # no module, but it has an encoder
+        clip = small_clip
+
+        def __call__(self, x):
+            return model(x)
+
+    other = evaluate(Called(), data.test, ["feature-pgd-3"], "4/255", **options).rows[1]
+    assert other["flags"] == row["flags"]
+
+
+def test_torchattacks_is_asked_for_before_the_work_begins(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    for attack in ("autoattack", "square", "fab-t"):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'fastprompt\[eval\]'"):
+            evaluate(Brightness(), DATA, ["pgd-2", attack], out=tmp_path / "x", progress=False)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_state_that_is_no_tensor(tmp_path):
+    class Stateful(Brightness):
+        def get_extra_state(self):
+            return {"a": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    assert evaluate(Stateful(), DATA, "clean", progress=False).rows[0]["correct"] == 6
+
+
+def test_peers_print_nothing(capsys):
+    evaluate(Brightness(), DATA, ["square-2", "fab-t-2"], sanity="off", progress=False)
+    assert capsys.readouterr().out == ""
+
+
 def test_table_names_paths_and_marks_what_is_not_trusted():
     text = evaluate(
         {"good": Brightness(), "bad": detached}, DATA, ["clean", "pgd-2"], "2/255", progress=False
@@ -454,6 +552,7 @@ def test_bad_input(small_clip):
         ({"attacks": ["pgd-2@"]}, "unknown surrogate ''"),
         ({"sanity": "most"}, "sanity must be"),
         ({"samples": 0}, "samples must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
     ]
     for options, match in cases:
         with pytest.raises(ValueError, match=match):
@@ -482,6 +581,9 @@ def test_what_is_no_classifier_is_refused():
         (elsewhere, "logits on meta for images on cpu"),
         (lambda x: x, r"model must give logits \[7, C\]"),
         (lambda x: None, "got NoneType"),
+        (lambda x: Brightness()(x)[:, :1], "C at least 2"),
+        (nn.Linear(1, 1, device="meta"), "model 'model' is on meta"),
+        ({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1, device="meta")}, "model 'b' is on meta"),
     ):
         with pytest.raises(ValueError, match=match):
             evaluate(model, DATA, progress=False)
