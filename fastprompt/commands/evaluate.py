@@ -99,7 +99,7 @@ def evaluate_run(arguments: Sequence[str]) -> int:
 
 
 def _all(
-    models: dict[str, Any], data: Any, given: Mapping[str, Any], out: Path
+    models: dict[str, Model], data: Data, given: Mapping[str, Any], out: Path
 ) -> list[Evaluation]:
     """The evaluation with each seed."""
     if given["defences"]:
