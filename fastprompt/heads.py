@@ -74,6 +74,10 @@ class MixtureHead(nn.Module):
         self.router, self.mix = router, mix
         self.temperature = float(check_number(temperature, "temperature"))
 
+    def extra_repr(self) -> str:
+        # an evaluation knows a model by its weights and by this: no state dict holds these two
+        return f"temperature={self.temperature}, mix={self.mix!r}"
+
     def weights(self, image_features: Tensor) -> Tensor:
         """How much of each prompt an image gets, ``[B, K]``, of L2-normalised features."""
         return (self.router(image_features) / self.temperature).softmax(dim=-1)

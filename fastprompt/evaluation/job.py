@@ -220,9 +220,9 @@ def _describe(model: Model) -> dict[str, Any]:
     """How a model computes, and what its weights are."""
     weights = "unknown"
     if isinstance(model, nn.Module):
-        # a state may hold more than tensors
+        # a state may hold more than tensors, and less than all that a module says of itself
         state = model.state_dict().items()
-        weights = digest({k: v for k, v in state if isinstance(v, Tensor)})
+        weights = digest({k: v for k, v in state if isinstance(v, Tensor)}, repr(model))
     return {"kind": type(model).__name__, **facts(model), "weights": weights}
 
 

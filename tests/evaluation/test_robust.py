@@ -10,7 +10,9 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRand
 
 from fastprompt import Evaluation, evaluate, load_data
 from fastprompt.data import ImageTensors
+from fastprompt.evaluation.job import _describe
 from fastprompt.evaluation.judge import wilson
+from fastprompt.heads import MixtureHead, PromptRouter
 
 
 class Brightness(nn.Module):
@@ -449,6 +451,18 @@ def test_an_evaluation_is_not_mixed_with_another(tmp_path):
     (tmp_path / "progress.jsonl").write_bytes(b"{")
     with pytest.raises(ValueError, match="is damaged"):
         evaluate(Brightness(), DATA, ["pgd-2"], "4/255", resume=True, **options)
+
+
+def test_models_differ_by_what_they_say_of_themselves():
+    """A temperature of a mixture is in no state dict: a stopped evaluation is not gone on with."""
+    router = PromptRouter(4, 3)
+    heads = [
+        MixtureHead(router, temperature=t, mix=m)
+        for t, m in ((1, "raw"), (2, "raw"), (1, "normalised"))
+    ]
+    hashes = [_describe(head)["weights"] for head in heads]
+    assert len(set(hashes)) == 3
+    assert _describe(MixtureHead(router, mix="raw"))["weights"] == hashes[0]
 
 
 def test_limit_draws_the_same_images_for_a_seed():
