@@ -1,5 +1,7 @@
 """Which images are judged, and which are looked at."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .._checks import check_count
@@ -7,7 +9,17 @@ from .._checks import check_count
 
 def evenly(n: int, total: int) -> list[int]:
     """At most n places out of so many, as far apart as they go."""
-    return sorted({round(i * (total - 1) / max(1, n - 1)) for i in range(min(n, total))})
+    n = min(n, total)
+    return [round(i * (total - 1) / max(1, n - 1)) for i in range(n)]
+
+
+def in_turn(*groups: tuple[Sequence[int], int]) -> list[int]:
+    """Places out of several groups, evenly drawn; each with how many there are to be after it."""
+    taken: set[int] = set()
+    for places, upto in groups:
+        left = [place for place in places if place not in taken]
+        taken |= {left[i] for i in evenly(upto - len(taken), len(left))}
+    return sorted(taken)
 
 
 def draw_rows(n: int, limit: int | None, seed: int) -> list[int]:

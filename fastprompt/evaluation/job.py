@@ -14,14 +14,14 @@ from .._progress import Progress
 from ..attacks import PGD
 from ..data.loading import fingerprint
 from .diagnostics import diagnose
-from .draw import evenly
-from .engine import Images, ModelRun, random_numbers
+from .draw import evenly, in_turn
+from .engine import FELL, Images, ModelRun, random_numbers
 from .examples import Examples
 from .judge import Model, facts, verdicts
 from .plan import How, Planned
 from .record import Record
 from .result import Evaluation
-from .sanity import FULL, QUICK, Verdict, check_model, check_rows
+from .sanity import FULL, QUICK, Claim, Verdict, check_claims, check_model, check_rows, claims
 from .sanity.sample import ASSUMED_EPS, Sample
 
 Sanity = Literal["quick", "full", "off"]
@@ -147,16 +147,32 @@ class Job:
 
     def _some(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Indices, pixels and labels of n images, evenly drawn: data sets are often sorted."""
-        places = evenly(n, len(self.images.rows))
+        return self._read(evenly(n, len(self.images.rows)))
+
+    def _read(self, places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         ((indices, pixels, labels),) = self.images.read(places, len(places))
         return indices, pixels, labels
+
+    def _looked_at(self, n: int, clean: str, claimed: Sequence[Claim]) -> list[int]:
+        """Half of them stand under attack, if so many do: there a gradient is worth a doubt.
+
+        The others are right clean: on what is wrong already an attack can't be looked at.
+        """
+        standing = next((claim.standing for claim in claimed if claim.standing), ())
+        right = [place for place, flag in enumerate(clean) if flag != FELL]
+        return in_turn((standing, n // 2), (right, n), (range(len(clean)), n))
 
     def _check(self, run: ModelRun, rows: Sequence[dict[str, Any]]) -> list[Verdict]:
         """What the checks say of a model and of its rows."""
         if self.sanity == "off":
             return []
         depth = QUICK if self.sanity == "quick" else FULL
-        indices, pixels, labels = self._some(depth.images)
+        # what is made on the model itself is no transfer: it sees all
+        own = {f"transfer:{k}" for k, m in self.surrogates.items() if m is run.model}
+        seen = [{**row, "path": "adaptive"} if row["path"] in own else row for row in rows]
+        claimed = claims(seen)
+        places = self._looked_at(depth.images, rows[0]["flags"], claimed)
+        indices, pixels, labels = self._read(places)
         sample = Sample(
             run.model,
             pixels,
@@ -168,11 +184,12 @@ class Job:
             samples=run.how.samples,
             surrogates={k: m for k, m in self.surrogates.items() if m is not run.model},
         )
-        # what is made on the model itself is no transfer: it sees all
-        own = {f"transfer:{k}" for k, m in self.surrogates.items() if m is run.model}
-        seen = [{**row, "path": "adaptive"} if row["path"] in own else row for row in rows]
         with random_numbers(run.how.seed, ("sanity", run.name), self.images.device):
-            return [*check_model(sample, depth), *check_rows(seen)]
+            return [
+                *check_model(sample, depth),
+                *check_claims(sample, claimed, self._read),
+                *check_rows(seen),
+            ]
 
     def _diagnostics(self, labels: list[int]) -> dict[str, Any]:
         """Of the classifiers that have something to tell."""

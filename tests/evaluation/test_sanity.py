@@ -8,7 +8,8 @@ from torch import nn
 
 from fastprompt import JPEG, BitDepth, Defended, GaussianSmoothing, evaluate
 from fastprompt.data import ImageTensors
-from fastprompt.evaluation.sanity import FULL, QUICK, check_model, check_rows
+from fastprompt.evaluation.draw import evenly, in_turn
+from fastprompt.evaluation.sanity import FULL, QUICK, check_model, check_rows, claims
 from fastprompt.evaluation.sanity.gradients import measured_gradient
 from fastprompt.evaluation.sanity.sample import Sample
 from fastprompt.evaluation.sanity.strength import in_8_bits
@@ -346,3 +347,102 @@ def test_a_failed_check_makes_the_evaluation_one_not_to_be_trusted():
     assert any("attack path" in reason for reason in result.reasons)
     assert "! not to be trusted: model, attack path" in result.table()
     assert evaluate(other_in_the_attack, data, ["clean"], sanity="off", progress=False).trusted
+
+
+def failed_checks(model, data, attacks, eps=EPS):
+    result = evaluate(model, data, attacks, eps, progress=False)
+    return {s["check"]: s["reason"] for s in result.sanity if s["verdict"] == "failed"}, result
+
+
+def early():
+    calls = []
+
+    def model(x):
+        calls.append(len(x))
+        return backwards(x) if len(calls) < 12 else HONEST(x)
+
+    return model
+
+
+def in_large_batches(x):
+    return backwards(x) if len(x) > 20 else HONEST(x)
+
+
+def squashed(x):
+    """Monotone in each logit: the same predictions, and cross-entropy looks another way."""
+    return 20 * (2 * HONEST(x) + 4).sigmoid()
+
+
+@pytest.mark.parametrize("model", [early(), in_large_batches], ids=["early", "large batches"])
+def test_a_model_that_is_another_while_it_is_judged_is_attacked_again(model):
+    failed, result = failed_checks(model, ImageTensors(images(), LABELS), ["pgd-10"])
+    assert result.rows[1]["accuracy"] == 1.0
+    assert list(failed) == ["attacked again"]
+    assert "are said to stand under pgd-10 at 8/255 fall when" in failed["attacked again"]
+
+
+def test_what_stands_under_one_loss_is_attacked_by_the_other():
+    labels = squashed(PIXELS).argmax(1)
+    data = ImageTensors(images(), labels)
+    failed, result = failed_checks(squashed, data, ["pgd-20"])
+    assert result.rows[1]["accuracy"] == 0.5
+    assert list(failed) == ["another loss"]
+    assert "on the other of margin and cross-entropy" in failed["another loss"]
+    failed, result = failed_checks(squashed, data, ["pgd-20", "cw-20"])
+    assert result.rows[2]["accuracy"] < 0.1
+    assert not failed
+
+
+@pytest.mark.parametrize("attacks", [["pgd-1"], ["cw-3", "square-20"], ["apgd-ce-5", "pgd-20"]])
+def test_what_stands_under_a_weak_attack_stands_again(attacks):
+    if "square-20" in attacks:
+        pytest.importorskip("torchattacks")
+    data = ImageTensors(images(), LABELS)
+    result = evaluate(HONEST, data, attacks, [1 / 255, 0.5 / 255], progress=False)
+    again = next(s for s in result.sanity if s["check"] == "attacked again")
+    assert again["verdict"] == "passed"
+    assert set(again["figures"].values()) == {"0 of 16 fell"}
+
+
+def test_claims_are_of_what_stands_under_every_attack_that_sees_the_model():
+    def flagged(attack, flags, eps=4 / 255, path="adaptive"):
+        return {**row(attack, eps, path=path), "flags": flags}
+
+    rows = [
+        flagged("pgd-20", "1101"),
+        flagged("apgd-t", "11?0"),
+        flagged("square", "1000", path="black-box"),
+        flagged("cw-3", "1111", eps=1 / 255),
+        flagged("pgd-2", "0110", eps=2 / 255, path="transfer:other"),
+    ]
+    large, small = claims(rows)
+    assert (large.attack, large.kind, large.steps) == ("apgd-t", "apgd-t", 100)
+    assert list(large.standing) == [0, 1]
+    assert (small.kind, small.steps, list(small.standing)) == ("cw", 3, [0, 1, 2, 3])
+    assert claims([flagged("pgd-20@own", "10")])[0].kind == "pgd"
+    assert claims([flagged("fab-t", "10"), flagged("pgd-20", "10", eps=0.0)]) == []
+
+
+def test_images_are_drawn_evenly_those_that_matter_first():
+    assert evenly(4, 100) == [0, 33, 66, 99]
+    assert evenly(16, 6) == [0, 1, 2, 3, 4, 5]  # fewer than asked for: all
+    assert evenly(3, 0) == evenly(0, 3) == []
+    assert in_turn(([8, 9], 2), (range(4, 10), 4), (range(10), 5)) == [0, 4, 7, 8, 9]
+
+
+def test_the_checks_look_at_images_that_are_right_wherever_they_are():
+    many = images(200)
+    truth = HONEST(many.float() / 255).argmax(1)
+    labels = (truth + 1) % 6
+    labels[[3, 50, 51, 120]] = truth[[3, 50, 51, 120]]
+    failed, _ = failed_checks(shuffled, ImageTensors(many, labels), ["pgd-3"])
+    assert "measured gradient" in failed
+    failed, result = failed_checks(HONEST, ImageTensors(many, labels), ["pgd-3"])
+    assert not failed
+    skipped = {s["check"] for s in result.sanity if s["verdict"] == "skipped"}
+    assert "measured gradient" not in skipped
+    # nothing is right: nothing is claimed, and nothing is to be doubted
+    failed, result = failed_checks(HONEST, ImageTensors(many, (truth + 1) % 6), ["pgd-3"])
+    assert not failed
+    assert result.trusted
+    assert result.rows[1]["accuracy"] == 0

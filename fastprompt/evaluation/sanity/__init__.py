@@ -5,8 +5,18 @@ After Carlini et al., "On evaluating adversarial robustness", 2019, section 5, a
 the whole evaluation one that is not to be trusted.
 """
 
+from .again import Claim, check_claims, claims
 from .checks import FULL, QUICK, check_model
 from .rows import check_rows
 from .verdict import Verdict
 
-__all__ = ["FULL", "QUICK", "Verdict", "check_model", "check_rows"]
+__all__ = [
+    "FULL",
+    "QUICK",
+    "Claim",
+    "Verdict",
+    "check_claims",
+    "check_model",
+    "check_rows",
+    "claims",
+]

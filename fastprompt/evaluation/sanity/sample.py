@@ -91,10 +91,14 @@ class Sample:
         )
         return attack.run(self.images, self.labels, indices=self.indices).images
 
-    def standing(self, adv: Tensor) -> int:
-        """How many images are classified rightly when attacked so."""
+    def stands(self, adv: Tensor) -> Tensor:
+        """Which images are classified rightly when attacked so, bool ``[B]``."""
         logits = self.logits(adv)
-        return int((~fooled(logits, self.labels) & ~logits.isnan().any(dim=1)).sum())
+        return ~fooled(logits, self.labels) & ~logits.isnan().any(dim=1)
+
+    def standing(self, adv: Tensor) -> int:
+        """How many they are."""
+        return int(self.stands(adv).sum())
 
     def __len__(self) -> int:
         return len(self.images)
