@@ -278,7 +278,7 @@ def test_a_model_that_says_it_is_random_is_attacked_in_expectation():
 def test_planted_examples_are_found_by_gradients_and_not_by_chance():
     (verdict,) = (v for v in check_model(sample(HONEST), QUICK) if v.check == "planted example")
     assert verdict.verdict == "passed"
-    assert verdict.figures["planted"] >= 12
+    assert verdict.figures["planted"] >= 6
     assert verdict.figures["found"] >= 0.8
     assert verdict.figures["by_chance"] <= 0.5
     (verdict,) = (v for v in check_model(sample(rounded), QUICK) if v.check == "planted example")
@@ -401,7 +401,7 @@ def test_what_stands_under_a_weak_attack_stands_again(attacks):
     result = evaluate(HONEST, data, attacks, [1 / 255, 0.5 / 255], progress=False)
     again = next(s for s in result.sanity if s["check"] == "attacked again")
     assert again["verdict"] == "passed"
-    assert set(again["figures"].values()) == {"0 of 16 fell"}
+    assert set(again["figures"].values()) == {"0 of 12 fell"}
 
 
 def test_claims_are_of_what_stands_under_every_attack_that_sees_the_model():

@@ -13,7 +13,7 @@ from .verdict import Verdict
 
 Read = Callable[[Sequence[int]], tuple[Tensor, Tensor, Tensor]]
 _STANDS = "1"
-_IMAGES, _STEPS = 16, 20  # looked at for each radius
+_IMAGES, _STEPS = 12, 10  # for each radius: the first steps of the attack fell most
 # how many may fall, and which share of them
 _LUCK = (1, 0.1)  # passes of another size round otherwise, and a step's sign turns
 _LOSSES_DIFFER = (3, 0.4)  # honest mixtures of prompts: up to 0.3

@@ -1,7 +1,7 @@
 """The few images that the checks look at, and the model under them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -64,18 +64,13 @@ class Sample:
     @property
     def among_right(self) -> "Sample":
         """The images that are classified rightly: those that an attack has something to do on."""
-        keep = self.right.nonzero().flatten()
-        return Sample(
-            self.model,
-            self.images[keep],
-            self.labels[keep],
-            self.indices[keep],
-            self.eps,
-            self.seed,
-            self.batch,
-            self.samples,
-            self.surrogates,
-        )
+        return self.of(self.right.nonzero().flatten().tolist())
+
+    def of(self, places: Sequence[int]) -> "Sample":
+        """Some of the images."""
+        keep = torch.tensor(places, dtype=torch.long, device=self.images.device)
+        images, labels, indices = (t[keep] for t in (self.images, self.labels, self.indices))
+        return replace(self, images=images, labels=labels, indices=indices)
 
     def pgd(self, eps: float, steps: int, *, alpha: float | None = None, **options: Any) -> Tensor:
         """PGD's images: the last iterates, steps of eps/4."""
