@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRand
 from fastprompt import Evaluation, evaluate, load_data
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.job import _describe
+from fastprompt.evaluation.draw import evenly
 from fastprompt.evaluation.judge import wilson
 from fastprompt.heads import MixtureHead, PromptRouter
 
@@ -397,6 +398,14 @@ def test_a_stopped_evaluation_goes_on_to_the_same_bits(tmp_path, after, monkeypa
     )
     assert whole_images == part_images
     assert not (tmp_path / "part" / "examples").exists()
+
+
+@pytest.mark.parametrize(("n", "total"), [(8, 7), (256, 60), (4, 4), (1, 9), (0, 3), (8, 1000)])
+def test_so_many_places_as_there_are_are_drawn_from_end_to_end(n, total):
+    places = evenly(n, total)
+    assert len(places) == min(n, total)
+    if len(places) > 1:
+        assert (places[0], places[-1]) == (0, total - 1)
 
 
 def test_a_stop_while_the_parts_of_the_examples_are_dropped(tmp_path, monkeypatch):
