@@ -20,12 +20,30 @@ class Examples:
 
     Args:
         folder: of the evaluation; None keeps them in memory.
-        n: images of the evaluation.
+
+    Attributes:
+        places: of the images that are kept.
     """
 
-    def __init__(self, folder: Path | None, n: int) -> None:
-        self.folder, self.places = folder, evenly(SHOWN, n)
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.places: list[int] = []
         self._kept: dict[tuple[str, ...], dict[str, Tensor]] = {}
+
+    def choose(self, right: Sequence[Sequence[bool]]) -> None:
+        """Choose images that most models have right clean: an attack does nothing to the others.
+
+        It is done before any attack, so that what is shown does not depend on who falls.
+
+        Args:
+            right: for each model, which of the images it has right; the images alike for all.
+        """
+        votes = [sum(image) for image in zip(*right, strict=True)]
+        chosen: list[int] = []
+        for most in sorted(set(votes), reverse=True):
+            alike = [place for place, vote in enumerate(votes) if vote == most]
+            chosen += [alike[i] for i in evenly(SHOWN - len(chosen), len(alike))]
+        self.places = sorted(chosen)
 
     def _file(self, unit: tuple[str, ...]) -> Path:
         assert self.folder is not None
@@ -43,14 +61,19 @@ class Examples:
         else:
             write_tensors(self._file(unit), tensors, {"kind": _PART})
 
-    def of(self, units: Sequence[tuple[str, ...]], clean: Tensor) -> Tensor:
-        """The shown images after an attack's units, in their order; clean where none touched it."""
+    def of(self, units: Sequence[tuple[str, ...]], clean: Tensor) -> Tensor | None:
+        """The shown images after an attack's units, in their order; clean where none touched it.
+
+        None if parts of a stopped evaluation hold other images, which an older version chose.
+        """
         out = clean.clone()
         for unit in units:
             tensors = self._kept.get(unit)
             if tensors is None and self.folder is not None and self._file(unit).exists():
                 tensors = read_tensors(self._file(unit), _PART)[0]
             if tensors is not None:
+                if not set(tensors["places"].tolist()) <= set(self.places):
+                    return None
                 for place, image in zip(tensors["places"].tolist(), tensors["adv"], strict=True):
                     out[self.places.index(place)] = image
         return out

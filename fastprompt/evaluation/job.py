@@ -55,25 +55,17 @@ class Job:
         """Do what is not done yet."""
         path = self.folder and self.folder / "progress.jsonl"
         record = Record(path, self.about, resume=resume)
-        examples = Examples(self.folder, len(self.images.rows))
+        examples = Examples(self.folder)
         passes = 1 + sum(len(attack.parts) for attack in self._plan)
         total = len(self.images.rows) * len(self.models) * passes
-        runs, rows = [], []
         with Progress(total, "evaluate", "img", show=progress) as bar:
-            for name, model in self.models.items():
-                run = ModelRun(
-                    name,
-                    model,
-                    self.images,
-                    self.hows[name],
-                    record,
-                    examples,
-                    self.surrogates,
-                    bar,
-                )
-                clean = run.clean()
-                rows.append([clean, *(run.attacked(attack, clean) for attack in self.plans[name])])
-                runs.append(run)
+            runs = [self._run_of(name, record, examples, bar) for name in self.models]
+            cleans = [run.clean() for run in runs]
+            examples.choose([[flag != FELL for flag in clean["flags"]] for clean in cleans])
+            rows = [
+                [clean, *(run.attacked(attack, clean) for attack in self.plans[run.name])]
+                for run, clean in zip(runs, cleans, strict=True)
+            ]
             sanity = []
             for run, own in zip(runs, rows, strict=True):
                 bar.note(f"{run.name}: checks")
@@ -92,6 +84,10 @@ class Job:
             self._write_examples(examples, runs, ordered)
             result.save(self.folder / "result.json")
         return result
+
+    def _run_of(self, name: str, record: Record, examples: Examples, bar: Progress) -> ModelRun:
+        model, how = self.models[name], self.hows[name]
+        return ModelRun(name, model, self.images, how, record, examples, self.surrogates, bar)
 
     # ---- what it is --------------------------------------------------------------------------
 
@@ -227,6 +223,8 @@ class Job:
             run = by_name[row["model"]]
             units = run.units.get((row["attack"], row["eps"]), [])
             adv = examples.of(units, clean.cpu())
+            if adv is None:
+                continue
             with random_numbers(run.how.seed, ("examples", str(r)), self.images.device):
                 predicted = verdicts(run.model, adv.to(clean.device), labels)[1]
             tensors |= {f"prediction.{r}": predicted.cpu(), f"adv.{r}": adv}

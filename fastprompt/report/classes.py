@@ -35,11 +35,11 @@ class ClassTable:
     best: list[ClassRow]
 
 
-def class_tables(methods: Sequence[Method]) -> list[ClassTable]:
-    """Worst and best classes under each method's strongest adaptive attack."""
+def class_tables(methods: Sequence[Method], eps: float | None) -> list[ClassTable]:
+    """Worst and best classes under each method's strongest adaptive attack of a radius."""
     out = []
     for method in methods:
-        cell = method.strongest()
+        cell = method.strongest(eps)
         if cell is None or not cell.row.get("flags"):
             continue
         found = cell.source.evaluation

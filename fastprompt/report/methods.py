@@ -78,15 +78,17 @@ class Method:
         """The cells of attacks."""
         return {k: c for k, c in self.cells.items() if k.attack != "clean"}
 
-    def strongest(self) -> Cell | None:
-        """Its lowest row of an adaptive attack, at its middle radius (of two, the smaller)."""
-        adaptive = {k: c for k, c in self.attacked().items() if k.path == "adaptive" and k.eps}
-        radii = sorted({k.eps for k in adaptive})
-        if not radii:
-            return None
-        middle = radii[(len(radii) - 1) // 2]
-        here = [c for k, c in adaptive.items() if k.eps == middle]
-        return min(here, key=lambda cell: cell.row["accuracy"])
+    @property
+    def radii(self) -> set[float]:
+        """Of its adaptive attacks."""
+        return {k.eps for k in self.attacked() if k.path == "adaptive" and k.eps}
+
+    def strongest(self, eps: float | None) -> Cell | None:
+        """Its lowest row of an adaptive attack of that radius; None takes its smallest."""
+        eps = min(self.radii, default=None) if eps is None else eps
+        adaptive = {k: c for k, c in self.attacked().items() if k.path == "adaptive"}
+        here = [c for k, c in adaptive.items() if k.eps == eps]
+        return min(here, key=lambda cell: cell.row["accuracy"], default=None)
 
     def together(self, eps: float) -> tuple[float, tuple[float, float], int] | None:
         """What stands under all attacks of a radius: share, interval, how many attacks."""
@@ -158,6 +160,15 @@ def _name(methods: Sequence[Method]) -> None:
         if taken[method.label] > 1:
             numbers[method.label] += 1
             method.label += f" {numbers[method.label]}"
+
+
+def common_radius(methods: Sequence[Method]) -> float | None:
+    """The smallest radius at which every attacked method was attacked; None if there is none.
+
+    The smallest, since at the larger ones little may stand of any method.
+    """
+    attacked = [m.radii for m in methods if m.radii]
+    return min(set.intersection(*attacked), default=None) if attacked else None
 
 
 def columns_of(methods: Sequence[Method]) -> list[Column]:

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import classes, figures, pictures, settings
 from .gather import Run
-from .methods import Column, Method, columns_of, path_words, radius
+from .methods import Column, Method, columns_of, common_radius, path_words, radius
 from .tables import caption, distrust
 
 
@@ -26,13 +26,17 @@ class Shown:
 
 @dataclass(frozen=True)
 class Summary:
-    """A method in two numbers: clean, and standing under every attack of one radius."""
+    """A method in two numbers: clean, and standing under every attack of ``radius``.
+
+    ``under`` names these attacks.
+    """
 
     label: str
     about: str
     clean: float | None
     robust: float | None
     interval: tuple[float, float]
+    radius: str
     under: str
     trusted: bool
 
@@ -49,6 +53,7 @@ def page_text(runs: Sequence[Run], methods: Sequence[Method]) -> str:
     environment.filters["share"] = lambda value: f"{value:.1f}"
     columns = columns_of(methods)
     reasons = distrust(methods)
+    eps = common_radius(methods)
     names = ", ".join(run.name for run in runs)
     return environment.get_template("page.html.j2").render(
         title=f"Robust accuracy: {names}",
@@ -58,14 +63,16 @@ def page_text(runs: Sequence[Run], methods: Sequence[Method]) -> str:
         failed=sum(not _trusted(m) for m in methods),
         skipped=sum(s["verdict"] == "skipped" for m in methods for s in m.sanity),
         unchecked=[m.label for m in methods if not m.sanity],
-        summaries=_summaries(methods),
+        summaries=_summaries(methods, eps),
+        common=eps is not None,
+        apart=_apart(methods, eps),
         headline=_headline(methods, columns, reasons),
         eps_plots=figures.against_eps(methods),
         step_plots=figures.against_steps(methods),
         parts=figures.parts(methods),
         tuning_plots=figures.tuning(runs, methods),
-        class_tables=classes.class_tables(methods),
-        grids=pictures.grids(methods),
+        class_tables=classes.class_tables(methods, eps),
+        grids=pictures.grids(methods, eps),
         routings=classes.routings(methods),
         corrections=[p for m in methods if (p := figures.corrections(m)) is not None],
         sanity=[(m.label, m.sanity) for m in methods if m.sanity],
@@ -125,25 +132,46 @@ def _about(method: Method) -> str:
     return "behind " + ", ".join(map(str, defences)) if defences else ""
 
 
-def _summaries(methods: Sequence[Method]) -> list[Summary]:
+def _summaries(methods: Sequence[Method], eps: float | None) -> list[Summary]:
+    """A card for each method, at the radius that all have; else each at its own."""
     out = []
     for method in methods:
-        clean = method.clean
-        best = method.strongest()
-        robust, interval, under = None, (0.0, 0.0), ""
+        clean, best = method.clean, method.strongest(eps)
+        robust, interval, at, under = None, (0.0, 0.0), "", ""
         if best is not None:
-            eps = best.row["eps"]
-            (share, (low, high), count) = method.together(eps) or (
-                best.row["accuracy"],
-                best.row["interval"],
-                1,
-            )
+            own = best.row["eps"]
+            alone = best.row["accuracy"], best.row["interval"], 1
+            share, (low, high), count = method.together(own) or alone
             robust, interval = 100 * share, (100 * low, 100 * high)
-            every = f"all {count} attacks" if count > 1 else best.row["attack"]
-            under = f"under {every} at {radius(eps)}"
-        about = _about(method)
+            attacks = [_words(k) for k in _attacks(method, own)]
+            several = f"all of {count} attacks" if count > 2 else " and ".join(attacks)
+            at, under = radius(own), several if count > 1 else best.row["attack"]
         share_clean = None if clean is None else 100 * clean["accuracy"]
+        trusted = _trusted(method)
         out.append(
-            Summary(method.label, about, share_clean, robust, interval, under, _trusted(method))
+            Summary(method.label, _about(method), share_clean, robust, interval, at, under, trusted)
         )
+    return out
+
+
+def _attacks(method: Method, eps: float | None) -> list[tuple[str, str]]:
+    """Names and paths of the attacks of a radius."""
+    return [(k.attack, k.path) for k in method.attacked() if k.eps == eps]
+
+
+def _words(attack: tuple[str, str]) -> str:
+    name, path = attack
+    return name if path == "adaptive" or "@" in name else f"{name} ({path_words(path)})"
+
+
+def _apart(methods: Sequence[Method], eps: float | None) -> list[str]:
+    """Why the cards, which stand side by side, can't be compared."""
+    attacked = [m for m in methods if m.radii]
+    out = []
+    if attacked and eps is None:
+        out.append("No radius is common to all models: each card is at a radius of its own.")
+    elif len({frozenset(_attacks(m, eps)) for m in attacked}) > 1:
+        out.append(f"At ε = {radius(eps or 0.0)} the models stood under different attacks.")
+    if len({m.sources[0].images for m in methods}) > 1:
+        out.append("The models were judged on different images.")
     return out

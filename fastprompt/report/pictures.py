@@ -13,6 +13,8 @@ from .gather import Source
 from .methods import Method, path_words, radius
 
 _MOST = 8  # images of one method
+_WRONG_BEFORE = "wrong before"
+_WRONG = 2  # of them, that were wrong before the attack: they say little about it
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,20 @@ class Grid:
     pictures: some images.
     amplified: the perturbation is shown so many times as large.
     size: of an image in pixels.
+    left_out: images that are not shown, since they were wrong before the attack.
     """
 
     title: str
     pictures: list[Picture]
     amplified: float
     size: int
+    left_out: int
 
 
-def grids(methods: Sequence[Method]) -> list[Grid]:
-    """A grid for each method that kept images of an attack, the strongest adaptive one if it can.
+def grids(methods: Sequence[Method], eps: float | None) -> list[Grid]:
+    """A grid for each method that kept images of an attack.
+
+    The strongest adaptive one of the radius, if its images were kept.
 
     Raises:
         ValueError: a file of images is damaged, or does not fit its result.
@@ -57,7 +63,7 @@ def grids(methods: Sequence[Method]) -> list[Grid]:
     kept: dict[int, dict[str, Tensor]] = {}
     out = []
     for method in methods:
-        best = method.strongest()
+        best = method.strongest(eps)
         cells = [*([best] if best else []), *method.attacked().values()]
         for cell in cells:
             if id(cell.source) not in kept:
@@ -85,9 +91,12 @@ def _grid(method: Method, source: Source, number: int, tensors: dict[str, Tensor
         ) from None
     amplified = 0.5 / row["eps"] if row["eps"] else 1.0
     pictures = []
-    for i in range(min(_MOST, len(adv))):
+    befores = [known.get(index) for index in indices]
+    found = list(map(_verdict, labels, befores, told))
+    shown = _telling(found)
+    for i in shown:
         pixels = clean[i].float() / 255
-        before = known.get(indices[i])
+        before = befores[i]
         pictures.append(
             Picture(
                 (
@@ -98,16 +107,24 @@ def _grid(method: Method, source: Source, number: int, tensors: dict[str, Tensor
                 _name(source, labels[i]),
                 None if before is None else _name(source, before),
                 _name(source, told[i]),
-                _verdict(labels[i], before, told[i]),
+                found[i],
             )
         )
     words = f"{row['attack']} at {radius(row['eps'])} ({path_words(row['path'])})"
-    return Grid(f"{method.label} under {words}", pictures, amplified, clean.shape[-1])
+    left_out = found.count(_WRONG_BEFORE) - sum(found[i] == _WRONG_BEFORE for i in shown)
+    return Grid(f"{method.label} under {words}", pictures, amplified, clean.shape[-1], left_out)
+
+
+def _telling(found: Sequence[str]) -> list[int]:
+    """Which images are shown, by their verdicts: those that were right before come first."""
+    right = [i for i, verdict in enumerate(found) if verdict != _WRONG_BEFORE]
+    wrong = [i for i, verdict in enumerate(found) if verdict == _WRONG_BEFORE]
+    return [*right, *wrong[:_WRONG]][:_MOST]
 
 
 def _verdict(label: int, before: int | None, after: int) -> str:
     if before not in (None, label):
-        return "wrong before"
+        return _WRONG_BEFORE
     return "stands" if after == label else "fell"
 
 

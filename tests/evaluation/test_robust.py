@@ -9,9 +9,11 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
 
 from fastprompt import Evaluation, evaluate, load_data
+from fastprompt._files import read_tensors
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.job import _describe
 from fastprompt.evaluation.draw import evenly
+from fastprompt.evaluation.examples import Examples
 from fastprompt.evaluation.judge import wilson
 from fastprompt.heads import MixtureHead, PromptRouter
 
@@ -406,6 +408,37 @@ def test_so_many_places_as_there_are_are_drawn_from_end_to_end(n, total):
     assert len(places) == min(n, total)
     if len(places) > 1:
         assert (places[0], places[-1]) == (0, total - 1)
+
+
+def test_what_is_kept_to_look_at_was_right_clean(tmp_path):
+    data = many()  # three in four get a wrong label
+    labels = torch.tensor([y if i % 4 == 0 else 1 - y for i, (_, y) in enumerate(data)])
+    data = ImageTensors(torch.stack([x for x, _ in data]), labels)
+    both = {"one": Brightness(), "other": Brightness()}
+    options = {"progress": False, "sanity": "off", "out": tmp_path}
+    result = evaluate(both, data, ["pgd-3"], "4/255", **options)
+    kept = read_tensors(tmp_path / "examples.safetensors", "examples")[0]
+    assert len(kept["indices"]) == 8
+    right = {i for i, flag in enumerate(result.rows[0]["flags"]) if flag == "1"}
+    assert len(right) >= 8
+    assert set(kept["indices"].tolist()) <= right
+
+
+def test_kept_images_are_those_that_most_models_have_right():
+    kept = Examples(None)
+    kept.choose([[i % 2 == 0 for i in range(12)], [i % 3 == 0 for i in range(12)]])
+    assert kept.places == [0, 2, 3, 4, 6, 8, 9, 10]
+    kept.choose([[False, False, True]])
+    assert kept.places == [0, 1, 2]
+
+
+def test_parts_with_images_that_an_older_version_chose_are_no_examples():
+    kept = Examples(None)
+    kept.choose([[i > 3 for i in range(12)]])
+    kept.keep(("a",), range(12), torch.rand(12, 3, 2, 2))
+    assert kept.of([("a",)], torch.zeros(8, 3, 2, 2)) is not None
+    kept.places = list(range(8))
+    assert kept.of([("a",)], torch.zeros(8, 3, 2, 2)) is None
 
 
 def test_a_stop_while_the_parts_of_the_examples_are_dropped(tmp_path, monkeypatch):

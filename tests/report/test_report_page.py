@@ -191,6 +191,43 @@ def test_a_check_that_fails_in_a_second_look_at_the_same_rows_is_told(run):
     assert page.sections["accuracy"].count("tuned") == 1
 
 
+def attacked_at(folder, *radii, attack="pgd-20", **more):
+    """A folder with one model, clean and under an attack at some radii."""
+    folder.mkdir()
+    rows = [row("m", "clean", "none", 0.0, "1111" * 30)]
+    rows += [row("m", attack, "adaptive", eps, "1100" * 30) for eps in radii]
+    evaluation(rows, sanity_of("m"), models={}, **more).save(folder / "result.json")
+    return folder
+
+
+def test_cards_stand_at_a_radius_that_all_have(tmp_path):
+    a, b = (tmp_path / name for name in "ab")
+    runs = [attacked_at(a, *RADII), attacked_at(b, *RADII[1:])]
+    text, page = page_of(*runs, out=tmp_path / "both.html")
+    assert text.count("robust at <b>ε = 2/255</b>") == 2
+    assert "Not to be compared" not in text
+    assert "pgd-20 at 2/255" in page.sections["classes"]
+
+
+def test_cards_without_a_common_radius_say_so(tmp_path):
+    a, b = (tmp_path / name for name in "ab")
+    runs = [attacked_at(a, RADII[0]), attacked_at(b, RADII[1])]
+    text, _ = page_of(*runs, out=tmp_path / "both.html")
+    for radius in ("1/255", "2/255"):
+        assert text.count(f"robust at <b>ε = {radius}</b>") == 1
+    assert text.count("no radius is common to all models") == 2
+    assert "No radius is common to all models" in text
+
+
+def test_cards_under_other_attacks_or_on_other_images_say_so(tmp_path):
+    a, b = (tmp_path / name for name in "ab")
+    data = {"name": "other", "fingerprint": "b00", "n": N}
+    runs = [attacked_at(a, RADII[0]), attacked_at(b, RADII[0], attack="square", data=data)]
+    text, _ = page_of(*runs, out=tmp_path / "both.html")
+    assert "At ε = 1/255 the models stood under different attacks." in text
+    assert "The models were judged on different images." in text
+
+
 def test_folders_of_one_name_are_told_apart(tmp_path):
     runs = [full_run(tmp_path / name / "run", seed=i) for i, name in enumerate("xy")]
     _, page = page_of(*runs, out=tmp_path / "both.html")
@@ -244,6 +281,19 @@ def test_images_are_inline_with_their_predictions(run):
     assert "times 63.8" in words
     assert "NaN" in words
     assert words.count("fell") + words.count("wrong before") >= 2
+
+
+def test_of_images_that_were_wrong_clean_two_are_shown_and_last(tmp_path):
+    folder = full_run(tmp_path / "run")
+    found = Evaluation.load(folder / "result.json")
+    for clean in (r for r in found.rows if r["attack"] == "clean"):
+        clean["predictions"][:3] = [9, 9, 9]
+    found.save(folder / "result.json")
+    _, page = page_of(folder)
+    words = page.sections["images"]
+    assert words.count("wrong before") == 2 + 1  # and what is said of the third
+    assert "1 more of the kept images were wrong" in words
+    assert max(words.rfind("stands"), words.rfind("fell")) < words.find("clean taken for")
 
 
 def test_a_check_that_could_not_be_made_is_not_called_passed(run):
