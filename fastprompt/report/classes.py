@@ -8,6 +8,7 @@ from .figures import diagnostics
 from .methods import Method, radius
 
 _EACH = 10  # worst and best classes shown
+_FEW = 5  # images of a class: with fewer of them its share says next to nothing
 _ROUTED = 24  # classes of a router shown
 
 
@@ -28,11 +29,15 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The worst and the best classes of a method; ``best`` is empty if ``worst`` holds them all."""
+    """The worst and the best classes of a method; ``best`` is empty if ``worst`` holds them all.
+
+    ``few`` is set if half of the classes have fewer images than that, else 0.
+    """
 
     title: str
     worst: list[ClassRow]
     best: list[ClassRow]
+    few: int
 
 
 def class_tables(methods: Sequence[Method], eps: float | None) -> list[ClassTable]:
@@ -57,10 +62,11 @@ def class_tables(methods: Sequence[Method], eps: float | None) -> list[ClassTabl
         rows = _by_class(labels, names, cell.row["flags"], clean)
         words = f"{cell.row['attack']} at {radius(cell.row['eps'])} ({cell.row['path']})"
         title = f"{method.label} under {words}"
+        few = _FEW if 2 * sum(r.n < _FEW for r in rows) >= len(rows) else 0
         if len(rows) <= 2 * _EACH:
-            out.append(ClassTable(title, rows, []))
+            out.append(ClassTable(title, rows, [], few))
         else:
-            out.append(ClassTable(title, rows[:_EACH], rows[: -_EACH - 1 : -1]))
+            out.append(ClassTable(title, rows[:_EACH], rows[: -_EACH - 1 : -1], few))
     return out
 
 

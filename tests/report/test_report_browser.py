@@ -110,3 +110,21 @@ def test_it_prints(run, tmp_path):
     data = target.read_bytes()
     assert data.startswith(b"%PDF")
     assert 2 <= data.count(b"/Type /Page\n") + data.count(b"/Type /Page ") <= 20
+
+
+@pytest.mark.parametrize("scheme", [DARK, LIGHT], ids=["dark", "light"])
+def test_a_table_that_goes_on_beside_the_screen_has_a_shadow_there(run, tmp_path, scheme):
+    style = write_report(run).read_text("utf-8").split("<style>")[1].split("</style>")[0]
+    box = "<div class='scroll' style='height:100px;width:300px'><div style='width:{}px'></div></div>"
+    probe = tmp_path / "probe.html"
+    probe.write_text(
+        f"<!doctype html><style>{style} body {{ padding: 0; margin: 0 }}</style>"
+        + "".join(box.format(width) for width in (600, 300))
+    )
+    shot, _, _ = browse(probe, tmp_path / "browser", (600, 300), scheme)
+    seen = pixels(shot).astype(int)
+    paper = seen[250, 550]
+    wide, narrow = (abs(seen[y, :300] - paper).max(axis=1) for y in (50, 150))
+    assert wide[299] > 30
+    assert wide[:270].max() == 0
+    assert narrow.max() == 0

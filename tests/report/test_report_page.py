@@ -228,6 +228,15 @@ def test_cards_under_other_attacks_or_on_other_images_say_so(tmp_path):
     assert "The models were judged on different images." in text
 
 
+def test_classes_of_few_images_are_called_chance(tmp_path):
+    few = attacked_at(tmp_path / "few", RADII[0])
+    words = "fewer than 5 images"
+    assert words not in page_of(few)[1].sections["classes"]  # five of each of 24
+    data = {"name": "other", "n": N, "labels": list(range(N))}
+    many = attacked_at(tmp_path / "many", RADII[0], data=data)
+    assert words in page_of(many)[1].sections["classes"]
+
+
 def test_folders_of_one_name_are_told_apart(tmp_path):
     runs = [full_run(tmp_path / name / "run", seed=i) for i, name in enumerate("xy")]
     _, page = page_of(*runs, out=tmp_path / "both.html")
