@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from ._checks import unknown
+from ._names import unknown
 
 _COMMANDS = ("tune", "evaluate", "report", "import", "doctor")
 _USAGE = """usage: fastprompt COMMAND [options]

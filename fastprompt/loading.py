@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import bundled
-from ._checks import unknown
+from ._names import unknown
 from .clip import FrozenCLIP, Tokenizer
 
 _SCHEMES = ("hf-hub:", "local-dir:")

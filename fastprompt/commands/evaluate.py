@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .._checks import check_count, unknown
+from .._checks import check_count
 from .._files import read_json, write_json
+from .._names import unknown
 from ..clip import FrozenCLIP
 from ..data.load import Data, load_data
 from ..defences import Defended, parse_defences

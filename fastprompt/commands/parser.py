@@ -9,7 +9,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from .. import bundled
-from .._checks import nearest
+from .._names import nearest
 from ..clip import FrozenCLIP
 from ..loading import load_clip
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from .._checks import Fraction, check_count, parse_fraction, unknown
+from .._checks import Fraction, check_count, parse_fraction
+from .._names import unknown
 from ..data import load_data
 from ..evaluation import Evaluation
 from ..evaluation.plan import plan_attacks, split_radii

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_classnames, check_count, unknown
+from .._checks import check_classnames, check_count
+from .._names import unknown
 from ..clip import TEMPLATES
 from .downstream import WORLDS, draw_split
 from .loading import ImageDataset, ImageTensors

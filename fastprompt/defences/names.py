@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .._checks import unknown
+from .._names import unknown
 from .base import Defence
 from .resampled import GaussianSmoothing, RandomResizePad
 from .rounded import JPEG, BitDepth

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .._checks import Fraction, parse_fraction, unknown
+from .._checks import Fraction, parse_fraction
+from .._names import unknown
 from ..attacks import APGD, FAB, PGD, AttackResult, FeaturePGD, Square
 from ..attacks.losses import margin
 from ..attacks.peers import torchattacks

@@ -7,7 +7,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from .._checks import check_choice, check_count, check_number, unknown
+from .._checks import check_choice, check_count, check_number
+from .._names import unknown
 from ..towers import Engine
 from .optimisers import OptimiserName
 

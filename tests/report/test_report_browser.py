@@ -115,7 +115,7 @@ def test_it_prints(run, tmp_path):
 @pytest.mark.parametrize("scheme", [DARK, LIGHT], ids=["dark", "light"])
 def test_a_table_that_goes_on_beside_the_screen_has_a_shadow_there(run, tmp_path, scheme):
     style = write_report(run).read_text("utf-8").split("<style>")[1].split("</style>")[0]
-    box = "<div class='scroll' style='height:100px;width:300px'><div style='width:{}px'></div></div>"
+    box = "<div class=scroll style='height:100px;width:300px'><div style='width:{}px'></div></div>"
     probe = tmp_path / "probe.html"
     probe.write_text(
         f"<!doctype html><style>{style} body {{ padding: 0; margin: 0 }}</style>"

@@ -1,0 +1,72 @@
+"""What importing the package costs, and that it is as if all had been imported."""
+
+import ast
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastprompt
+
+SLOW = ("torch", "torchvision", "open_clip", "transformers", "matplotlib", "jsonargparse")
+
+
+def python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fastprompt.cli",
+        "import fastprompt.cli; assert fastprompt.cli.main(['--help']) == 0",
+        "import fastprompt.cli; assert fastprompt.cli.main(['tun']) == 2",
+    ],
+)
+def test_the_usage_does_not_wait_for_the_libraries(code):
+    show = f"; import sys; print([name for name in {SLOW} if name in sys.modules])"
+    assert python(code + show).splitlines()[-1] == "[]"
+
+
+def test_every_public_name_is_there():
+    assert set(fastprompt.__all__) <= set(dir(fastprompt))
+    for name in fastprompt.__all__:
+        assert getattr(fastprompt, name).__name__ == name
+    assert python("from fastprompt import *; print(NAPTuner.method, load_clip.__name__)") == (
+        "nap load_clip"
+    )
+
+
+def test_what_is_imported_is_what_type_checkers_see():
+    tree = ast.parse(Path(fastprompt.__file__).read_text("utf-8"))
+    checked = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert checked == fastprompt._HOME
+    assert set(checked) == set(fastprompt.__all__)
+
+
+def test_modules_are_attributes_without_an_import_of_their_own():
+    code = "import fastprompt; print(fastprompt.attacks.PGD is fastprompt.PGD)"
+    assert python(code) == "True"
+
+
+def test_other_names_are_missing():
+    with pytest.raises(AttributeError, match="has no attribute 'NAPTunr'"):
+        fastprompt.NAPTunr  # noqa: B018
+    with pytest.raises(ImportError, match="NAPTunr"):
+        from fastprompt import NAPTunr  # noqa: F401
+    assert not hasattr(fastprompt, "_none")
+
+
+def test_a_pickle_is_read_where_nothing_was_imported(tmp_path):
+    path = tmp_path / "defence.pkl"
+    path.write_bytes(pickle.dumps(fastprompt.JPEG(75)))
+    code = f"import pickle; print(pickle.load(open({str(path)!r}, 'rb')))"
+    assert python(code) == str(fastprompt.JPEG(75))
