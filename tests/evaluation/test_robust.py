@@ -11,9 +11,9 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRand
 from fastprompt import Evaluation, evaluate, load_data
 from fastprompt._files import read_tensors
 from fastprompt.data import ImageTensors
-from fastprompt.evaluation.job import _describe
 from fastprompt.evaluation.draw import evenly
 from fastprompt.evaluation.examples import Examples
+from fastprompt.evaluation.job import _describe
 from fastprompt.evaluation.judge import wilson
 from fastprompt.heads import MixtureHead, PromptRouter
 
