@@ -15,10 +15,9 @@ from fastprompt._checks import (
     check_images,
     check_labels,
     check_number,
-    nearest,
     parse_fraction,
-    unknown,
 )
+from fastprompt._names import nearest, unknown
 
 # ---- parse_fraction --------------------------------------------------------------------------
 
