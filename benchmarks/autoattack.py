@@ -106,15 +106,16 @@ def measure(
     show(out)
 
 
-def _lines(out: Path) -> list[list[str]]:
+def lines(out: Path = RESULT) -> list[list[str]]:
+    """The file's table."""
     head = ["", "eps", "clean"]
     for what in ("stand", "s", "gradients"):
         head += [what, f"{what} (torchattacks)"]
-    lines = [[*head, "ratio"]]
+    found = [[*head, "ratio"]]
     for row in json.loads(out.read_text("utf-8"))["rows"]:
         ours, theirs, n = row["fastprompt"], row["torchattacks"], row["images"]
         counts = (row["clean"], ours["standing"], theirs["standing"])
-        lines.append(
+        found.append(
             [
                 row["clip"],
                 row["eps"],
@@ -126,19 +127,12 @@ def _lines(out: Path) -> list[list[str]]:
                 f"{theirs['seconds'] / ours['seconds']:.1f}x",
             ]
         )
-    return lines
-
-
-def markdown(out: Path = RESULT) -> str:
-    """The file's table, as docs/evaluation.md shows it."""
-    head, *lines = _lines(out)
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return found
 
 
 def show(out: str = str(RESULT)) -> None:
     """Print the file's table."""
-    print(table(_lines(Path(out))))
+    print(table(lines(Path(out))))
 
 
 if __name__ == "__main__":

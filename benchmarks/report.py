@@ -1,6 +1,6 @@
 """Result files and the tables that the programs print."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ def table(rows: Sequence[Sequence[object]]) -> str:
         right = (f.rjust(w) for f, w in zip(figures, widths[1:], strict=True))
         lines.append("  ".join([name.ljust(widths[0]), *right]))
     return "\n".join(lines)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def gigaflops(flops: float) -> str:

@@ -21,6 +21,7 @@ from fastprompt.attacks import APGD
 
 from .methods.cells import main_cells
 from .methods.run import classifier_of
+from .methods.table import name_of
 from .report import RESULTS, table, write
 
 RESULT = RESULTS / "strength.json"
@@ -91,14 +92,19 @@ def measure() -> None:
     write(RESULT, {**about, "rows": rows})
 
 
+def lines() -> list[list[str]]:
+    """Images that stand, seed by seed."""
+    found = [["", "attack", "attacked", "stand", "stand (torchattacks)"]]
+    for row in json.loads(RESULT.read_text("utf-8"))["rows"]:
+        sides = (", ".join(map(str, row[side])) for side in ("fastprompt", "torchattacks"))
+        attack = f"{row['attack']}, {row['steps']} steps"
+        found.append([name_of(row["method"]), attack, str(row["attacked"]), *sides])
+    return found
+
+
 def show() -> None:
-    """Print the file's table: images that stand, seed by seed."""
-    found = json.loads(RESULT.read_text("utf-8"))
-    lines: list[list[object]] = [["", "attack", "attacked", "fastprompt", "torchattacks"]]
-    for row in found["rows"]:
-        sides = (" ".join(map(str, row[side])) for side in ("fastprompt", "torchattacks"))
-        lines.append([row["method"], f"{row['attack']}-{row['steps']}", row["attacked"], *sides])
-    print(table(lines))
+    """Print the file's table."""
+    print(table(lines()))
 
 
 if __name__ == "__main__":

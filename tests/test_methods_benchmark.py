@@ -101,3 +101,19 @@ def test_autoattack_leaves_no_more_than_pgd_and_no_check_fails():
         assert auto["accuracy"] <= pgd["accuracy"] <= clean["accuracy"]
         assert set(cell["checks"].values()) <= {"passed", "skipped"}
         assert cell["reasons"] == []
+
+
+def test_what_the_page_reads_from_autoattack():
+    found = json.loads(strong.RESULT.read_text("utf-8"))["cells"]
+    robust = {c["method"]: c["rows"] for c in found if c["model"] == "tiny-shapes-robust"}
+    pgd, auto = ({m: rows[i]["accuracy"] for m, rows in robust.items()} for i in (1, 2))
+    lost = {m: pgd[m] - auto[m] for m in robust}
+    assert min(lost.values()) > 0
+    assert max(lost, key=lost.get) == max(pgd, key=pgd.get) == "nap"
+    assert min(auto, key=auto.get) == "zero-shot"
+    intervals = [rows[2]["interval"] for rows in robust.values()]
+    assert max(low for low, _ in intervals) < min(high for _, high in intervals)  # all overlap
+    plain = {c["method"]: c["rows"][2] for c in found if c["model"] == "tiny-shapes"}
+    nap = plain.pop("nap")
+    assert round(100 * nap["accuracy"]) == 8
+    assert max(row["interval"][1] for row in plain.values()) < nap["interval"][0]

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import advpt, autoattack, engines, kernels
+from benchmarks import advpt, autoattack, engines, kernels, strength
+from benchmarks.report import markdown
 from fastprompt import APTTuner, bundled, load_data
 from fastprompt.attacks.autoattack import PARTS
 from fastprompt.evaluation.plan import plan_attacks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
 def python_blocks():
@@ -78,7 +80,8 @@ def test_the_engines_table_is_the_committed_files():
 
 def test_the_autoattack_table_is_the_committed_file():
     """Twice as fast where few images stand, with no more of them, by fewer gradients."""
-    assert autoattack.markdown() in (ROOT / "docs" / "evaluation.md").read_text("utf-8")
+    head, *rows = autoattack.lines()
+    assert markdown(head, rows) in EVALUATION
     for row in json.loads(autoattack.RESULT.read_text("utf-8"))["rows"]:
         ours, theirs = row["fastprompt"], row["torchattacks"]
         assert ours["standing"] <= theirs["standing"]
@@ -87,6 +90,17 @@ def test_the_autoattack_table_is_the_committed_file():
         if row["eps"] == "4/255":
             assert ours["standing"] / row["images"] <= 0.15
             assert theirs["seconds"] > 2 * ours["seconds"]
+
+
+def test_the_strength_table_is_the_committed_file():
+    """PGD's images are equal; APGD's are as strong as the seeds of torchattacks', or stronger."""
+    head, *rows = strength.lines()
+    assert markdown(head, rows) in EVALUATION
+    found = json.loads(strength.RESULT.read_text("utf-8"))["rows"]
+    assert {row["method"] for row in found} == set(strength.METHODS)
+    for row in found:
+        assert max(row["fastprompt"]) <= max(row["torchattacks"])
+        assert row["attack"] != "pgd" or row["equal_images"]
 
 
 def test_the_kernels_table_is_the_committed_files():
@@ -116,8 +130,7 @@ def test_the_kernels_example_runs():
 
 
 def test_the_evaluation_examples_run(tmp_path, monkeypatch, capsys):
-    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.S))
+    code = "\n".join(re.findall(r"```python\n(.*?)```", EVALUATION, flags=re.S))
     for long, short in (("limit=100", "limit=8"), ('"apgd-ce"', '"apgd-ce-5"')):
         assert long in code
         code = code.replace(long, short)
@@ -130,8 +143,7 @@ def test_the_evaluation_examples_run(tmp_path, monkeypatch, capsys):
 
 
 def test_every_attack_that_the_page_names_is_known():
-    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"\| name \| what it is.*?\n\n", text, flags=re.S)
+    (table,) = re.findall(r"\| name \| what it is.*?\n\n", EVALUATION, flags=re.S)
     rows = (line.split("|")[1] for line in table.strip().splitlines()[2:])
     names = [n for row in rows for n in re.findall(r"`([\w-]+)`", row)]
     assert len(names) >= 9

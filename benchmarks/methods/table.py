@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..report import markdown
 from . import strong
 from .cells import METHODS, MODELS, SHIFTED, TEST_EPS, all_cells
 from .run import IMAGES, RESULT, SHOTS
@@ -15,12 +16,6 @@ from .run import IMAGES, RESULT, SHOTS
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 NAMES = {"advpt": "AdvPT", "apt": "APT", "ampt": "AMPT", "capt": "CAPT", "nap": "NAP"}
 Row = Mapping[str, Any]
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def name_of(method: str) -> str:

@@ -35,6 +35,10 @@ What to read from it:
   2/255, and lose nothing clean; at 4/255 none wins. On the plain model APT and CAPT pay in clean
   accuracy.
 - AdvPT, tuned on a bank that saw no prompts, wins clean accuracy and little against this attack.
+- AutoAttack (below) leaves less than PGD-100 of all of them on the robust model, and takes most
+  from NAP, whose lead among the methods is gone there: at 2/255 all stand a little above the
+  zero-shot classifier, and their intervals overlap. On the plain model NAP alone keeps a part
+  (8 %). PGD alone would have said otherwise.
 - Not seen here: that more prompts beat a longer one (AMPT), that a consistency term helps (CAPT,
   and NAP's cosine), or that its balance matters. The differences are those of the seeds.
 - Prompts in all four layers win clean accuracy over those in the first; in two they did worse
