@@ -18,19 +18,21 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
-def python_blocks():
-    return re.findall(r"```python\n(.*?)```", README, flags=re.S)
+def python_blocks(text=README):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.S)
+
+
+def shortened(code, shorter):
+    """The code with smaller numbers, each of which is there."""
+    for long, short in shorter.items():
+        assert long in code
+        code = code.replace(long, short)
+    return code
 
 
 def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
-    code = python_blocks()[0]
-    for long, short in (
-        ("shots=16", "shots=1"),
-        ("epochs=8", "epochs=1, steps=1"),
-        ("limit=400", "limit=8"),
-    ):
-        assert long in code
-        code = code.replace(long, short)
+    shorter = {"shots=16": "shots=1", "epochs=8": "epochs=1, steps=1", "limit=400": "limit=8"}
+    code = shortened(python_blocks()[0], shorter)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)
@@ -40,10 +42,8 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_tuning_loop_runs(capsys):
     code = next(block for block in python_blocks() if "OnlinePGD" in block)
-    for long, short in (("shots=4", "shots=1"), ("limit=400", "limit=8"), ("range(2)", "range(1)")):
-        assert long in code
-        code = code.replace(long, short)
-    exec(code.replace("pgd-20", "pgd-2"), {})
+    shorter = {"shots=4": "shots=1", "limit=400": "limit=8", "range(2)": "range(1)"}
+    exec(shortened(code, {**shorter, "pgd-20": "pgd-2"}), {})
     assert "adaptive" in capsys.readouterr().out
 
 
@@ -122,7 +122,7 @@ def test_the_kernels_table_shows_what_a_gpu_measured(tmp_path):
 
 def test_the_kernels_example_runs():
     text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    (code,) = python_blocks(text)
     names: dict = {}
     exec(code, names)
     assert names["logits"].shape == (32, 100)
@@ -130,10 +130,8 @@ def test_the_kernels_example_runs():
 
 
 def test_the_evaluation_examples_run(tmp_path, monkeypatch, capsys):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", EVALUATION, flags=re.S))
-    for long, short in (("limit=100", "limit=8"), ('"apgd-ce"', '"apgd-ce-5"')):
-        assert long in code
-        code = code.replace(long, short)
+    shorter = {"limit=100": "limit=8", '"apgd-ce"': '"apgd-ce-5"'}
+    code = shortened("\n".join(python_blocks(EVALUATION)), shorter)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)
