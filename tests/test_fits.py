@@ -54,6 +54,21 @@ def test_autoattack_and_robustbench_call_forms(case):
     assert grad.abs().sum() > 0
 
 
+def test_autoattack_as_robustbench_calls_it(case):
+    # not among the test extra: its wheel brings a top-level package ``tests``
+    pyautoattack = pytest.importorskip("pyautoattack", reason="pip install pyautoattack")
+    classifier, images, labels = case
+    attack = pyautoattack.AutoAttack(
+        classifier.eval(), norm="Linf", eps=2 / 255, version="custom", attacks=["apgd-ce"], seed=0
+    )
+    found = attack.run_standard_evaluation(images, labels, batch_size=12)
+    adv = found[0] if isinstance(found, tuple) else found
+    assert ((adv - images).abs() <= 2 / 255 + 1e-6).all()
+    with torch.no_grad():
+        before, after = (int((classifier(x).argmax(1) == labels).sum()) for x in (images, adv))
+    assert after < before
+
+
 def test_foolbox(case):
     foolbox = pytest.importorskip("foolbox", reason="pip install foolbox")
     classifier, images, labels = case

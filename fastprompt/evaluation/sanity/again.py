@@ -16,7 +16,7 @@ _STANDS = "1"
 _IMAGES, _STEPS = 12, 10  # for each radius: the first steps of the attack fell most
 # how many may fall, and which share of them
 _LUCK = (1, 0.1)  # passes of another size round otherwise, and a step's sign turns
-_LOSSES_DIFFER = (3, 0.6)  # honest prompts: up to 0.3 on so few images, and images differ
+_LOSSES_DIFFER = (3, 0.6)  # honest prompts: up to 5 of 12 (NAP), and images differ
 # FAB's steps look for the nearest image, not for one within the radius
 _CLIMBS = {"pgd", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "autoattack"}
 _ON_CROSS_ENTROPY = {"pgd", "apgd-ce", "autoattack"}
