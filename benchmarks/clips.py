@@ -1,0 +1,110 @@
+"""The prompted CLIPs of the ladder's rungs: published code, and what a careful user makes of it.
+
+``eager`` is the reference engine itself: open_clip's modules, 77 tokens a class, the text encoder
+in every forward pass, the attack's too. Each rung above it changes what its class says, and keeps
+what the one below it has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastprompt import FrozenCLIP
+from fastprompt.heads import Head, MixtureHead, PlainMixtureHead
+from fastprompt.prompted import PromptedCLIP
+from fastprompt.seen import Prepared, Seen
+from fastprompt.towers import ReferenceTextTower
+
+
+class HoistedCLIP(PromptedCLIP):
+    """Eager towers, but class features once a step, held fixed in the attack; nothing else."""
+
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], prompts: nn.Module, **options: Any
+    ) -> None:
+        super().__init__(clip, classnames, prompts, engine="reference", **options)
+        self.engine = "hoisted"  # not "reference": a step's attack and loss share the features
+
+    @property
+    def head(self) -> Head | None:
+        """The mixture spelled out, as on the reference engine."""
+        head = getattr(self.prompts, "head", None)
+        return PlainMixtureHead(head) if isinstance(head, MixtureHead) else head
+
+    def see_both(
+        self,
+        images: Tensor,
+        adv: Tensor,
+        prepared: Prepared | None = None,
+        *,
+        keep_layers: bool = False,
+    ) -> tuple[Seen, Seen]:
+        """Two passes, as published code makes them."""
+        prepared = prepared or self.prepare()
+        clean, attacked = (self.see(x, prepared, keep_layers=keep_layers) for x in (images, adv))
+        return clean, attacked
+
+
+class TrimmedTextTower(ReferenceTextTower):
+    """open_clip's modules on sequences that end where the longest class does."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        layout = self.layout.trimmed()
+        self.register_buffer("ids", layout.ids, persistent=False)
+        self.derive()
+
+    def derive(self) -> None:
+        super().derive()
+        mask, length = self.parts.attn_mask, self.ids.shape[1] if "ids" in self._buffers else None
+        if mask is not None and length is not None:
+            self.parts = dataclasses.replace(self.parts, attn_mask=mask[:length, :length])
+
+
+class CarefulCLIP(HoistedCLIP):
+    """Hoisted and trimmed; on a GPU under bfloat16 autocast."""
+
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], prompts: nn.Module, **options: Any
+    ) -> None:
+        super().__init__(clip, classnames, prompts, **options)
+        text = self.text
+        self.text = TrimmedTextTower(
+            clip, self.classnames, text.n_ctx, position="end", n_prompts=text.n_prompts
+        ).to(clip.device)
+
+    def _call(self, name: str, *tensors: Tensor | None) -> Any:
+        cuda = self.clip.device.type == "cuda"
+        precision = torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext()
+        with precision:
+            return self._function(name)(self, *tensors)
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        self.text.refresh()
+        self.image.refresh()
+        return getattr(type(self), name)
+
+
+class CompiledCLIP(CarefulCLIP):
+    """The careful one through `torch.compile`."""
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        if name not in self._functions:
+            self._functions[name] = torch.compile(super()._function(name), dynamic=False)
+        return self._functions[name]
+
+
+# None: the tuner's own model, on the reference or on the fast engine
+CLIPS: Mapping[str, type[HoistedCLIP] | None] = {
+    "eager": None,
+    "eager-hoisted": HoistedCLIP,
+    "eager-careful": CarefulCLIP,
+    "compiled": CompiledCLIP,
+    "fastprompt": None,
+}

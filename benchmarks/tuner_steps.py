@@ -1,0 +1,109 @@
+"""A method's whole tuning step by every rung: images in, gradients in the prompts out.
+
+The step is the tuner's own: its pictures, its attack, its loss. A rung says what CLIP is under it.
+The optimiser's update, alike for all, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastprompt import FrozenCLIP
+from fastprompt.attacks import OnlinePGD
+from fastprompt.data import ImageTensors
+from fastprompt.tuners.base import Tuner
+from fastprompt.tuners.online import OnlineTuner, Step
+from fastprompt.tuners.registry import TUNERS
+
+from .clips import CLIPS
+
+EPOCH = 0.5  # share of the epochs that are done: where it matters, both of a loss's parts count
+
+
+def random_images(n: int, size: int, classes: int) -> ImageTensors:
+    """Noise with labels: what the pixels show does not change what is computed."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    return ImageTensors(images, torch.arange(n) % classes)
+
+
+class TunerStep:
+    """One step of a method that attacks online.
+
+    Args:
+        rung: a key of `clips.CLIPS`.
+        method: a tuner's name.
+        settings: of the tuner.
+    """
+
+    def __init__(
+        self,
+        rung: str,
+        method: str,
+        clip: FrozenCLIP,
+        names: Sequence[str],
+        data: ImageTensors,
+        **settings: Any,
+    ) -> None:
+        kind = CLIPS[rung]
+        engine = "fast" if rung == "fastprompt" else "reference"
+        self.rung = rung
+        self.tuner: OnlineTuner = TUNERS[method](
+            clip, names, engine=engine, epochs=20, augment=False, batch=len(data), **settings
+        )
+        if kind is not None:
+            self.tuner.model = kind(clip, names, self.tuner.prompts)
+        self.tuner.prepare(data, None, None, False)
+        if kind is not None:  # eager code captures no graph
+            config = self.tuner.config
+            self.tuner._attack = OnlinePGD(
+                self.tuner.model, config.eps, config.step_size, config.steps, capture=False
+            )
+        self.order = torch.arange(len(data))
+
+    def begin(self) -> Step:
+        """The step's batch; its attack has not run."""
+        epoch = int(EPOCH * self.tuner.config.epochs)
+        ((_, step),) = self.tuner.batches(self.order, epoch)
+        return step
+
+    def __call__(self, adv: Tensor | None = None) -> Tensor:
+        """The loss, its gradients in the prompts; ``adv`` instead of an attack of its own."""
+        self.tuner.prompts.zero_grad()
+        step = self.begin()
+        if adv is not None:
+            vars(step)["adv"] = adv
+        loss = self.tuner.loss(step)
+        loss.backward()
+        return loss.detach()
+
+    def results(self, adv: Tensor) -> dict[str, Tensor]:
+        """For the gate: loss and gradients at ``adv``, and the attack's first gradient.
+
+        All rungs are handed the same images. Their own would differ where rounding turns the sign
+        of a pixel's gradient; that the attacks are one is shown by the gradient before any sign.
+        """
+        loss = self(adv)
+        prompts = self.tuner.prompts.named_parameters()
+        grads = {f"gradient of {n}": p.grad.clone() for n, p in prompts if p.grad is not None}
+        return {"loss": loss, "first attack gradient": self.attack_gradient(), **grads}
+
+    def attack_gradient(self) -> Tensor:
+        """Of the attack's loss in the clean pixels."""
+        step = self.begin()
+        images, model = step.images.clone().requires_grad_(), self.tuner.model
+        if model.engine == "reference":
+            logits = model(images)
+            loss = torch.nn.functional.cross_entropy(logits, step.labels, reduction="sum")
+        else:
+            fixed = model.prepare().detached()
+            loss = model.attack_loss(images, step.labels, *fixed)
+        return torch.autograd.grad(loss, images)[0]
+
+
+class AdvPTStep(TunerStep):
+    """AdvPT's second phase: a batch of bank embeddings, no attack, no image tower."""
