@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastprompt import FrozenCLIP
 from fastprompt.attacks import OnlinePGD
@@ -20,8 +21,10 @@ from fastprompt.tuners.online import OnlineTuner, Step
 from fastprompt.tuners.registry import TUNERS
 
 from .clips import CLIPS
+from .timing import count_flops
 
 EPOCH = 0.5  # share of the epochs that are done: where it matters, both of a loss's parts count
+NOISE = 0.02  # on the start values: some gradients are zero there, which shows nothing
 
 
 def random_images(n: int, size: int, classes: int) -> ImageTensors:
@@ -105,5 +108,34 @@ class TunerStep:
         return torch.autograd.grad(loss, images)[0]
 
 
-class AdvPTStep(TunerStep):
-    """AdvPT's second phase: a batch of bank embeddings, no attack, no image tower."""
+    def flops(self) -> int:
+        """FLOPs of a step, counted on tensors without values: nothing is computed."""
+        step = self.begin()
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            step.images = mode.from_tensor(step.images)
+            learning = [p for p in self.tuner.prompts.parameters() if p.requires_grad]
+
+            def run() -> object:
+                return torch.autograd.grad(self.tuner.loss(step), learning, allow_unused=True)
+
+            return count_flops(run)
+
+
+def tuner_steps(rungs: Sequence[str], method: str, *args: Any, **settings: Any) -> dict[str, TunerStep]:
+    """A step of each rung, all with the same prompts."""
+    steps = {rung: TunerStep(rung, method, *args, **settings) for rung in rungs}
+    first = next(iter(steps.values()))
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        name: value + NOISE * torch.randn(value.shape, generator=generator).to(value.device)
+        for name, value in first.tuner.prompts.state_dict().items()
+    }
+    for step in steps.values():
+        step.tuner.prompts.load_state_dict(state)
+    return steps
+
+
+def agreement(steps: dict[str, TunerStep]) -> dict[str, dict[str, Tensor]]:
+    """What `timing.gate` compares, at the first rung's adversarial images."""
+    adv = next(iter(steps.values())).begin().adv
+    return {rung: step.results(adv) for rung, step in steps.items()}
