@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastprompt import FrozenCLIP
+from fastprompt.description import TextParts
 from fastprompt.heads import Head, MixtureHead, PlainMixtureHead
 from fastprompt.prompted import PromptedCLIP
 from fastprompt.seen import Prepared, Seen
@@ -56,15 +57,12 @@ class TrimmedTextTower(ReferenceTextTower):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        layout = self.layout.trimmed()
-        self.register_buffer("ids", layout.ids, persistent=False)
-        self.derive()
+        self.register_buffer("ids", self.layout.trimmed().ids, persistent=False)
 
-    def derive(self) -> None:
-        super().derive()
-        mask, length = self.parts.attn_mask, self.ids.shape[1] if "ids" in self._buffers else None
-        if mask is not None and length is not None:
-            self.parts = dataclasses.replace(self.parts, attn_mask=mask[:length, :length])
+    def _transformer(self, parts: TextParts, x: Tensor, *rest: Any) -> Tensor:
+        mask, length = parts.attn_mask, x.shape[1]
+        cut = None if mask is None else mask[:length, :length]
+        return super()._transformer(dataclasses.replace(parts, attn_mask=cut), x, *rest)
 
 
 class CarefulCLIP(HoistedCLIP):

@@ -19,6 +19,7 @@ from fastprompt.kernels import (
     prefix_attention,
 )
 
+from . import plain
 from .gpu import ROOT
 from .gpu_timing import DEVICE, Rungs, copy_bandwidth, event_rounds
 from .timing import difference
@@ -59,23 +60,6 @@ def pgd_bandwidth() -> dict[str, Any]:
     return out
 
 
-def plain_mixture(f: Tensor, t: Tensor, router: Tensor, s: Tensor) -> Tensor:
-    """As the formula stands: a text feature for each image and class."""
-    weights = router.float().softmax(-1).to(t.dtype)
-    mixed = torch.einsum("bk,kcd->bcd", weights, F.normalize(t, dim=-1))
-    return s * torch.einsum("bd,bcd->bc", f, F.normalize(mixed, dim=-1)).float()
-
-
-def gram_mixture(f: Tensor, t: Tensor, router: Tensor, s: Tensor) -> Tensor:
-    """The same by the Gram matrix, in plain tensor code."""
-    weights = router.float().softmax(-1)
-    t = F.normalize(t, dim=-1)
-    gram = torch.einsum("kcd,lcd->klc", t, t).float()
-    products = torch.einsum("bd,kcd->bkc", f, t).float()
-    square = torch.einsum("bk,bl,klc->bc", weights, weights, gram)
-    return s * torch.einsum("bk,bkc->bc", weights, products) * square.rsqrt()
-
-
 def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], Any]:
     """Forward, and backward of a fixed direction into all inputs."""
     direction = torch.randn_like(function(*inputs))
@@ -97,13 +81,13 @@ def mixture() -> dict[str, Any]:
         inputs = [v.to(DEVICE, dtype).requires_grad_() for v in (f, t)]
         inputs += [v.to(DEVICE).requires_grad_() for v in (router, torch.tensor(100.0))]
         functions: dict[str, Callable[..., Tensor]] = {
-            "eager plain": plain_mixture,
-            "compiled plain": torch.compile(plain_mixture),
-            "eager Gram": gram_mixture,
-            "compiled Gram": torch.compile(gram_mixture),
+            "eager plain": plain.mixture,
+            "compiled plain": torch.compile(plain.mixture),
+            "eager Gram": plain.gram_mixture,
+            "compiled Gram": torch.compile(plain.gram_mixture),
             "kernel": lambda *inputs: mixture_logits(*inputs, impl="triton"),
         }
-        exact = plain_mixture(*(v.detach().double() for v in inputs))
+        exact = plain.mixture(*(v.detach().double() for v in inputs))
         errors = {name: difference(call(*inputs), exact) for name, call in functions.items()}
         if not errors["kernel"] <= 2 * errors["eager plain"] + 1e-6:
             raise RuntimeError(f"further from float64 than the plain code: {errors}")
@@ -118,17 +102,6 @@ def mixture() -> dict[str, Any]:
             "ratios, forward": {n: forward[n] / forward["kernel"] for n in functions},
         }
     return out
-
-
-def copied_prefix(
-    q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, mask: Tensor
-) -> Tensor:
-    """Fused attention with a copy of the prefix in front of each padded class: ``[C, H, S, d]``."""
-    keys, values = (
-        torch.cat([p.transpose(1, 2).expand(len(q), -1, -1, -1), own], dim=2)
-        for p, own in ((prefix_k, k), (prefix_v, v))
-    )
-    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
 
 def attention(classes: int = 1000, heads: int = 8, prefix: int = 17, d: int = 64) -> dict[str, Any]:
@@ -158,7 +131,7 @@ def attention(classes: int = 1000, heads: int = 8, prefix: int = 17, d: int = 64
             return prefix_attention(*inputs, cu, impl="triton")
 
         def theirs(*inputs: Tensor) -> Tensor:
-            return copied_prefix(*inputs, mask)
+            return plain.copied_prefix(*inputs, mask)
 
         got = mine(*packed, *front)[0]
         expected = theirs(*padded, *front).transpose(1, 2)[used.to(DEVICE)]
@@ -169,9 +142,9 @@ def attention(classes: int = 1000, heads: int = 8, prefix: int = 17, d: int = 64
             "copied prefix": with_gradients(theirs, *padded, *front),
             "kernel": with_gradients(mine, *packed, *front),
         }
-        plain = [t.detach() for t in (*padded, *front)], [t.detach() for t in (*packed, *front)]
+        detached = [t.detach() for t in (*padded, *front)], [t.detach() for t in (*packed, *front)]
         forward = event_rounds(
-            {"copied prefix": partial(theirs, *plain[0]), "kernel": partial(mine, *plain[1])}
+            {"copied prefix": partial(theirs, *detached[0]), "kernel": partial(mine, *detached[1])}
         )
         whole = event_rounds(rungs)
         out[str(dtype)] = {
@@ -184,25 +157,6 @@ def attention(classes: int = 1000, heads: int = 8, prefix: int = 17, d: int = 64
     return out
 
 
-def plain_layers(*features: Tensor) -> Tensor:
-    """One minus the cosine of every layer, as NAP's formula stands."""
-    half = len(features) // 2
-    pairs = zip(features[:half], features[half:], strict=True)
-    return sum(  # type: ignore[return-value]
-        1 - F.cosine_similarity(a.float().flatten(1), b.float().flatten(1)) for a, b in pairs
-    )
-
-
-def plain_consistency(adv: Tensor, clean: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
-    """CAPT's loss by torch's functions."""
-    log_p = adv.float().log_softmax(-1)
-    terms = [
-        (log_p.exp() * (log_p - t.float().detach().log_softmax(-1))).sum(-1)
-        for t in (clean, frozen)
-    ]
-    return F.cross_entropy(adv.float(), labels, reduction="none") + 0.5 * (terms[0] + terms[1])
-
-
 def consistency() -> dict[str, Any]:
     """Both consistency losses at NAP's and CAPT's published sizes, against compiled plain code."""
     limit = copy_bandwidth()
@@ -211,9 +165,9 @@ def consistency() -> dict[str, Any]:
         torch.randn(batch, tokens, width, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
         for _ in range(2 * layers)
     ]
-    compiled = torch.compile(plain_layers)
+    compiled = torch.compile(plain.layers)
     rungs = {
-        "eager": with_gradients(plain_layers, *features),
+        "eager": with_gradients(plain.layers, *features),
         "compiled": with_gradients(compiled, *features),
         "kernel": with_gradients(
             lambda *f: layer_consistency(f[:layers], f[layers:], impl="triton"), *features
@@ -232,18 +186,18 @@ def consistency() -> dict[str, Any]:
     adv = logits[0].requires_grad_()
     labels = torch.randint(classes, (256,), device=DEVICE)
 
-    def plain(adv: Tensor) -> Tensor:
-        return plain_consistency(adv, logits[1], logits[2], labels)
+    def formula(adv: Tensor) -> Tensor:
+        return plain.consistency(adv, logits[1], logits[2], labels)
 
     def mine(adv: Tensor) -> Tensor:
         return consistency_loss(adv, logits[1], logits[2], labels, alpha=0.5, impl="triton")
 
-    error = difference(mine(adv), plain(adv.double()))
+    error = difference(mine(adv), formula(adv.double()))
     if not error <= 1e-5:
         raise RuntimeError(f"differs from the plain formula by {error}")
     rungs = {
-        "eager": with_gradients(plain, adv),
-        "compiled": with_gradients(torch.compile(plain), adv),
+        "eager": with_gradients(formula, adv),
+        "compiled": with_gradients(torch.compile(formula), adv),
         "kernel": with_gradients(mine, adv),
     }
     seconds = event_rounds(rungs)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.profiler import DeviceType
 
+from .timing import Timing
+
 DEVICE = "cuda"
 ROUNDS, BACKLOG = 9, 30
 Rungs = Mapping[str, Callable[[], Any]]
@@ -78,25 +80,46 @@ def tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def event_rounds(rungs: Rungs, rounds: int = ROUNDS, backlog: int = BACKLOG) -> dict[str, float]:
-    """Median seconds of a call, rungs by turns: events around a backlog that hides launches."""
+def event_turns(
+    rungs: Rungs, rounds: int = ROUNDS, warmup: int = 5, backlog: int | None = None
+) -> dict[str, Timing]:
+    """Seconds of a call, rungs by turns: events around a backlog that hides launches.
+
+    Args:
+        backlog: calls in one; by default as many as take about 100 ms.
+    """
     for function in rungs.values():
-        for _ in range(5):
+        for _ in range(warmup):
             function()
-    torch.cuda.synchronize()
     seconds: dict[str, list[float]] = {name: [] for name in rungs}
+    calls = {name: backlog or _calls(function) for name, function in rungs.items()}
     for _ in range(rounds):
         for name, function in rungs.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            # cycles, about 50 ms: the device is kept busy while the host fills the queue
-            torch.cuda._sleep(100_000_000)
-            start.record()
-            for _ in range(backlog):
-                function()
-            end.record()
-            torch.cuda.synchronize()
-            seconds[name].append(start.elapsed_time(end) / 1e3 / backlog)
-    return {name: sorted(taken)[len(taken) // 2] for name, taken in seconds.items()}
+            seconds[name].append(_backlog(function, calls[name]))
+    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
+
+
+def _backlog(function: Callable[[], object], calls: int) -> float:
+    """Seconds of one of so many calls."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    # cycles, about 50 ms: the device is kept busy while the host fills the queue
+    torch.cuda._sleep(100_000_000)
+    start.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def _calls(function: Callable[[], object], seconds: float = 0.1) -> int:
+    return max(1, min(BACKLOG, round(seconds / _backlog(function, 1))))
+
+
+def event_rounds(rungs: Rungs, rounds: int = ROUNDS, backlog: int = BACKLOG) -> dict[str, float]:
+    """Median seconds of a call, see `event_turns`."""
+    return {n: t.median for n, t in event_turns(rungs, rounds, backlog=backlog).items()}
 
 
 def copy_bandwidth(count: int = 2**28) -> float:

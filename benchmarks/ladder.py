@@ -2,20 +2,143 @@
 
 pytest-benchmark times one test after the other. Here all rungs of a group are timed in one go, each
 once a round, so that what else the machine does meets all of them alike; each rung's test then
-replays its own seconds on a clock that `ReplayClock` turns.
+replays its own seconds on a clock that `replay` turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+import torch
 from torch import Tensor
 
+from .limits import Limit, copying, multiplying
+from .sizes import LEAST_ROUNDS, ON_GPU
 from .timing import Timing, by_turns, count_flops, gate, ratio
 
 Run = Callable[[], object]
+LIMIT = "limit"
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is timed.
+
+    Attributes:
+        rungs: by name, slowest first.
+        results: by rung, what must agree with the baseline's, norm-relative within ``tolerance``.
+        rounds: that count.
+        warmup: rounds in front of them.
+        baseline: that ratios are of.
+        flops: of a rung; by default counted in a run.
+        moved: bytes that the operation reads and writes at least; its limit is then a copy's
+            bandwidth, else the rate of a matrix product.
+        size: shapes and settings, for the record.
+    """
+
+    rungs: Mapping[str, Run]
+    results: Mapping[str, Mapping[str, Tensor]]
+    rounds: int = 5
+    warmup: int = 1
+    baseline: str = "eager"
+    tolerance: float = 1e-4
+    flops: Callable[[str], int] | None = None
+    moved: int | None = None
+    size: Mapping[str, Any] = field(default_factory=dict)
+
+    def count(self, rung: str) -> int:
+        """FLOPs of a rung."""
+        return self.flops(rung) if self.flops else count_flops(self.rungs[rung])
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A group before anything of it is built.
+
+    Attributes:
+        name: ``<layer>/<what>/<size>``.
+        build: makes the group, of all ``rungs``.
+        left_out: rungs that are not timed at this size, each with the reason.
+    """
+
+    name: str
+    build: Callable[[], Group]
+    rungs: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a group took; nothing of the group itself, whose memory the next one needs."""
+
+    baseline: str
+    size: Mapping[str, Any]
+    differences: Mapping[str, Mapping[str, float]]
+    flops: Mapping[str, int]
+    timings: Mapping[str, Timing]
+    peaks: Mapping[str, int]
+    limit: Limit
+
+    def about(self, rung: str) -> dict[str, Any]:
+        """A rung's ``extra_info``."""
+        base, timing, flops = self.baseline, self.timings[rung], self.flops
+        speed = ratio(self.timings, base, rung)
+        work = self.limit.work(flops[rung])
+        rate = self.limit.amount / self.timings[LIMIT].median
+        return {
+            "rung": rung,
+            "baseline": base,
+            f"ratio_to_{base}": speed["medians"],
+            "ratio_range": [speed["least"], speed["most"]],
+            "ceiling": flops[base] / flops[rung] if flops[rung] else None,
+            "flops": flops[rung],
+            "quartiles": list(timing.quartiles),
+            "limit": self.limit.name if work else None,
+            "share_of_limit": work / timing.median / rate if work else None,
+            "largest_error": max(self.differences.get(rung, {"": 0.0}).values()),
+            "peak_bytes": self.peaks.get(rung),
+            **self.size,
+        }
+
+
+def measure(group: Group) -> Measured:
+    """Agreement before anything is timed, seconds by turns, memory on a GPU, then FLOPs."""
+    differences = gate(group.results, group.baseline, group.tolerance)
+    limit = multiplying() if group.moved is None else copying(group.moved)
+    rungs = {**group.rungs, LIMIT: limit.run}
+    rounds = max(group.rounds, LEAST_ROUNDS)
+    timings, peaks = _by_turns(rungs, rounds, group.warmup), {}
+    if ON_GPU:
+        from .gpu_timing import peak_bytes
+
+        peaks = {name: peak_bytes(run) for name, run in group.rungs.items()}
+    # counted last: what towers derive when they are first called must not be made while counting
+    flops = {name: group.count(name) for name in group.rungs}
+    return Measured(group.baseline, group.size, differences, flops, timings, peaks, limit)
+
+
+def _by_turns(rungs: Mapping[str, Run], rounds: int, warmup: int) -> dict[str, Timing]:
+    if not ON_GPU:
+        return by_turns(rungs, rounds, warmup)
+    from .gpu_timing import event_turns
+
+    return event_turns(rungs, rounds, max(warmup, 2))
+
+
+_measured: dict[str, Measured] = {}
+
+
+def measured(spec: Spec) -> Measured:
+    """What a group took: measured when the first of its rungs asks."""
+    if spec.name not in _measured:
+        _measured[spec.name] = measure(spec.build())
+        torch.compiler.reset()  # compiled code holds its models
+        gc.collect()
+    return _measured[spec.name]
 
 
 class ReplayClock:
@@ -36,68 +159,26 @@ class ReplayClock:
 CLOCK = ReplayClock()
 
 
-@dataclass(frozen=True)
-class Group:
-    """What is timed.
-
-    Attributes:
-        rungs: by name, slowest first.
-        results: by rung, what must agree; within ``limit``, norm-relative.
-        rounds: that count.
-        warmup: rounds in front of them.
-        baseline: that ratios are of.
-        size: shapes and settings, for the record.
-    """
-
-    rungs: Mapping[str, Run]
-    results: Mapping[str, Mapping[str, Tensor]]
-    rounds: int = 5
-    warmup: int = 1
-    baseline: str = "eager"
-    limit: float = 1e-4
-    size: Mapping[str, Any] = field(default_factory=dict)
+def ladder(specs: Iterable[Spec]) -> pytest.MarkDecorator:
+    """Parametrizes a test by ``spec`` and ``rung``; those that are left out are skipped by name."""
+    params = []
+    for spec in specs:
+        for rung in (*spec.rungs, *spec.left_out):
+            marks = [pytest.mark.benchmark(group=spec.name, timer=CLOCK.now)]
+            if rung in spec.left_out:
+                why = f"{spec.name}: {rung} is left out: {spec.left_out[rung]}"
+                marks.append(pytest.mark.skip(reason=why))
+            params.append(pytest.param(spec, rung, id=f"{spec.name}-{rung}", marks=marks))
+    return pytest.mark.parametrize(("spec", "rung"), params)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a group took."""
-
-    group: Group
-    differences: Mapping[str, Mapping[str, float]]
-    flops: Mapping[str, int]
-    timings: Mapping[str, Timing]
-
-    def about(self, rung: str) -> dict[str, Any]:
-        """A rung's ``extra_info``."""
-        base, timing = self.group.baseline, self.timings[rung]
-        speed = ratio(self.timings, base, rung)
-        lower, upper = timing.quartiles
-        return {
-            "rung": rung,
-            f"ratio_to_{base}": speed["medians"],
-            "ratio_range": [speed["least"], speed["most"]],
-            "ceiling": self.flops[base] / max(1, self.flops[rung]),
-            "flops": self.flops[rung],
-            "quartiles": [lower, upper],
-            "largest_error": max(self.differences.get(rung, {"": 0.0}).values()),
-            **self.group.size,
-        }
-
-
-def measure(group: Group) -> Measured:
-    """Agreement before anything is timed, FLOPs, seconds by turns."""
-    differences = gate(group.results, group.baseline, group.limit)
-    flops = {name: count_flops(run) for name, run in group.rungs.items()}
-    timings = by_turns(group.rungs, group.rounds, group.warmup)
-    return Measured(group, differences, flops, timings)
-
-
-def replay(benchmark: Any, measured: Measured, rung: str) -> None:
+def replay(benchmark: Any, spec: Spec, rung: str) -> None:
     """Tell pytest-benchmark, whose timer is ``CLOCK.now``, what a rung took in each round."""
-    seconds = iter(measured.timings[rung].seconds)
-    benchmark.extra_info |= measured.about(rung)
+    found = measured(spec)
+    seconds = iter(found.timings[rung].seconds)
+    benchmark.extra_info |= found.about(rung)
     benchmark.pedantic(
         CLOCK.advance,
         setup=lambda: ((next(seconds),), {}),
-        rounds=len(measured.timings[rung].seconds),
+        rounds=len(found.timings[rung].seconds),
     )

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastprompt import FrozenCLIP
 from fastprompt.attacks import OnlinePGD
 from fastprompt.data import ImageTensors
-from fastprompt.tuners.base import Tuner
 from fastprompt.tuners.online import OnlineTuner, Step
 from fastprompt.tuners.registry import TUNERS
 
@@ -81,6 +80,8 @@ class TunerStep:
         if adv is not None:
             vars(step)["adv"] = adv
         loss = self.tuner.loss(step)
+        if isinstance(loss, FakeTensor):
+            raise RuntimeError("flops() came first: what the towers derive was made without values")
         loss.backward()
         return loss.detach()
 
@@ -107,9 +108,11 @@ class TunerStep:
             loss = model.attack_loss(images, step.labels, *fixed)
         return torch.autograd.grad(loss, images)[0]
 
-
     def flops(self) -> int:
-        """FLOPs of a step, counted on tensors without values: nothing is computed."""
+        """FLOPs of a step, counted on tensors without values: nothing is computed.
+
+        To be asked after a step has run: towers derive tensors when they are first called.
+        """
         step = self.begin()
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             step.images = mode.from_tensor(step.images)
@@ -121,7 +124,9 @@ class TunerStep:
             return count_flops(run)
 
 
-def tuner_steps(rungs: Sequence[str], method: str, *args: Any, **settings: Any) -> dict[str, TunerStep]:
+def tuner_steps(
+    rungs: Sequence[str], method: str, *args: Any, **settings: Any
+) -> dict[str, TunerStep]:
     """A step of each rung, all with the same prompts."""
     steps = {rung: TunerStep(rung, method, *args, **settings) for rung in rungs}
     first = next(iter(steps.values()))

@@ -12,6 +12,8 @@ from torch import Tensor
 
 Impl = Literal["auto", "triton", "torch"]
 NAMESPACE = "fastprompt"
+# plain code by the op's qualified name, for who counts what an op does inside
+PLAIN: dict[str, Callable[..., Any]] = {}
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
@@ -96,6 +98,7 @@ def define(
     """
     name, signature = schema[: schema.index("(")], schema[schema.index("(") :]
     plain = _in_full_precision(eager)
+    PLAIN[f"{NAMESPACE}::{name}"] = plain
 
     def on_gpu(*arguments: Any) -> Any:
         if obstacle(arguments) or unfit(*arguments):

@@ -1,0 +1,65 @@
+"""Each kernel against the formula that it computes, forward alone and with its gradients."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from . import ops
+from .ladder import Group, Spec, ladder, replay
+from .sizes import ON_GPU, SIZE, SMALL
+
+RUNGS = ("eager", "fastprompt")
+PLAIN = "on a CPU it is the plain code"
+
+
+def spec(op: str, size: str, build: Callable[..., Group], backward: bool, base: bool) -> Spec:
+    """``compiled`` takes part at an op's base size: each further one is compiled anew."""
+    how: dict[str, Any] = {"backward": backward, "compiled": base and backward}
+    rungs = ("eager", "compiled", "fastprompt") if how["compiled"] else RUNGS
+    part = "fwd-bwd" if backward else "fwd"
+    return Spec(f"kernels/{op}-{part}/{size}", partial(build, **how), rungs)
+
+
+def swept() -> list[Spec]:
+    """Every op at its base size, then one size after the other changed."""
+    small = SIZE == SMALL
+    # images, classes, prompts; at the base first
+    mixtures = [(128, 1000, 8), (128, 100, 8), (128, 1000, 2), (128, 1000, 32), (16, 1000, 8)]
+    classes = (200, 1000) if small else (1000, 200, 10_000)
+    images = (8, 2, 32) if small else (32, 8, 256)
+    losses = [(64, 100), (8, 100), (64, 1000)] if small else [(256, 1000), (32, 1000), (256, 100)]
+    cases: list[tuple[str, str, Callable[..., Group]]] = [
+        *(
+            ("mixture_logits", f"b{b}-c{c}-k{k}", partial(ops.mixture, b, c, k))
+            for b, c, k in mixtures
+        ),
+        *(("prefix_attention", f"c{c}", partial(ops.attention, c)) for c in classes),
+        *(("layer_consistency", f"b{b}", partial(ops.layers, b)) for b in images),
+        *(("consistency_loss", f"b{b}-c{c}", partial(ops.consistency, b, c)) for b, c in losses),
+    ]
+    seen: set[str] = set()
+    specs = []
+    for op, size, build in cases:
+        base = op not in seen
+        seen.add(op)
+        specs += [spec(op, size, build, backward, base) for backward in (False, True)]
+    return specs
+
+
+def sign_steps() -> list[Spec]:
+    """No backward; plain code on a CPU, which would be compared with itself."""
+    images = (8,) if SIZE == SMALL else (256, 32)
+    return [
+        Spec(
+            f"kernels/pgd_step-fwd/b{b}",
+            partial(ops.sign_step, b, backward=False, compiled=True),
+            ("eager", "compiled", "fastprompt") if ON_GPU else (),
+            {} if ON_GPU else {"fastprompt": PLAIN},
+        )
+        for b in images
+    ]
+
+
+@ladder([*swept(), *sign_steps()])
+def test_kernels(benchmark, spec, rung):
+    replay(benchmark, spec, rung)
