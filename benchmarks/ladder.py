@@ -86,23 +86,29 @@ class Measured:
     def about(self, rung: str) -> dict[str, Any]:
         """A rung's ``extra_info``."""
         base, timing, flops = self.baseline, self.timings[rung], self.flops
-        speed = ratio(self.timings, base, rung)
+        # where the baseline is left out there is nothing to compare with
+        speed = ratio(self.timings, base, rung) if base in self.timings else None
         work = self.limit.work(flops[rung])
         rate = self.limit.amount / self.timings[LIMIT].median
         return {
             "rung": rung,
             "baseline": base,
-            f"ratio_to_{base}": speed["medians"],
-            "ratio_range": [speed["least"], speed["most"]],
-            "ceiling": flops[base] / flops[rung] if flops[rung] else None,
+            f"ratio_to_{base}": speed and speed["medians"],
+            "ratio_range": speed and [speed["least"], speed["most"]],
+            "ceiling": flops[base] / flops[rung] if flops[rung] and base in flops else None,
             "flops": flops[rung],
             "quartiles": list(timing.quartiles),
             "limit": self.limit.name if work else None,
             "share_of_limit": work / timing.median / rate if work else None,
             "largest_error": max(self.differences.get(rung, {"": 0.0}).values()),
             "peak_bytes": self.peaks.get(rung),
+            **self._images(timing.median),
             **self.size,
         }
+
+    def _images(self, seconds: float) -> dict[str, float]:
+        images = self.size.get("images")
+        return {"images_per_second": images / seconds} if images else {}
 
 
 def measure(group: Group) -> Measured:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -137,13 +138,24 @@ class _FlopCount(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         plain = PLAIN.get(func._schema.name)
-        if plain is not None and not any(isinstance(x, FakeTensor) for x in args):
-            with self:  # what the op does inside
+        with self:  # what the op does inside
+            if plain is not None and not any(isinstance(x, FakeTensor) for x in args):
                 return plain(*args, **kwargs)
+            # below autograd, as an op's plain code is, torch's own ops come undecomposed
+            parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         out = func(*args, **kwargs)
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := _formula(func):
             self.total += formula(*args, **kwargs, out_val=out)
         return out
+
+
+def _formula(func: Any) -> Callable[..., int] | None:
+    """Of an operator; one in place has that of the one it is called after."""
+    packet = func._overloadpacket
+    plain = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), packet)
+    return flop_registry.get(packet) or flop_registry.get(plain)
 
 
 def count_flops(function: Callable[[], object]) -> int:

@@ -1,0 +1,96 @@
+"""PGD-10 through the prompts, as tuning and evaluation make it; `torchattacks.PGD` beside ours."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchattacks
+from torch import Tensor
+
+from fastprompt import PGD, DeepPrompts, load_clip
+from fastprompt.attacks import OnlinePGD
+
+from .ladder import Group, Spec, ladder, replay
+from .models import class_names, random_clip
+from .sizes import DEVICE, SIZE, SMALL
+from .test_towers import prompted
+from .timing import count_flops
+
+RUNGS = ("eager", "eager-hoisted", "eager-careful", "compiled", "fastprompt")
+ALPHA, EPS, STEPS = 1 / 255, 4 / 255, 10
+
+
+class Attack:
+    """PGD-10 through deep prompts; the class features are part of it."""
+
+    def __init__(self, rung: str, clip: Any, names: list[str], batch: int) -> None:
+        prompts = DeepPrompts.for_clip(clip, 4).to(DEVICE)
+        self.model = prompted(rung, clip, names, prompts)
+        generator = torch.Generator().manual_seed(0)
+        size = clip.image_size
+        self.images = torch.rand(batch, 3, size, size, generator=generator).to(DEVICE)
+        self.labels = torch.arange(batch, device=DEVICE) % len(names)
+        self.rows = torch.arange(batch, device=DEVICE)
+        # eager code captures no graph
+        self.pgd = OnlinePGD(self.model, EPS, ALPHA, STEPS, capture=rung == "fastprompt")
+
+    def __call__(self) -> Tensor:
+        return self.pgd(self.images, self.labels, self.rows).images
+
+    def results(self) -> dict[str, Tensor]:
+        """The first step's gradient, before any sign is taken."""
+        pixels = self.images.clone().requires_grad_()
+        if self.model.engine == "reference":
+            loss = F.cross_entropy(self.model(pixels), self.labels, reduction="sum")
+        else:
+            loss = self.model.attack_loss(pixels, self.labels, *self.model.prepare().detached())
+        return {"loss": loss.detach(), "gradient": torch.autograd.grad(loss, pixels)[0]}
+
+
+def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Group:
+    """Images per second are ``images`` over the median."""
+    clip = (load_clip(model) if model.startswith("tiny") else random_clip(model)).to(DEVICE)
+    made = {rung: Attack(rung, clip, class_names(classes), batch) for rung in rungs}
+    results = {rung: one.results() for rung, one in made.items()}
+    size = {"model": model, "classes": classes, "images": batch, "steps": STEPS}
+
+    def flops(rung: str) -> int:
+        return count_flops(made["eager-careful" if rung == "compiled" else rung])
+
+    return Group(made, results, rounds=3, flops=flops, size=size)
+
+
+def peer(model: str, classes: int, batch: int) -> Group:
+    """The same zero-shot classifier under both; without a random start their images are equal."""
+    clip = (load_clip(model) if model.startswith("tiny") else random_clip(model)).to(DEVICE)
+    classifier = clip.zero_shot(class_names(classes))
+    size = clip.image_size
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, 3, size, size, generator=generator).to(DEVICE)
+    labels = torch.arange(batch, device=DEVICE) % classes
+    options = {"eps": EPS, "alpha": ALPHA, "steps": STEPS, "random_start": False}
+    made = {
+        "torchattacks": partial(torchattacks.PGD(classifier, **options), images, labels),
+        "fastprompt": partial(PGD(classifier, **options), images, labels),
+    }
+    adv = {rung: {"images": run()} for rung, run in made.items()}
+    about = {"model": model, "classes": classes, "images": batch, "steps": STEPS}
+    # on a CPU the images are equal, bit for bit
+    return Group(made, adv, baseline="torchattacks", tolerance=1e-6, size=about)
+
+
+def specs() -> list[Spec]:
+    """The bundled model's on two cores, ViT-B/16's on a GPU."""
+    model, classes, batch = ("tiny-shapes", 80, 64) if SIZE == SMALL else ("ViT-B-16", 100, 256)
+    name = f"{model.lower()}-b{batch}"
+    both = ("torchattacks", "fastprompt")
+    return [
+        Spec(f"attack/pgd-{STEPS}/{name}", partial(attack, RUNGS, model, classes, batch), RUNGS),
+        Spec(f"peers/pgd-{STEPS}/{name}", partial(peer, model, classes, batch), both),
+    ]
+
+
+@ladder(specs())
+def test_attack(benchmark, spec, rung):
+    replay(benchmark, spec, rung)

@@ -1,0 +1,165 @@
+"""A whole tuning step of each method, by every rung: few classes, and many.
+
+The few are the bundled model's; the many are ViT-B-32's, whose rungs are gated on a few classes and
+images, where all of them are quick.
+"""
+
+from functools import partial
+
+from fastprompt import load_clip
+
+from .bank_steps import PhaseOne, PhaseTwo
+from .ladder import Group, Spec, ladder, replay
+from .models import class_names, random_clip
+from .sizes import DEVICE, SIZE, SMALL
+from .tuner_steps import agreement, random_images, tuner_steps
+
+ALL = ("eager", "eager-hoisted", "eager-careful", "compiled", "fastprompt")
+UNCOMPILED = ("eager", "eager-hoisted", "eager-careful", "fastprompt")
+COMPILING = {"compiled": "compiling a step takes minutes on a CPU; see towers/ and attack/"}
+# what a compiler makes of it is the same mathematics; counting needs eager code
+COUNTED = {"compiled": "eager-careful"}
+NOTHING_TO_HOIST = {"eager-hoisted": "it has no text features in an attack: it is eager"}
+NO_TEXT = "it runs no text encoder: nothing to hoist or to trim"
+IMAGES_ALONE = dict.fromkeys(("eager-hoisted", "eager-careful"), NO_TEXT)
+NAMES = ["cat", "small dog", "a long name indeed", "fish", "red circle"]
+STEPS = 3
+
+
+def clip_of(model: str):
+    """The bundled one, or open_clip's with random weights."""
+    return (load_clip(model) if model.startswith("tiny") else random_clip(model)).to(DEVICE)
+
+
+def tuning(
+    rungs: tuple[str, ...],
+    method: str,
+    model: str,
+    classes: int,
+    batch: int,
+    steps: int = STEPS,
+    rounds: int = 5,
+    **settings: int,
+) -> Group:
+    """The rungs of one step; agreement on five classes and two images."""
+    clip = clip_of(model)
+    small = random_images(2, clip.image_size, len(NAMES))
+    results = agreement(tuner_steps(rungs, method, clip, NAMES, small, steps=steps, **settings))
+    data = random_images(batch, clip.image_size, classes)
+    made = tuner_steps(rungs, method, clip, class_names(classes), data, steps=steps, **settings)
+    size = {"model": model, "classes": classes, "batch": batch, "steps": steps, **settings}
+    return Group(
+        made,
+        results,
+        rounds=rounds,
+        # a long round is not spent on warming up: the gate has called everything once
+        warmup=0 if rounds < 3 else 1,
+        flops=lambda rung: made[COUNTED.get(rung, rung)].flops(),
+        size=size,
+    )
+
+
+def phase_two(
+    rungs: tuple[str, ...], model: str, classes: int, batch: int, n_ctx: int, rounds: int = 3
+) -> Group:
+    """AdvPT's step on embeddings."""
+    clip = clip_of(model)
+    results = {rung: PhaseTwo(rung, clip, NAMES, n_ctx, 4)() for rung in rungs}
+    made = {rung: PhaseTwo(rung, clip, class_names(classes), n_ctx, batch) for rung in rungs}
+    size = {"model": model, "classes": classes, "batch": batch, "n_ctx": n_ctx}
+    return Group(made, results, rounds=rounds, size=size)
+
+
+def bank(rungs: tuple[str, ...], model: str, batch: int) -> Group:
+    """AdvPT's attack on the image encoder."""
+    clip = clip_of(model)
+    made = {rung: PhaseOne(rung, clip, batch) for rung in rungs}
+    results = {rung: one.results() for rung, one in made.items()}
+    size = {"model": model, "images": batch, "steps": 10}
+
+    def flops(rung: str) -> int:
+        return made["eager" if rung == "compiled" else rung].flops()
+
+    return Group(made, results, rounds=5, flops=flops, size=size)
+
+
+def spec(name: str, build, rungs: tuple[str, ...], left_out=None, **settings) -> Spec:
+    return Spec(name, partial(build, rungs, **settings), rungs, left_out or {})
+
+
+def small() -> list[Spec]:
+    """Two CPU cores."""
+    few = {"model": "tiny-shapes", "classes": 10, "batch": 8, "n_ctx": 4}
+    many = {"model": "ViT-B-32", "classes": 100, "batch": 8, "n_ctx": 16, "rounds": 2}
+    mixture = {**many, "classes": 25, "n_prompts": 4}
+    once = ("eager", "compiled", "fastprompt")
+    text = ("eager", "eager-careful", "fastprompt")
+    left_out = {**NOTHING_TO_HOIST, **COMPILING}
+    return [
+        spec("step/nap/c10", tuning, UNCOMPILED, COMPILING, method="nap", **few),
+        spec("step/capt/c10", tuning, UNCOMPILED, COMPILING, method="capt", **few),
+        spec("step/ampt/c10-k4", tuning, UNCOMPILED, COMPILING, method="ampt", **few, n_prompts=4),
+        spec("step/nap/c100", tuning, UNCOMPILED, COMPILING, method="nap", **many),
+        spec("step/capt/c100", tuning, UNCOMPILED, COMPILING, method="capt", **many),
+        spec("step/ampt/c25-k4", tuning, UNCOMPILED, COMPILING, method="ampt", **mixture),
+        spec("step/advpt-bank/b32", bank, once, IMAGES_ALONE, model="tiny-shapes", batch=32),
+        spec(
+            "step/advpt-phase-2/c10",
+            phase_two,
+            text,
+            left_out,
+            model="tiny-shapes",
+            classes=10,
+            batch=32,
+            n_ctx=4,
+            rounds=5,
+        ),
+        spec(
+            "step/advpt-phase-2/c100",
+            phase_two,
+            text,
+            left_out,
+            model="ViT-B-32",
+            classes=100,
+            batch=32,
+            n_ctx=32,
+        ),
+    ]
+
+
+def full() -> list[Spec]:
+    """A GPU: the published sizes."""
+    few = {"model": "ViT-B-16", "classes": 10, "batch": 32, "n_ctx": 16, "steps": 5}
+    many = {**few, "classes": 1000, "rounds": 3}
+    text = ("eager", "eager-careful", "compiled", "fastprompt")
+    phase = {"model": "ViT-B-16", "batch": 32, "n_ctx": 32}
+    specs = [
+        spec(f"step/{method}/c{size['classes']}", tuning, ALL, method=method, **size)
+        for method in ("nap", "capt")
+        for size in (few, many)
+    ]
+    mixtures = [{**few, "n_prompts": 8}, {**few, "classes": 100, "n_prompts": 8, "rounds": 3}]
+    return [
+        *specs,
+        *(
+            spec(f"step/ampt/c{size['classes']}-k8", tuning, ALL, method="ampt", **size)
+            for size in mixtures
+        ),
+        spec(
+            "step/advpt-bank/b128",
+            bank,
+            ("eager", "compiled", "fastprompt"),
+            IMAGES_ALONE,
+            model="ViT-B-16",
+            batch=128,
+        ),
+        *(
+            spec(f"step/advpt-phase-2/c{c}", phase_two, text, NOTHING_TO_HOIST, classes=c, **phase)
+            for c in (10, 1000)
+        ),
+    ]
+
+
+@ladder(small() if SIZE == SMALL else full())
+def test_steps(benchmark, spec, rung):
+    replay(benchmark, spec, rung)
