@@ -10,11 +10,13 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .growth_curves import Curves
 from .kernels import NOT_YET
-from .ladder_file import Groups
-from .ladder_table import BASELINES, BETWEEN, OURS, telling, times
+from .ladder_file import Groups, Row
+from .ladder_table import BASELINES, OURS, between, telling, times
 
 # the report's colours on paper: an image in a page does not see the page's own
 _INK, _RULE, _PAPER = "#1c2127", "#c9ced6", "#ffffff"
@@ -35,7 +37,7 @@ _STYLE: Any = {
     **{"ytick.labelcolor": _INK, "grid.color": _RULE, "grid.linewidth": 0.5},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
 }
-_BAR = 0.16  # of the distance between two groups
+_BAR = 0.2  # of the distance between two groups
 
 
 def words(ladders: Mapping[str, Groups], growth: Mapping[str, Curves]) -> str:
@@ -69,26 +71,26 @@ def draw(ladders: Mapping[str, Groups], growth: Mapping[str, Curves]) -> str:
         )
         for machine, (speed, cost, memory) in zip(machines, panels, strict=True):
             _speed_ups(speed, bars[machine])
-            speed.set_title(f"{machine}: times as fast as eager", fontsize=9, loc="left")
+            speed.set_title(f"{machine}: times as fast as the baseline", fontsize=9, loc="left")
             points = growth.get(machine, {})
             _against_classes(cost, points, "seconds", 1.0)
             cost.set_title("a step's seconds", fontsize=9, loc="left")
             _against_classes(memory, points, "peak_bytes", 2**20)
             memory.set_title("its peak memory, MiB", fontsize=9, loc="left")
-        handles = {h.get_label(): h for row in panels for axes in row for h in _handles(axes)}
-        order = sorted(handles, key=lambda rung: (rung == OURS, list(handles).index(rung)))
-        figure.legend(
-            [handles[rung] for rung in order],
-            order,
-            loc="outside lower center",
-            ncols=len(order) or 1,
-            frameon=False,
-        )
+        _legend(figure, ladders, growth)
         return _svg(figure, words(ladders, growth))
 
 
-def _handles(axes: Any) -> list[Any]:
-    return axes.get_legend_handles_labels()[0]
+def _legend(figure: Figure, ladders: Mapping[str, Groups], growth: Mapping[str, Curves]) -> None:
+    shown = {
+        rung for groups in ladders.values() for rungs in telling(groups).values() for rung in rungs
+    }
+    shown |= {rung for rungs in growth.values() for rung in rungs}
+    order = [*(r for r in _COLOURS if r in shown), *sorted(shown - {*_COLOURS, *BASELINES})]
+    handles = [Patch(color=_colour(rung)) for rung in order]
+    figure.legend(
+        handles, order, loc="outside lower center", ncols=max(1, len(order)), frameon=False
+    )
 
 
 def _colour(rung: str) -> str:
@@ -100,29 +102,14 @@ def _speed_ups(axes: Any, groups: Groups) -> None:
     if not groups:
         _nothing(axes)
         return
-    found = dict.fromkeys(r for rungs in groups.values() for r in rungs if r not in BASELINES)
-    rungs = [r for r in (*BETWEEN, *found, OURS) if r in found]
-    rungs = [*dict.fromkeys(r for r in rungs if r != OURS), OURS]
-    for i, rung in enumerate(rungs):
-        rows = [
-            (at, row.ratio)
-            for at, group in enumerate(groups.values())
-            if (row := group.get(rung)) is not None and rung != row.baseline
-        ]
-        if rows:
-            places = [at + (i - (len(rungs) - 1) / 2) * _BAR for at, _ in rows]
-            widths = [ratio - 1 for _, ratio in rows]
-            axes.barh(places, widths, 0.9 * _BAR, left=1, color=_colour(rung), label=rung)
-            for place, (_, ratio) in zip(places, rows, strict=True):
-                if rung == OURS:
-                    axes.annotate(
-                        times(ratio),
-                        (max(ratio, 1), place),
-                        (3, 0),
-                        textcoords="offset points",
-                        va="center",
-                        fontsize=7,
-                    )
+    for at, rungs in enumerate(groups.values()):
+        bars = [row for row in _ordered(rungs) if row.rung not in (row.baseline, *BASELINES)]
+        for i, row in enumerate(bars):
+            place = at + (i - (len(bars) - 1) / 2) * _BAR
+            axes.barh(place, row.ratio - 1, 0.9 * _BAR, left=1, color=_colour(row.rung))
+            if row.rung == OURS:
+                said, end = times(row.ratio), (max(row.ratio, 1), place)
+                axes.annotate(said, end, (3, 0), textcoords="offset points", va="center", size=7)
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xscale("log", base=2)
@@ -141,7 +128,7 @@ def _against_classes(axes: Any, rungs: Curves, what: str, unit: float) -> None:
             x, y = zip(*sorted(known), strict=True)
             marker = _MARKERS[i % len(_MARKERS)]
             style = {"color": _colour(rung), "marker": marker, "markersize": 4, "linewidth": 1.6}
-            axes.plot(x, [value / unit for value in y], label=rung, **style)
+            axes.plot(x, [value / unit for value in y], **style)
             drawn = True
     if not drawn:
         _nothing(axes)
@@ -150,6 +137,21 @@ def _against_classes(axes: Any, rungs: Curves, what: str, unit: float) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("classes")
     axes.grid()
+    _plain(axes.yaxis)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+
+
+def _ordered(rungs: Mapping[str, Row]) -> list[Row]:
+    """Those in between as the table has them, fastprompt last."""
+    names = [*between({"": rungs}), OURS]
+    return [rungs[name] for name in names if name in rungs]
+
+
+def _plain(axis: Any) -> None:
+    """Marks at 1, 3, 10, 30, written out."""
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _nothing(axes: Any) -> None:
