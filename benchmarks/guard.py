@@ -118,12 +118,18 @@ def lines(found: Comparison, share: float = SHARE) -> list[str]:
 
 
 def summarise(rows: Sequence[Row], committed_path: Path) -> list[str]:
-    """For the end of a run of pytest: its rows beside the committed ones, in words."""
+    """For the end of a run of pytest: its rows beside the committed ones, in words.
+
+    A file that can't be read is told, not raised: the run's own figures must not be lost. It is
+    empty, for one, when ``--benchmark-json`` names it, which pytest-benchmark opens at the start.
+    """
     if not rows:
         return []
-    if not committed_path.is_file():
-        return [f"nothing to compare with: there is no {committed_path}"]
-    return lines(compare(rows, read(committed_path)))
+    try:
+        committed = read(committed_path)
+    except (FileNotFoundError, ValueError) as error:
+        return [f"nothing to compare with: {error}"]
+    return lines(compare(rows, committed))
 
 
 def main(run: Path, against: Path = RESULTS / FILE, share: float = SHARE) -> int:

@@ -47,8 +47,8 @@ def words(ladders: Mapping[str, Groups], growth: Mapping[str, Curves]) -> str:
         for name, rungs in telling(groups).items():
             ratios = (f"{r} {times(row.ratio)}" for r, row in rungs.items() if r != row.baseline)
             parts.append(f"{machine}, {name}: {', '.join(ratios)}")
-    for machine, rungs in growth.items():
-        for rung, points in rungs.items():
+    for machine, drawn in growth.items():
+        for rung, points in drawn.items():
             each = "; ".join(
                 f"{p.classes} classes"
                 + (f" {p.seconds:.3g} s" if p.seconds is not None else "")

@@ -44,6 +44,10 @@ def _block(name: str) -> re.Pattern[str]:
     return re.compile(f"(<!-- {name} -->\n)(.*?)(<!-- /{name} -->)", flags=re.S)
 
 
+def _filled(text: str, name: str, part: str) -> str:
+    return _block(name).sub(lambda found: f"{found[1]}\n{part}\n\n{found[3]}", text)
+
+
 def differences(page: Path, text: str, parts: Mapping[str, str]) -> list[str]:
     """What a page says between its markers and the results don't, and the other way round."""
     out = []
@@ -93,7 +97,7 @@ def write(root: Path = ROOT, results: Path = RESULTS) -> None:
     for page, parts in wanted(results).items():
         before = text = (root / page).read_text(encoding="utf-8")
         for name, part in parts.items():
-            text = _block(name).sub(lambda m, part=part: f"{m[1]}\n{part}\n\n{m[3]}", text)
+            text = _filled(text, name, part)
         if text != before:
             write_bytes(root / page, text.encode())
     ladders, growth = ladder_file.committed(results), growth_curves.committed(results)
