@@ -1,0 +1,109 @@
+"""What a user waits for: an epoch of tuning on the built-in images, an evaluation by AutoAttack."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastprompt import NAPTuner, evaluate, load_clip, load_data
+from fastprompt.data import ImageTensors
+
+from .autoattack import peer as standard_four
+from .ladder import Group, Spec, ladder, replay
+from .sizes import DEVICE, SIZE, SMALL
+
+ENGINES = {"eager": "reference", "fastprompt": "fast"}
+BOTH = tuple(ENGINES)
+OTHERS = ("eager-hoisted", "eager-careful", "compiled")
+TWO_ENGINES = dict.fromkeys(OTHERS, "a tuner has two engines; step/ has the rungs between them")
+FIXED_TEXT = dict.fromkeys(OTHERS, "a classifier's text features are fixed: it is eager")
+EPS = 4 / 255
+OTHER_VALUES = "torchattacks.AutoAttack has fewer steps: its four, at the standard's, are eager's"
+
+
+def _epoch(rung: str, clip: Any, data: Any, **settings: Any) -> NAPTuner:
+    tuner = NAPTuner(clip, data.classnames, engine=ENGINES[rung], epochs=1, **settings)
+    return tuner.fit(data.train, progress=False)
+
+
+def _tuned_in_float64(rung: str, data: Any) -> dict[str, Tensor]:
+    """Prompts after a step on few images: in float64 no sign of a gradient turns by rounding."""
+    clip = load_clip("tiny-shapes").double()
+    few = ImageTensors(data.train.images[:4], data.train.labels[:4], data.classnames)
+    tuner = NAPTuner(clip, data.classnames, engine=ENGINES[rung], epochs=1, batch=4, steps=2)
+    return dict(tuner.fit(few, progress=False).prompts.state_dict())
+
+
+def epoch(shots: int, batch: int) -> Group:
+    """NAP's on shapes, images read and everything set up in it."""
+    data, clip = load_data("shapes", shots=shots), load_clip("tiny-shapes").to(DEVICE)
+    results = {rung: _tuned_in_float64(rung, data) for rung in BOTH}
+    runs = {rung: partial(_epoch, rung, clip, data, batch=batch) for rung in BOTH}
+    size = {
+        "model": "tiny-shapes",
+        "classes": len(data.classnames),
+        "images": len(data.train),
+        "batch": batch,
+    }
+    # the optimiser and what is read are not products: FLOPs are not counted
+    return Group(runs, results, rounds=3, warmup=0, flops=lambda _: 0, size=size)
+
+
+class Evaluation:
+    """AutoAttack, standard, of the zero-shot classifier."""
+
+    def __init__(self, rung: str, images: Tensor, labels: Tensor, data: Any) -> None:
+        clip = load_clip("tiny-shapes-robust").to(DEVICE)
+        self.model = clip.zero_shot(data.classnames, data.templates, engine=ENGINES[rung])
+        self.rung, self.labels = rung, labels
+        self.images, self.bytes = images.float() / 255, images
+        self.peer = standard_four(self.model, EPS, seed=0)
+
+    def __call__(self) -> int:
+        """How many images stand."""
+        if self.rung == "fastprompt":
+            chosen = ImageTensors(self.bytes, self.labels)
+            options: dict[str, Any] = {"seed": 0, "sanity": "off", "progress": False}
+            found = evaluate(self.model, chosen, ["autoattack"], EPS, **options)
+            return int(found.row("model", "autoattack", EPS)["correct"])
+        adv = self.peer(self.images, self.labels)
+        return int((self.model(adv).argmax(1) == self.labels).sum())
+
+    def results(self) -> dict[str, Tensor]:
+        """What is attacked is one model."""
+        with torch.no_grad():
+            return {"logits": self.model(self.images)}
+
+
+def autoattack(n: int) -> Group:
+    """`evaluate` against torchattacks' attacks on open_clip's modules, all images in one batch."""
+    data = load_data("shapes", shots=1)
+    images, labels = (x[:n].to(DEVICE) for x in (data.test.images, data.test.labels))
+    made = {rung: Evaluation(rung, images, labels, data) for rung in BOTH}
+    results = {rung: one.results() for rung, one in made.items()}
+    size = {"model": "tiny-shapes-robust", "classes": 80, "images": n, "eps": "4/255"}
+    standing = {f"{rung}_standing": one() for rung, one in made.items()}  # warms up, too
+    return Group(made, results, rounds=2, warmup=0, flops=lambda _: 0, size=size | standing)
+
+
+def specs() -> list[Spec]:
+    """A few images on two cores."""
+    shots, n = (1, 24) if SIZE == SMALL else (16, 500)
+    return [
+        Spec(
+            f"end-to-end/epoch-nap/shapes-{shots}-shot",
+            partial(epoch, shots, 32),
+            BOTH,
+            TWO_ENGINES,
+        ),
+        Spec(f"end-to-end/autoattack/n{n}", partial(autoattack, n), BOTH, FIXED_TEXT),
+        Spec(
+            "peers/autoattack/standard", partial(autoattack, n), (), {"torchattacks": OTHER_VALUES}
+        ),
+    ]
+
+
+@ladder(specs())
+def test_end_to_end(benchmark, spec, rung):
+    replay(benchmark, spec, rung)
