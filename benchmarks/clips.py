@@ -7,7 +7,6 @@ what the one below it has changed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +20,8 @@ from fastprompt.heads import Head, MixtureHead, PlainMixtureHead
 from fastprompt.prompted import PromptedCLIP
 from fastprompt.seen import Prepared, Seen
 from fastprompt.towers import ReferenceTextTower
+
+from .gpu_timing import tf32
 
 
 class HoistedCLIP(PromptedCLIP):
@@ -66,7 +67,7 @@ class TrimmedTextTower(ReferenceTextTower):
 
 
 class CarefulCLIP(HoistedCLIP):
-    """Hoisted and trimmed; on a GPU under bfloat16 autocast."""
+    """Hoisted and trimmed; on a GPU under bfloat16 autocast, with TF32 for what is left."""
 
     def __init__(
         self, clip: FrozenCLIP, classnames: Sequence[str], prompts: nn.Module, **options: Any
@@ -78,9 +79,9 @@ class CarefulCLIP(HoistedCLIP):
         ).to(clip.device)
 
     def _call(self, name: str, *tensors: Tensor | None) -> Any:
-        cuda = self.clip.device.type == "cuda"
-        precision = torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext()
-        with precision:
+        if self.clip.device.type != "cuda":
+            return self._function(name)(self, *tensors)
+        with tf32(True), torch.autocast("cuda", torch.bfloat16):
             return self._function(name)(self, *tensors)
 
     def _function(self, name: str) -> Callable[..., Any]:

@@ -1,9 +1,13 @@
-"""What the benchmarks share: threads, memory that is kept, and the machine's facts."""
+"""What the benchmarks share: threads, memory that is kept, the machine's facts, a guard."""
 
 import pytest
 import torch
 
+from .guard import summarise
+from .ladder_file import FILE, rows_of
 from .machine import facts, keep_freed_memory
+from .report import results
+from .sizes import ON_GPU, SIZE
 
 THREADS = 2
 
@@ -15,5 +19,27 @@ def freed_memory_kept():
 
 @pytest.fixture(autouse=True)
 def _facts(benchmark, freed_memory_kept):
-    torch.set_num_threads(THREADS)
+    if ON_GPU:
+        # full float32 for the eager rungs; the careful one allows itself TF32
+        torch.backends.cudnn.allow_tf32 = False
+    else:
+        torch.set_num_threads(THREADS)
     benchmark.extra_info |= facts() | {"freed_memory_kept": freed_memory_kept}
+
+
+def pytest_report_header():
+    return f"benchmarks: sizes {SIZE!r}; ratios are compared with {results() / FILE}"
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info.pop("node", None)  # the results are for all to read
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    session = getattr(config, "_benchmarksession", None)
+    done = session.benchmarks if session else []
+    entries = [b.as_dict() for b in done if b and not b.has_error]
+    if said := summarise(rows_of(entries), results() / FILE):
+        terminalreporter.section("ratios against the committed ones")
+        for line in said:
+            terminalreporter.write_line(line)

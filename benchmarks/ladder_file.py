@@ -15,7 +15,7 @@ FILE = "ladder.json"
 # what extra_info says of the measurement and of the machine; all else in it is the group's size
 MEASURED = (
     *("rung", "baseline", "ratio_range", "ceiling", "flops", "quartiles", "limit"),
-    *("share_of_limit", "largest_error", "peak_bytes"),
+    *("share_of_limit", "largest_error", "peak_bytes", "images_per_second"),
 )
 MACHINE = (
     *("processor", "cores", "threads", "torch", "triton", "cuda", "dtype", "freed_memory_kept"),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import multiprocessing
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,6 +128,19 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
+def _gpu() -> dict[str, Any]:
+    """The card, its driver, and the clocks that it is allowed, as `nvidia-smi` says."""
+    query = "driver_version,clocks.max.sm,clocks.max.memory,clocks.sm"
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        said = "unknown"
+    driver, _, clocks = said.partition(", ")
+    return {"card": torch.cuda.get_device_name(), "driver": driver, "clocks": clocks}
+
+
 def facts() -> dict[str, Any]:
     """What a time depends on beside the code."""
     return {
@@ -131,5 +148,7 @@ def facts() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "triton": version("triton") if find_spec("triton") else None,
         "dtype": "float32",
+        **(_gpu() if torch.cuda.is_available() else {}),
     }

@@ -1,15 +1,25 @@
 """Result files and the tables that the programs print."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastprompt._files import write_json
 from fastprompt.runs import versions
 
+from .gpu import card
 from .machine import facts
 
-RESULTS = Path(__file__).parent / "results" / "cpu-2-cores"
+_ALL = Path(__file__).parent / "results"
+RESULTS = _ALL / "cpu-2-cores"
+
+
+def results() -> Path:
+    """Where this machine's results are, or would be: by its card's name, or its cores."""
+    return _ALL / (card() if torch.cuda.is_available() else f"cpu-{os.cpu_count()}-cores")
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

@@ -89,7 +89,7 @@ def autoattack(n: int) -> Group:
 
 def specs() -> list[Spec]:
     """A few images on two cores."""
-    shots, n = (1, 24) if SIZE == SMALL else (16, 500)
+    shots, n = (1, 16) if SIZE == SMALL else (16, 500)
     return [
         Spec(
             f"end-to-end/epoch-nap/shapes-{shots}-shot",

@@ -85,7 +85,14 @@ def text(rungs: tuple[str, ...], model: str, classes: int, rounds: int) -> Group
     torch.compiler.reset()  # each size is compiled by itself
     made = {rung: Text(rung, clip, class_names(classes)) for rung in rungs}
     size = {"model": model, "classes": classes, "n_ctx": N_CTX}
-    return Group(made, gated, rounds=rounds, flops=_counted(made, "eager-careful"), size=size)
+    return Group(
+        made,
+        gated,
+        rounds=rounds,
+        baseline=rungs[0],
+        flops=_counted(made, "eager-careful"),
+        size=size,
+    )
 
 
 def image(
