@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastprompt import FrozenCLIP
 from fastprompt.attacks import OnlinePGD
+from fastprompt.data import ImageTensors
 from fastprompt.prompted import PromptedCLIP
 from fastprompt.prompts import DeepPrompts, TextContext
 from fastprompt.towers import ReferenceTextTower, TextTower
@@ -19,8 +20,8 @@ from .gpu import ROOT, Task
 from .gpu_kernels import attention, consistency, mixture, pgd_bandwidth, sanitised
 from .gpu_timing import DEVICE, busy_share, event_seconds, matmul_rate, peak_bytes, tf32
 from .models import class_names, composed_names, random_clip
-from .rungs import RUNGS, Rung, gate_results, random_batch
 from .timing import count_flops, difference, gate
+from .tuner_steps import NAMES, TunerStep, agreement, random_images, tuner_steps
 
 N_CTX = 16
 
@@ -61,7 +62,9 @@ def attack_rate(batch: int = 256, steps: int = 10) -> dict[str, Any]:
     """PGD-10 on ViT-B/16 in bf16: images a second, and the share of the measured matmul rate."""
     clip = random_clip("ViT-B-16").to(DEVICE)
     rate = matmul_rate(torch.bfloat16)
-    data = random_batch(batch, clip.image_size, 100).to(DEVICE)
+    data = random_images(batch, clip.image_size, 100)
+    images, labels = data.images.to(DEVICE).float() / 255, data.labels.to(DEVICE)
+    rows = torch.arange(batch, device=DEVICE)
     out: dict[str, Any] = {"batch": batch, "steps": steps, "bf16_matmul_flops": rate}
     for compiled in (False, True):
         prompts = TextContext(N_CTX, 512).to(DEVICE)
@@ -71,7 +74,7 @@ def attack_rate(batch: int = 256, steps: int = 10) -> dict[str, Any]:
             attack = OnlinePGD(model, "4/255", "1/255", steps, capture=captured)
 
             def run(attack: OnlinePGD = attack, prepared: Any = prepared) -> Tensor:
-                return attack(data.images, data.labels, data.indices, prepared).images
+                return attack(images, labels, rows, prepared).images
 
             seconds = event_seconds(run, 5)
             flops = count_flops(run) if not (compiled or captured) else out["flops"]
@@ -133,64 +136,79 @@ def many_classes(classes: int = 21_000) -> dict[str, Any]:
     return out
 
 
-def gate_small(clip: FrozenCLIP) -> None:
-    """Equal losses and gradients of all rungs on a few classes, before anything is timed."""
-    data = random_batch(4, clip.image_size, 20, 2).to(DEVICE)
-    prompts = DeepPrompts.for_clip(clip, N_CTX)
-    rungs = {
-        name: kind(clip, class_names(20), prompts, data, precision="fp32", compile=False)
-        for name, kind in RUNGS.items()
-    }
-    gate(gate_results(rungs))
+FP32: dict[str, Any] = {"precision": "fp32", "compile": False}
+# name of the result: rung, settings, whether TF32 is allowed
+VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "eager": ("eager", {}, False),
+    "eager, TF32": ("eager", {}, True),
+    "eager-hoisted": ("eager-hoisted", {}, False),
+    "eager-careful": ("eager-careful", {}, True),
+    "fastprompt": ("fastprompt", FP32, False),
+    "fastprompt, bf16": ("fastprompt", {"precision": "bf16", "compile": False}, False),
+    "fastprompt, bf16, compiled": ("fastprompt", {"precision": "bf16", "compile": True}, False),
+}
+
+
+def gate_small(clip: FrozenCLIP) -> dict[str, dict[str, float]]:
+    """Equal losses and gradients of the float32 rungs on a few classes, before a step is timed."""
+    data = random_images(4, clip.image_size, len(NAMES))
+    rungs = ("eager", "eager-hoisted", "fastprompt")
+    with tf32(False):
+        steps = {r: tuner_steps((r,), "nap", clip, NAMES, data, **_settings(r))[r] for r in rungs}
+        return gate(agreement(steps))
+
+
+def _settings(rung: str) -> dict[str, Any]:
+    return FP32 if rung == "fastprompt" else {}
 
 
 def tuning_step(
     name: str = "ViT-B-16", classes: int = 1000, batch: int = 32, steps: int = 5
 ) -> dict[str, Any]:
-    """A step at NAP's published size, every rung; the fast one also in bf16, compiled, captured."""
+    """NAP's step at its published size, by every rung; a failing variant is told, and no more."""
     clip = random_clip(name).to(DEVICE)
-    names = class_names(classes)
-    data = random_batch(batch, clip.image_size, classes, steps).to(DEVICE)
+    names, data = class_names(classes), random_images(batch, clip.image_size, classes)
     out: dict[str, Any] = {"classes": classes, "batch": batch, "steps": steps}
-
-    def timed(kind: type[Rung], **options: Any) -> dict[str, float]:
-        rung = kind(clip, names, DeepPrompts.for_clip(clip, N_CTX), data, **options)
-        seconds = event_seconds(rung.step, 3, warmup=2)
-        # a replay's memory is in the graph's pool, where it is not seen
-        rung.pgd = OnlinePGD(rung.model, data.eps, data.alpha, data.steps, capture=False)
-        return {"seconds": seconds, "peak_bytes": peak_bytes(rung.step)}
-
-    with tf32(False):
-        gate_small(clip)
-
-    for rung, kind in RUNGS.items():
-        out[rung] = timed(
-            kind, **({"precision": "fp32", "compile": False} if rung == "fastprompt" else {})
-        )
-    with tf32(True):
-        out["eager-hoisted, TF32"] = timed(RUNGS["eager-hoisted"])
-    out["fastprompt, bf16"] = timed(RUNGS["fastprompt"], precision="bf16", compile=False)
-    out["fastprompt, bf16, compiled"] = timed(RUNGS["fastprompt"], precision="bf16", compile=True)
-    for rung in [k for k in out if k.startswith("fastprompt")]:
-        out[f"eager / {rung}"] = out["eager"]["seconds"] / out[rung]["seconds"]
+    out["differences"] = gate_small(clip)
+    for variant, (rung, settings, allowed) in VARIANTS.items():
+        with tf32(allowed):
+            try:
+                out[variant] = _timed_step(rung, clip, names, data, steps=steps, **settings)
+            except RuntimeError as error:  # the others are worth having
+                out[f"{variant}: failed"] = str(error)[-2000:]
+        torch.cuda.empty_cache()
+    for variant in [k for k in out if k in VARIANTS and k.startswith("fastprompt")]:
+        if "eager" in out:
+            out[f"eager / {variant}"] = out["eager"]["seconds"] / out[variant]["seconds"]
     return out
 
 
-def agreement() -> dict[str, Any]:
+def _timed_step(
+    rung: str, clip: FrozenCLIP, names: list[str], data: ImageTensors, **settings: Any
+) -> dict[str, float]:
+    step = TunerStep(rung, "nap", clip, names, data, n_ctx=N_CTX, **settings)
+    seconds = event_seconds(step, 3, warmup=2)
+    # a replay's memory is in the graph's pool, where it is not seen
+    step.without_graph()
+    return {"seconds": seconds, "peak_bytes": peak_bytes(step)}
+
+
+def engines_agree() -> dict[str, Any]:
     """Both engines on the GPU: features and gradients in float64, float32 and bf16."""
     with tf32(False):
-        return _agreement()
+        return _engines_agree()
 
 
-def _agreement() -> dict[str, Any]:
+def _engines_agree() -> dict[str, Any]:
     out: dict[str, Any] = {}
     for precision, dtype in (("fp64", torch.float64), ("fp32", torch.float32), ("bf16", None)):
         clip = random_clip("ViT-B-32").to(DEVICE)
         if dtype is torch.float64:
             clip = clip.double()
         names = class_names(50)
-        data = random_batch(8, clip.image_size, len(names)).to(DEVICE)
-        images, labels = data.images.to(clip.dtype), data.labels
+        data = random_images(8, clip.image_size, len(names))
+        images = (data.images.to(DEVICE).float() / 255).to(clip.dtype)
+        labels = data.labels.to(DEVICE)
         got: dict[str, list[Tensor]] = {}
         for engine in ("reference", "fast"):
             prompts = DeepPrompts.for_clip(clip, N_CTX, refiners=True).to(clip.dtype)
@@ -241,8 +259,8 @@ TASKS = (
         attack_rate,
     ),
     Task("text-1000", "text tower, ImageNet's names, against 77 tokens", 90, text_tower),
-    Task("step", "tuning step at NAP's published size, all rungs", 420, tuning_step),
-    Task("agreement", "both engines, float64, float32, bf16", 90, agreement),
+    Task("step", "tuning step at NAP's published size, all rungs", 480, tuning_step),
+    Task("agreement", "both engines, float64, float32, bf16", 90, engines_agree),
     Task("text-21000", "21,000 classes in chunks", 120, many_classes),
     Task("consistency", "both consistency losses against compiled torch code", 120, consistency),
     Task("sanitizer", "the kernels under compute-sanitizer, where it is installed", 480, sanitised),

@@ -12,7 +12,7 @@ from .bank_steps import PhaseOne, PhaseTwo
 from .ladder import Group, Spec, ladder, replay
 from .models import class_names, random_clip
 from .sizes import DEVICE, SIZE, SMALL
-from .tuner_steps import agreement, random_images, tuner_steps
+from .tuner_steps import NAMES, agreement, random_images, tuner_steps
 
 ALL = ("eager", "eager-hoisted", "eager-careful", "compiled", "fastprompt")
 UNCOMPILED = ("eager", "eager-hoisted", "eager-careful", "fastprompt")
@@ -22,7 +22,6 @@ COUNTED = {"compiled": "eager-careful"}
 NOTHING_TO_HOIST = {"eager-hoisted": "it has no text features in an attack: it is eager"}
 NO_TEXT = "it runs no text encoder: nothing to hoist or to trim"
 IMAGES_ALONE = dict.fromkeys(("eager-hoisted", "eager-careful"), NO_TEXT)
-NAMES = ["cat", "small dog", "a long name indeed", "fish", "red circle"]
 STEPS = 3
 
 

@@ -17,9 +17,9 @@ from .ladder import Group, Spec, ladder, replay
 from .models import class_names, random_clip
 from .sizes import DEVICE, SIZE, SMALL
 from .timing import count_flops
+from .tuner_steps import NAMES
 
 N_CTX = 16
-NAMES = ["cat", "small dog", "a long name indeed", "fish", "red circle"]
 TEXT = ("eager", "eager-careful", "compiled", "fastprompt")
 IMAGE = ("eager", "compiled", "fastprompt")
 NO_ATTACK = {"eager-hoisted": "a text encoder alone has no attack around it: it is eager"}

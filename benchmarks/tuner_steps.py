@@ -6,22 +6,27 @@ The optimiser's update, alike for all, is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastprompt import FrozenCLIP
 from fastprompt.attacks import OnlinePGD
 from fastprompt.data import ImageTensors
+from fastprompt.prompted import PromptedCLIP
 from fastprompt.tuners.online import OnlineTuner, Step
 from fastprompt.tuners.registry import TUNERS
 
 from .clips import CLIPS
 from .timing import count_flops
 
+# of the gate: few, of different lengths
+NAMES = ["cat", "small dog", "a long name indeed", "fish", "red circle"]
 EPOCH = 0.5  # share of the epochs that are done: where it matters, both of a loss's parts count
 NOISE = 0.02  # on the start values: some gradients are zero there, which shows nothing
 
@@ -61,11 +66,15 @@ class TunerStep:
             self.tuner.model = kind(clip, names, self.tuner.prompts)
         self.tuner.prepare(data, None, None, False)
         if kind is not None:  # eager code captures no graph
-            config = self.tuner.config
-            self.tuner._attack = OnlinePGD(
-                self.tuner.model, config.eps, config.step_size, config.steps, capture=False
-            )
+            self.without_graph()
         self.order = torch.arange(len(data))
+
+    def without_graph(self) -> None:
+        """Attack without a CUDA graph from here on."""
+        config = self.tuner.config
+        self.tuner._attack = OnlinePGD(
+            self.tuner.model, config.eps, config.step_size, config.steps, capture=False
+        )
 
     def begin(self) -> Step:
         """The step's batch; its attack has not run."""
@@ -144,3 +153,25 @@ def agreement(steps: dict[str, TunerStep]) -> dict[str, dict[str, Tensor]]:
     """What `timing.gate` compares, at the first rung's adversarial images."""
     adv = next(iter(steps.values())).begin().adv
     return {rung: step.results(adv) for rung, step in steps.items()}
+
+
+@contextmanager
+def counting_text(model: PromptedCLIP) -> Iterator[Counter[str]]:
+    """Counts ``forwards`` of the text encoder, and ``tokens`` that go into its first block."""
+    count: Counter[str] = Counter()
+
+    def forward(*_: object) -> None:
+        count["forwards"] += 1
+
+    def tokens(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        count["tokens"] += inputs[0].numel() // inputs[0].shape[-1]
+
+    text: Any = model.text
+    # the fast tower calls a block piece by piece: its first LayerNorm sees what the block does
+    first = text.parts.transformer.resblocks[0].ln_1
+    hooks = [text.register_forward_hook(forward), first.register_forward_hook(tokens)]
+    try:
+        yield count
+    finally:
+        for hook in hooks:
+            hook.remove()
