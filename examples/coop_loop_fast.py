@@ -1,0 +1,109 @@
+"""Adversarial prompt tuning of a CLIP, in the manner of CoOp (Zhou et al., IJCV 2022).
+
+A few context tokens stand between the start token and each class name. They learn from adversarial
+images that PGD makes anew in each step against the prompts as they are.
+"""
+
+import time
+from collections.abc import Sequence
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastprompt
+from fastprompt import PGD, PromptedCLIP, TextContext, load_clip
+
+WORDS = "a photo of a"  # that the context starts from
+EPS, ALPHA, STEPS = 1 / 255, 0.5 / 255, 3
+
+
+def start_context(clip: open_clip.CLIP) -> Tensor:
+    """The embeddings of `WORDS`, ``[M, width]``."""
+    n_ctx = len(WORDS.split())
+    ids = open_clip.tokenize(WORDS)[0, 1 : 1 + n_ctx]
+    return clip.token_embedding(ids).detach()
+
+
+class CoOpCLIP(nn.Module):
+    """Pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``, through a context that learns."""
+
+    def __init__(self, clip: open_clip.CLIP, classnames: Sequence[str], context: Tensor) -> None:
+        super().__init__()
+        self.clip = clip.eval().requires_grad_(False)
+        self.context = nn.Parameter(context.clone())
+        ids = open_clip.tokenize([f"{' '.join('X' * len(context))} {name}." for name in classnames])
+        embedded = clip.token_embedding(ids)
+        self.register_buffer("start", embedded[:, :1])
+        self.register_buffer("names", embedded[:, 1 + len(context) :])
+        self.register_buffer("ends", ids.argmax(dim=1))  # the end token has the largest id
+        self.register_buffer("mean", torch.tensor(clip.visual.image_mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(clip.visual.image_std).view(3, 1, 1))
+
+    def class_features(self) -> Tensor:
+        """``[C, D]``."""
+        context = self.context.expand(len(self.start), -1, -1)
+        x = torch.cat([self.start, context, self.names], dim=1) + self.clip.positional_embedding
+        x = self.clip.ln_final(self.clip.transformer(x, attn_mask=self.clip.attn_mask))
+        x = x[torch.arange(len(x), device=x.device), self.ends] @ self.clip.text_projection
+        return F.normalize(x, dim=-1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.clip.encode_image((images - self.mean) / self.std)
+        cosines = F.normalize(features, dim=-1) @ self.class_features().T
+        return self.clip.logit_scale.exp() * cosines
+
+
+def prompted(clip: open_clip.CLIP, classnames: Sequence[str]) -> nn.Module:
+    """The CLIP with a context that learns; nothing else in it does."""
+    context = start_context(clip)
+    return PromptedCLIP(load_clip(clip), classnames, TextContext(*context.shape, start=context))
+
+
+def adversarial_loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy on what PGD makes of the images."""
+    attack = PGD(model.classifier(), EPS, ALPHA, STEPS, random_start=False)
+    return F.cross_entropy(model(attack(images, labels)), labels)
+
+
+def tune(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int = 1,
+    batch: int = 32,
+    lr: float = 0.5,
+    seed: int = 0,
+) -> list[float]:
+    """The loss of each step."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(learning, lr, momentum=0.9)
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images), generator=generator).split(batch):
+            loss = adversarial_loss(model, images[rows], labels[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+    return losses
+
+
+def main() -> None:
+    """Four images of each of 80 classes, on a CLIP small enough for any machine."""
+    data = fastprompt.load_data("shapes", shots=4)
+    images, labels = data.train.images.float() / 255, data.train.labels
+    model = prompted(fastprompt.load_clip("tiny-shapes").model, data.classnames)
+    epochs, began = 3, time.perf_counter()
+    losses = tune(model, images, labels, epochs=epochs)
+    steps, taken = len(losses) // epochs, time.perf_counter() - began
+    for epoch in range(epochs):
+        print(f"epoch {epoch}: loss {sum(losses[epoch * steps :][:steps]) / steps:.4f}")
+    print(f"{taken / len(losses):.2f} s a step")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""PGD on a zero-shot classifier: how many images it takes."""
+
+import torch
+from torch import Tensor, nn
+
+import fastprompt
+from fastprompt import PGD
+
+
+def adversarial(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Images ``[B, 3, H, W]`` within 2/255 of those given; the model takes pixels in [0, 1]."""
+    attack = PGD(model, eps=2 / 255, alpha=0.5 / 255, steps=10, random_start=False)
+    return attack(images, labels)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The share of images that are classified rightly."""
+    return (model(images).argmax(dim=1) == labels).float().mean().item()
+
+
+def main() -> None:
+    """64 images of the built-in shapes, on a CLIP small enough for any machine."""
+    data = fastprompt.load_data("shapes", shots=1)
+    images, labels = data.train.images[:64].float() / 255, data.train.labels[:64]
+    model = fastprompt.load_clip("tiny-shapes-robust").zero_shot(data.classnames, data.templates)
+    print(f"clean    {accuracy(model, images, labels):.3f}")
+    print(f"attacked {accuracy(model, adversarial(model, images, labels), labels):.3f}")
+
+
+if __name__ == "__main__":
+    main()
