@@ -61,10 +61,10 @@ def prompted(clip: open_clip.CLIP, classnames: Sequence[str]) -> nn.Module:
     return CoOpCLIP(clip, classnames, context)
 
 
-def adversarial_loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy on what PGD makes of the images."""
+def attacked(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """What PGD makes of the images, against the context as it is now."""
     attack = PGD(model, EPS, ALPHA, STEPS, random_start=False)
-    return F.cross_entropy(model(attack(images, labels)), labels)
+    return attack(images, labels)
 
 
 def tune(
@@ -84,7 +84,8 @@ def tune(
     losses = []
     for _ in range(epochs):
         for rows in torch.randperm(len(images), generator=generator).split(batch):
-            loss = adversarial_loss(model, images[rows], labels[rows])
+            adv = attacked(model, images[rows], labels[rows])
+            loss = F.cross_entropy(model(adv), labels[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -6,10 +6,12 @@ from torch import Tensor, nn
 import fastprompt
 from fastprompt import PGD
 
+EPS, ALPHA, STEPS = 2 / 255, 0.5 / 255, 10
+
 
 def adversarial(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Images ``[B, 3, H, W]`` within 2/255 of those given; the model takes pixels in [0, 1]."""
-    attack = PGD(model, eps=2 / 255, alpha=0.5 / 255, steps=10, random_start=False)
+    """Images ``[B, 3, H, W]`` within `EPS` of those given; the model takes pixels in [0, 1]."""
+    attack = PGD(model, eps=EPS, alpha=ALPHA, steps=STEPS, random_start=False)
     return attack(images, labels)
 
 
