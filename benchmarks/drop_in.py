@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples import coop_loop, coop_loop_fast, pgd, pgd_fast
-from fastprompt import CLIPClassifier, load_clip, load_data
+from fastprompt import load_clip, load_data
 from fastprompt.data import Data
 
 MODEL, DATA = "tiny-shapes", "shapes"
@@ -97,7 +97,8 @@ class Attacks:
         data = load_data(DATA, shots=1)
         self.images, self.labels = pictures(data, batch, device)
         clip = load_clip(MODEL, device=device)
-        self.model: CLIPClassifier = clip.zero_shot(data.classnames, data.templates)
+        self.classes = len(data.classnames)
+        self.model: nn.Module = clip.zero_shot(data.classnames, data.templates)
 
     def rungs(self) -> dict[str, Callable[[], object]]:
         """The attack by rung."""
@@ -116,7 +117,7 @@ class Attacks:
         """What is timed, for the record."""
         return {
             "model": MODEL,
-            "classes": len(self.model.classnames),
+            "classes": self.classes,
             "images": len(self.images),
             "steps": pgd.STEPS,
         }

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import fastprompt
-from benchmarks.timing import count_flops, difference
+from benchmarks.drop_in import Attacks, Loops
+from benchmarks.timing import count_flops, difference, gate
 from examples import coop_loop, coop_loop_fast, pgd, pgd_fast
 from fastprompt import load_clip, load_data
 
@@ -124,3 +125,13 @@ def test_they_run(name, data, monkeypatch, capsys):
     monkeypatch.setattr(fastprompt, "load_data", lambda *_, **__: data)  # 6 classes, not 80
     import_module(f"examples.{name}").main()
     assert ("epoch 2" if "loop" in name else "attacked") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [Loops, Attacks])
+def test_what_is_timed_agrees_and_runs(kind):
+    case = kind(batch=2)
+    found = gate(case.results(), case.baseline)
+    assert list(found) == ["fastprompt"]
+    assert case.size()["classes"] == 80
+    for run in case.rungs().values():
+        run()
