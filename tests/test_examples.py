@@ -104,11 +104,18 @@ def test_a_step_in_float32_is_equal_up_to_rounding(data):
 
 def test_the_changed_lines_save_work(data):
     images, labels = (t[:8] for t in pictures(data))
+    made = models(data)
+    texts = []
+    for tower in (made[0].clip.transformer, made[1].text):
+        tower.register_forward_hook(lambda tower, *_: texts.append(tower))
     plain, fast = (
         count_flops(lambda m=m, model=model: m.tune(model, images, labels, batch=8))
-        for m, model in zip(LOOPS, models(data), strict=True)
+        for m, model in zip(LOOPS, made, strict=True)
     )
     assert plain > 1.2 * fast
+    # in each step of the attack and for the loss; once for the whole attack and for the loss
+    counts = [texts.count(tower) for tower in (made[0].clip.transformer, made[1].text)]
+    assert counts == [coop_loop.STEPS + 1, 2]
 
 
 def test_the_attacked_images_are_equal_bit_for_bit(data, bundled_clip):
