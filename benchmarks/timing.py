@@ -142,9 +142,10 @@ class _FlopCount(TorchDispatchMode):
             if plain is not None and not any(isinstance(x, FakeTensor) for x in args):
                 return plain(*args, **kwargs)
             # below autograd, as an op's plain code is, torch's own ops come undecomposed
-            parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
+            if func.namespace == "aten":
+                parts = func.decompose(*args, **kwargs)
+                if parts is not NotImplemented:
+                    return parts
         out = func(*args, **kwargs)
         if formula := _formula(func):
             self.total += formula(*args, **kwargs, out_val=out)
