@@ -15,6 +15,7 @@ from .sizes import DEVICE, SIZE, SMALL
 from .tuner_steps import NAMES, agreement, random_images, tuner_steps
 
 ALL = ("eager", "eager-hoisted", "eager-careful", "compiled", "fastprompt")
+BOTH = ("eager", "fastprompt")
 UNCOMPILED = ("eager", "eager-hoisted", "eager-careful", "fastprompt")
 COMPILING = {"compiled": "compiling a step takes minutes on a CPU; see towers/ and attack/"}
 # what a compiler makes of it is the same mathematics; counting needs eager code
@@ -91,9 +92,9 @@ def small() -> list[Spec]:
     few = {"model": "tiny-shapes", "classes": 10, "batch": 8, "n_ctx": 4}
     many = {"model": "ViT-B-32", "classes": 100, "batch": 8, "n_ctx": 16, "rounds": 2}
     mixture = {**many, "classes": 25, "n_prompts": 4}
-    once = ("eager", "compiled", "fastprompt")
     text = ("eager", "eager-careful", "fastprompt")
     left_out = {**NOTHING_TO_HOIST, **COMPILING}
+    alone = {**IMAGES_ALONE, **COMPILING}
     return [
         spec("step/nap/c10", tuning, UNCOMPILED, COMPILING, method="nap", **few),
         spec("step/capt/c10", tuning, UNCOMPILED, COMPILING, method="capt", **few),
@@ -101,7 +102,7 @@ def small() -> list[Spec]:
         spec("step/nap/c100", tuning, UNCOMPILED, COMPILING, method="nap", **many),
         spec("step/capt/c100", tuning, UNCOMPILED, COMPILING, method="capt", **many),
         spec("step/ampt/c25-k4", tuning, UNCOMPILED, COMPILING, method="ampt", **mixture),
-        spec("step/advpt-bank/b32", bank, once, IMAGES_ALONE, model="tiny-shapes", batch=32),
+        spec("step/advpt-bank/b32", bank, BOTH, alone, model="tiny-shapes", batch=32),
         spec(
             "step/advpt-phase-2/c10",
             phase_two,

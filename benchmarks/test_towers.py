@@ -134,6 +134,7 @@ def texts() -> list[Spec]:
     ]
 
 
+COMPILED_ONCE = {"compiled": "it is compiled anew for each: see towers/image-gradient/vit-b-32-b8"}
 COMPILED_AT_10 = {"compiled": "it is compiled anew for each size: see towers/text/c10"}
 
 
