@@ -1,0 +1,142 @@
+"""The ladder: groups are gated, timed by turns, told of, and left out by name."""
+
+import importlib
+
+import pytest
+import torch
+
+from benchmarks import ladder, limits, ops, sizes
+from benchmarks.timing import RungsDifferError, Timing, count_flops
+
+X = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+W = torch.randn(30, 20, generator=torch.Generator().manual_seed(1))
+
+
+def group(**changes):
+    def slow():
+        return {"y": torch.cat([X, X]) @ W}
+
+    def fast():
+        return {"y": (X @ W).repeat(2, 1)}
+
+    rungs = {"eager": slow, "fastprompt": fast}
+    options = {"rounds": 3, "size": {"classes": 20}, **changes}
+    return ladder.Group(rungs, {name: run() for name, run in rungs.items()}, **options)
+
+
+def test_a_group_tells_ratio_ceiling_and_size():
+    found = ladder.measure(group())
+    about = {rung: found.about(rung) for rung in ("eager", "fastprompt")}
+    ours = about["fastprompt"]
+    assert about["eager"]["ratio_to_eager"] == about["eager"]["ceiling"] == 1
+    assert ours["ceiling"] == 2  # half of the products
+    assert ours["flops"] == 2 * 40 * 30 * 20
+    assert ours["baseline"] == "eager"
+    assert ours["classes"] == 20
+    assert ours["largest_error"] < 1e-5
+    medians = {name: timing.median for name, timing in found.timings.items()}
+    assert ours["ratio_to_eager"] == medians["eager"] / medians["fastprompt"]
+    rate = limits.multiplying().amount / medians[ladder.LIMIT]
+    assert ours["share_of_limit"] == pytest.approx(ours["flops"] / medians["fastprompt"] / rate)
+    assert ours["limit"] == "matmul"
+
+
+def test_the_range_of_the_ratio_is_that_of_the_rounds():
+    timings = {"eager": Timing((2.0, 6.0, 4.0)), "fastprompt": Timing((1.0, 2.0, 4.0))}
+    timings[ladder.LIMIT] = Timing((1.0,))
+    flops = {"eager": 8, "fastprompt": 2}
+    size, limit = {"images": 6}, limits.Limit("matmul", 16, lambda: None)
+    about = ladder.Measured("eager", size, {}, flops, timings, {}, limit).about("fastprompt")
+    assert about["ratio_to_eager"] == 2
+    assert about["ratio_range"] == [1, 3]
+    assert about["ceiling"] == 4
+    assert about["images_per_second"] == 3
+    assert about["share_of_limit"] == 1 / 16
+
+
+def test_what_differs_is_not_timed():
+    wrong = group()
+    results = {**wrong.results, "fastprompt": {"y": wrong.results["eager"]["y"] * 1.001}}
+    timed = []
+    rungs = {"eager": lambda: timed.append(1), "fastprompt": lambda: timed.append(1)}
+    with pytest.raises(RungsDifferError, match="fastprompt"):
+        ladder.measure(ladder.Group(rungs, results))
+    assert not timed
+
+
+def test_bytes_are_held_against_a_copy():
+    found = ladder.measure(group(moved=1000, flops=lambda _: 0))
+    about = found.about("fastprompt")
+    assert about["limit"] == "copy"
+    assert about["ceiling"] is None
+    rate = found.limit.amount / found.timings[ladder.LIMIT].median
+    assert about["share_of_limit"] == pytest.approx(
+        1000 / found.timings["fastprompt"].median / rate
+    )
+
+
+def test_a_group_is_measured_once(monkeypatch):
+    monkeypatch.setattr(ladder, "_measured", {})
+    built = []
+
+    def build():
+        built.append(1)
+        return group()
+
+    spec = ladder.Spec("layer/what/size", build, ("eager", "fastprompt"))
+    assert ladder.measured(spec) is ladder.measured(spec)
+    assert built == [1]
+
+
+def test_rungs_are_left_out_by_name():
+    specs = [ladder.Spec("layer/what/c9", group, ("fastprompt",), {"eager": "it takes an hour"})]
+    ours, left_out = ladder.ladder(specs).args[1]
+    assert (ours.id, left_out.id) == ("layer/what/c9-fastprompt", "layer/what/c9-eager")
+    reasons = [mark.kwargs["reason"] for mark in left_out.marks if mark.name == "skip"]
+    assert reasons == ["layer/what/c9: eager is left out: it takes an hour"]
+    assert [mark.name for mark in ours.marks] == ["benchmark"]
+
+
+def test_the_clock_goes_on_when_it_is_told_to():
+    clock = ladder.ReplayClock()
+    clock.advance(1.5)
+    clock.advance(2)
+    assert clock.now() == 3.5
+
+
+@pytest.mark.parametrize("name", ["FASTPROMPT_BENCH", "FASTPROMPT_BENCH_ROUNDS"])
+def test_a_wrong_size_is_named(monkeypatch, name):
+    monkeypatch.setenv(name, "huge")
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        importlib.reload(sizes)
+    monkeypatch.undo()
+    importlib.reload(sizes)
+
+
+SMALL_OPS = {
+    "mixture": lambda **how: ops.mixture(3, 5, 2, 8, **how),
+    "attention": lambda **how: ops.attention(9, prefix=3, heads=2, head_width=4, **how),
+    "layers": lambda **how: ops.layers(2, n_layers=2, tokens=3, width=8, **how),
+    "consistency": lambda **how: ops.consistency(4, 6, **how),
+    "sign_step": lambda **how: ops.sign_step(2, image_size=8, **how),
+}
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("op", SMALL_OPS)
+def test_kernels_agree_with_their_formulas(op, backward):
+    if op == "sign_step" and backward:
+        pytest.skip("a sign step has no backward")
+    found = SMALL_OPS[op](backward=backward, compiled=False)
+    ladder.gate(found.results)
+    assert len(found.results["eager"]) >= 1
+
+
+def test_an_ops_inside_is_counted():
+    """Attention of 9 classes of 2 to 8 tokens behind 3: every score, masked ones too."""
+    rungs = SMALL_OPS["attention"](backward=False, compiled=False).rungs
+    lengths = [2 + i % 7 for i in range(9)]
+    own, front = sum(n * n for n in lengths), 3 * sum(lengths)
+    assert count_flops(rungs["fastprompt"]) == 2 * 2 * 2 * 4 * (own + front)
+    padded = 9 * 8 * (3 + 8)
+    assert count_flops(rungs["eager"]) == 2 * 2 * 2 * 4 * padded
