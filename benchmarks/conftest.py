@@ -7,9 +7,7 @@ from .guard import summarise
 from .ladder_file import FILE, rows_of
 from .machine import facts, keep_freed_memory
 from .report import results
-from .sizes import ON_GPU, SIZE
-
-THREADS = 2
+from .sizes import ON_GPU, SIZE, THREADS
 
 
 @pytest.fixture(scope="session")

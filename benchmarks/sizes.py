@@ -11,6 +11,7 @@ import os
 import torch
 
 SMALL, FULL = "small", "full"
+THREADS = 2  # of torch, on a CPU
 
 
 def _chosen() -> str:

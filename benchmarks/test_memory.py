@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from . import ops
-from .conftest import THREADS
 from .machine import in_child, peak_memory
-from .sizes import ON_GPU
+from .sizes import ON_GPU, THREADS
 
 SIZE = (128, 1000, 8)
 RUNGS = ("eager", "fastprompt")
