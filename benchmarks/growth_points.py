@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
+
 from fastprompt import FrozenCLIP, load_clip
 
 from .flop_model import Sizes
+from .machine import peak_memory
 from .models import class_names, random_clip
-from .tuner_steps import TunerStep, random_images
+from .timing import gate
+from .tuner_steps import TunerStep, agreement, random_images, tuner_steps
 
 RUNGS = ("eager", "fastprompt")
 
@@ -87,12 +91,31 @@ def model(name: str) -> FrozenCLIP:
     return load_clip(name) if name == "tiny-shapes" else random_clip(name)
 
 
-def make_step(rung: str, point: Point) -> TunerStep:
-    """A step of a rung, with fresh prompts: what they say does not change what is computed."""
-    clip = model(point.model)
+def make_steps(
+    rungs: Sequence[str], point: Point, clip: FrozenCLIP | None = None
+) -> dict[str, TunerStep]:
+    """A step of each rung, all with the same prompts; ``clip`` in place of the point's model."""
+    clip = clip or model(point.model)
     images = random_images(point.batch, clip.image_size, point.classes)
     names = class_names(point.classes)
-    return TunerStep(rung, point.method, clip, names, images, **point.settings())
+    return tuner_steps(rungs, point.method, clip, names, images, **point.settings())
+
+
+def differences(point: Point) -> dict[str, dict[str, float]]:
+    """How far the rungs are apart, see `timing.gate`; on two images and one step of PGD."""
+    small = dataclasses.replace(point, batch=2, steps=1)
+    return gate(agreement(make_steps(RUNGS, small)))
+
+
+def peak_bytes(rung: str, point: Point, threads: int) -> int:
+    """Bytes at the peak of a step, above weights and towers; for a process of its own.
+
+    Freed memory goes back to the system there, so that a peak is what is in use at once.
+    """
+    torch.set_num_threads(threads)
+    tiny = dataclasses.replace(point, classes=2, batch=1, steps=1)
+    make_steps([rung], tiny)[rung]()  # libraries make their own buffers in their first call
+    return peak_memory(make_steps([rung], point)[rung])
 
 
 def sizes(step: TunerStep) -> Sizes:

@@ -1,0 +1,208 @@
+"""How the cost of a tuning step grows with classes, prompts, images, depth and attack steps.
+
+python -m benchmarks.growth measure                     # all sweeps, writes the JSON file
+python -m benchmarks.growth measure --sweeps batch      # one; the others stay as the file has them
+python -m benchmarks.growth table                       # the file's table
+
+Each sweep is measured on the ``eager`` and on the ``fastprompt`` rung. A point whose FLOPs by
+`benchmarks.flop_model` are above a rung's limit is left out by name. Exponents are the slopes of
+least squares in logarithms: of the whole sweep, and between neighbours. A cost ``a + b n`` has
+local exponents that go from 0 to 1, and the fit's lies between them.
+
+The formula is checked in two ways: against the FLOPs counted, and, scaled at the middle point of a
+rung's sweep, against the seconds of its other points. Those further off than 30 % are marked.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .flop_model import OWN_OPS, flops, terms
+from .growth_points import QUICK, RUNGS, SWEEPS, Sweep, differences, make_steps, peak_bytes
+from .growth_points import sizes as sizes_of
+from .machine import in_child, keep_freed_memory
+from .report import RESULTS, markdown, write
+from .timing import Timing, by_turns
+from .tuner_steps import TunerStep
+
+RESULT = RESULTS / "growth.json"
+LIMITS = {"eager": 8e12, "fastprompt": 5e13}  # FLOPs of a step: about a minute, about four
+LONG = 10.0  # seconds: what takes longer is run once
+NEAR = 0.3  # of the predicted seconds
+Steps = dict[tuple[str, int], TunerStep]
+
+
+def exponents(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
+    """Slopes of ``log y`` over ``log x``: least squares, and between neighbours.
+
+    Args:
+        x: rising; of a single point there is no slope.
+    """
+    if len(x) < 2:
+        return {"fit": None, "local": []}
+    log_x, log_y = np.log(x), np.log(y)
+    local = np.diff(log_y) / np.diff(log_x)
+    return {"fit": float(np.polyfit(log_x, log_y, 1)[0]), "local": local.tolist()}
+
+
+def check_prediction(points: Sequence[dict[str, Any]]) -> None:
+    """Add to each point of a rung what its seconds would be, by its FLOPs and the middle's rate."""
+    middle = points[len(points) // 2]
+    rate = middle["flops_model"] / middle["seconds"]["median"]
+    for point in points:
+        predicted = point["flops_model"] / rate
+        off = point["seconds"]["median"] / predicted - 1
+        scale = {"scaled_here": point is middle, "predicted_seconds": predicted}
+        point |= {**scale, "deviation": off, "within_30_percent": abs(off) <= NEAR}
+
+
+def build(sweep: Sweep, limits: Mapping[str, float]) -> tuple[Steps, list[dict[str, Any]]]:
+    """The sweep's steps, by rung and size; and which are left out, and why."""
+    steps: Steps = {}
+    left_out = []
+    for size, point in sweep.points().items():
+        for rung, step in make_steps(RUNGS, point).items():
+            work = flops(sizes_of(step))
+            if work <= limits[rung]:
+                steps[rung, size] = step
+                continue
+            why = f"{work / 1e12:.1f} TFLOP a step, above this rung's {limits[rung] / 1e12:g}"
+            left_out.append({"rung": rung, sweep.name: size, "reason": why})
+    return steps, left_out
+
+
+def seconds(steps: Steps, rounds: int) -> dict[tuple[str, int], Timing]:
+    """By turns, behind a first call of each that does not count; of a long one it is the only."""
+    first = {}
+    for key, step in steps.items():
+        began = time.perf_counter()
+        step()
+        first[key] = time.perf_counter() - began
+    names = {f"{rung} {size}": (rung, size) for rung, size in steps}
+    short = {name: steps[key] for name, key in names.items() if first[key] < LONG}
+    taken = by_turns(short, rounds, warmup=0) if short else {}
+    return {key: taken.get(name, Timing((first[key],))) for name, key in names.items()}
+
+
+def measure_point(step: TunerStep, timing: Timing) -> dict[str, Any]:
+    """Seconds; FLOPs counted, and by the formula. The step has been run."""
+    shape = sizes_of(step)
+    counted, seen = step.flops(), flops(shape, own_ops=False)
+    return {
+        "seconds": {**timing.as_dict(), "data": list(timing.seconds)},
+        "flops_model": flops(shape),
+        "flops_counted": counted,
+        "model_over_counted": seen / counted,
+        "flops_by_term": terms(shape),
+    }
+
+
+def measure_sweep(
+    sweep: Sweep, rounds: int, threads: int, memory: bool, limits: Mapping[str, float] = LIMITS
+) -> dict[str, Any]:
+    """Agreement at its second point, then all of its points."""
+    began = time.perf_counter()
+    points = sweep.points()
+    # not the first: a mixture of one prompt has a router without a gradient, which shows nothing
+    gap = differences(points[sweep.values[1]])["fastprompt"]
+    steps, left_out = build(sweep, limits)
+    timings = seconds(steps, rounds)
+    found: dict[str, list[dict[str, Any]]] = {rung: [] for rung in RUNGS}
+    for (rung, size), step in steps.items():
+        found[rung].append({sweep.name: size, **measure_point(step, timings[rung, size])})
+    steps.clear()
+    if memory:
+        for rung, size in timings:
+            place = next(p for p in found[rung] if p[sweep.name] == size)
+            place["peak_bytes"] = in_child(peak_bytes, rung, points[size], threads)
+    return {
+        "varies": sweep.name,
+        "fixed": sweep.fixed(),
+        "largest_error": max(gap.values()),
+        "points": {rung: of_rung for rung, of_rung in found.items() if of_rung},
+        "left_out": left_out,
+        "exponents": {rung: summary(sweep.name, of) for rung, of in found.items() if of},
+        "took_seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def summary(name: str, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Exponents of a rung's seconds, FLOPs and memory; marks its points, see `check_prediction`."""
+    check_prediction(points)
+    x = [point[name] for point in points]
+    ys = {
+        "seconds": [point["seconds"]["median"] for point in points],
+        "flops_model": [point["flops_model"] for point in points],
+    }
+    if all("peak_bytes" in point for point in points):
+        ys["peak_bytes"] = [point["peak_bytes"] for point in points]
+    return {what: exponents(x, y) for what, y in ys.items()}
+
+
+def for_plot(sweep: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Cost and memory against classes, by rung."""
+    return {
+        rung: [
+            {
+                "classes": point["classes"],
+                "seconds": point["seconds"]["median"],
+                "peak_bytes": point.get("peak_bytes"),
+            }
+            for point in points
+        ]
+        for rung, points in sweep["points"].items()
+    }
+
+
+def measure(
+    sweeps: list[str] | None = None,
+    quick: bool = False,
+    rounds: int = 3,
+    threads: int = 2,
+    memory: bool = True,
+    out: Path = RESULT,
+) -> None:
+    """Measure, write after each sweep, print the table.
+
+    Args:
+        sweeps: these alone; the file's others stay. By default all.
+        quick: small sizes on the bundled model, for a look.
+        rounds: that count, of points that take less than ten seconds; of others there is one.
+        threads: of torch.
+        memory: also take the peaks of memory of the sweep over classes.
+        out: the result file.
+    """
+    known = {sweep.name: sweep for sweep in (QUICK if quick else SWEEPS)}
+    if unknown := set(sweeps or ()) - set(known):
+        raise SystemExit(f"unknown sweep {sorted(unknown)[0]!r}: there are {', '.join(known)}")
+    torch.set_num_threads(threads)
+    kept = keep_freed_memory()
+    result = json.loads(out.read_text("utf-8")) if sweeps and out.exists() else {"sweeps": {}}
+    for name in sweeps or known:
+        found = measure_sweep(known[name], rounds, threads, memory and name == "classes")
+        result["sweeps"][name] = {"freed_memory_kept": kept, **found}
+        if name == "classes":
+            result["cost_against_classes"] = for_plot(found)
+        about = {"limits": LIMITS, "not_counted_by_torch": list(OWN_OPS)}
+        write(out, {**result, **about})
+    show(out)
+
+
+def show(out: Path = RESULT) -> None:
+    """Print the file's table."""
+    from .growth_table import lines
+
+    print(markdown(*lines(json.loads(out.read_text("utf-8")))))
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli({"measure": measure, "table": show})
