@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -58,7 +58,8 @@ class Sweep:
 
     def points(self) -> dict[int, Point]:
         """By the size that grows."""
-        return {n: dataclasses.replace(self.base, **{self.name: n}) for n in self.values}
+        change: Any = dataclasses.replace
+        return {n: change(self.base, **{self.name: n}) for n in self.values}
 
     def fixed(self) -> dict[str, Any]:
         """The settings that stay."""
@@ -69,11 +70,11 @@ class Sweep:
 
 _AMPT = Point(method="ampt", classes=25, n_ctx=4)
 SWEEPS = (
-    Sweep("classes", (10, 30, 100, 300, 1000, 21_000), Point(batch=8, steps=3)),
+    Sweep("classes", (10, 30, 100, 1000, 21_000), Point(batch=8, steps=3)),
     Sweep("n_prompts", (1, 4, 8, 32), _AMPT),
-    Sweep("batch", (8, 32, 128, 512), Point(model="tiny-shapes", steps=3, depth=4)),
-    Sweep("depth", (1, 4, 8, 12), Point()),
-    Sweep("steps", (1, 3, 6, 10), Point()),
+    Sweep("batch", (8, 64, 512), Point(model="tiny-shapes", depth=4)),
+    Sweep("depth", (1, 6, 12), Point()),
+    Sweep("steps", (1, 3, 10), Point()),
 )
 # the same sizes on the bundled model, each small: seconds for all
 QUICK = (
@@ -126,6 +127,7 @@ def sizes(step: TunerStep) -> Sizes:
     """
     tuner, clip = step.tuner, step.tuner.clip
     config: Any = tuner.config
+    prompts: Any = tuner.prompts
     if step.rung not in RUNGS:
         raise ValueError(f"rung must be one of {RUNGS}, got {step.rung!r}")
     visual: Any = clip.model.visual
@@ -135,21 +137,19 @@ def sizes(step: TunerStep) -> Sizes:
     if visual.pool_type != "tok":
         raise ValueError(f"{clip.name} pools by {visual.pool_type!r}: not in the formula")
     nap = tuner.method == "nap"
-    ampt: Mapping[str, Any] = {} if nap else {"prompts": config.n_prompts}
-    router = 0 if nap else int(tuner.prompts.head.router.first.out_features)  # type: ignore[union-attr]
     patch = visual.conv1.kernel_size
     return Sizes(
         eager=step.rung == "eager",
         classes=len(tuner.classnames),
         batch=len(step.order),
         steps=config.steps,
-        prompts=ampt.get("prompts", 1),
+        prompts=1 if nap else config.n_prompts,
         n_ctx=config.n_ctx,
-        depth=len(tuner.prompts.tokens) if nap else 0,  # type: ignore[arg-type]
+        depth=len(prompts.tokens) if nap else 0,
         passes=2 if nap or config.clean_share else 1,
         keeps_layers=nap and config.consistency != "none",
         refined=nap and config.refiners,
-        router=router,
+        router=0 if nap else prompts.head.router.first.out_features,
         features=clip.embed_dim,
         image_width=visual.conv1.out_channels,
         image_layers=len(visual.transformer.resblocks),

@@ -1,0 +1,257 @@
+"""Growth: the closed formula is what a step costs, exponents are slopes, misses are marked."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import small_model
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks import flop_model, growth, growth_points, growth_table
+from benchmarks.growth_points import Point, Sweep, make_steps, sizes
+from benchmarks.models import random_clip
+from benchmarks.timing import Timing, count_flops
+from fastprompt import FrozenCLIP, load_clip
+from fastprompt.kernels.mixture_logits import eager as mixture
+from fastprompt.kernels.prefix_attention import eager as attention
+
+RUNGS = growth_points.RUNGS
+SMALL = {
+    "nap": Point(depth=2, classes=5, batch=3, steps=2),
+    "nap, one layer": Point(depth=1, classes=5, batch=2),
+    "ampt": Point(method="ampt", classes=5, batch=3, steps=2, n_ctx=4, n_prompts=3),
+}
+LARGE = {
+    "nap": Point(classes=4, batch=1),
+    "nap, three layers": Point(classes=4, batch=1, depth=3),
+    "ampt": Point(method="ampt", classes=4, batch=1, n_ctx=4, n_prompts=2),
+}
+
+
+@pytest.fixture(scope="module")
+def vit_b_32() -> FrozenCLIP:
+    return random_clip()
+
+
+@pytest.fixture
+def every_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's counter has no formula for the product that adds in place."""
+    aten = torch.ops.aten
+    monkeypatch.setitem(flop_registry, aten.baddbmm_, flop_registry[aten.baddbmm])
+
+
+def off_by(step: growth_points.TunerStep) -> float:
+    """Of the FLOPs counted, relative; derived weights are made before tensors lose their values."""
+    step.tuner.model.text.refresh(), step.tuner.model.image.refresh()
+    return flop_model.flops(sizes(step), own_ops=False) / step.flops() - 1
+
+
+# the formula
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("name", SMALL)
+def test_the_formula_is_what_torch_counts(name, rung):
+    clip = load_clip(small_model())
+    assert abs(off_by(make_steps([rung], SMALL[name], clip)[rung])) < 0.05
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("name", LARGE)
+def test_the_formula_is_what_torch_counts_on_vit_b_32(name, rung, vit_b_32):
+    assert abs(off_by(make_steps([rung], LARGE[name], vit_b_32)[rung])) < 0.05
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"classes": 6}, {"batch": 4}, {"steps": 3}, {"n_ctx": 8}, {"n_prompts": 4}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_the_formula_follows_each_size(changed):
+    clip = load_clip(small_model())
+    method = "ampt" if "n_prompts" in changed else "nap"
+    for rung in RUNGS:
+        before = make_steps([rung], SMALL[method], clip)[rung]
+        after = make_steps([rung], dataclasses.replace(SMALL[method], **changed), clip)[rung]
+        for step in (before, after):
+            step.tuner.model.text.refresh(), step.tuner.model.image.refresh()
+        counted = after.flops() - before.flops()
+        model = [flop_model.flops(sizes(step), own_ops=False) for step in (before, after)]
+        assert counted > 0
+        assert model[1] - model[0] == pytest.approx(counted, rel=0.05)
+
+
+def test_classes_in_chunks_cost_another_forward_pass():
+    clip = load_clip(small_model())
+    step = make_steps(["fastprompt"], SMALL["nap"], clip)["fastprompt"]
+    whole = sizes(step)
+    tower = type(step.tuner.model.text)
+    options = {"n_ctx": whole.n_ctx, "class_chunk": 2}
+    step.tuner.model.text = tower(clip, step.tuner.classnames, **options)
+    cut = sizes(step)
+    assert cut == dataclasses.replace(whole, chunked=True)
+    step()
+    assert abs(off_by(step)) < 0.05
+    assert flop_model.flops(cut) > flop_model.flops(whole)
+
+
+def test_the_mixture_of_the_formula_is_what_its_code_does(every_product):
+    k, c, b, d, steps = 3, 5, 4, 16, 2
+    text, image, router = torch.randn(k, c, d), torch.randn(b, d), torch.randn(b, k)
+    scale = torch.tensor(10.0)
+
+    def backward(gram, found, *, attacked):
+        logits, *saved = found
+        wants = (attacked, not attacked, True, False)
+        inputs = (image, text, router, scale, *gram, *saved)
+        mixture.mixture_logits_backward(logits, None, *inputs, 1.0, True, *wants)
+
+    def step():
+        gram = mixture.mixture_gram(text, True)
+        for _ in range(steps):
+            found = mixture.mixture_logits(image, text, router, scale, *gram, 1.0)
+            backward(gram, found, attacked=True)
+        found = mixture.mixture_logits(image, text, router, scale, *gram, 1.0)
+        backward(gram, found, attacked=False)
+
+    clip = load_clip(small_model())
+    point = Point("ampt", classes=c, batch=b, steps=steps, n_ctx=4, n_prompts=k)
+    shape = sizes(make_steps(["fastprompt"], point, clip)["fastprompt"])
+    assert (shape.features, shape.passes) == (d, 1)
+    assert flop_model.mixture(shape) == pytest.approx(count_flops(step), rel=0.05)
+
+
+def test_the_suffix_attention_of_the_formula_is_what_its_code_does(every_product):
+    k, c, length, p, layers = 2, 4, 3, 5, 4
+    width, heads = 24, 2
+    ends = torch.arange(c + 1, dtype=torch.int32) * length
+
+    def layer(first: bool, last: bool):
+        rows = c if last else c * length
+        q = torch.randn(k, rows, heads, width // heads)
+        keys, values = torch.randn(2, k, c * length, heads, width // heads)
+        prefix = torch.randn(2, k, p, heads, width // heads)
+        inputs = (q, keys, values, *prefix, ends)
+        out, lse = attention.prefix_attention(*inputs, last, 1.0)
+        wants = (not first, not first, True)
+        attention.prefix_attention_backward(out, *inputs, out, lse, last, 1.0, *wants)
+
+    def step():
+        for i in range(layers):
+            layer(i == 0, i == layers - 1)
+
+    clip = load_clip(small_model())
+    shape = sizes(make_steps(["fastprompt"], SMALL["ampt"], clip)["fastprompt"])
+    shape = dataclasses.replace(
+        shape, prompts=k, classes=c, suffixes=c * length, prefix=p, text_layers=layers
+    )
+    assert shape.text_width == width
+    assert sum(flop_model.suffix_attention(shape)) == pytest.approx(count_flops(step), rel=0.05)
+
+
+def test_rungs_without_a_formula_are_refused():
+    step = make_steps(["eager-hoisted"], SMALL["nap"], load_clip(small_model()))["eager-hoisted"]
+    with pytest.raises(ValueError, match="eager-hoisted"):
+        sizes(step)
+
+
+# exponents and predictions
+
+
+def test_exponents_are_slopes():
+    x = [10, 100, 1000, 21_000]
+    cubic = growth.exponents(x, [2e-9 * n**3 for n in x])
+    assert cubic["fit"] == pytest.approx(3)
+    assert cubic["local"] == pytest.approx([3, 3, 3])
+    affine = growth.exponents(x, [5 + 0.01 * n for n in x])
+    first, *_, last = affine["local"]
+    assert first < 0.1 < affine["fit"] < 0.9 < last < 1
+    assert growth.exponents([4], [1.0]) == {"fit": None, "local": []}
+
+
+def test_points_off_the_prediction_are_marked():
+    points = [
+        {"classes": n, "flops_model": 1e9 * n, "seconds": {"median": s}}
+        for n, s in ((1, 1.5), (2, 2.5), (4, 4.0), (8, 10.3), (16, 11.5))
+    ]
+    growth.check_prediction(points)
+    assert [p["scaled_here"] for p in points] == [False, False, True, False, False]
+    assert [p["deviation"] for p in points] == pytest.approx([0.5, 0.25, 0, 0.2875, -0.28125])
+    assert [p["within_30_percent"] for p in points] == [False, True, True, True, True]
+
+
+def test_what_is_long_runs_once_and_what_is_short_each_round(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(growth.time, "perf_counter", lambda: now[0])
+
+    def step(name, seconds):
+        def run():
+            calls.append(name)
+            now[0] += seconds.pop(0)
+
+        return run
+
+    steps = {("eager", 7): step("long", [11]), ("fastprompt", 7): step("short", [5, 1, 2])}
+    clocked = growth.by_turns
+    monkeypatch.setattr(growth, "by_turns", lambda *a, **k: clocked(*a, **k, clock=lambda: now[0]))
+    found = growth.seconds(steps, rounds=3)
+    assert calls == ["long", "short", "short", "short"]
+    assert found == {("eager", 7): Timing((11,)), ("fastprompt", 7): Timing((5, 1, 2))}
+
+
+# the program
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    base = Point(model="tiny-shapes", depth=4, n_ctx=4, batch=1)
+    sweep = Sweep("classes", (2, 4, 40), base)
+    limits = {"eager": 2e10, "fastprompt": 1e13}
+    torch.set_num_threads(1)
+    return growth.measure_sweep(sweep, 2, 1, memory=False, limits=limits)
+
+
+def test_a_sweep_holds_what_was_measured_and_names_what_was_not(measured):
+    assert measured["largest_error"] < 1e-4
+    assert [p["classes"] for p in measured["points"]["fastprompt"]] == [2, 4, 40]
+    assert [p["classes"] for p in measured["points"]["eager"]] == [2, 4]
+    (left,) = measured["left_out"]
+    assert (left["rung"], left["classes"]) == ("eager", 40)
+    assert "above 0.02" in left["reason"]
+    for rung in RUNGS:
+        assert measured["counted"][rung]["model"] == pytest.approx(1, rel=0.05)
+        for point in measured["points"][rung]:
+            assert len(point["seconds"]["data"]) == 2
+            assert min(point["seconds"]["data"]) > 0
+    assert len(measured["exponents"]["fastprompt"]["seconds"]["local"]) == 2
+
+
+def test_the_table_has_a_row_for_each_rung_and_for_what_is_left_out(measured):
+    marked = json.loads(json.dumps(measured))
+    marked["points"]["eager"][0] |= {"deviation": -0.41, "within_30_percent": False}
+    head, rows = growth_table.lines({"sweeps": {"classes": marked}})
+    assert [row[1] for row in rows] == ["eager", "fastprompt", "eager"]
+    assert {len(row) for row in rows} == {len(head)}
+    assert rows[0][-2:] == ["-41 % at 2", "2"]
+    assert rows[2][2].startswith("left out: ")
+
+
+def test_the_plot_gets_cost_and_memory_against_classes(measured):
+    found = growth.for_plot(measured)
+    assert list(found) == ["eager", "fastprompt"]
+    assert [set(p) for p in found["eager"]] == [{"classes", "seconds", "peak_bytes"}] * 2
+
+
+def test_a_sweep_measured_alone_leaves_the_others(tmp_path, monkeypatch, measured):
+    path = tmp_path / "growth.json"
+    path.write_text(json.dumps({"sweeps": {"steps": {**measured, "varies": "steps"}}}))
+    monkeypatch.setattr(growth, "measure_sweep", lambda *_: measured)
+    monkeypatch.setattr(growth, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(growth, "show", lambda _: None)
+    growth.measure(["classes"], quick=True, threads=1, out=path)
+    found = json.loads(path.read_text())
+    assert set(found["sweeps"]) == {"steps", "classes"}
+    assert found["cost_against_classes"] == growth.for_plot(measured)
+    with pytest.raises(SystemExit, match="shots"):
+        growth.measure(["shots"], out=path)
