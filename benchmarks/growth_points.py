@@ -70,7 +70,7 @@ class Sweep:
 
 _AMPT = Point(method="ampt", classes=25, n_ctx=4)
 SWEEPS = (
-    Sweep("classes", (10, 30, 100, 1000, 21_000), Point(batch=8, steps=3)),
+    Sweep("classes", (10, 30, 100, 1000, 21_000), Point(batch=4, steps=3)),
     Sweep("n_prompts", (1, 4, 8, 32), _AMPT),
     Sweep("batch", (8, 64, 512), Point(model="tiny-shapes", depth=4)),
     Sweep("depth", (1, 6, 12), Point()),
