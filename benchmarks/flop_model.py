@@ -19,7 +19,7 @@ BLOCK = 24  # of a token in a block, in W^2
 _QKV, _KV, _BEHIND = 6, 4, 18  # what it is made of
 _REFINER = 8
 
-# torch does not look into the package's own ops: a count does not see these terms
+# the package's own ops: a count on tensors without values does not see these terms
 OWN_OPS = ("suffix attention", "mixture")
 
 
@@ -258,5 +258,6 @@ def terms(s: Sizes) -> dict[str, float]:
 
 
 def flops(s: Sizes, *, own_ops: bool = True) -> float:
-    """All of a step; without the package's own ops it is what torch's counter sees."""
+    """All of a step; without the package's own ops it is what
+    `TunerStep.flops` sees."""
     return sum(n for name, n in terms(s).items() if own_ops or name not in OWN_OPS)

@@ -149,7 +149,7 @@ def measure_sweep(
     return {
         "varies": sweep.name,
         "fixed": sweep.fixed(),
-        "largest_error": max(gap.values()),
+        "largest_error_float64": max(gap.values()),
         "points": {rung: of_rung for rung, of_rung in found.items() if of_rung},
         "counted": counts,
         "left_out": left_out,
@@ -216,7 +216,7 @@ def measure(
         result["sweeps"][name] = {"freed_memory_kept": kept, **found}
         if name == "classes":
             result["cost_against_classes"] = for_plot(found)
-        about = {"limits": LIMITS, "not_counted_by_torch": list(OWN_OPS)}
+        about = {"limits": LIMITS, "own_ops": list(OWN_OPS)}
         write(out, {**result, **about})
     show(out)
 
