@@ -114,6 +114,7 @@ def describe(step: TunerStep, timing: Timing) -> dict[str, Any]:
         "seconds": {**timing.as_dict(), "data": list(timing.seconds)},
         "flops_model": flops(shape),
         "flops_by_term": terms(shape),
+        "class_chunk": step.tuner.model.class_chunk,
     }
 
 
