@@ -20,11 +20,16 @@ SMALL = {
     "nap": Point(depth=2, classes=5, batch=3, steps=2),
     "nap, one layer": Point(depth=1, classes=5, batch=2),
     "ampt": Point(method="ampt", classes=5, batch=3, steps=2, n_ctx=4, n_prompts=3),
+    "ampt, many images": Point(method="ampt", classes=5, batch=128, n_ctx=1, n_prompts=3),
 }
 LARGE = {
     "nap": Point(classes=4, batch=1),
     "ampt": Point(method="ampt", classes=4, batch=1, n_ctx=4, n_prompts=2),
 }
+
+
+NEAR = 1e-3  # far below the 5 % that would do: a wrong term shows
+ROUGH = 0.02  # where class names count by their mean length
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +49,20 @@ def off_by(step: growth_points.TunerStep) -> float:
 @pytest.mark.parametrize("rung", RUNGS)
 @pytest.mark.parametrize("name", SMALL)
 def test_the_formula_is_what_torch_counts(name, rung):
-    clip = load_clip(small_model())
-    assert abs(off_by(make_steps([rung], SMALL[name], clip)[rung])) < 0.05
+    clip = load_clip(small_model(layers=4))
+    assert abs(off_by(make_steps([rung], SMALL[name], clip)[rung])) < NEAR
 
 
 @pytest.mark.parametrize("rung", RUNGS)
 @pytest.mark.parametrize("name", LARGE)
 def test_the_formula_is_what_torch_counts_on_vit_b_32(name, rung, vit_b_32):
-    assert abs(off_by(make_steps([rung], LARGE[name], vit_b_32)[rung])) < 0.05
+    assert abs(off_by(make_steps([rung], LARGE[name], vit_b_32)[rung])) < NEAR
 
 
 @cache
 def counted_and_modelled(rung: str, point: Point) -> tuple[int, float]:
     """FLOPs of a step on the small model."""
-    step = make_steps([rung], point, load_clip(small_model()))[rung]
+    step = make_steps([rung], point, load_clip(small_model(layers=4)))[rung]
     step.tuner.model.text.refresh(), step.tuner.model.image.refresh()
     return step.flops(), flop_model.flops(sizes(step), own_ops=False)
 
@@ -74,11 +79,11 @@ def test_the_formula_follows_each_size(changed, rung):
     after = counted_and_modelled(rung, dataclasses.replace(point, **changed))
     counted, modelled = after[0] - before[0], after[1] - before[1]
     assert counted > 0
-    assert modelled == pytest.approx(counted, rel=0.05)
+    assert modelled == pytest.approx(counted, rel=NEAR)
 
 
 def test_classes_in_chunks_cost_another_forward_pass():
-    clip = load_clip(small_model())
+    clip = load_clip(small_model(layers=4))
     step = make_steps(["fastprompt"], SMALL["nap"], clip)["fastprompt"]
     whole = sizes(step)
     tower = type(step.tuner.model.text)
@@ -87,24 +92,26 @@ def test_classes_in_chunks_cost_another_forward_pass():
     cut = sizes(step)
     assert cut == dataclasses.replace(whole, chunked=True)
     step()
-    assert abs(off_by(step)) < 0.05
+    assert abs(off_by(step)) < NEAR
     assert flop_model.flops(cut) > flop_model.flops(whole)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_formula_has_what_our_own_ops_do(name):
-    step = make_steps(["fastprompt"], SMALL[name], load_clip(small_model()))["fastprompt"]
+    step = make_steps(["fastprompt"], SMALL[name], load_clip(small_model(layers=4)))["fastprompt"]
     everything = count_flops(step)
     unseen = everything - step.flops()  # without values an op of our own counts as nothing
     shape = sizes(step)
     modelled = flop_model.flops(shape) - flop_model.flops(shape, own_ops=False)
-    assert unseen > 0.003 * everything
-    assert modelled == pytest.approx(unseen, rel=0.05)
-    assert flop_model.flops(shape) == pytest.approx(everything, rel=0.05)
+    assert unseen > 1e-3 * everything
+    assert modelled == pytest.approx(unseen, rel=ROUGH)
+    assert flop_model.flops(shape) == pytest.approx(everything, rel=NEAR)
 
 
 def test_rungs_without_a_formula_are_refused():
-    step = make_steps(["eager-hoisted"], SMALL["nap"], load_clip(small_model()))["eager-hoisted"]
+    step = make_steps(["eager-hoisted"], SMALL["nap"], load_clip(small_model(layers=4)))[
+        "eager-hoisted"
+    ]
     with pytest.raises(ValueError, match="eager-hoisted"):
         sizes(step)
 
@@ -173,7 +180,7 @@ def test_a_sweep_holds_what_was_measured_and_names_what_was_not(measured):
     assert (left["rung"], left["classes"]) == ("eager", 40)
     assert "above 0.02" in left["reason"]
     for rung in RUNGS:
-        assert measured["counted"][rung]["model"] == pytest.approx(1, rel=0.05)
+        assert measured["counted"][rung]["model"] == pytest.approx(1, rel=NEAR)
         for point in measured["points"][rung]:
             assert len(point["seconds"]["data"]) == 2
             assert min(point["seconds"]["data"]) > 0
