@@ -37,6 +37,7 @@ class Group:
             none), norm-relative within ``tolerance``.
         rounds: that count.
         warmup: rounds in front of them.
+        once: rungs so long that they have one round, unless more are asked for.
         baseline: that ratios are of; where the eager rung is left out, another.
         flops: of a rung; by default counted in a run.
         moved: bytes that the operation reads and writes at least; its limit is then a copy's
@@ -48,6 +49,7 @@ class Group:
     results: Mapping[str, Mapping[str, Tensor]]
     rounds: int = 5
     warmup: int = 1
+    once: tuple[str, ...] = ()
     baseline: str = EAGER
     tolerance: float = TOLERANCE
     flops: Callable[[str], int] | None = None
@@ -121,7 +123,8 @@ def measure(group: Group) -> Measured:
     limit = multiplying() if group.moved is None else copying(group.moved)
     rungs = {**group.rungs, LIMIT: limit.run}
     rounds = max(group.rounds, LEAST_ROUNDS)
-    timings, peaks = _by_turns(rungs, rounds, group.warmup), {}
+    once = () if LEAST_ROUNDS else group.once
+    timings, peaks = _by_turns(rungs, rounds, group.warmup, once), {}
     if ON_GPU:
         from .gpu_timing import peak_bytes
 
@@ -131,9 +134,11 @@ def measure(group: Group) -> Measured:
     return Measured(group.baseline, group.size, differences, flops, timings, peaks, limit)
 
 
-def _by_turns(rungs: Mapping[str, Run], rounds: int, warmup: int) -> dict[str, Timing]:
+def _by_turns(
+    rungs: Mapping[str, Run], rounds: int, warmup: int, once: tuple[str, ...]
+) -> dict[str, Timing]:
     if not ON_GPU:
-        return by_turns(rungs, rounds, warmup)
+        return by_turns(rungs, rounds, warmup, once=once)
     from .gpu_timing import event_turns
 
     return event_turns(rungs, rounds, max(warmup, 2))

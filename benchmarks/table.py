@@ -4,27 +4,31 @@ python -m benchmarks.table            # prints the README's table, checks README
 python -m benchmarks.table --write    # puts the tables between the pages' markers, draws
 
 A page has its tables between ``<!-- ladder -->`` and ``<!-- /ladder -->``; docs/benchmarks.md has
-those of the GPU apart, between ``<!-- gpu -->`` and ``<!-- /gpu -->``.
+those of the GPU and of growth apart, benchmarks/README.md has the profile.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import unescape
 from pathlib import Path
 from typing import Any
 
-from fastprompt._files import write_bytes
+from fastprompt._files import read_json, write_bytes
 
-from . import growth_curves, ladder_file
+from . import growth_curves, growth_table, ladder_file, profiling
 from .gpu import RESULTS, ROOT
+from .kernels import NOT_YET
 from .ladder_gpu import gpu_table
 from .ladder_plot import draw, words
 from .ladder_table import blocks, short_table, whole_table
+from .profiling import RESULT as PROFILE
+from .report import markdown
 
 README, PAGE = Path("README.md"), Path("docs/benchmarks.md")
+NOTES = Path("benchmarks/README.md")
 PLOT = PAGE.with_suffix(".svg")
 LINK = f"![Speed-up of each rung, seconds and memory against the number of classes]({PLOT.name})"
 
@@ -37,7 +41,24 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
     if ladders:
         whole = f"{LINK}\n\n{whole}"
     gpu = gpu_table(results)
-    return {README: {"ladder": f"{short}\n\n{gpu}"}, PAGE: {"ladder": whole, "gpu": gpu}}
+    growth = _of_machines(results, growth_curves.FILE, _growth)
+    profiles = _of_machines(results, PROFILE.name, profiling.table)
+    return {
+        README: {"ladder": f"{short}\n\n{gpu}"},
+        PAGE: {"ladder": whole, "growth": growth, "gpu": gpu},
+        NOTES: {"profile": profiles},
+    }
+
+
+def _growth(result: Mapping[str, Any]) -> str:
+    return markdown(*growth_table.lines(result))
+
+
+def _of_machines(results: Path, file: str, table: Callable[[Mapping[str, Any]], str]) -> str:
+    """Each machine's table under its name."""
+    paths = sorted(results.glob(f"*/{file}"))
+    parts = [f"{path.parent.name}:\n\n{table(read_json(path))}" for path in paths]
+    return "\n\n".join(parts) or f"{NOT_YET[0].upper()}{NOT_YET[1:]}."
 
 
 def _block(name: str) -> re.Pattern[str]:
@@ -75,7 +96,7 @@ def drawn(svg: str) -> str:
 
 
 def problems(
-    root: Path = ROOT, results: Path = RESULTS, pages: Sequence[Path] = (README, PAGE)
+    root: Path = ROOT, results: Path = RESULTS, pages: Sequence[Path] = (README, PAGE, NOTES)
 ) -> list[str]:
     """Where the pages and the drawing differ from the committed results, in words."""
     out = []

@@ -47,7 +47,7 @@ def epoch(shots: int, batch: int) -> Group:
         "batch": batch,
     }
     # the optimiser and what is read are not products: FLOPs are not counted
-    return Group(runs, results, rounds=3, warmup=0, flops=lambda _: 0, size=size)
+    return Group(runs, results, rounds=2, warmup=0, flops=lambda _: 0, size=size)
 
 
 class Evaluation:
@@ -89,7 +89,7 @@ def autoattack(n: int) -> Group:
 
 def specs() -> list[Spec]:
     """A few images on two cores."""
-    shots, n = (1, 16) if SIZE == SMALL else (16, 500)
+    shots, n = (1, 8) if SIZE == SMALL else (16, 500)
     return [
         Spec(
             f"end-to-end/epoch-nap/shapes-{shots}-shot",

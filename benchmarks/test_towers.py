@@ -16,7 +16,7 @@ from .clips import CLIPS
 from .ladder import Group, Spec, ladder, replay
 from .models import class_names, random_clip
 from .sizes import DEVICE, SIZE, SMALL
-from .timing import count_flops
+from .timing import count_without_values
 from .tuner_steps import NAMES
 
 N_CTX = 16
@@ -89,6 +89,7 @@ def text(rungs: tuple[str, ...], model: str, classes: int, rounds: int) -> Group
         made,
         gated,
         rounds=rounds,
+        warmup=0 if rounds < 3 else 1,
         baseline=rungs[0],
         flops=_counted(made, "eager-careful"),
         size=size,
@@ -103,24 +104,25 @@ def image(
     made = {rung: Image(rung, clip, batch, deep, gradient) for rung in rungs}
     results = {rung: one() for rung, one in made.items()}
     size = {"model": model, "images": batch, "deep_prompts": deep, "gradient": gradient}
-    return Group(made, results, flops=_counted(made, "eager"), size=size)
+    return Group(made, results, rounds=3, flops=_counted(made, "eager"), size=size)
 
 
 def _counted(made: Any, eager: str) -> Any:
     """FLOPs of what is compiled are those of the code it is made of."""
-    return lambda rung: count_flops(made[eager if rung == "compiled" else rung])
+    return lambda rung: count_without_values(made[eager if rung == "compiled" else rung])
 
 
 def texts() -> list[Spec]:
     """More and more classes."""
     if SIZE == SMALL:
         slow = dict.fromkeys(("eager", "eager-careful"), "too slow for 1,000 classes on a CPU")
+        at_others = {**COMPILED_AT_10, "eager-careful": "see towers/text/c200"}
         passes = "a pass takes minutes on a CPU: benchmarks.growth measures fastprompt's once"
         many: dict[int, tuple[tuple[str, ...], dict[str, str], int]] = {
-            10: (TEXT, NO_ATTACK, 5),
-            100: (without("compiled"), {**NO_ATTACK, **COMPILED_AT_10}, 3),
-            200: (without("compiled"), {**NO_ATTACK, **COMPILED_AT_10}, 3),
-            1000: (("fastprompt",), {**NO_ATTACK, **slow, **COMPILED_AT_10}, 3),
+            10: (TEXT, NO_ATTACK, 3),
+            100: (("eager", "fastprompt"), {**NO_ATTACK, **at_others}, 1),
+            200: (("eager", "eager-careful", "fastprompt"), {**NO_ATTACK, **COMPILED_AT_10}, 2),
+            1000: (("fastprompt",), {**NO_ATTACK, **slow, **COMPILED_AT_10}, 2),
             21_000: ((), dict.fromkeys(("eager", "fastprompt"), passes), 1),
         }
     else:
@@ -136,11 +138,6 @@ def texts() -> list[Spec]:
 
 COMPILED_ONCE = {"compiled": "it is compiled anew for each: see towers/image-gradient/vit-b-32-b8"}
 COMPILED_AT_10 = {"compiled": "it is compiled anew for each size: see towers/text/c10"}
-
-
-def without(rung: str) -> tuple[str, ...]:
-    """The text tower's other rungs."""
-    return tuple(other for other in TEXT if other != rung)
 
 
 def images() -> list[Spec]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -96,11 +96,13 @@ def by_turns(
     rounds: int = 7,
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    once: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Every rung once a round, so that what else the machine does meets all of them alike.
 
     Args:
         warmup: rounds in front that don't count.
+        once: rungs so long that they take part in the first round alone.
         clock: seconds.
     """
     names = list(rungs)
@@ -110,17 +112,22 @@ def by_turns(
         # another one goes first each time: none always comes behind the same other
         first = i % len(names)
         for name in names[first:] + names[:first]:
+            if i and name in once:
+                continue
             began = clock()
             rungs[name]()
             taken = clock() - began
-            if i >= warmup:
+            if i >= warmup or name in once:
                 seconds[name].append(taken)
     return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
 
 
 def ratio(timings: Mapping[str, Timing], slow: str, fast: str) -> dict[str, float]:
-    """How many times longer ``slow`` takes: of the medians; least and most over the rounds."""
-    pairs = zip(timings[slow].seconds, timings[fast].seconds, strict=True)
+    """How many times longer ``slow`` takes: of the medians; least and most over the rounds.
+
+    Where one of them took part in the first round alone, that is all there is to range over.
+    """
+    pairs = zip(timings[slow].seconds, timings[fast].seconds, strict=False)
     rounds = [a / b for a, b in pairs]
     medians = timings[slow].median / timings[fast].median
     return {"medians": medians, "least": min(rounds), "most": max(rounds)}
@@ -170,3 +177,9 @@ def count_flops(function: Callable[[], object]) -> int:
     with sdpa_kernel(SDPBackend.MATH), _FlopCount() as count:
         function()
     return count.total
+
+
+def count_without_values(function: Callable[[], object]) -> int:
+    """The same on tensors without values: nothing is computed."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return count_flops(function)
