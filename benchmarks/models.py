@@ -1,5 +1,7 @@
 """What is measured: models with random weights, and class names as they are in real use."""
 
+import copy
+import functools
 import logging
 import random
 from collections.abc import Iterator
@@ -29,6 +31,14 @@ def random_clip(name: str = "ViT-B-32", seed: int = 0) -> FrozenCLIP:
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return load_clip(open_clip.create_model(name).eval())
+
+
+@functools.cache
+def shared_clip(name: str, device: str, double: bool = False) -> FrozenCLIP:
+    """A bundled model, or one with random weights, made once in a process: nobody may change it."""
+    if double:
+        return load_clip(copy.deepcopy(shared_clip(name, device).model).double())
+    return (load_clip(name) if name.startswith("tiny") else random_clip(name)).to(device)
 
 
 def imagenet_names() -> list[str]:

@@ -83,7 +83,7 @@ def group(
     def flops(rung: str) -> int:
         return count_flops(rungs[counted.get(rung, rung)])
 
-    return Group(rungs, results, rounds=4, warmup=1, flops=flops, moved=moved, size=size)
+    return Group(rungs, results, rounds=3, warmup=2, flops=flops, moved=moved, size=size)
 
 
 def _random(*shape: int, seed: int = 0, learning: bool = False) -> Tensor:

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastprompt import DeepPrompts, load_clip
+from fastprompt import DeepPrompts
 from fastprompt.attacks import OnlinePGD
 
 from .drop_in import Attacks
 from .ladder import Group, Spec, ladder, replay
-from .models import class_names, random_clip
+from .models import class_names, shared_clip
 from .sizes import DEVICE, SIZE, SMALL
 from .test_towers import prompted
 from .timing import count_without_values
@@ -51,7 +51,7 @@ class Attack:
 
 def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Group:
     """Images per second are ``images`` over the median."""
-    clip = (load_clip(model) if model.startswith("tiny") else random_clip(model)).to(DEVICE)
+    clip = shared_clip(model, DEVICE)
     made = {rung: Attack(rung, clip, class_names(classes), batch) for rung in rungs}
     results = {rung: one.results() for rung, one in made.items()}
     size = {"model": model, "classes": classes, "images": batch, "steps": STEPS}
@@ -59,7 +59,7 @@ def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Grou
     def flops(rung: str) -> int:
         return count_without_values(made["eager-careful" if rung == "compiled" else rung])
 
-    return Group(made, results, rounds=3, warmup=0, flops=flops, size=size)
+    return Group(made, results, rounds=2, warmup=0, flops=flops, size=size)
 
 
 def peer(batch: int) -> Group:

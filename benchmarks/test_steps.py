@@ -5,14 +5,11 @@ images, where all of them are quick, and in float64: in float32 a refiner's ReLU
 one side in one rung and to the other in the next, and it need not be the fast one that is off.
 """
 
-import copy
 from functools import partial
-
-from fastprompt import load_clip
 
 from .bank_steps import PhaseOne, PhaseTwo
 from .ladder import Group, Spec, ladder, replay
-from .models import class_names, random_clip
+from .models import class_names, shared_clip
 from .sizes import DEVICE, SIZE, SMALL
 from .timing import count_without_values
 from .tuner_steps import NAMES, agreement, random_images, tuner_steps
@@ -30,11 +27,6 @@ STEPS = 3
 EXACT = 1e-10  # in float64
 
 
-def clip_of(model: str):
-    """The bundled one, or open_clip's with random weights."""
-    return (load_clip(model) if model.startswith("tiny") else random_clip(model)).to(DEVICE)
-
-
 def tuning(
     rungs: tuple[str, ...],
     method: str,
@@ -45,11 +37,11 @@ def tuning(
     rounds: int = 3,
     **settings: int,
 ) -> Group:
-    """The rungs of one step; agreement on five classes and two images."""
-    clip = clip_of(model)
-    small = random_images(2, clip.image_size, len(NAMES))
-    double = load_clip(copy.deepcopy(clip.model).double())
-    results = agreement(tuner_steps(rungs, method, double, NAMES, small, steps=1, **settings))
+    """The rungs of one step; agreement on two classes and one image."""
+    clip = shared_clip(model, DEVICE)
+    few, one = NAMES[1:3], random_images(1, clip.image_size, 2)
+    double = shared_clip(model, DEVICE, double=True)
+    results = agreement(tuner_steps(rungs, method, double, few, one, steps=1, **settings))
     data = random_images(batch, clip.image_size, classes)
     made = tuner_steps(rungs, method, clip, class_names(classes), data, steps=steps, **settings)
     size = {"model": model, "classes": classes, "batch": batch, "steps": steps, **settings}
@@ -70,7 +62,7 @@ def phase_two(
     rungs: tuple[str, ...], model: str, classes: int, batch: int, n_ctx: int, rounds: int = 2
 ) -> Group:
     """AdvPT's step on embeddings."""
-    clip = clip_of(model)
+    clip = shared_clip(model, DEVICE)
     results = {rung: PhaseTwo(rung, clip, NAMES, n_ctx, 4)() for rung in rungs}
     made = {rung: PhaseTwo(rung, clip, class_names(classes), n_ctx, batch) for rung in rungs}
     size = {"model": model, "classes": classes, "batch": batch, "n_ctx": n_ctx}
@@ -83,7 +75,7 @@ def phase_two(
 
 def bank(rungs: tuple[str, ...], model: str, batch: int) -> Group:
     """AdvPT's attack on the image encoder."""
-    clip = clip_of(model)
+    clip = shared_clip(model, DEVICE)
     made = {rung: PhaseOne(rung, clip, batch) for rung in rungs}
     results = {rung: one.results() for rung, one in made.items()}
     size = {"model": model, "images": batch, "steps": 10}
@@ -113,7 +105,7 @@ def small() -> list[Spec]:
         spec("step/nap/c100", tuning, UNCOMPILED, COMPILING, method="nap", **many),
         spec("step/capt/c100", tuning, UNCOMPILED, COMPILING, method="capt", **many),
         spec("step/ampt/c25-k4", tuning, UNCOMPILED, COMPILING, method="ampt", **mixture),
-        spec("step/advpt-bank/b32", bank, BOTH, alone, model="tiny-shapes", batch=32),
+        spec("step/advpt-bank/b16", bank, BOTH, alone, model="tiny-shapes", batch=16),
         spec(
             "step/advpt-phase-2/c10",
             phase_two,

@@ -1,5 +1,6 @@
 """The README tells the truth: its example runs, its figures are those of the committed files."""
 
+import difflib
 import json
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import advpt, autoattack, engines, kernels, strength
+from benchmarks import advpt, autoattack, kernels, strength, text
 from benchmarks.report import markdown
 from fastprompt import APTTuner, bundled, load_data
 from fastprompt.attacks.autoattack import PARTS
@@ -74,8 +75,28 @@ def test_the_results_table_is_the_committed_file():
     assert advpt.table() in README
 
 
-def test_the_engines_table_is_the_committed_files():
-    assert engines.table() in README
+def test_the_text_towers_memory_is_that_of_the_committed_file():
+    found = json.loads(text.RESULT.read_text("utf-8"))
+    peaks, many = found["memory"]["peak_bytes"], found["many_classes"]
+    eager, ours = (f"{peaks[rung] / 2**20:.0f} MiB" for rung in text.RUNGS)
+    said = " ".join(README.split())
+    assert f"takes {eager} eager and {ours} here" in said
+    whole = (
+        f"{many['classes']:,} in chunks of {many['class_chunk']} {many['peak_bytes'] / 2**20:.0f}"
+    )
+    assert f"{whole} MiB and {many['seconds']:.0f} s" in said
+    assert found["settings"]["classes"] == 200
+
+
+def test_the_drop_in_diffs_are_those_of_the_examples():
+    for name in ("coop_loop", "pgd"):
+        plain, fast = (
+            (ROOT / "examples" / f"{name}{kind}.py").read_text("utf-8").splitlines()
+            for kind in ("", "_fast")
+        )
+        for line in difflib.unified_diff(plain, fast, n=0, lineterm=""):
+            if not line.startswith(("---", "+++", "@@")):
+                assert line in README.splitlines(), line
 
 
 def test_the_autoattack_table_is_the_committed_file():
