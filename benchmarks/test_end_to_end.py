@@ -84,7 +84,7 @@ def autoattack(n: int) -> Group:
     results = {rung: one.results() for rung, one in made.items()}
     size = {"model": "tiny-shapes-robust", "classes": 80, "images": n, "eps": "4/255"}
     standing = {f"{rung}_standing": one() for rung, one in made.items()}  # warms up, too
-    return Group(made, results, rounds=2, warmup=0, flops=lambda _: 0, size=size | standing)
+    return Group(made, results, rounds=1, warmup=0, flops=lambda _: 0, size=size | standing)
 
 
 def specs() -> list[Spec]:
