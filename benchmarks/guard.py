@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .ladder_file import FILE, Row, by_group, read
-from .report import RESULTS
+from .report import results
 
 SHARE = 0.2
 
@@ -132,7 +132,7 @@ def summarise(rows: Sequence[Row], committed_path: Path) -> list[str]:
     return lines(compare(rows, committed))
 
 
-def main(run: Path, against: Path = RESULTS / FILE, share: float = SHARE) -> int:
+def main(run: Path, against: Path = results() / FILE, share: float = SHARE) -> int:
     """Compare two files, print, and return 1 if something was lost.
 
     Args:
@@ -151,7 +151,7 @@ def arguments(args: Sequence[str] | None = None) -> dict[str, Any]:
 
     parser = ArgumentParser(prog="python -m benchmarks.guard", description=__doc__)
     parser.add_argument("run", type=Path, help="JSON file of a run of the ladder")
-    parser.add_argument("--against", type=Path, default=RESULTS / FILE, help="the ratios to keep")
+    parser.add_argument("--against", type=Path, default=results() / FILE, help="the ratios to keep")
     parser.add_argument("--share", type=float, default=SHARE, help="of a ratio that may be lost")
     return parser.parse_args(args).as_dict()
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import growth_curves, guard, ladder_file, ladder_gpu, ladder_table, table
+from benchmarks import growth_curves, guard, ladder_file, ladder_gpu, ladder_table, report, table
 
 MACHINE = {
     "processor": "A processor",
@@ -93,7 +93,9 @@ def root(tmp_path):
     block = "<!-- {0} -->\n<!-- /{0} -->\n"
     (tmp_path / "README.md").write_text("# Title\n\n" + block.format("ladder") + "\nThe end.\n")
     text = block.format("ladder") + "\n" + block.format("gpu")
-    (tmp_path / "docs" / "benchmarks.md").write_text(text)
+    (tmp_path / "docs" / "benchmarks.md").write_text(text + "\n" + block.format("growth"))
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "README.md").write_text(block.format("profile"))
     save(tmp_path / "results", {"benchmarks": entries()})
     return tmp_path
 
@@ -226,6 +228,29 @@ def test_a_changed_result_is_named_on_every_page_and_the_drawing(root):
     assert found[-1] == "docs/benchmarks.svg: drawn from other results"
 
 
+def test_growth_and_profile_are_put_in(root):
+    point = {"batch": 8, "seconds": {"median": 2.0}, "deviation": 0.1, "within_30_percent": True}
+    far = {**point, "batch": 64, "deviation": -0.4, "within_30_percent": False}
+    slopes = {"seconds": {"fit": 0.97, "local": [0.9]}, "flops_model": {"fit": 1.0}}
+    sweep = {
+        "fixed": {"method": "nap", "model": "tiny-shapes"},
+        "points": {"fastprompt": [point, far]},
+        "exponents": {"fastprompt": slopes},
+        "left_out": [],
+    }
+    save(root / "results", {"sweeps": {"batch": sweep}}, name="growth.json")
+    shares = {"matrix products": 0.93, "all other": 0.07}
+    profile = {"seconds": {"attack": 3.0, "backward": 1.0}, "shares": shares}
+    save(root / "results", profile, name="profile.json")
+    table.write(root, root / "results")
+    page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| 0.97 | 0.90 | 1.00 | -40 % at 64 | 64 |" in page
+    notes = (root / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert "| attack | 3.00 | 75 % |" in notes
+    assert "| matrix products | 93 % |" in notes
+    assert not table.problems(root, root / "results")
+
+
 def test_a_row_twice_is_found(root):
     table.write(root, root / "results")
     page = root / "docs" / "benchmarks.md"
@@ -243,8 +268,8 @@ def test_a_page_without_markers_is_named(root):
     assert problem.startswith("README.md: there is no <!-- ladder -->")
 
 
-def test_the_page_is_that_of_the_committed_files():
-    assert not table.problems(pages=[table.PAGE])
+def test_the_pages_are_those_of_the_committed_files():
+    assert not table.problems()
 
 
 def test_command_lines(tmp_path):
@@ -253,7 +278,7 @@ def test_command_lines(tmp_path):
     found = guard.arguments(["run.json", "--share", "0.1"])
     assert found["run"] == Path("run.json")
     assert found["share"] == 0.1
-    assert found["against"].parts[-2:] == ("cpu-2-cores", "ladder.json")
+    assert found["against"] == report.results() / "ladder.json"
 
 
 # a GPU

@@ -100,6 +100,15 @@ def test_by_turns_gives_each_rung_its_own_seconds():
     assert timing.by_turns({"once": lambda: None}, rounds=1)["once"].as_dict()["rounds"] == 1
 
 
+def test_a_long_rung_takes_part_in_the_first_round_alone():
+    order = []
+    functions = {name: lambda name=name: order.append(name) for name in ("long", "a", "b")}
+    timings = timing.by_turns(functions, rounds=2, warmup=0, once=("long",))
+    assert order == ["long", "a", "b", "a", "b"]
+    assert [len(timings[name].seconds) for name in functions] == [1, 2, 2]
+    assert set(timing.ratio(timings, "long", "a")) == {"medians", "least", "most"}
+
+
 def test_flops_are_counted_forward_and_backward():
     x = torch.randn(5, 8, requires_grad=True)
     weight = torch.randn(7, 8)
