@@ -132,7 +132,7 @@ def summarise(rows: Sequence[Row], committed_path: Path) -> list[str]:
     return lines(compare(rows, committed))
 
 
-def main(run: Path, against: Path = results() / FILE, share: float = SHARE) -> int:
+def main(run: Path, against: Path, share: float = SHARE) -> int:
     """Compare two files, print, and return 1 if something was lost.
 
     Args:
