@@ -5,14 +5,17 @@ import torch
 
 from .guard import summarise
 from .ladder_file import FILE, rows_of
-from .machine import facts, keep_freed_memory
+from .machine import facts, grow_heap, keep_freed_memory
 from .report import results
 from .sizes import ON_GPU, SIZE, THREADS
 
 
 @pytest.fixture(scope="session")
 def freed_memory_kept():
-    return keep_freed_memory()
+    kept = keep_freed_memory()
+    if kept and not ON_GPU:
+        grow_heap()
+    return kept
 
 
 @pytest.fixture(autouse=True)

@@ -123,7 +123,7 @@ def measure(group: Group) -> Measured:
     limit = multiplying() if group.moved is None else copying(group.moved)
     rungs = {**group.rungs, LIMIT: limit.run}
     rounds = max(group.rounds, LEAST_ROUNDS)
-    once = () if LEAST_ROUNDS else group.once
+    once = () if LEAST_ROUNDS > 1 else group.once
     timings, peaks = _by_turns(rungs, rounds, group.warmup, once), {}
     if ON_GPU:
         from .gpu_timing import peak_bytes
@@ -144,16 +144,22 @@ def _by_turns(
     return event_turns(rungs, rounds, max(warmup, 2))
 
 
-_measured: dict[str, Measured] = {}
+_measured: dict[str, Measured | Exception] = {}
 
 
 def measured(spec: Spec) -> Measured:
-    """What a group took: measured when the first of its rungs asks."""
+    """What a group took: measured when the first of its rungs asks; an error is for all of them."""
     if spec.name not in _measured:
-        _measured[spec.name] = measure(spec.build())
+        try:
+            _measured[spec.name] = measure(spec.build())
+        except Exception as error:  # building it again for each rung would fail as often
+            _measured[spec.name] = error
         torch.compiler.reset()  # compiled code holds its models
         gc.collect()
-    return _measured[spec.name]
+    found = _measured[spec.name]
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 class ReplayClock:
@@ -179,7 +185,9 @@ def ladder(specs: Iterable[Spec]) -> pytest.MarkDecorator:
     params = []
     for spec in specs:
         for rung in (*spec.rungs, *spec.left_out):
-            marks = [pytest.mark.benchmark(group=spec.name, timer=CLOCK.now)]
+            # the first of its tests takes as long as the whole group
+            timeout = pytest.mark.timeout(3600)
+            marks = [pytest.mark.benchmark(group=spec.name, timer=CLOCK.now), timeout]
             if rung in spec.left_out:
                 why = f"{spec.name}: {rung} is left out: {spec.left_out[rung]}"
                 marks.append(pytest.mark.skip(reason=why))

@@ -45,6 +45,18 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
+def grow_heap(most: int = 12 << 30) -> int:
+    """Touch memory and free it again, which `keep_freed_memory` keeps: bytes.
+
+    Otherwise the first to need so much would pay for all that come behind it, and that is the eager
+    rung of the largest group.
+    """
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = min(most, free // 2)
+    torch.zeros(size, dtype=torch.uint8).fill_(1)
+    return size
+
+
 @dataclass(frozen=True)
 class Gemm:
     """A linear layer without bias, ``[rows, inputs]`` to ``[rows, outputs]``, weights frozen."""

@@ -28,8 +28,9 @@ RESULT = RESULTS / "profile.json"
 PARTS = ("text forward", "attack", "loss forward", "backward")
 # an operator's name holds one of these; the first that fits counts
 KINDS = {
-    "matrix products": ("::mm", "addmm", "bmm", "matmul", "gemm", "cutlass", "nvjet", "conv"),
+    # in front: a GPU's attention kernels have the names of their products in theirs
     "attention": ("attention", "flash", "fmha"),
+    "matrix products": ("::mm", "addmm", "bmm", "matmul", "gemm", "cutlass", "nvjet", "conv"),
     "GELU": ("gelu",),
     "LayerNorm": ("layer_norm", "native_norm"),
     "copies and joins": ("copy", "cat", "fill", "zero", "index", "stack"),

@@ -17,7 +17,11 @@ def spec(op: str, size: str, build: Callable[..., Group], backward: bool, base: 
     how: dict[str, Any] = {"backward": backward, "compiled": base and backward}
     rungs = ("eager", "compiled", "fastprompt") if how["compiled"] else RUNGS
     part = "fwd-bwd" if backward else "fwd"
-    return Spec(f"kernels/{op}-{part}/{size}", partial(build, **how), rungs)
+    left_out = {} if how["compiled"] else {"compiled": f"see the first size of {op}-fwd-bwd"}
+    if not (base or backward or ON_GPU):
+        left_out |= dict.fromkeys(RUNGS, f"to save time: see the first size of {op}-fwd")
+        rungs = ()
+    return Spec(f"kernels/{op}-{part}/{size}", partial(build, **how), rungs, left_out)
 
 
 def swept() -> list[Spec]:
@@ -42,9 +46,7 @@ def swept() -> list[Spec]:
     for op, size, build in cases:
         base = op not in seen
         seen.add(op)
-        # further sizes with their gradients alone: forward they go the same way
-        parts = (False, True) if base or not small else (True,)
-        specs += [spec(op, size, build, backward, base) for backward in parts]
+        specs += [spec(op, size, build, backward, base) for backward in (False, True)]
     return specs
 
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -125,10 +126,12 @@ def by_turns(
 def ratio(timings: Mapping[str, Timing], slow: str, fast: str) -> dict[str, float]:
     """How many times longer ``slow`` takes: of the medians; least and most over the rounds.
 
-    Where one of them took part in the first round alone, that is all there is to range over.
+    One that took part in the first round alone is compared with every round of the other.
     """
-    pairs = zip(timings[slow].seconds, timings[fast].seconds, strict=False)
-    rounds = [a / b for a, b in pairs]
+    a, b = timings[slow].seconds, timings[fast].seconds
+    alone = 1 in (len(a), len(b))
+    pairs = product(a, b) if alone else zip(a, b, strict=True)
+    rounds = [x / y for x, y in pairs]
     medians = timings[slow].median / timings[fast].median
     return {"medians": medians, "least": min(rounds), "most": max(rounds)}
 

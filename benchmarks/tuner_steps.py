@@ -6,6 +6,7 @@ The optimiser's update, alike for all, is left out.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,12 @@ def random_images(n: int, size: int, classes: int) -> ImageTensors:
     return ImageTensors(images, torch.arange(n) % classes)
 
 
+def published(tuner: type[OnlineTuner], clip: FrozenCLIP) -> dict[str, Any]:
+    """The defaults of what a bundled model has presets for: a step is the same on every model."""
+    preset = tuner.presets.get((clip.source or {}).get("model", ""), {})
+    return {f.name: f.default for f in dataclasses.fields(tuner.Config) if f.name in preset}
+
+
 class TunerStep:
     """One step of a method that attacks online.
 
@@ -59,12 +66,16 @@ class TunerStep:
         kind = CLIPS[rung]
         engine = "fast" if rung == "fastprompt" else "reference"
         self.rung = rung
-        self.tuner: OnlineTuner = TUNERS[method](
-            clip, names, engine=engine, epochs=20, augment=False, batch=len(data), **settings
-        )
+        tuner, shared = TUNERS[method], {"epochs": 20, "augment": False, "batch": len(data)}
+        given = {**published(tuner, clip), **shared, **settings}
+        self.tuner: OnlineTuner = tuner(clip, names, engine=engine, **given)
         if kind is not None:
             self.tuner.model = kind(clip, names, self.tuner.prompts)
         self.tuner.prepare(data, None, None, False)
+        # CAPT's frozen features of images that stay as they are, which one engine alone keeps: with
+        # augmentation, its default, there are none
+        if hasattr(self.tuner, "_known"):
+            self.tuner._known = None
         if kind is not None:  # eager code captures no graph
             self.without_graph()
         self.order = torch.arange(len(data))

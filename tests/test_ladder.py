@@ -88,13 +88,28 @@ def test_a_group_is_measured_once(monkeypatch):
     assert built == [1]
 
 
+def test_an_error_is_told_to_every_rung_and_the_group_is_not_built_again(monkeypatch):
+    monkeypatch.setattr(ladder, "_measured", {})
+    built = []
+
+    def build():
+        built.append(1)
+        raise RungsDifferError("too far apart")
+
+    spec = ladder.Spec("layer/what/size", build, ("eager", "fastprompt"))
+    for _ in spec.rungs:
+        with pytest.raises(RungsDifferError, match="too far apart"):
+            ladder.measured(spec)
+    assert built == [1]
+
+
 def test_rungs_are_left_out_by_name():
     specs = [ladder.Spec("layer/what/c9", group, ("fastprompt",), {"eager": "it takes an hour"})]
     ours, left_out = ladder.ladder(specs).args[1]
     assert (ours.id, left_out.id) == ("layer/what/c9-fastprompt", "layer/what/c9-eager")
     reasons = [mark.kwargs["reason"] for mark in left_out.marks if mark.name == "skip"]
     assert reasons == ["layer/what/c9: eager is left out: it takes an hour"]
-    assert [mark.name for mark in ours.marks] == ["benchmark"]
+    assert [mark.name for mark in ours.marks] == ["benchmark", "timeout"]
 
 
 def test_the_clock_goes_on_when_it_is_told_to():
