@@ -8,13 +8,15 @@ what the one below it has changed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastprompt import FrozenCLIP
+from fastprompt.attacks import OnlinePGD
 from fastprompt.description import TextParts
 from fastprompt.heads import Head, MixtureHead, PlainMixtureHead
 from fastprompt.prompted import PromptedCLIP
@@ -97,6 +99,21 @@ class CompiledCLIP(CarefulCLIP):
         if name not in self._functions:
             self._functions[name] = torch.compile(super()._function(name), dynamic=False)
         return self._functions[name]
+
+
+@contextmanager
+def step_by_step(model: PromptedCLIP, attack: OnlinePGD | None = None) -> Iterator[None]:
+    """Inside, no compiled code and no CUDA graph: in them FLOPs and memory are not seen."""
+    compiled, failure = model.compiled, attack._ascent.failure if attack else ""
+    model.compiled = False
+    if attack:
+        attack._ascent.failure = "it is looked into"
+    try:
+        yield
+    finally:
+        model.compiled = compiled
+        if attack:
+            attack._ascent.failure = failure
 
 
 # None: the tuner's own model, on the reference or on the fast engine

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ class Group:
         once: rungs so long that they have one round, unless more are asked for.
         baseline: that ratios are of; where the eager rung is left out, another.
         flops: of a rung; by default counted in a run.
+        inside: of a rung, a context in which FLOPs and memory are seen, see `clips.step_by_step`.
         moved: bytes that the operation reads and writes at least; its limit is then a copy's
             bandwidth, else the rate of a matrix product.
         size: shapes and settings, for the record.
@@ -53,12 +55,21 @@ class Group:
     baseline: str = EAGER
     tolerance: float = TOLERANCE
     flops: Callable[[str], int] | None = None
+    inside: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
     moved: int | None = None
     size: Mapping[str, Any] = field(default_factory=dict)
 
     def count(self, rung: str) -> int:
         """FLOPs of a rung."""
-        return self.flops(rung) if self.flops else count_flops(self.rungs[rung])
+        with self.inside(rung):
+            return self.flops(rung) if self.flops else count_flops(self.rungs[rung])
+
+    def peak(self, rung: str) -> int:
+        """Bytes that a rung allocates on a GPU."""
+        from .gpu_timing import peak_bytes
+
+        with self.inside(rung):
+            return peak_bytes(self.rungs[rung])
 
 
 @dataclass(frozen=True)
@@ -126,9 +137,7 @@ def measure(group: Group) -> Measured:
     once = () if LEAST_ROUNDS > 1 else group.once
     timings, peaks = _by_turns(rungs, rounds, group.warmup, once), {}
     if ON_GPU:
-        from .gpu_timing import peak_bytes
-
-        peaks = {name: peak_bytes(run) for name, run in group.rungs.items()}
+        peaks = {name: group.peak(name) for name in group.rungs}
     # counted last: what towers derive when they are first called must not be made while counting
     flops = {name: group.count(name) for name in group.rungs}
     return Measured(group.baseline, group.size, differences, flops, timings, peaks, limit)

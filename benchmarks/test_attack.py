@@ -1,5 +1,6 @@
 """PGD-10 through the prompts, as tuning and evaluation make it; `torchattacks.PGD` beside ours."""
 
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from fastprompt import DeepPrompts
 from fastprompt.attacks import OnlinePGD
 
+from .clips import step_by_step
 from .drop_in import Attacks
 from .ladder import Group, Spec, ladder, replay
 from .models import class_names, shared_clip
@@ -59,7 +61,10 @@ def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Grou
     def flops(rung: str) -> int:
         return count_without_values(made["eager-careful" if rung == "compiled" else rung])
 
-    return Group(made, results, rounds=2, warmup=0, flops=flops, size=size)
+    def inside(rung: str) -> AbstractContextManager[None]:
+        return step_by_step(made[rung].model, made[rung].pgd)
+
+    return Group(made, results, rounds=2, warmup=0, inside=inside, flops=flops, size=size)
 
 
 def peer(batch: int) -> Group:

@@ -55,6 +55,7 @@ def tuning(
         # a long round is not spent on warming up: the gate has called everything once
         warmup=0 if rounds < 3 else 1,
         once=("eager", "eager-hoisted") if rounds < 3 else (),
+        inside=lambda rung: made[rung].inside(),
         flops=lambda rung: _flops(made[COUNTED.get(rung, rung)], model),
         size=size,
     )

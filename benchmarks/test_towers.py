@@ -12,7 +12,7 @@ from torch import Tensor
 from fastprompt import DeepPrompts, TextContext
 from fastprompt.prompted import PromptedCLIP
 
-from .clips import CLIPS
+from .clips import CLIPS, step_by_step
 from .ladder import Group, Spec, ladder, replay
 from .models import class_names, shared_clip
 from .sizes import DEVICE, SIZE, SMALL
@@ -92,6 +92,7 @@ def text(rungs: tuple[str, ...], model: str, classes: int, rounds: int) -> Group
         warmup=0 if rounds < 3 else 1,
         once=("eager",) if rounds < 3 else (),
         baseline=rungs[0],
+        inside=lambda rung: step_by_step(made[rung].model),
         flops=_counted(made, "eager-careful"),
         size=size,
     )
@@ -105,7 +106,14 @@ def image(
     made = {rung: Image(rung, clip, batch, deep, gradient) for rung in rungs}
     results = {rung: one() for rung, one in made.items()}
     size = {"model": model, "images": batch, "deep_prompts": deep, "gradient": gradient}
-    return Group(made, results, rounds=3, flops=_counted(made, "eager"), size=size)
+    return Group(
+        made,
+        results,
+        rounds=3,
+        inside=lambda rung: step_by_step(made[rung].model),
+        flops=_counted(made, "eager"),
+        size=size,
+    )
 
 
 def _counted(made: Any, eager: str) -> Any:

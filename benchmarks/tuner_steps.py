@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from fastprompt.prompted import PromptedCLIP
 from fastprompt.tuners.online import OnlineTuner, Step
 from fastprompt.tuners.registry import TUNERS
 
-from .clips import CLIPS
+from .clips import CLIPS, step_by_step
 from .timing import count_flops
 
 # of the gate: few, of different lengths
@@ -127,6 +127,10 @@ class TunerStep:
             fixed = model.prepare().detached()
             loss = model.attack_loss(images, step.labels, *fixed)
         return torch.autograd.grad(loss, images)[0]
+
+    def inside(self) -> AbstractContextManager[None]:
+        """See `clips.step_by_step`."""
+        return step_by_step(self.tuner.model, self.tuner._attack)
 
     def flops(self) -> int:
         """FLOPs of a step, counted on tensors without values: nothing is computed.
