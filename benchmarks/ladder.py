@@ -36,6 +36,8 @@ class Group:
         rungs: by name, slowest first.
         results: by rung, what must agree with the eager rung's (the baseline's where there is
             none), norm-relative within ``tolerance``.
+        shown: as ``results``, in the dtype that is timed, where the gate is in float64: told of as
+            the error, not limited.
         rounds: that count.
         warmup: rounds in front of them.
         once: rungs so long that they have one round, unless more are asked for.
@@ -49,6 +51,7 @@ class Group:
 
     rungs: Mapping[str, Run]
     results: Mapping[str, Mapping[str, Tensor]]
+    shown: Mapping[str, Mapping[str, Tensor]] | None = None
     rounds: int = 5
     warmup: int = 1
     once: tuple[str, ...] = ()
@@ -131,6 +134,8 @@ def measure(group: Group) -> Measured:
     """Agreement before anything is timed, seconds by turns, memory on a GPU, then FLOPs."""
     against = EAGER if EAGER in group.results else group.baseline
     differences = gate(group.results, against, group.tolerance)
+    if group.shown is not None:
+        differences = gate(group.shown, against, limit=float("inf"))
     limit = multiplying() if group.moved is None else copying(group.moved)
     rungs = {**group.rungs, LIMIT: limit.run}
     rounds = max(group.rounds, LEAST_ROUNDS)

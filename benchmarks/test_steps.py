@@ -42,14 +42,17 @@ def tuning(
     """The rungs of one step; agreement on two classes and one image."""
     clip = shared_clip(model, DEVICE)
     few, one = NAMES[1:3], random_images(1, clip.image_size, 2)
-    double = shared_clip(model, DEVICE, double=True)
-    results = agreement(tuner_steps(rungs, method, double, few, one, steps=1, **settings))
+    results, shown = (
+        agreement(tuner_steps(rungs, method, gated, few, one, steps=1, **settings))
+        for gated in (shared_clip(model, DEVICE, double=True), clip)
+    )
     data = random_images(batch, clip.image_size, classes)
     made = tuner_steps(rungs, method, clip, class_names(classes), data, steps=steps, **settings)
     size = {"model": model, "classes": classes, "batch": batch, "steps": steps, **settings}
     return Group(
         made,
         results,
+        shown,
         tolerance=EXACT,
         rounds=rounds,
         # a long round is not spent on warming up: the gate has called everything once

@@ -64,6 +64,14 @@ def test_what_differs_is_not_timed():
     assert not timed
 
 
+def test_the_error_is_that_of_the_dtype_that_is_timed():
+    exact = group()
+    rough = {name: {"y": t["y"] * (1 + 1e-3)} for name, t in exact.results.items()}
+    rough["eager"] = exact.results["eager"]
+    found = ladder.measure(group(shown=rough))
+    assert found.about("fastprompt")["largest_error"] == pytest.approx(1e-3, rel=0.05)
+
+
 def test_bytes_are_held_against_a_copy():
     found = ladder.measure(group(moved=1000, flops=lambda _: 0))
     about = found.about("fastprompt")
