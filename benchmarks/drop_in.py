@@ -38,7 +38,7 @@ class Loops:
         self.images, self.labels = pictures(data, batch, device)
         self.classes = len(data.classnames)
         self.models: dict[str, nn.Module] = {
-            rung: loop.prompted(load_clip(MODEL).model, data.classnames).to(device)
+            rung: loop.prompted(load_clip(MODEL, device=device).model, data.classnames).to(device)
             for rung, loop in LOOPS.items()
         }
 

@@ -23,7 +23,7 @@ def start_context(clip: open_clip.CLIP) -> Tensor:
     """The embeddings of `WORDS`, ``[M, width]``."""
     n_ctx = len(WORDS.split())
     ids = open_clip.tokenize(WORDS)[0, 1 : 1 + n_ctx]
-    return clip.token_embedding(ids).detach()
+    return clip.token_embedding(ids.to(clip.positional_embedding.device)).detach()
 
 
 class CoOpCLIP(nn.Module):
@@ -34,6 +34,7 @@ class CoOpCLIP(nn.Module):
         self.clip = clip.eval().requires_grad_(False)
         self.context = nn.Parameter(context.clone())
         ids = open_clip.tokenize([f"{' '.join('X' * len(context))} {name}." for name in classnames])
+        ids = ids.to(clip.positional_embedding.device)
         embedded = clip.token_embedding(ids)
         self.register_buffer("start", embedded[:, :1])
         self.register_buffer("names", embedded[:, 1 + len(context) :])
