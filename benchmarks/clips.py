@@ -23,7 +23,7 @@ from fastprompt.prompted import PromptedCLIP
 from fastprompt.seen import Prepared, Seen
 from fastprompt.towers import ReferenceTextTower
 
-from .gpu_timing import tf32
+from .sizes import ON_GPU
 
 
 class HoistedCLIP(PromptedCLIP):
@@ -69,7 +69,7 @@ class TrimmedTextTower(ReferenceTextTower):
 
 
 class CarefulCLIP(HoistedCLIP):
-    """Hoisted and trimmed; on a GPU under bfloat16 autocast, with TF32 for what is left."""
+    """Hoisted and trimmed; on a GPU under bfloat16 autocast (TF32 is the timing's to allow)."""
 
     def __init__(
         self, clip: FrozenCLIP, classnames: Sequence[str], prompts: nn.Module, **options: Any
@@ -83,7 +83,7 @@ class CarefulCLIP(HoistedCLIP):
     def _call(self, name: str, *tensors: Tensor | None) -> Any:
         if self.clip.device.type != "cuda":
             return self._function(name)(self, *tensors)
-        with tf32(True), torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast("cuda", torch.bfloat16):
             return self._function(name)(self, *tensors)
 
     def _function(self, name: str) -> Callable[..., Any]:
@@ -124,3 +124,8 @@ CLIPS: Mapping[str, type[HoistedCLIP] | None] = {
     "compiled": CompiledCLIP,
     "fastprompt": None,
 }
+
+# of rungs that are not in float32
+DTYPES: Mapping[str, torch.dtype] = (
+    dict.fromkeys(("eager-careful", "compiled", "fastprompt"), torch.bfloat16) if ON_GPU else {}
+)

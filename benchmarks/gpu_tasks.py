@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import open_clip
@@ -11,14 +12,15 @@ from torch import Tensor
 
 from fastprompt import FrozenCLIP
 from fastprompt.attacks import OnlinePGD
-from fastprompt.data import ImageTensors
 from fastprompt.prompted import PromptedCLIP
 from fastprompt.prompts import DeepPrompts, TextContext
 from fastprompt.towers import ReferenceTextTower, TextTower
 
 from .gpu import ROOT, Task
 from .gpu_kernels import attention, consistency, mixture, pgd_bandwidth, sanitised
-from .gpu_timing import DEVICE, busy_share, event_seconds, matmul_rate, peak_bytes, tf32
+from .gpu_timing import DEVICE, busy_share, event_turns, peak_bytes, tf32, under_tf32
+from .ladder import LIMIT
+from .limits import multiplying
 from .models import class_names, composed_names, random_clip
 from .timing import count_flops, difference, gate
 from .tuner_steps import NAMES, TunerStep, agreement, random_images, tuner_steps
@@ -59,13 +61,15 @@ def kernel_tests() -> dict[str, Any]:
 
 
 def attack_rate(batch: int = 256, steps: int = 10) -> dict[str, Any]:
-    """PGD-10 on ViT-B/16 in bf16: images a second, and the share of the measured matmul rate."""
+    """PGD-10 on ViT-B/16 in bf16: images a second, and the share of a bare product's rate.
+
+    All ways and the bare product take turns.
+    """
     clip = random_clip("ViT-B-16").to(DEVICE)
-    rate = matmul_rate(torch.bfloat16)
     data = random_images(batch, clip.image_size, 100)
     images, labels = data.images.to(DEVICE).float() / 255, data.labels.to(DEVICE)
     rows = torch.arange(batch, device=DEVICE)
-    out: dict[str, Any] = {"batch": batch, "steps": steps, "bf16_matmul_flops": rate}
+    ways: dict[str, Callable[[], Tensor]] = {}
     for compiled in (False, True):
         prompts = TextContext(N_CTX, 512).to(DEVICE)
         model = PromptedCLIP(clip, class_names(100), prompts, precision="bf16", compile=compiled)
@@ -76,17 +80,22 @@ def attack_rate(batch: int = 256, steps: int = 10) -> dict[str, Any]:
             def run(attack: OnlinePGD = attack, prepared: Any = prepared) -> Tensor:
                 return attack(images, labels, rows, prepared).images
 
-            seconds = event_seconds(run, 5)
-            flops = count_flops(run) if not (compiled or captured) else out["flops"]
-            out["flops"] = flops
-            out[f"compile={compiled}, graph={captured}"] = {
-                "seconds": seconds,
-                "images_per_second": batch / seconds,
-                "matmul_share": flops / seconds / rate,
-                "busy_share": busy_share(run),
-            }
-            if not captured:  # a replay's memory is in the graph's pool, where it is not seen
-                out[f"compile={compiled}, graph={captured}"]["peak_bytes"] = peak_bytes(run)
+            ways[f"compile={compiled}, graph={captured}"] = run
+    plain = "compile=False, graph=False"
+    flops, peak = count_flops(ways[plain]), peak_bytes(ways[plain])
+    limit = multiplying(torch.bfloat16)
+    timings = event_turns({**ways, LIMIT: limit.run}, 5, warmup=3)
+    rate = limit.amount / timings[LIMIT].median
+    out: dict[str, Any] = {"batch": batch, "steps": steps, "bf16_matmul_flops": rate}
+    out |= {"flops": flops, f"peak_bytes, {plain}": peak}
+    for name, way in ways.items():
+        seconds = timings[name].median
+        out[name] = {
+            **timings[name].as_dict(),
+            "images_per_second": batch / seconds,
+            "matmul_share": flops / seconds / rate,
+            "busy_share": busy_share(way),
+        }
     return out
 
 
@@ -100,20 +109,24 @@ def text_tower() -> dict[str, Any]:
         "fastprompt": TextTower(clip, names, N_CTX, dtype=torch.float32),
         "fastprompt, bf16": TextTower(clip, names, N_CTX, dtype=torch.bfloat16),
     }
-    out: dict[str, Any] = {"classes": len(names)}
+    steps: dict[str, Callable[[], Tensor]] = {}
     features: dict[str, Tensor] = {}
     for rung, tower in towers.items():
 
         def step(tower: Any = tower) -> Tensor:
             return torch.autograd.grad(tower(context).float().square().sum(), context)[0]
 
+        steps[rung] = step
         features[rung] = tower(context).detach().float()
+    timings = event_turns(steps, 5)
+    out: dict[str, Any] = {"classes": len(names)}
+    for rung, step in steps.items():
         out[rung] = {
-            "seconds": event_seconds(step, 2 if rung == "eager" else 20),
+            **timings[rung].as_dict(),
             "peak_bytes": peak_bytes(step),
             "difference": difference(features[rung], features["eager"]),
         }
-    out["ratio"] = out["eager"]["seconds"] / out["fastprompt"]["seconds"]
+    out["ratio"] = timings["eager"].median / timings["fastprompt"].median
     out["memory_ratio"] = out["eager"]["peak_bytes"] / out["fastprompt"]["peak_bytes"]
     return out
 
@@ -130,12 +143,13 @@ def many_classes(classes: int = 21_000) -> dict[str, Any]:
             return torch.autograd.grad(tower(context).square().sum(), context)[0]
 
         out[f"chunk {tower.class_chunk}{'' if chunk else ' (default)'}"] = {
-            "seconds": event_seconds(step, 2, warmup=1),
+            **event_turns({"": step}, 3, warmup=1)[""].as_dict(),
             "peak_bytes": peak_bytes(step),
         }
     return out
 
 
+FLOAT32 = ("eager", "eager-hoisted", "fastprompt")
 FP32: dict[str, Any] = {"precision": "fp32", "compile": False}
 # name of the result: rung, settings, whether TF32 is allowed
 VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -149,13 +163,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {
 }
 
 
-def gate_small(clip: FrozenCLIP) -> dict[str, dict[str, float]]:
-    """Equal losses and gradients of the float32 rungs on a few classes, before a step is timed."""
+def gate_small(clip: FrozenCLIP) -> dict[str, Any]:
+    """Losses and gradients on a few classes, before a step is timed.
+
+    Those of the float32 rungs are equal; how far bfloat16 is from them is shown.
+    """
     data = random_images(4, clip.image_size, len(NAMES))
-    rungs = ("eager", "eager-hoisted", "fastprompt")
+
+    def made(rung: str, **settings: Any) -> TunerStep:
+        return tuner_steps((rung,), "nap", clip, NAMES, data, **settings)[rung]
+
     with tf32(False):
-        steps = {r: tuner_steps((r,), "nap", clip, NAMES, data, **_settings(r))[r] for r in rungs}
-        return gate(agreement(steps))
+        steps = {rung: made(rung, **_settings(rung)) for rung in FLOAT32}
+        exact = gate(agreement(steps))
+        careful = {"eager-careful": made("eager-careful")}
+        low = {"fastprompt, bf16": made("fastprompt", precision="bf16", compile=False)}
+        shown = gate(agreement({"eager": steps["eager"], **careful, **low}), limit=float("inf"))
+    return {"float32": exact, "bfloat16": shown}
 
 
 def _settings(rung: str) -> dict[str, Any]:
@@ -170,27 +194,23 @@ def tuning_step(
     names, data = class_names(classes), random_images(batch, clip.image_size, classes)
     out: dict[str, Any] = {"classes": classes, "batch": batch, "steps": steps}
     out["differences"] = gate_small(clip)
+    made: dict[str, TunerStep] = {}
+    runs: dict[str, Callable[[], object]] = {}
     for variant, (rung, settings, allowed) in VARIANTS.items():
-        with tf32(allowed):
-            try:
-                out[variant] = _timed_step(rung, clip, names, data, steps=steps, **settings)
-            except RuntimeError as error:  # the others are worth having
-                out[f"{variant}: failed"] = str(error)[-2000:]
+        step = TunerStep(rung, "nap", clip, names, data, n_ctx=N_CTX, steps=steps, **settings)
+        run = under_tf32(allowed, step)
+        try:
+            run()  # out of memory, or not to be compiled: the others are worth having
+        except RuntimeError as error:
+            out[f"{variant}: failed"] = str(error)[-2000:]
+        else:
+            made[variant], runs[variant] = step, run
         torch.cuda.empty_cache()
-    for variant in [k for k in out if k in VARIANTS and k.startswith("fastprompt")]:
-        if "eager" in out:
-            out[f"eager / {variant}"] = out["eager"]["seconds"] / out[variant]["seconds"]
+    for variant, timing in event_turns(runs, 5, warmup=1).items():
+        # a replay's memory is in the graph's pool, where it is not seen
+        made[variant].without_graph()
+        out[variant] = {**timing.as_dict(), "peak_bytes": peak_bytes(runs[variant])}
     return out
-
-
-def _timed_step(
-    rung: str, clip: FrozenCLIP, names: list[str], data: ImageTensors, **settings: Any
-) -> dict[str, float]:
-    step = TunerStep(rung, "nap", clip, names, data, n_ctx=N_CTX, **settings)
-    seconds = event_seconds(step, 3, warmup=2)
-    # a replay's memory is in the graph's pool, where it is not seen
-    step.without_graph()
-    return {"seconds": seconds, "peak_bytes": peak_bytes(step)}
 
 
 def engines_agree() -> dict[str, Any]:

@@ -1,32 +1,18 @@
 """Time, memory and limits of a GPU: events around a backlog, so that launches are hidden."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.profiler import DeviceType
 
-from .timing import Timing
+from .timing import Timing, by_turns
 
 DEVICE = "cuda"
 ROUNDS, BACKLOG = 9, 30
 Rungs = Mapping[str, Callable[[], Any]]
-
-
-def event_seconds(function: Callable[[], object], rounds: int, warmup: int = 3) -> float:
-    """Seconds of one call: events around a backlog of ``rounds``, so that launches are hidden."""
-    for _ in range(warmup):
-        function()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(rounds):
-        function()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / rounds
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
@@ -38,12 +24,6 @@ def peak_bytes(function: Callable[[], object]) -> int:
     function()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
-
-
-def matmul_rate(dtype: torch.dtype, n: int = 8192) -> float:
-    """FLOP/s of a dense square product."""
-    a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / event_seconds(lambda: a @ b, 20)
 
 
 def busy_share(function: Callable[[], object]) -> float:
@@ -80,23 +60,38 @@ def tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+def under_tf32(allowed: bool, run: Callable[[], object]) -> Callable[[], object]:
+    """``run`` with TF32 allowed, or not."""
+
+    def inside() -> object:
+        with tf32(allowed):
+            return run()
+
+    return inside
+
+
 def event_turns(
-    rungs: Rungs, rounds: int = ROUNDS, warmup: int = 5, backlog: int | None = None
+    rungs: Rungs,
+    rounds: int = ROUNDS,
+    warmup: int = 5,
+    backlog: int | None = None,
+    once: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Seconds of a call, rungs by turns: events around a backlog that hides launches.
 
     Args:
         backlog: calls in one; by default as many as take about 100 ms.
+        once: as in `timing.by_turns`.
     """
     for function in rungs.values():
         for _ in range(warmup):
             function()
-    seconds: dict[str, list[float]] = {name: [] for name in rungs}
     calls = {name: backlog or _calls(function) for name, function in rungs.items()}
-    for _ in range(rounds):
-        for name, function in rungs.items():
-            seconds[name].append(_backlog(function, calls[name]))
-    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
+
+    def take(name: str) -> float:
+        return _backlog(rungs[name], calls[name])
+
+    return by_turns(rungs, rounds, warmup=0, once=once, take=take)
 
 
 def _backlog(function: Callable[[], object], calls: int) -> float:

@@ -82,11 +82,6 @@ def compare(run: Sequence[Row], committed: Sequence[Row], share: float = SHARE) 
     )
 
 
-def losses(run: Sequence[Row], committed: Sequence[Row], share: float = SHARE) -> list[Loss]:
-    """The rungs of ``run`` that lost more than ``share`` of their committed ratio."""
-    return list(compare(run, committed, share).losses)
-
-
 def _differing(now: Row, was: Row) -> str:
     """What two rows differ in beside their times, in words."""
     new, old = ({"baseline": row.baseline, **row.settings} for row in (now, was))

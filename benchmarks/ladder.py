@@ -17,15 +17,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from .gpu_timing import event_turns, peak_bytes, under_tf32
 from .limits import Limit, copying, multiplying
+from .machine import clocks_now
 from .sizes import LEAST_ROUNDS, ON_GPU
 from .timing import Timing, by_turns, count_flops, gate, ratio
 
 Run = Callable[[], object]
-EAGER, LIMIT = "eager", "limit"
-# float32 on the CPU. On a GPU the fast rungs are in bfloat16, whose error is shown; that they are
-# the same mathematics is shown there in float32 and float64, by `benchmarks.gpu`
-TOLERANCE = 0.1 if ON_GPU else 1e-4
+EAGER, LIMIT, CAREFUL = "eager", "limit", ("eager-careful", "compiled")
+# bfloat16, on a GPU, is shown more than limited: that its rungs are the same mathematics is shown
+# there in float32 and float64, by `benchmarks.gpu`
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Group:
     Attributes:
         rungs: by name, slowest first.
         results: by rung, what must agree with the eager rung's (the baseline's where there is
-            none), norm-relative within ``tolerance``.
+            none), norm-relative within ``tolerance``: by default that of the rung's dtype.
+        dtypes: of rungs that are not in float32.
         shown: as ``results``, in the dtype that is timed, where the gate is in float64: told of as
             the error, not limited.
         rounds: that count.
@@ -56,11 +59,34 @@ class Group:
     warmup: int = 1
     once: tuple[str, ...] = ()
     baseline: str = EAGER
-    tolerance: float = TOLERANCE
+    tolerance: float | None = None
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     flops: Callable[[str], int] | None = None
     inside: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
     moved: int | None = None
     size: Mapping[str, Any] = field(default_factory=dict)
+
+    def dtype(self, rung: str) -> torch.dtype:
+        """What a rung computes in."""
+        return self.dtypes.get(rung, torch.float32)
+
+    @property
+    def fastest(self) -> str:
+        """The last rung."""
+        return next(reversed(self.rungs))
+
+    def differences(self) -> dict[str, dict[str, float]]:
+        """How far every rung is from the baseline.
+
+        Raises:
+            RungsDifferError: a rung is beyond its tolerance.
+        """
+        against = EAGER if EAGER in self.results else self.baseline
+        found: dict[str, dict[str, float]] = {}
+        for rung in self.results.keys() - {against}:
+            pair = {name: self.results[name] for name in (against, rung)}
+            found |= gate(pair, against, self.tolerance or TOLERANCES[self.dtype(rung)])
+        return found if self.shown is None else gate(self.shown, against, limit=float("inf"))
 
     def count(self, rung: str) -> int:
         """FLOPs of a rung."""
@@ -69,8 +95,6 @@ class Group:
 
     def peak(self, rung: str) -> int:
         """Bytes that a rung allocates on a GPU."""
-        from .gpu_timing import peak_bytes
-
         with self.inside(rung):
             return peak_bytes(self.rungs[rung])
 
@@ -102,16 +126,19 @@ class Measured:
     timings: Mapping[str, Timing]
     peaks: Mapping[str, int]
     limit: Limit
+    dtypes: Mapping[str, torch.dtype]
+    clocks: str | None
 
     def about(self, rung: str) -> dict[str, Any]:
         """A rung's ``extra_info``."""
         base, timing, flops = self.baseline, self.timings[rung], self.flops
         speed = ratio(self.timings, base, rung)
-        work = self.limit.work(flops[rung])
+        work = self.limit.work(flops[rung]) if self.dtypes[rung] == self.limit.dtype else None
         rate = self.limit.amount / self.timings[LIMIT].median
         return {
             "rung": rung,
             "baseline": base,
+            "dtype": str(self.dtypes[rung]).removeprefix("torch."),
             f"ratio_to_{base}": speed["medians"],
             "ratio_range": [speed["least"], speed["most"]],
             "ceiling": flops[base] / flops[rung] if flops[rung] else None,
@@ -121,6 +148,7 @@ class Measured:
             "share_of_limit": work / timing.median / rate if work else None,
             "largest_error": max(self.differences.get(rung, {"": 0.0}).values()),
             "peak_bytes": self.peaks.get(rung),
+            "clocks_after": self.clocks,
             **self._images(timing.median),
             **self.size,
         }
@@ -132,20 +160,28 @@ class Measured:
 
 def measure(group: Group) -> Measured:
     """Agreement before anything is timed, seconds by turns, memory on a GPU, then FLOPs."""
-    against = EAGER if EAGER in group.results else group.baseline
-    differences = gate(group.results, against, group.tolerance)
-    if group.shown is not None:
-        differences = gate(group.shown, against, limit=float("inf"))
-    limit = multiplying() if group.moved is None else copying(group.moved)
-    rungs = {**group.rungs, LIMIT: limit.run}
+    differences = group.differences()
+    dtypes = {name: group.dtype(name) for name in group.rungs}
+    fastest = dtypes[group.fastest]
+    limit = multiplying(fastest) if group.moved is None else copying(fastest, group.moved)
+    rungs = {**_as_allowed(group), LIMIT: limit.run}
     rounds = max(group.rounds, LEAST_ROUNDS)
     once = () if LEAST_ROUNDS > 1 else group.once
-    timings, peaks = _by_turns(rungs, rounds, group.warmup, once), {}
+    timings, peaks, clocks = _by_turns(rungs, rounds, group.warmup, once), {}, None
     if ON_GPU:
+        clocks = clocks_now()
         peaks = {name: group.peak(name) for name in group.rungs}
     # counted last: what towers derive when they are first called must not be made while counting
     flops = {name: group.count(name) for name in group.rungs}
-    return Measured(group.baseline, group.size, differences, flops, timings, peaks, limit)
+    return Measured(
+        group.baseline, group.size, differences, flops, timings, peaks, limit, dtypes, clocks
+    )
+
+
+def _as_allowed(group: Group) -> dict[str, Run]:
+    """The rungs; the careful ones, in bfloat16 by autocast, with TF32 for what is left."""
+    careful = [r for r in CAREFUL if group.dtype(r) == torch.bfloat16]
+    return {n: under_tf32(True, run) if n in careful else run for n, run in group.rungs.items()}
 
 
 def _by_turns(
@@ -153,9 +189,7 @@ def _by_turns(
 ) -> dict[str, Timing]:
     if not ON_GPU:
         return by_turns(rungs, rounds, warmup, once=once)
-    from .gpu_timing import event_turns
-
-    return event_turns(rungs, rounds, max(warmup, 2))
+    return event_turns(rungs, rounds, max(warmup, 2), once=once)
 
 
 _measured: dict[str, Measured | Exception] = {}

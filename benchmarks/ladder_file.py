@@ -15,11 +15,11 @@ FILE = "ladder.json"
 # what extra_info says of the measurement and of the machine; all else in it is the group's size
 MEASURED = (
     *("rung", "baseline", "ratio_range", "ceiling", "flops", "quartiles", "limit"),
-    *("share_of_limit", "largest_error", "peak_bytes", "images_per_second"),
+    *("share_of_limit", "largest_error", "peak_bytes", "images_per_second", "clocks_after"),
 )
 MACHINE = (
-    *("processor", "cores", "threads", "torch", "triton", "cuda", "dtype", "freed_memory_kept"),
-    *("device", "card", "clocks", "driver"),
+    *("processor", "cores", "threads", "torch", "triton", "dtype", "freed_memory_kept"),
+    *("card", "clocks", "driver"),
 )
 # without which two ratios are not the same quantity
 SETTINGS = ("threads", "dtype")

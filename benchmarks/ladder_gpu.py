@@ -51,8 +51,8 @@ def _times(slow: str, *fast: str) -> Callable[[Result], str | None]:
         found = [rung for rung in fast if rung in result]
         if slow not in result or not found:
             return None
-        ratio = result[slow]["seconds"] / result[found[0]]["seconds"]
-        return f"{ratio:.1f}x, {1e3 * result[found[0]]['seconds']:.0f} ms a step"
+        seconds = result[found[0]]["median"]
+        return f"{result[slow]['median'] / seconds:.1f}x, {1e3 * seconds:.0f} ms a step"
 
     return read
 

@@ -16,7 +16,6 @@ README_KERNELS = ("mixture_logits",)
 # of a caption, in words
 FACTS = {
     "card": "{}",
-    "device": "{}",
     "processor": "{}",
     "threads": "{} threads",
     "torch": "torch {}",

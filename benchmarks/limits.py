@@ -12,6 +12,9 @@ import torch
 
 from .sizes import DEVICE, ON_GPU
 
+# bytes: less may stay in a cache, and takes as long as calling anything does
+CACHED = 64 << 20
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -20,29 +23,35 @@ class Limit:
     name: ``"matmul"`` or ``"copy"``.
     amount: FLOPs or bytes of one `run`.
     run: does nothing but them.
+    dtype: of what is compared with it.
     moved: bytes of the operation under the limit, for ``"copy"``.
     """
 
     name: str
     amount: int
     run: Callable[[], object]
+    dtype: torch.dtype
     moved: int = 0
 
-    def work(self, flops: int) -> int:
-        """What an operation of so many FLOPs does of the limited thing."""
-        return self.moved if self.name == "copy" else flops
+    def work(self, flops: int) -> int | None:
+        """What an operation of so many FLOPs does of the limited thing; None: it says nothing."""
+        if self.name == "matmul":
+            return flops
+        return self.moved if self.moved >= CACHED else None
 
 
-def multiplying() -> Limit:
-    """A square product: in float32 on the CPU, in bfloat16 on a GPU, as the fast engine's are."""
-    n, dtype = (8192, torch.bfloat16) if ON_GPU else (1536, torch.float32)
+def multiplying(dtype: torch.dtype) -> Limit:
+    """A square product."""
+    n = 8192 if ON_GPU else 1536
     a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
-    return Limit("matmul", 2 * n**3, lambda: a @ b)
+    return Limit("matmul", 2 * n**3, lambda: a @ b, dtype)
 
 
-def copying(moved: int) -> Limit:
+def copying(dtype: torch.dtype, moved: int) -> Limit:
     """A copy of float32, read and written, larger than the caches."""
     n = 2**28 if ON_GPU else 2**25
     source = torch.rand(n, device=DEVICE)
     target = torch.empty_like(source)
-    return Limit("copy", 2 * source.numel() * source.itemsize, lambda: target.copy_(source), moved)
+    return Limit(
+        "copy", 2 * source.numel() * source.itemsize, lambda: target.copy_(source), dtype, moved
+    )

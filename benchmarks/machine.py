@@ -143,14 +143,22 @@ def _processor() -> str:
 @functools.cache
 def _gpu() -> dict[str, Any]:
     """The card, its driver, and the clocks that it is allowed, as `nvidia-smi` says."""
-    query = "driver_version,clocks.max.sm,clocks.max.memory,clocks.sm"
+    driver, _, clocks = _asked("driver_version,clocks.max.sm,clocks.max.memory").partition(", ")
+    return {"card": torch.cuda.get_device_name(), "driver": driver, "clocks": clocks}
+
+
+def _asked(query: str) -> str:
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        said = "unknown"
-    driver, _, clocks = said.partition(", ")
-    return {"card": torch.cuda.get_device_name(), "driver": driver, "clocks": clocks}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def clocks_now() -> str:
+    """The GPU's clocks of this moment, of its processors and its memory."""
+    return _asked("clocks.sm,clocks.memory")
 
 
 def facts() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,12 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastprompt.kernels import (
+    apgd_step,
     consistency_loss,
     layer_consistency,
     mixture_logits,
+    momentum_step,
     pgd_step,
     prefix_attention,
+    random_start,
 )
+from fastprompt.kernels._dispatch import Impl
 
 from . import plain
 from .ladder import Group
@@ -40,7 +44,7 @@ class Way:
         compared: brings outputs and gradients into the form that all ways share.
     """
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: Sequence[Tensor]
     direction: Tensor
     compared: Callable[[Sequence[Tensor]], list[Tensor]] = _all
@@ -49,19 +53,21 @@ class Way:
     def learning(self) -> list[Tensor]:
         return [x for x in self.inputs if x.requires_grad]
 
-    def forward(self) -> Tensor:
+    def forward(self) -> tuple[Tensor, ...]:
         """Without a graph."""
         with torch.no_grad():
-            return self.function(*self.inputs)
+            out = self.function(*self.inputs)
+        return out if isinstance(out, tuple) else (out,)
 
     def both(self) -> tuple[Tensor, ...]:
         """Output and gradients."""
         out = self.function(*self.inputs)
+        assert isinstance(out, Tensor)
         return (out.detach(), *torch.autograd.grad(out, self.learning, self.direction))
 
     def results(self) -> dict[str, Tensor]:
         """For the gate."""
-        found = self.both() if self.learning else (self.forward(),)
+        found = self.both() if self.learning else self.forward()
         return {f"tensor {i}": x for i, x in enumerate(self.compared(found))}
 
 
@@ -186,13 +192,61 @@ def consistency(n_images: int, classes: int, **how: Any) -> Group:
     return group(ways, moved=read * 7 // 3 if how["backward"] else read, size=size, **how)
 
 
+def _pictures(n_images: int, image_size: int) -> tuple[Tensor, dict[str, Any]]:
+    x = torch.rand(n_images, 3, image_size, image_size, device=DEVICE)
+    return x, {"batch": n_images, "image_size": image_size}
+
+
+def _steps(
+    eager: Callable[..., Any], fast: Callable[..., Any], inputs: Sequence[Tensor], **named: Any
+) -> dict[str, Way]:
+    x, named = inputs[0], {"eps": EPS, **named}
+    functions = {"eager": partial(eager, **named), "fastprompt": partial(fast, **named)}
+    return {name: Way(function, inputs, x) for name, function in functions.items()}
+
+
 def sign_step(n_images: int, image_size: int = 224, **how: Any) -> Group:
     """PGD's step on pictures."""
-    x = torch.rand(n_images, 3, image_size, image_size, device=DEVICE)
+    x, size = _pictures(n_images, image_size)
     inputs = [(x + 0.01).clamp(0, 1), x, _random(*x.shape)]
-    ways = {
-        "eager": Way(partial(plain.sign_step, alpha=ALPHA, eps=EPS), inputs, x),
-        "fastprompt": Way(partial(pgd_step, alpha=ALPHA, eps=EPS), inputs, x),
-    }
-    size = {"batch": n_images, "image_size": image_size}
+    ways = _steps(plain.sign_step, pgd_step, inputs, alpha=ALPHA)
     return group(ways, moved=4 * x.numel() * x.itemsize, size=size, **how)
+
+
+def two_point_step(n_images: int, image_size: int = 224, **how: Any) -> Group:
+    """APGD's step, a step size for each picture."""
+    x, size = _pictures(n_images, image_size)
+    inputs = [(x + 0.01).clamp(0, 1), (x - 0.01).clamp(0, 1), x, _random(*x.shape)]
+    alpha = torch.full((n_images,), ALPHA, device=DEVICE)
+    ways = _steps(plain.two_point_step, apgd_step, inputs, alpha=alpha)
+    return group(ways, moved=5 * x.numel() * x.itemsize, size=size, **how)
+
+
+def with_momentum(n_images: int, image_size: int = 224, **how: Any) -> Group:
+    """MI-FGSM's step: it reads the gradient twice."""
+    x, size = _pictures(n_images, image_size)
+    inputs = [(x + 0.01).clamp(0, 1), x, _random(*x.shape), _random(*x.shape, seed=1)]
+    ways = _steps(plain.momentum_step, momentum_step, inputs, alpha=ALPHA)
+    return group(ways, moved=7 * x.numel() * x.itemsize, size=size, **how)
+
+
+def start(n_images: int, image_size: int = 224, **how: Any) -> Group:
+    """Where an attack starts, beside torch's own generator.
+
+    Both are uniform in the ball; their noise is not the same. What is compared is the kernel's
+    noise with the plain code's.
+    """
+    x, size = _pictures(n_images, image_size)
+    indices = torch.arange(n_images, device=DEVICE)
+    key = torch.tensor([0, 0], device=DEVICE)
+
+    def fast(x: Tensor, impl: Impl = "auto") -> Tensor:
+        return random_start(x, indices, key, eps=EPS, impl=impl)
+
+    ways = {
+        "eager": Way(partial(plain.uniform_start, eps=EPS), [x], x),
+        "fastprompt": Way(fast, [x], x),
+    }
+    made = group(ways, moved=2 * x.numel() * x.itemsize, size=size, **how)
+    results = {"eager": {"start": fast(x, "torch")}, "fastprompt": {"start": fast(x)}}
+    return replace(made, results=results)

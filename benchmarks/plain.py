@@ -54,5 +54,30 @@ def consistency(adv: Tensor, clean: Tensor, frozen: Tensor, labels: Tensor) -> T
 
 def sign_step(x_adv: Tensor, x: Tensor, grad: Tensor, alpha: float, eps: float) -> Tensor:
     """PGD's step, in the order of operations that `torchattacks` has."""
-    moved = x_adv + alpha * grad.sign()
+    return _projected(x_adv + alpha * grad.sign(), x, eps)
+
+
+def _projected(moved: Tensor, x: Tensor, eps: float) -> Tensor:
     return torch.clamp(x + torch.clamp(moved - x, min=-eps, max=eps), min=0, max=1)
+
+
+def two_point_step(
+    x_adv: Tensor, x_prev: Tensor, x: Tensor, grad: Tensor, alpha: Tensor, eps: float
+) -> Tensor:
+    """APGD's, a step size for each image, ``alpha`` ``[B]``."""
+    tried = _projected(x_adv + alpha.view(-1, 1, 1, 1) * grad.sign(), x, eps)
+    moved = x_adv + 0.75 * (tried - x_adv) + 0.25 * (x_adv - x_prev)
+    return _projected(moved, x, eps)
+
+
+def momentum_step(
+    x_adv: Tensor, x: Tensor, grad: Tensor, velocity: Tensor, alpha: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """MI-FGSM's: the next images and the next momentum."""
+    velocity = velocity + grad / grad.abs().mean(dim=(1, 2, 3), keepdim=True)
+    return _projected(x_adv + alpha * velocity.sign(), x, eps), velocity
+
+
+def uniform_start(x: Tensor, eps: float) -> Tensor:
+    """Uniform in the ball, drawn by torch's own generator."""
+    return torch.clamp(x + torch.empty_like(x).uniform_(-eps, eps), min=0, max=1)

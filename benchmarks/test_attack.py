@@ -11,7 +11,7 @@ from torch import Tensor
 from fastprompt import DeepPrompts
 from fastprompt.attacks import OnlinePGD
 
-from .clips import step_by_step
+from .clips import DTYPES, step_by_step
 from .drop_in import Attacks
 from .ladder import Group, Spec, ladder, replay
 from .models import class_names, shared_clip
@@ -64,7 +64,16 @@ def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Grou
     def inside(rung: str) -> AbstractContextManager[None]:
         return step_by_step(made[rung].model, made[rung].pgd)
 
-    return Group(made, results, rounds=2, warmup=0, inside=inside, flops=flops, size=size)
+    return Group(
+        made,
+        results,
+        rounds=2,
+        warmup=0,
+        dtypes=DTYPES,
+        inside=inside,
+        flops=flops,
+        size=size,
+    )
 
 
 def peer(batch: int) -> Group:
@@ -77,6 +86,8 @@ def peer(batch: int) -> Group:
         rounds=2,
         warmup=0,
         baseline=case.baseline,
+        # both attack the fast engine's classifier
+        dtypes=dict.fromkeys(case.rungs(), DTYPES.get("fastprompt", torch.float32)),
         size=about,
     )
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from .clips import DTYPES
 from .drop_in import Loops
 from .ladder import Group, Spec, ladder, replay
 from .sizes import DEVICE
@@ -11,7 +12,14 @@ def drop_in(batch: int) -> Group:
     """The example as it stands, and with the lines changed."""
     case = Loops(batch, DEVICE)
     results = case.results()  # before timing, which moves the contexts apart
-    return Group(case.rungs(), results, rounds=3, baseline=case.baseline, size=case.size())
+    return Group(
+        case.rungs(),
+        results,
+        rounds=3,
+        baseline=case.baseline,
+        dtypes=DTYPES,
+        size=case.size(),
+    )
 
 
 SPECS = [

@@ -50,20 +50,30 @@ def swept() -> list[Spec]:
     return specs
 
 
-def sign_steps() -> list[Spec]:
+def on_pictures() -> list[Spec]:
     """No backward; plain code on a CPU, which would be compared with itself."""
+    builds: dict[str, tuple[Callable[..., Group], bool]] = {
+        "pgd_step": (ops.sign_step, True),
+        "apgd_step": (ops.two_point_step, True),
+        "momentum_step": (ops.with_momentum, True),
+        "random_start": (ops.start, False),
+    }
     images = (8,) if SIZE == SMALL else (256, 32)
     return [
-        Spec(
-            f"kernels/pgd_step-fwd/b{b}",
-            partial(ops.sign_step, b, backward=False, compiled=True),
-            ("eager", "compiled", "fastprompt") if ON_GPU else (),
-            {} if ON_GPU else {"fastprompt": PLAIN},
-        )
+        _on_pictures(f"{op}-fwd/b{b}", partial(build, b, backward=False), compiled)
+        for op, (build, compiled) in builds.items()
         for b in images
     ]
 
 
-@ladder([*swept(), *sign_steps()])
+def _on_pictures(name: str, build: Callable[..., Group], compiled: bool) -> Spec:
+    rungs = ("eager", "compiled", "fastprompt") if compiled else RUNGS
+    left_out = {} if compiled else {"compiled": "torch's generator is one kernel as it is"}
+    if not ON_GPU:
+        rungs, left_out = (), {"fastprompt": PLAIN}
+    return Spec(f"kernels/{name}", partial(build, compiled=compiled), rungs, left_out)
+
+
+@ladder([*swept(), *on_pictures()])
 def test_kernels(benchmark, spec, rung):
     replay(benchmark, spec, rung)

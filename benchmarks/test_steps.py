@@ -8,7 +8,8 @@ one side in one rung and to the other in the next, and it need not be the fast o
 from functools import partial
 
 from .bank_steps import PhaseOne, PhaseTwo
-from .ladder import Group, Spec, ladder, replay
+from .clips import DTYPES
+from .ladder import EAGER, Group, Spec, ladder, replay
 from .models import class_names, shared_clip
 from .sizes import DEVICE, SIZE, SMALL
 from .timing import count_flops, count_without_values
@@ -42,8 +43,9 @@ def tuning(
     """The rungs of one step; agreement on two classes and one image."""
     clip = shared_clip(model, DEVICE)
     few, one = NAMES[1:3], random_images(1, clip.image_size, 2)
+    gated_rungs = tuple(dict.fromkeys((EAGER, *rungs)))
     results, shown = (
-        agreement(tuner_steps(rungs, method, gated, few, one, steps=1, **settings))
+        agreement(tuner_steps(gated_rungs, method, gated, few, one, steps=1, **settings))
         for gated in (shared_clip(model, DEVICE, double=True), clip)
     )
     data = random_images(batch, clip.image_size, classes)
@@ -54,10 +56,12 @@ def tuning(
         results,
         shown,
         tolerance=EXACT,
+        dtypes=DTYPES,
         rounds=rounds,
         # a long round is not spent on warming up: the gate has called everything once
         warmup=0 if rounds < 3 else 1,
         once=("eager", "eager-hoisted") if rounds < 3 else (),
+        baseline=rungs[0],
         inside=lambda rung: made[rung].inside(),
         flops=lambda rung: _flops(made[COUNTED.get(rung, rung)], model),
         size=size,
@@ -82,7 +86,16 @@ def phase_two(
         return count_without_values(made["eager-careful" if rung == "compiled" else rung])
 
     once = ("eager",) if rounds < 3 else ()
-    return Group(made, results, rounds=rounds, warmup=0, once=once, flops=flops, size=size)
+    return Group(
+        made,
+        results,
+        rounds=rounds,
+        warmup=0,
+        once=once,
+        dtypes=DTYPES,
+        flops=flops,
+        size=size,
+    )
 
 
 def bank(rungs: tuple[str, ...], model: str, batch: int) -> Group:
@@ -95,7 +108,7 @@ def bank(rungs: tuple[str, ...], model: str, batch: int) -> Group:
     def flops(rung: str) -> int:
         return made["eager" if rung == "compiled" else rung].flops()
 
-    return Group(made, results, rounds=3, flops=flops, size=size)
+    return Group(made, results, rounds=3, dtypes=DTYPES, flops=flops, size=size)
 
 
 def spec(name: str, build, rungs: tuple[str, ...], left_out=None, **settings) -> Spec:
@@ -154,11 +167,22 @@ def full() -> list[Spec]:
         for size in (few, many)
     ]
     mixtures = [{**few, "n_prompts": 8}, {**few, "classes": 100, "n_prompts": 8, "rounds": 3}]
+    # 8,000 sequences of 77 tokens with their activations, and more than once a step
+    too_many = dict.fromkeys(ALL[:-1], "8 prompts of 1,000 classes do not fit into memory")
     return [
         *specs,
         *(
             spec(f"step/ampt/c{size['classes']}-k8", tuning, ALL, method="ampt", **size)
             for size in mixtures
+        ),
+        spec(
+            "step/ampt/c1000-k8",
+            tuning,
+            ("fastprompt",),
+            too_many,
+            method="ampt",
+            **many,
+            n_prompts=8,
         ),
         spec(
             "step/advpt-bank/b128",

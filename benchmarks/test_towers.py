@@ -12,7 +12,7 @@ from torch import Tensor
 from fastprompt import DeepPrompts, TextContext
 from fastprompt.prompted import PromptedCLIP
 
-from .clips import CLIPS, step_by_step
+from .clips import CLIPS, DTYPES, step_by_step
 from .ladder import Group, Spec, ladder, replay
 from .models import class_names, shared_clip
 from .sizes import DEVICE, SIZE, SMALL
@@ -92,6 +92,7 @@ def text(rungs: tuple[str, ...], model: str, classes: int, rounds: int) -> Group
         warmup=0 if rounds < 3 else 1,
         once=("eager",) if rounds < 3 else (),
         baseline=rungs[0],
+        dtypes=DTYPES,
         inside=lambda rung: step_by_step(made[rung].model),
         flops=_counted(made, "eager-careful"),
         size=size,
@@ -110,6 +111,7 @@ def image(
         made,
         results,
         rounds=3,
+        dtypes=DTYPES,
         inside=lambda rung: step_by_step(made[rung].model),
         flops=_counted(made, "eager"),
         size=size,

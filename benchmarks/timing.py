@@ -98,6 +98,7 @@ def by_turns(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
     once: Collection[str] = (),
+    take: Callable[[str], float] | None = None,
 ) -> dict[str, Timing]:
     """Every rung once a round, so that what else the machine does meets all of them alike.
 
@@ -105,7 +106,16 @@ def by_turns(
         warmup: rounds in front that don't count.
         once: rungs so long that they take part in the first round alone.
         clock: seconds.
+        take: seconds of a rung, by name, where it is more than a call between two looks at the
+            clock: see `gpu_timing.event_turns`.
     """
+
+    def called(name: str) -> float:
+        began = clock()
+        rungs[name]()
+        return clock() - began
+
+    take = take or called
     names = list(rungs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
@@ -115,9 +125,7 @@ def by_turns(
         for name in names[first:] + names[:first]:
             if i and name in once:
                 continue
-            began = clock()
-            rungs[name]()
-            taken = clock() - began
+            taken = take(name)
             if i >= warmup or name in once:
                 seconds[name].append(taken)
     return {name: Timing(tuple(taken)) for name, taken in seconds.items()}

@@ -1,89 +1,25 @@
-"""The ladder's tables say what the committed files say, and the guard names what was lost."""
+"""The ladder's tables, pages and drawing say what the committed files say."""
 
-import copy
-import json
 import re
-import statistics
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from ladder_files import (
+    BOX,
+    MACHINE,
+    MANY,
+    OP,
+    PEER,
+    SECONDS,
+    STEP,
+    TEXT,
+    entries,
+    rows,
+    save,
+    slower,
+)
 
-from benchmarks import growth_curves, guard, ladder_file, ladder_gpu, ladder_table, report, table
-
-MACHINE = {
-    "processor": "A processor",
-    "cores": 2,
-    "threads": 2,
-    "torch": "2.15.0",
-    "dtype": "float32",
-    "freed_memory_kept": True,
-}
-STEP, TEXT, MANY = "step/nap/c100", "towers/text/c200", "towers/text/c21000"
-PEER, OP, BOX = "peers/pgd/b64", "kernels/mixture_logits/b128", "kernels/pgd_step/b8"
-SECONDS = {
-    "step/nap/c10": {"eager": [4.0, 4.4, 4.2], "fastprompt": [1.0, 1.1, 0.9]},
-    STEP: {
-        "eager": [50.0, 40.0, 45.0],
-        "eager-hoisted": [15.0, 15.5, 14.5],
-        "eager-careful": [9.0, 9.1, 8.9],
-        "fastprompt": [5.0, 4.0, 6.0],
-    },
-    TEXT: {"eager": [12.8, 12.9, 12.7], "fastprompt": [0.8, 0.81, 0.79]},
-    MANY: {"eager-hoisted": [300.0], "fastprompt": [150.0]},
-    PEER: {"torchattacks": [1.5, 1.4, 1.6], "fastprompt": [0.5, 0.51, 0.49]},
-    OP: {"eager": [0.3], "fastprompt": [0.05]},
-    BOX: {"eager": [3e-5], "fastprompt": [3e-5]},
-}
-
-
-def entry(group, rung, seconds, **changed):
-    """One of pytest-benchmark's, as the ladder fills it."""
-    baseline = next(iter(seconds))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    pairs = [a / b for a, b in zip(seconds[baseline], seconds[rung], strict=True)]
-    extra = {
-        **MACHINE,
-        "rung": rung,
-        "baseline": baseline,
-        f"ratio_to_{baseline}": medians[baseline] / medians[rung],
-        "ratio_range": [min(pairs), max(pairs)],
-        "ceiling": 9.6 if rung == "fastprompt" else 1.0,
-        "flops": 7_000_000,
-        "limit": "matmul",
-        "share_of_limit": 0.781,
-        "largest_error": 3.2e-6,
-        "classes": 100,
-        "shape": [8, 100],
-    }
-    stats = {"data": seconds[rung], "median": medians[rung]}
-    return {"group": group, "name": f"{group}-{rung}", "stats": stats, "extra_info": extra} | {
-        "extra_info": extra | changed
-    }
-
-
-def entries(seconds=SECONDS, **changed):
-    found = [entry(g, r, rungs, **changed) for g, rungs in seconds.items() for r in rungs]
-    other = {"group": "fold", "stats": {"data": [1.0]}, "extra_info": {"rung": "folded"}}
-    return [*found, other]
-
-
-def slower(group, rung, share):
-    """The same run, but that a rung lost ``share`` of its ratio."""
-    seconds = copy.deepcopy(SECONDS)
-    seconds[group][rung] = [s / (1 - share) for s in seconds[group][rung]]
-    return seconds
-
-
-def rows(seconds=SECONDS, **changed):
-    return ladder_file.rows_of(entries(seconds, **changed))
-
-
-def save(results, found, machine="cpu-2-cores", name=ladder_file.FILE):
-    path = results / machine / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found), encoding="utf-8")
-    return path
+from benchmarks import growth_curves, ladder_file, ladder_gpu, ladder_table, table
 
 
 @pytest.fixture
@@ -272,13 +208,9 @@ def test_the_pages_are_those_of_the_committed_files():
     assert not table.problems()
 
 
-def test_command_lines(tmp_path):
+def test_the_command_line():
     assert table.arguments([])["write_pages"] is False
     assert table.arguments(["--write"])["write_pages"] is True
-    found = guard.arguments(["run.json", "--share", "0.1"])
-    assert found["run"] == Path("run.json")
-    assert found["share"] == 0.1
-    assert found["against"] == report.results() / "ladder.json"
 
 
 # a GPU
@@ -295,11 +227,11 @@ def test_without_a_gpu_nothing_is_claimed(tmp_path):
 def test_gpu_results_are_read(tmp_path):
     step = {
         "classes": 1000,
-        "eager": {"seconds": 12.0},
-        "fastprompt": {"seconds": 2.5},
-        "fastprompt, bf16": {"seconds": 0.5},
-        "fastprompt, bf16, compiled": {"seconds": 0.3},
-        "eager-careful": {"seconds": 0.6},
+        "eager": {"median": 12.0},
+        "fastprompt": {"median": 2.5},
+        "fastprompt, bf16": {"median": 0.5},
+        "fastprompt, bf16, compiled": {"median": 0.3},
+        "eager-careful": {"median": 0.6},
     }
     attack = {
         "batch": 256,
@@ -347,85 +279,3 @@ def test_the_drawing_shows_machines_rungs_and_growth(root):
     assert table.problems(root, root / "results") == [
         "docs/benchmarks.svg: drawn from other results"
     ]
-
-
-# the guard
-
-
-def test_the_guard_names_a_loss_of_21_percent_and_none_of_19():
-    (loss,) = guard.losses(rows(slower(STEP, "fastprompt", 0.21)), rows())
-    assert str(loss) == "step/nap/c100 fastprompt: 7.11x, was 9x"
-    assert not guard.losses(rows(slower(STEP, "fastprompt", 0.19)), rows())
-    assert guard.losses(rows(slower(STEP, "fastprompt", 0.19)), rows(), share=0.15)
-
-
-def test_the_guard_never_names_a_baseline():
-    found = guard.losses(rows(slower(STEP, "eager", 0.9)), rows())
-    assert not found  # all others gained
-    lost = copy.deepcopy(SECONDS)
-    lost[STEP]["eager"] = [s / 10 for s in lost[STEP]["eager"]]
-    assert {loss.rung for loss in guard.losses(rows(lost), rows())} == set(SECONDS[STEP]) - {
-        "eager"
-    }
-
-
-def test_what_is_on_one_side_alone_is_no_loss():
-    run = {g: dict(rungs) for g, rungs in SECONDS.items() if g != TEXT}
-    del run[STEP]["eager-careful"]
-    run["step/capt/c100"] = {"eager": [2.0], "fastprompt": [1.0]}
-    found = guard.compare(rows(run), rows())
-    assert not found.losses
-    assert found.new == ["step/capt/c100"]
-    assert found.missing == [f"{STEP} eager-careful", TEXT]
-    said = guard.lines(found)
-    assert said[0] == "rungs that lost more than 20 % of their ratio: none"
-    assert f"committed, not in this run: {STEP} eager-careful, {TEXT}" in said
-
-
-@pytest.mark.parametrize(
-    ("changed", "why"),
-    [
-        ({"classes": 80}, "classes 80, was 100"),
-        ({"threads": 4}, "threads 4, was 2"),
-        ({"depth": 12}, "depth 12, was None"),
-    ],
-)
-def test_other_sizes_and_threads_are_not_compared(changed, why):
-    found = guard.compare(rows(slower(STEP, "fastprompt", 0.9), **changed), rows())
-    assert not found.losses
-    assert found.compared == 0
-    assert f"{STEP} ({why})" in found.unlike
-
-
-def test_another_torch_and_tuples_of_a_run_are_compared():
-    run = rows(slower(STEP, "fastprompt", 0.5), torch="2.16.0", shape=(8, 100))
-    assert [loss.rung for loss in guard.losses(run, rows())] == ["fastprompt"]
-
-
-def test_the_summary_of_a_run(tmp_path):
-    path = tmp_path / "no-machine" / "ladder.json"
-    (said,) = guard.summarise(rows(), path)
-    assert said.startswith("nothing to compare with: ")
-    assert str(path) in said
-    path.parent.mkdir()
-    path.write_bytes(b"")  # as pytest-benchmark leaves the file that it is going to write
-    (said,) = guard.summarise(rows(), path)
-    assert said.startswith(f"nothing to compare with: {path} is not readable JSON")
-    assert guard.summarise([], path) == []
-    path = save(tmp_path, {"benchmarks": entries()})
-    assert guard.summarise(rows(slower(STEP, "fastprompt", 0.5)), path) == [
-        "rungs that lost more than 20 % of their ratio: 1 of 9 compared",
-        "  step/nap/c100 fastprompt: 4.5x, was 9x",
-    ]
-
-
-def test_the_guard_as_a_program(tmp_path, capsys):
-    kept = save(tmp_path, {"benchmarks": entries()})
-    run = save(tmp_path, {"benchmarks": entries(slower(TEXT, "fastprompt", 0.3))}, name="run.json")
-    assert guard.main(run, kept) == 1
-    assert f"  {TEXT} fastprompt: 11.2x, was 16x" in capsys.readouterr().out
-    assert guard.main(kept, kept) == 0
-    with pytest.raises(ValueError, match="share"):
-        guard.main(run, kept, share=1.5)
-    with pytest.raises(FileNotFoundError):
-        guard.main(run, tmp_path / "no-machine" / "ladder.json")

@@ -1,6 +1,11 @@
 """The ladder: groups are gated, timed by turns, told of, and left out by name."""
 
 import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,7 +41,7 @@ def test_a_group_tells_ratio_ceiling_and_size():
     assert ours["largest_error"] < 1e-5
     medians = {name: timing.median for name, timing in found.timings.items()}
     assert ours["ratio_to_eager"] == medians["eager"] / medians["fastprompt"]
-    rate = limits.multiplying().amount / medians[ladder.LIMIT]
+    rate = limits.multiplying(torch.float32).amount / medians[ladder.LIMIT]
     assert ours["share_of_limit"] == pytest.approx(ours["flops"] / medians["fastprompt"] / rate)
     assert ours["limit"] == "matmul"
 
@@ -45,13 +50,18 @@ def test_the_range_of_the_ratio_is_that_of_the_rounds():
     timings = {"eager": Timing((2.0, 6.0, 4.0)), "fastprompt": Timing((1.0, 2.0, 4.0))}
     timings[ladder.LIMIT] = Timing((1.0,))
     flops = {"eager": 8, "fastprompt": 2}
-    size, limit = {"images": 6}, limits.Limit("matmul", 16, lambda: None)
-    about = ladder.Measured("eager", size, {}, flops, timings, {}, limit).about("fastprompt")
+    size, limit = {"images": 6}, limits.Limit("matmul", 16, lambda: None, torch.bfloat16)
+    dtypes = {"eager": torch.float32, "fastprompt": torch.bfloat16}
+    found = ladder.Measured("eager", size, {}, flops, timings, {}, limit, dtypes, "1980 MHz")
+    about = found.about("fastprompt")
     assert about["ratio_to_eager"] == 2
+    assert (about["dtype"], about["clocks_after"]) == ("bfloat16", "1980 MHz")
     assert about["ratio_range"] == [1, 3]
     assert about["ceiling"] == 4
     assert about["images_per_second"] == 3
     assert about["share_of_limit"] == 1 / 16
+    # a product in bfloat16 is no limit of what is in float32
+    assert found.about("eager")["share_of_limit"] is None
 
 
 def test_what_differs_is_not_timed():
@@ -64,6 +74,18 @@ def test_what_differs_is_not_timed():
     assert not timed
 
 
+def test_a_rung_in_bfloat16_may_be_further_off_and_no_other():
+    right = group()
+    rough = {**right.results, "fastprompt": {"y": right.results["eager"]["y"] * 1.05}}
+    dtypes = {"fastprompt": torch.bfloat16}
+    found = ladder.Group(right.rungs, rough, dtypes=dtypes).differences()
+    assert found["fastprompt"]["y"] == pytest.approx(0.05)
+    with pytest.raises(RungsDifferError, match="fastprompt"):
+        ladder.Group(right.rungs, rough).differences()
+    with pytest.raises(RungsDifferError, match="fastprompt"):
+        ladder.Group(right.rungs, rough, dtypes=dtypes, tolerance=1e-3).differences()
+
+
 def test_the_error_is_that_of_the_dtype_that_is_timed():
     exact = group()
     rough = {name: {"y": t["y"] * (1 + 1e-3)} for name, t in exact.results.items()}
@@ -73,14 +95,21 @@ def test_the_error_is_that_of_the_dtype_that_is_timed():
 
 
 def test_bytes_are_held_against_a_copy():
-    found = ladder.measure(group(moved=1000, flops=lambda _: 0))
+    moved = 1 << 27
+    found = ladder.measure(group(moved=moved, flops=lambda _: 0))
     about = found.about("fastprompt")
     assert about["limit"] == "copy"
     assert about["ceiling"] is None
     rate = found.limit.amount / found.timings[ladder.LIMIT].median
     assert about["share_of_limit"] == pytest.approx(
-        1000 / found.timings["fastprompt"].median / rate
+        moved / found.timings["fastprompt"].median / rate
     )
+
+
+def test_what_a_cache_holds_is_held_against_nothing():
+    about = ladder.measure(group(moved=1 << 20)).about("fastprompt")
+    assert about["limit"] is None
+    assert about["share_of_limit"] is None
 
 
 def test_a_group_is_measured_once(monkeypatch):
@@ -141,18 +170,30 @@ SMALL_OPS = {
     "attention": lambda **how: ops.attention(9, prefix=3, heads=2, head_width=4, **how),
     "layers": lambda **how: ops.layers(2, n_layers=2, tokens=3, width=8, **how),
     "consistency": lambda **how: ops.consistency(4, 6, **how),
-    "sign_step": lambda **how: ops.sign_step(2, image_size=8, **how),
+}
+STEPS = {
+    "pgd_step": ops.sign_step,
+    "apgd_step": ops.two_point_step,
+    "momentum_step": ops.with_momentum,
+    "random_start": ops.start,
 }
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("op", SMALL_OPS)
 def test_kernels_agree_with_their_formulas(op, backward):
-    if op == "sign_step" and backward:
-        pytest.skip("a sign step has no backward")
     found = SMALL_OPS[op](backward=backward, compiled=False)
     ladder.gate(found.results)
     assert len(found.results["eager"]) >= 1
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_steps_agree_with_their_formulas(op):
+    found = STEPS[op](2, image_size=8, backward=False, compiled=False)
+    ladder.gate(found.results, limit=1e-6)
+    assert len(found.results["eager"]) == (2 if op == "momentum_step" else 1)
+    for run in found.rungs.values():
+        run()
 
 
 def test_an_ops_inside_is_counted():
@@ -163,3 +204,27 @@ def test_an_ops_inside_is_counted():
     assert count_flops(rungs["fastprompt"]) == 2 * 2 * 2 * 4 * (own + front)
     padded = 9 * 8 * (3 + 8)
     assert count_flops(rungs["eager"]) == 2 * 2 * 2 * 4 * padded
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("chosen", ["pgd_step", "random_start", "step/nap/c10"])
+def test_on_a_gpu_a_group_tells_its_card_and_memory(chosen, tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    path = tmp_path / "run.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "--benchmark-only", "-k", chosen]
+    done = subprocess.run(
+        [*command, "--benchmark-json", str(path)],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "FASTPROMPT_BENCH": "small"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    rungs = [e["extra_info"] for e in json.loads(path.read_text())["benchmarks"]]
+    assert rungs
+    for about in rungs:
+        assert about["card"] == torch.cuda.get_device_name()
+        assert about["peak_bytes"] > 0
+        assert about["clocks_after"]
+        assert 0 < about["ratio_range"][0] <= about["ratio_range"][1]
