@@ -21,9 +21,9 @@ from fastprompt._checks import parse_fraction
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.judge import Counted
 
-from .report import RESULTS, table, write
+from .report import TWO_CORES, table, write
 
-RESULT = RESULTS / "autoattack.json"
+RESULT = TWO_CORES / "autoattack.json"
 STEPS, TARGETS, QUERIES = 100, 9, 5000
 
 

@@ -29,11 +29,11 @@ from .flop_model import OWN_OPS, flops, terms
 from .growth_points import QUICK, RUNGS, SWEEPS, Sweep, differences, make_steps, peak_bytes
 from .growth_points import sizes as sizes_of
 from .machine import in_child, keep_freed_memory
-from .report import RESULTS, markdown, write
+from .report import TWO_CORES, markdown, write
 from .timing import Timing, by_turns
 from .tuner_steps import TunerStep
 
-RESULT = RESULTS / "growth.json"
+RESULT = TWO_CORES / "growth.json"
 LIMITS = {"eager": 8e12, "fastprompt": 5e13}  # FLOPs of a step: about a minute, about four
 LONG = 10.0  # seconds: what takes longer is run once
 NEAR = 0.3  # of the predicted seconds

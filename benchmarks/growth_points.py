@@ -16,12 +16,11 @@ from fastprompt import FrozenCLIP, load_clip
 from .flop_model import Sizes
 from .machine import peak_memory
 from .models import class_names, random_clip
-from .timing import gate
+from .timing import EXACT, gate
 from .tuner_steps import TunerStep, agreement, random_images, tuner_steps
 
 RUNGS = ("eager", "fastprompt")
 FEW = 5  # classes that the rungs are compared on
-EXACT = 1e-10  # their largest difference
 
 
 @dataclass(frozen=True)

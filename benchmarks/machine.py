@@ -45,7 +45,7 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
-def grow_heap(most: int = 12 << 30) -> int:
+def grow_heap(most: int = 7 << 30) -> int:
     """Touch memory and free it again, which `keep_freed_memory` keeps: bytes.
 
     Otherwise the first to need so much would pay for all that come behind it, and that is the eager

@@ -20,11 +20,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from .machine import keep_freed_memory
 from .models import class_names, random_clip
-from .report import RESULTS, markdown, results, write
+from .report import TWO_CORES, markdown, results, write
 from .sizes import DEVICE, ON_GPU, THREADS
 from .tuner_steps import TunerStep, random_images, tuner_steps
 
-RESULT = RESULTS / "profile.json"
+RESULT = TWO_CORES / "profile.json"
 PARTS = ("text forward", "attack", "loss forward", "backward")
 # an operator's name holds one of these; the first that fits counts
 KINDS = {

@@ -10,16 +10,15 @@ import torch
 from fastprompt._files import write_json
 from fastprompt.runs import versions
 
-from .gpu import card
+from .gpu import RESULTS, card
 from .machine import facts
 
-_ALL = Path(__file__).parent / "results"
-RESULTS = _ALL / "cpu-2-cores"
+TWO_CORES = RESULTS / "cpu-2-cores"
 
 
 def results() -> Path:
     """Where this machine's results are, or would be: by its card's name, or its cores."""
-    return _ALL / (card() if torch.cuda.is_available() else f"cpu-{os.cpu_count()}-cores")
+    return RESULTS / (card() if torch.cuda.is_available() else f"cpu-{os.cpu_count()}-cores")
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

@@ -22,9 +22,9 @@ from fastprompt.attacks import APGD
 from .methods.cells import main_cells
 from .methods.run import classifier_of
 from .methods.table import name_of
-from .report import RESULTS, table, write
+from .report import TWO_CORES, table, write
 
-RESULT = RESULTS / "strength.json"
+RESULT = TWO_CORES / "strength.json"
 MODEL, METHODS = "tiny-shapes-robust", ("zero-shot", "ampt", "nap")
 IMAGES, BATCH, EPS, SEEDS = 100, 50, "2/255", (0, 1, 2)
 STEPS = {"pgd": 20, "apgd-ce": 50, "apgd-t": 20}

@@ -23,10 +23,10 @@ from fastprompt.towers.prompted import PromptedText
 
 from .machine import gemm_pass, in_child, keep_freed_memory, layer_gemms, peak_memory
 from .models import class_names, random_clip
-from .report import RESULTS, gigaflops, mebibytes, table, write
+from .report import TWO_CORES, gigaflops, mebibytes, table, write
 from .timing import by_turns, count_flops, gate, ratio
 
-RESULT = RESULTS / "text.json"
+RESULT = TWO_CORES / "text.json"
 RUNGS = ("eager", "fastprompt")
 
 

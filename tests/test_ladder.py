@@ -86,12 +86,23 @@ def test_a_rung_in_bfloat16_may_be_further_off_and_no_other():
         ladder.Group(right.rungs, rough, dtypes=dtypes, tolerance=1e-3).differences()
 
 
-def test_the_error_is_that_of_the_dtype_that_is_timed():
-    exact = group()
-    rough = {name: {"y": t["y"] * (1 + 1e-3)} for name, t in exact.results.items()}
-    rough["eager"] = exact.results["eager"]
-    found = ladder.measure(group(shown=rough))
-    assert found.about("fastprompt")["largest_error"] == pytest.approx(1e-3, rel=0.05)
+def test_what_differs_by_rounding_agrees_in_float64():
+    right = group()
+    rough = {**right.results, "fastprompt": {"y": right.results["eager"]["y"] * (1 + 1e-3)}}
+    double = {name: {"y": t["y"].double()} for name, t in right.results.items()}
+    asked = []
+
+    def exact(double, off=0.0):
+        asked.append(off)
+        return {**double, "fastprompt": {"y": double["eager"]["y"] * (1 + off)}}
+
+    found = ladder.Group(right.rungs, rough, exact=lambda: exact(double)).differences()
+    assert found["fastprompt"]["y"] == pytest.approx(1e-3, rel=0.05)  # in the dtype that is timed
+    with pytest.raises(RungsDifferError, match="above 1e-10"):
+        ladder.Group(right.rungs, rough, exact=lambda: exact(double, 1e-9)).differences()
+    assert asked == [0, 1e-9]
+    ladder.Group(right.rungs, right.results, exact=lambda: exact(double)).differences()
+    assert len(asked) == 2  # where float32 agrees, it is not asked for
 
 
 def test_bytes_are_held_against_a_copy():
