@@ -28,7 +28,7 @@ import torch
 from .flop_model import OWN_OPS, flops, terms
 from .growth_points import QUICK, RUNGS, SWEEPS, Sweep, differences, make_steps, peak_bytes
 from .growth_points import sizes as sizes_of
-from .machine import in_child, keep_freed_memory
+from .machine import grow_heap, in_child, keep_freed_memory
 from .report import TWO_CORES, markdown, write
 from .timing import Timing, by_turns
 from .tuner_steps import TunerStep
@@ -36,6 +36,7 @@ from .tuner_steps import TunerStep
 RESULT = TWO_CORES / "growth.json"
 LIMITS = {"eager": 8e12, "fastprompt": 5e13}  # FLOPs of a step: about a minute, about four
 LONG = 10.0  # seconds: what takes longer is run once
+LARGEST = 10 << 30  # bytes that the largest point is given before any is timed
 NEAR = 0.3  # of the predicted seconds
 Steps = dict[tuple[str, int], TunerStep]
 
@@ -211,6 +212,8 @@ def measure(
         raise SystemExit(f"unknown sweep {sorted(unknown)[0]!r}: there are {', '.join(known)}")
     torch.set_num_threads(threads)
     kept = keep_freed_memory()
+    if kept:
+        grow_heap(0 if quick else LARGEST)
     result = json.loads(out.read_text("utf-8")) if sweeps and out.exists() else {"sweeps": {}}
     for name in chosen:
         found = measure_sweep(known[name], rounds, threads, memory and name == "classes")

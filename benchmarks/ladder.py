@@ -51,6 +51,8 @@ class Group:
         exact: as ``results``, in float64. Where a rung is beyond its tolerance, rounding may have
             had a refiner's ReLU on one side in it and on the other in eager, and it need not be
             the fast one that is off: then these must agree, within `EXACT`.
+        check: looks at what the timed runs found, and raises: for what has no result before a whole
+            run, which would take as long again.
         rounds: that count.
         warmup: rounds in front of them.
         once: rungs so long that they have one round, unless more are asked for.
@@ -65,6 +67,7 @@ class Group:
     rungs: Mapping[str, Run]
     results: Mapping[str, Mapping[str, Tensor]]
     exact: Callable[[], Mapping[str, Mapping[str, Tensor]]] | None = None
+    check: Callable[[], None] | None = None
     rounds: int = 5
     warmup: int = 1
     once: tuple[str, ...] = ()
@@ -181,6 +184,8 @@ def measure(group: Group) -> Measured:
     rounds = max(group.rounds, LEAST_ROUNDS)
     once = () if LEAST_ROUNDS > 1 else group.once
     timings, peaks, clocks = _by_turns(rungs, rounds, group.warmup, once), {}, None
+    if group.check:
+        group.check()
     if ON_GPU:
         clocks = clocks_now()
         peaks = {name: group.peak(name) for name in group.rungs}

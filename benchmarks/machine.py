@@ -52,7 +52,7 @@ def grow_heap(most: int = 7 << 30) -> int:
     rung of the largest group.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    size = min(most, free // 2)
+    size = min(most, free // 2)  # of what is free, for what else runs here
     torch.zeros(size, dtype=torch.uint8).fill_(1)
     return size
 

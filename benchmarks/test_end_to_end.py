@@ -68,8 +68,11 @@ class Evaluation:
         self.images, self.bytes = images.float() / 255, images
         self.peer = standard_four(self.model, EPS, seed=0)
 
-    def __call__(self) -> int:
-        """How many images stand."""
+    def __call__(self) -> None:
+        """Attack; how many images are ``standing`` then is kept."""
+        self.standing = self._standing()
+
+    def _standing(self) -> int:
         if self.rung == FAST:
             chosen = ImageTensors(self.bytes, self.labels)
             options: dict[str, Any] = {"seed": 0, "sanity": "off", "progress": False}
@@ -97,14 +100,18 @@ def autoattack(n: int, engines: dict[str, str]) -> Group:
     results = {rung: one.results() for rung, one in made.items()}
     size = {"model": "tiny-shapes-robust", "classes": 80, "images": n, "eps": "4/255"}
     dtypes = {r: DTYPES.get(FAST, torch.float32) for r, e in engines.items() if e == "fast"}
-    standing = {rung: one() for rung, one in made.items()}  # warms up, too
-    if standing[fast] > standing[baseline] + 1:
-        raise RungsDifferError(f"fastprompt's attack is weaker: of {n} images stand {standing}")
+
+    def check() -> None:
+        standing = {rung: one.standing for rung, one in made.items()}
+        if standing[fast] > standing[baseline] + 1:
+            raise RungsDifferError(f"fastprompt is weaker: of {n} images stand {standing}")
+
     return Group(
         made,
         results,
         rounds=1,
         warmup=0,
+        check=check,
         baseline=baseline,
         dtypes=dtypes,
         flops=lambda _: 0,

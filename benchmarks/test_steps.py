@@ -27,6 +27,7 @@ SEEN = "to save time: it is in step/nap/c100 and step/ampt/c10-k4"
 IN_NAP = dict.fromkeys(("eager-hoisted", "eager-careful"), SEEN)
 NO_TEXT = "it runs no text encoder: nothing to hoist or to trim"
 IMAGES_ALONE = dict.fromkeys(("eager-hoisted", "eager-careful"), NO_TEXT)
+SLOW = ("eager", "eager-hoisted", "eager-careful")
 STEPS = 3
 BUNDLED = ("tiny-shapes",)
 
@@ -64,7 +65,7 @@ def tuning(
         rounds=rounds,
         # a long round is not spent on warming up: the gate has called everything once
         warmup=0 if rounds < 3 else 1,
-        once=("eager", "eager-hoisted") if rounds < 3 else (),
+        once=SLOW if rounds < 3 else (),
         baseline=rungs[0],
         inside=lambda rung: made[rung].inside(),
         flops=lambda rung: _flops(made[COUNTED.get(rung, rung)], model),
@@ -89,7 +90,7 @@ def phase_two(
     def flops(rung: str) -> int:
         return count_without_values(made["eager-careful" if rung == "compiled" else rung])
 
-    once = ("eager",) if rounds < 3 else ()
+    once = SLOW if rounds < 3 else ()
     return Group(
         made,
         results,

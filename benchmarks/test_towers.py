@@ -90,7 +90,7 @@ def text(rungs: tuple[str, ...], model: str, classes: int, rounds: int) -> Group
         gated,
         rounds=rounds,
         warmup=0 if rounds < 3 else 1,
-        once=("eager",) if rounds < 3 else (),
+        once=("eager", "eager-careful") if rounds < 3 else (),
         baseline=rungs[0],
         dtypes=DTYPES,
         inside=lambda rung: step_by_step(made[rung].model),
@@ -111,6 +111,7 @@ def image(
         made,
         results,
         rounds=3,
+        warmup=0,  # the gate has called them
         dtypes=DTYPES,
         inside=lambda rung: step_by_step(made[rung].model),
         flops=_counted(made, "eager"),

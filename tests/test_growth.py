@@ -225,3 +225,47 @@ def test_a_sweep_measured_alone_leaves_the_others(tmp_path, monkeypatch, measure
     assert found["cost_against_classes"] == growth.for_plot(measured)
     with pytest.raises(SystemExit, match="shots"):
         growth.measure("batch,shots", out=path)
+
+
+# what is committed
+
+# beyond 30 % of the prediction: what does not grow, which the formula has not, is most of it there
+FAR = {("n_prompts", "fastprompt", 1)}
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict:
+    return json.loads(growth.RESULT.read_text(encoding="utf-8"))["sweeps"]
+
+
+def test_the_committed_file_has_every_sweep(committed):
+    assert set(committed) == {sweep.name for sweep in growth_points.SWEEPS}
+    for sweep in growth_points.SWEEPS:
+        found = committed[sweep.name]
+        left_out = {(p["rung"], p[sweep.name]) for p in found["left_out"]}
+        for rung in RUNGS:
+            sizes_there = {point[sweep.name] for point in found["points"][rung]}
+            assert sizes_there | {n for r, n in left_out if r == rung} == set(sweep.values)
+
+
+def test_committed_seconds_are_predicted_within_30_percent_but_for_those_named(committed):
+    far = set()
+    for name, sweep in committed.items():
+        for rung, points in sweep["points"].items():
+            again = [
+                {"flops_model": p["flops_model"], "seconds": dict(p["seconds"])} for p in points
+            ]
+            for point, found in zip(again, points, strict=True):
+                point["seconds"]["median"] = Timing(tuple(found["seconds"]["data"])).median
+            growth.check_prediction(again)
+            for point, found in zip(again, points, strict=True):
+                assert point["deviation"] == pytest.approx(found["deviation"], abs=1e-9)
+                if not point["within_30_percent"]:
+                    far.add((name, rung, found[name]))
+    assert far <= FAR
+
+
+def test_committed_formulas_are_what_was_counted(committed):
+    for sweep in committed.values():
+        for counted in sweep["counted"].values():
+            assert counted["model"] == pytest.approx(1, rel=NEAR)

@@ -86,6 +86,14 @@ def test_a_rung_in_bfloat16_may_be_further_off_and_no_other():
         ladder.Group(right.rungs, rough, dtypes=dtypes, tolerance=1e-3).differences()
 
 
+def test_what_a_timed_run_finds_is_looked_at():
+    def check():
+        raise RungsDifferError("an attack is weaker")
+
+    with pytest.raises(RungsDifferError, match="weaker"):
+        ladder.measure(group(check=check))
+
+
 def test_what_differs_by_rounding_agrees_in_float64():
     right = group()
     rough = {**right.results, "fastprompt": {"y": right.results["eager"]["y"] * (1 + 1e-3)}}
