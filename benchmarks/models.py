@@ -13,6 +13,7 @@ import torch
 from fastprompt import FrozenCLIP, load_clip
 
 MOST_WORDS = 4
+BUNDLED = ("tiny-shapes", "tiny-shapes-robust")
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def shared_clip(name: str, device: str, double: bool = False) -> FrozenCLIP:
     """A bundled model, or one with random weights, made once in a process: nobody may change it."""
     if double:
         return load_clip(copy.deepcopy(shared_clip(name, device).model).double())
-    return (load_clip(name) if name.startswith("tiny") else random_clip(name)).to(device)
+    return (load_clip(name) if name in BUNDLED else random_clip(name)).to(device)
 
 
 def imagenet_names() -> list[str]:

@@ -14,7 +14,7 @@ from fastprompt.attacks import OnlinePGD
 from .clips import DTYPES, step_by_step
 from .drop_in import Attacks
 from .ladder import Group, Spec, ladder, replay
-from .models import class_names, shared_clip
+from .models import BUNDLED, class_names, shared_clip
 from .sizes import DEVICE, SIZE, SMALL
 from .test_towers import prompted
 from .timing import count_flops, count_without_values
@@ -61,7 +61,7 @@ def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Grou
     def flops(rung: str) -> int:
         counted = made["eager-careful" if rung == "compiled" else rung]
         # without values it takes longer than a run of the bundled model
-        return (count_flops if model == "tiny-shapes" else count_without_values)(counted)
+        return (count_flops if model in BUNDLED else count_without_values)(counted)
 
     def inside(rung: str) -> AbstractContextManager[None]:
         return step_by_step(made[rung].model, made[rung].pgd)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .bank_steps import PhaseOne, PhaseTwo
 from .clips import DTYPES
 from .ladder import EAGER, Group, Spec, ladder, replay
-from .models import class_names, shared_clip
+from .models import BUNDLED, class_names, shared_clip
 from .sizes import DEVICE, ON_GPU, SIZE, SMALL
 from .timing import EXACT, count_flops, count_without_values, gate
 from .tuner_steps import NAMES, TunerStep, agreement, random_images, tuner_steps
@@ -29,7 +29,6 @@ NO_TEXT = "it runs no text encoder: nothing to hoist or to trim"
 IMAGES_ALONE = dict.fromkeys(("eager-hoisted", "eager-careful"), NO_TEXT)
 SLOW = ("eager", "eager-hoisted", "eager-careful")
 STEPS = 3
-BUNDLED = ("tiny-shapes",)
 
 
 def tuning(

@@ -14,7 +14,7 @@ from fastprompt.prompted import PromptedCLIP
 
 from .clips import CLIPS, DTYPES, step_by_step
 from .ladder import Group, Spec, ladder, replay
-from .models import class_names, shared_clip
+from .models import BUNDLED, class_names, shared_clip
 from .sizes import DEVICE, SIZE, SMALL
 from .timing import count_without_values
 from .tuner_steps import NAMES
@@ -110,7 +110,7 @@ def image(
     return Group(
         made,
         results,
-        rounds=3,
+        rounds=5 if model in BUNDLED else 3,
         warmup=0,  # the gate has called them
         dtypes=DTYPES,
         inside=lambda rung: step_by_step(made[rung].model),
@@ -156,7 +156,7 @@ def images() -> list[Spec]:
     """Features alone, their gradient in the pixels, and with prompts in every layer."""
     small = SIZE == SMALL
     model, batch = ("ViT-B-32", 8) if small else ("ViT-B-16", 256)
-    bundled = ("tiny-shapes", 64)
+    bundled = (BUNDLED[0], 64)
     kinds: list[tuple[str, tuple[str, int], dict[str, Any]]] = [
         ("image-fwd", bundled if small else (model, batch), {"gradient": False}),
         ("image-gradient", (model, batch), {}),
