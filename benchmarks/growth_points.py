@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 
-from fastprompt import FrozenCLIP, load_clip
+from fastprompt import FrozenCLIP
 
 from .flop_model import Sizes
 from .machine import peak_memory
-from .models import class_names, random_clip
+from .models import class_names, shared_clip
 from .timing import EXACT, gate
 from .tuner_steps import TunerStep, agreement, random_images, tuner_steps
 
@@ -88,17 +86,11 @@ QUICK = (
 )
 
 
-@cache
-def model(name: str) -> FrozenCLIP:
-    """A bundled model, or one of open_clip's with random weights."""
-    return load_clip(name) if name == "tiny-shapes" else random_clip(name)
-
-
 def make_steps(
     rungs: Sequence[str], point: Point, clip: FrozenCLIP | None = None
 ) -> dict[str, TunerStep]:
     """A step of each rung, all with the same prompts; ``clip`` in place of the point's model."""
-    clip = clip or model(point.model)
+    clip = clip or shared_clip(point.model, "cpu")
     images = random_images(point.batch, clip.image_size, point.classes)
     names = class_names(point.classes)
     return tuner_steps(rungs, point.method, clip, names, images, **point.settings())
@@ -112,7 +104,7 @@ def differences(point: Point) -> dict[str, dict[str, float]]:
     """
     few = min(point.classes, FEW)
     small = dataclasses.replace(point, classes=few, batch=2, steps=1)
-    double = load_clip(copy.deepcopy(model(point.model).model).double())
+    double = shared_clip(point.model, "cpu", double=True)
     return gate(agreement(make_steps(RUNGS, small, double)), limit=EXACT)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 import time
@@ -164,26 +165,33 @@ class _FlopCount(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        plain = PLAIN.get(func._schema.name)
-        with self:  # what the op does inside
-            if plain is not None and not any(isinstance(x, FakeTensor) for x in args):
+        plain, composite, formula = _of(func)
+        if plain is not None and not any(isinstance(x, FakeTensor) for x in args):
+            with self:  # what the op does inside
                 return plain(*args, **kwargs)
-            # below autograd, as an op's plain code is, torch's own ops come undecomposed
-            if func.namespace == "aten":
-                parts = func.decompose(*args, **kwargs)
-                if parts is not NotImplemented:
-                    return parts
+        # below autograd, as an op's plain code is, torch's own ops come undecomposed
+        if composite:
+            with self:
+                return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
-        if formula := _formula(func):
+        if formula:
             self.total += formula(*args, **kwargs, out_val=out)
         return out
 
 
-def _formula(func: Any) -> Callable[..., int] | None:
-    """Of an operator; one in place has that of the one it is called after."""
+@functools.cache
+def _of(func: Any) -> tuple[Callable[..., Any] | None, bool, Callable[..., int] | None]:
+    """Of an operator: our plain code, whether it is made of others, and its FLOPs.
+
+    One in place has the FLOPs of the one it is called after.
+    """
     packet = func._overloadpacket
-    plain = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), packet)
-    return flop_registry.get(packet) or flop_registry.get(plain)
+    same = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), packet)
+    composite = func.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+    formula = flop_registry.get(packet) or flop_registry.get(same)
+    return PLAIN.get(func._schema.name), composite, formula
 
 
 def count_flops(function: Callable[[], object]) -> int:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -148,11 +149,27 @@ class TunerStep:
             return count_flops(run)
 
 
+@contextmanager
+def texts_encoded_once(clip: FrozenCLIP) -> Iterator[None]:
+    """CAPT's frozen text features are the same in every rung: one encodes them for all."""
+    encode, known = clip._encode_tokens, dict[bytes, Tensor]()
+
+    def remembered(tokens: Tensor) -> Tensor:
+        key = tokens.numpy().tobytes()
+        if key not in known:
+            known[key] = encode(tokens)
+        return known[key]
+
+    with mock.patch.object(clip, "_encode_tokens", remembered):
+        yield
+
+
 def tuner_steps(
     rungs: Sequence[str], method: str, *args: Any, **settings: Any
 ) -> dict[str, TunerStep]:
     """A step of each rung, all with the same prompts."""
-    steps = {rung: TunerStep(rung, method, *args, **settings) for rung in rungs}
+    with texts_encoded_once(args[0]):
+        steps = {rung: TunerStep(rung, method, *args, **settings) for rung in rungs}
     first = next(iter(steps.values()))
     generator = torch.Generator().manual_seed(1)
     state = {
