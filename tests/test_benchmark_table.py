@@ -86,6 +86,11 @@ def test_the_short_table_has_the_slowest_size_of_each_thing():
     ]
 
 
+def test_an_operation_is_shown_at_the_size_that_its_sweep_starts_from():
+    swept = {OP: SECONDS[OP], f"{OP}-k32": {"eager": [0.9], "fastprompt": [0.2]}}
+    assert list(ladder_table.telling(ladder_file.by_group(rows(swept)))) == [OP]
+
+
 def test_the_whole_table_has_every_group_and_spreads():
     text = ladder_table.whole_table(ladder_file.by_group(rows()))
     assert [line.split("`")[1] for line in text.splitlines()[2:]] == list(SECONDS)
@@ -109,9 +114,9 @@ def test_figures_keep_three_digits_and_ratios_one_place():
     assert [ladder_table.duration(s) for s in durations] == [
         *("39.3 s", "150 s", "1 s", "12.3 ms", "42 µs")
     ]
-    ratios = (0.854, 1.0, 8.26, 99.4, 99.6, 123.4, None)
+    ratios = (0.854, 0.994, 0.996, 1.0, 8.26, 99.4, 99.6, 123.4, None)
     assert [ladder_table.times(r) for r in ratios] == [
-        *("0.85x", "1.0x", "8.3x", "99.4x", "100x", "123x", "")
+        *("0.85x", "0.99x", "1.0x", "1.0x", "8.3x", "99.4x", "100x", "123x", "")
     ]
 
 
