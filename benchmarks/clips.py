@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastprompt import FrozenCLIP
 from fastprompt.attacks import OnlinePGD
+from fastprompt.attention import plain_attention
 from fastprompt.description import TextParts
 from fastprompt.heads import Head, MixtureHead, PlainMixtureHead
 from fastprompt.prompted import PromptedCLIP
@@ -95,23 +96,42 @@ class CarefulCLIP(HoistedCLIP):
 class CompiledCLIP(CarefulCLIP):
     """The careful one through `torch.compile`."""
 
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], prompts: nn.Module, **options: Any
+    ) -> None:
+        super().__init__(clip, classnames, prompts, **options)
+        self.compiled = True
+
+    def _call(self, name: str, *tensors: Tensor | None) -> Any:
+        with plain_attention():  # inside, it would break the graph
+            return super()._call(name, *tensors)
+
     def _function(self, name: str) -> Callable[..., Any]:
+        function = super()._function(name)
+        if not self.compiled:  # see `step_by_step`
+            return function
         if name not in self._functions:
-            self._functions[name] = torch.compile(super()._function(name), dynamic=False)
+            self._functions[name] = torch.compile(function, dynamic=False)
         return self._functions[name]
 
 
 @contextmanager
-def step_by_step(model: PromptedCLIP, attack: OnlinePGD | None = None) -> Iterator[None]:
-    """Inside, no compiled code and no CUDA graph: in them FLOPs and memory are not seen."""
-    compiled, failure = model.compiled, attack._ascent.failure if attack else ""
-    model.compiled = False
+def step_by_step(
+    model: PromptedCLIP, attack: OnlinePGD | None = None, *, compiled: bool = False
+) -> Iterator[None]:
+    """Inside, no CUDA graph, whose memory is not seen, and no compiled code, whose FLOPs are not.
+
+    Args:
+        compiled: what is compiled stays so.
+    """
+    before, failure = model.compiled, attack._ascent.failure if attack else ""
+    model.compiled = before and compiled
     if attack:
         attack._ascent.failure = "it is looked into"
     try:
         yield
     finally:
-        model.compiled = compiled
+        model.compiled = before
         if attack:
             attack._ascent.failure = failure
 

@@ -60,7 +60,8 @@ class Group:
         once: rungs so long that they have one round, unless more are asked for.
         baseline: that ratios are of; where the eager rung is left out, another.
         flops: of a rung; by default counted in a run.
-        inside: of a rung, a context in which FLOPs and memory are seen, see `clips.step_by_step`.
+        inside: of a rung, a context in which FLOPs are seen; with True, one in which memory is, and
+            what is compiled stays so. See `clips.step_by_step`.
         moved: bytes that the operation reads and writes at least; its limit is then a copy's
             bandwidth, else the rate of a matrix product.
         size: shapes and settings, for the record.
@@ -77,7 +78,7 @@ class Group:
     tolerance: float | None = None
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     flops: Callable[[str], int] | None = None
-    inside: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+    inside: Callable[[str, bool], AbstractContextManager[None]] = lambda *_: nullcontext()
     moved: int | None = None
     size: Mapping[str, Any] = field(default_factory=dict)
 
@@ -108,12 +109,12 @@ class Group:
 
     def count(self, rung: str) -> int:
         """FLOPs of a rung."""
-        with self.inside(rung):
+        with self.inside(rung, False):
             return self.flops(rung) if self.flops else count_flops(self.rungs[rung])
 
     def peak(self, rung: str) -> int:
         """Bytes that a rung allocates on a GPU."""
-        with self.inside(rung):
+        with self.inside(rung, True):
             return peak_bytes(self.rungs[rung])
 
 

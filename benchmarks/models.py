@@ -34,9 +34,13 @@ def random_clip(name: str = "ViT-B-32", seed: int = 0) -> FrozenCLIP:
         return load_clip(open_clip.create_model(name).eval())
 
 
-@functools.cache
 def shared_clip(name: str, device: str, double: bool = False) -> FrozenCLIP:
     """A bundled model, or one with random weights, made once in a process: nobody may change it."""
+    return _shared_clip(name, device, double)
+
+
+@functools.cache  # behind a function: it takes one call, spelled in two ways, for two
+def _shared_clip(name: str, device: str, double: bool) -> FrozenCLIP:
     if double:
         return load_clip(copy.deepcopy(shared_clip(name, device).model).double())
     return (load_clip(name) if name in BUNDLED else random_clip(name)).to(device)

@@ -15,7 +15,7 @@ from .clips import DTYPES, step_by_step
 from .drop_in import Attacks
 from .ladder import Group, Spec, ladder, replay
 from .models import BUNDLED, class_names, shared_clip
-from .sizes import DEVICE, SIZE, SMALL
+from .sizes import DEVICE, ON_GPU, SIZE, SMALL
 from .test_towers import prompted
 from .timing import count_flops, count_without_values
 
@@ -63,8 +63,8 @@ def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Grou
         # without values it takes longer than a run of the bundled model
         return (count_flops if model in BUNDLED else count_without_values)(counted)
 
-    def inside(rung: str) -> AbstractContextManager[None]:
-        return step_by_step(made[rung].model, made[rung].pgd)
+    def inside(rung: str, keep: bool) -> AbstractContextManager[None]:
+        return step_by_step(made[rung].model, made[rung].pgd, compiled=keep)
 
     return Group(
         made,
@@ -88,6 +88,7 @@ def peer(batch: int) -> Group:
         rounds=2,
         warmup=0,
         baseline=case.baseline,
+        flops=(lambda _: 0) if ON_GPU else None,  # not seen in a captured attack
         # both attack the fast engine's classifier
         dtypes=dict.fromkeys(case.rungs(), DTYPES.get("fastprompt", torch.float32)),
         size=about,

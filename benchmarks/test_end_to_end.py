@@ -76,6 +76,7 @@ class Evaluation:
         if self.rung == FAST:
             chosen = ImageTensors(self.bytes, self.labels)
             options: dict[str, Any] = {"seed": 0, "sanity": "off", "progress": False}
+            options["batch"] = len(self.labels)
             found = evaluate(self.model, chosen, ["autoattack"], EPS, **options)
             return int(found.row("model", "autoattack", EPS)["correct"])
         adv = self.peer(self.images, self.labels)

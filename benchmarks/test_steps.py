@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from .bank_steps import PhaseOne, PhaseTwo
-from .clips import DTYPES
+from .clips import DTYPES, step_by_step
 from .ladder import EAGER, Group, Spec, ladder, replay
 from .models import BUNDLED, class_names, shared_clip
 from .sizes import DEVICE, ON_GPU, SIZE, SMALL
@@ -62,11 +62,11 @@ def tuning(
         exact=partial(agreeing, double=True),
         dtypes=DTYPES,
         rounds=rounds,
-        # a long round is not spent on warming up: the gate has called everything once
+        # a long round is not spent on warming up: it would be a third of all
         warmup=0 if rounds < 3 else 1,
         once=SLOW if rounds < 3 else (),
         baseline=rungs[0],
-        inside=lambda rung: made[rung].inside(),
+        inside=lambda rung, keep: made[rung].inside(keep),
         flops=lambda rung: _flops(made[COUNTED.get(rung, rung)], model),
         size=size,
     )
@@ -97,6 +97,7 @@ def phase_two(
         warmup=0,
         once=once,
         dtypes=DTYPES,
+        inside=lambda rung, keep: step_by_step(made[rung].tuner.model, compiled=keep),
         flops=flops,
         size=size,
     )
@@ -112,7 +113,15 @@ def bank(rungs: tuple[str, ...], model: str, batch: int) -> Group:
     def flops(rung: str) -> int:
         return made["eager" if rung == "compiled" else rung].flops()
 
-    return Group(made, results, rounds=3, dtypes=DTYPES, flops=flops, size=size)
+    return Group(
+        made,
+        results,
+        rounds=3,
+        dtypes=DTYPES,
+        inside=lambda rung, keep: step_by_step(made[rung].tuner.model, compiled=keep),
+        flops=flops,
+        size=size,
+    )
 
 
 def spec(name: str, build, rungs: tuple[str, ...], left_out=None, **settings) -> Spec:
@@ -164,7 +173,7 @@ def full() -> list[Spec]:
     few = {"model": "ViT-B-16", "classes": 10, "batch": 32, "n_ctx": 16, "steps": 5}
     many = {**few, "classes": 1000, "rounds": 3}
     text = ("eager", "eager-careful", "compiled", "fastprompt")
-    phase = {"model": "ViT-B-16", "batch": 32, "n_ctx": 32}
+    phase = {"model": "ViT-B-16", "batch": 32, "n_ctx": 32, "rounds": 3}
     specs = [
         spec(f"step/{method}/c{size['classes']}", tuning, ALL, method=method, **size)
         for method in ("nap", "capt")

@@ -93,7 +93,7 @@ def text(rungs: tuple[str, ...], model: str, classes: int, rounds: int) -> Group
         once=("eager", "eager-careful") if rounds < 3 else (),
         baseline=rungs[0],
         dtypes=DTYPES,
-        inside=lambda rung: step_by_step(made[rung].model),
+        inside=lambda rung, keep: step_by_step(made[rung].model, compiled=keep),
         flops=_counted(made, "eager-careful"),
         size=size,
     )
@@ -113,7 +113,7 @@ def image(
         rounds=5 if model in BUNDLED else 3,
         warmup=0,  # the gate has called them
         dtypes=DTYPES,
-        inside=lambda rung: step_by_step(made[rung].model),
+        inside=lambda rung, keep: step_by_step(made[rung].model, compiled=keep),
         flops=_counted(made, "eager"),
         size=size,
     )

@@ -129,9 +129,9 @@ class TunerStep:
             loss = model.attack_loss(images, step.labels, *fixed)
         return torch.autograd.grad(loss, images)[0]
 
-    def inside(self) -> AbstractContextManager[None]:
+    def inside(self, compiled: bool) -> AbstractContextManager[None]:
         """See `clips.step_by_step`."""
-        return step_by_step(self.tuner.model, self.tuner._attack)
+        return step_by_step(self.tuner.model, self.tuner._attack, compiled=compiled)
 
     def flops(self) -> int:
         """FLOPs of a step, counted on tensors without values: nothing is computed.

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ladder, limits, ops, sizes
+from benchmarks import bank_steps, clips, ladder, limits, models, ops, sizes, tuner_steps
 from benchmarks.timing import RungsDifferError, Timing, count_flops
+from fastprompt import DeepPrompts
 
 X = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
 W = torch.randn(30, 20, generator=torch.Generator().manual_seed(1))
@@ -229,9 +230,12 @@ def test_an_ops_inside_is_counted():
     assert count_flops(rungs["eager"]) == 2 * 2 * 2 * 4 * padded
 
 
+CHOSEN = ["pgd_step", "random_start", "nap/c10-", "advpt-bank", "phase-2/c10-", "coop-loop/b8"]
+
+
 @pytest.mark.gpu
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("chosen", ["pgd_step", "random_start", "step/nap/c10"])
+@pytest.mark.parametrize("chosen", CHOSEN)
 def test_on_a_gpu_a_group_tells_its_card_and_memory(chosen, tmp_path):
     pytest.importorskip("pytest_benchmark")
     path = tmp_path / "run.json"
@@ -251,3 +255,65 @@ def test_on_a_gpu_a_group_tells_its_card_and_memory(chosen, tmp_path):
         assert about["peak_bytes"] > 0
         assert about["clocks_after"]
         assert 0 < about["ratio_range"][0] <= about["ratio_range"][1]
+
+
+def test_models_are_made_once_however_they_are_asked_for():
+    one = models.shared_clip("tiny-shapes", "cpu")
+    assert models.shared_clip("tiny-shapes", "cpu", double=False) is one
+    assert models.shared_clip(name="tiny-shapes", device="cpu") is one
+    double = models.shared_clip("tiny-shapes", "cpu", double=True)
+    assert double is models.shared_clip("tiny-shapes", "cpu", double=True)
+    assert (one.dtype, double.dtype) == (torch.float32, torch.float64)
+
+
+@pytest.fixture
+def uncompiled_backend(monkeypatch):
+    """What would be compiled is traced whole and run as it is."""
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **o: compile(f, fullgraph=True, backend="eager")
+    )
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_the_compiled_rung_is_one_graph(kind, uncompiled_backend):
+    clip, names = models.shared_clip("tiny-shapes", "cpu"), ["cat", "small dog"]
+    prompts = DeepPrompts.for_clip(clip, 4)
+    careful, compiled = (clips.CLIPS[r](clip, names, prompts) for r in ladder.CAREFUL)
+    if kind == "text":
+        found = [model.class_features() for model in (careful, compiled)]
+    else:
+        images = torch.rand(2, 3, clip.image_size, clip.image_size)
+        found = [model.image_features(images) for model in (careful, compiled)]
+    torch.testing.assert_close(*found)
+
+
+def test_flops_are_seen_where_code_is_compiled(uncompiled_backend):
+    clip = models.shared_clip("tiny-shapes", "cpu")
+    step = bank_steps.PhaseTwo("fastprompt", clip, ["cat", "small dog"], 4, 3)
+    model = step.tuner.model
+    with clips.step_by_step(model):
+        wanted = count_flops(step)
+    model.compiled = True
+    step()
+    with clips.step_by_step(model):
+        assert not model.compiled
+        assert count_flops(step) == wanted > 0
+    with clips.step_by_step(model, compiled=True):
+        assert model.compiled
+    assert model.compiled
+
+
+def test_frozen_texts_are_encoded_once_for_all_rungs(monkeypatch):
+    clip = models.shared_clip("tiny-shapes", "cpu")
+    encode, calls = clip._encode_tokens, []
+    monkeypatch.setattr(clip, "_encode_tokens", lambda t: calls.append(len(t)) or encode(t))
+    data = tuner_steps.random_images(2, clip.image_size, 2)
+    rungs = ("eager", "eager-hoisted", "fastprompt")
+    made = tuner_steps.tuner_steps(rungs, "capt", clip, ["cat", "fish"], data, steps=1)
+    assert calls == [2]
+    texts = [step.tuner.guide.text_features for step in made.values()]
+    assert torch.equal(texts[0], texts[1])
+    assert torch.equal(texts[0], texts[2])
