@@ -11,11 +11,11 @@ import torch
 from fastprompt import evaluate, load_data
 from fastprompt._files import write_json
 
-from ..report import RESULTS, write
+from ..report import TWO_CORES, write
 from .cells import BASE_EPS, Cell, main_cells
 from .run import ATTACK, FOLDER, classifier_of
 
-RESULT = RESULTS / "methods_autoattack.json"
+RESULT = TWO_CORES / "methods_autoattack.json"
 IMAGES, BATCH = 200, 100
 KEPT = ("attack", "eps", "accuracy", "interval", "n", "stalled", "trusted", "gradients", "forwards")
 
