@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from .guard import summarise
-from .ladder_file import FILE, rows_of
-from .machine import facts, grow_heap, keep_freed_memory
-from .report import results
-from .sizes import ON_GPU, SIZE, THREADS
+from .common.machine import facts, grow_heap, keep_freed_memory
+from .common.paths import results
+from .common.sizes import ON_GPU, SIZE, THREADS
+from .ladder.guard import summarize
+from .ladder.result_file import FILE, rows_of
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     session = getattr(config, "_benchmarksession", None)
     done = session.benchmarks if session else []
     entries = [b.as_dict() for b in done if b and not b.has_error]
-    if said := summarise(rows_of(entries), results() / FILE):
+    if said := summarize(rows_of(entries), results() / FILE):
         terminalreporter.section("ratios against the committed ones")
         for line in said:
             terminalreporter.write_line(line)

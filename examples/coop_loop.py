@@ -80,16 +80,16 @@ def tune(
 ) -> list[float]:
     """The loss of each step."""
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(learning, lr, momentum=0.9)
+    optimizer = torch.optim.SGD(learning, lr, momentum=0.9)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for _ in range(epochs):
         for rows in torch.randperm(len(images), generator=generator).split(batch):
             adv = attacked(model, images[rows], labels[rows])
             loss = F.cross_entropy(model(adv), labels[rows])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.item())
     return losses
 

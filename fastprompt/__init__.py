@@ -1,22 +1,42 @@
-"""fastprompt: prompts for frozen CLIP models that withstand adversarial images."""
+"""fastprompt: prompts for frozen CLIP models that withstand adversarial images.
+
+Each folder imports only from those above it in this list (``lint-imports`` checks it):
+
+    _utils       helpers that know nothing of CLIP     kernels  fused operations
+    clip         a frozen CLIP behind one interface    assets   bundled weights
+    prompts      what learns
+    towers       prompts and frozen weights to features
+    model        pixels to logits
+    attacks      PGD, APGD, AutoAttack on any module
+    defenses     input defenses that an attack goes through
+    data         images: sources, splits, few shots
+    evaluation   robust accuracy, and checks of it
+    tuning       what the methods share: settings, loop, attack in each step, run folders
+    methods      one file per method: AdvPT, APT, AMPT, CAPT, NAP
+    interop      checkpoints of other code
+    report       HTML page and tables of evaluations
+    cli          the command line
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for others, names are imported when they are asked for: see `__getattr__`
-    from .attacks import APGD, PGD, AutoAttack, OnlinePGD
-    from .clip import FrozenCLIP
+    from .attacks import APGD, PGD, AutoAttack
+    from .clip import FrozenCLIP, load_clip
     from .data import load_data
-    from .defences import JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad
+    from .defenses import JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad
     from .evaluation import Evaluation, evaluate
-    from .loading import load_clip
-    from .prompted import PromptedCLIP
+    from .methods.advpt import AdvPTConfig, AdvPTTuner
+    from .methods.ampt import AMPTConfig, AMPTTuner
+    from .methods.apt import APTConfig, APTTuner
+    from .methods.capt import CAPTConfig, CAPTTuner
+    from .methods.nap import NAPConfig, NAPTuner
+    from .model import PromptedCLIP
     from .prompts import DeepPrompts, PromptMixture, TextContext, TokenRefiner
-    from .tuners.advpt import AdvPTConfig, AdvPTTuner
-    from .tuners.ampt import AMPTConfig, AMPTTuner
-    from .tuners.apt import APTConfig, APTTuner
-    from .tuners.capt import CAPTConfig, CAPTTuner
-    from .tuners.nap import NAPConfig, NAPTuner
+    from .tuning.online_pgd import OnlinePGD
+
+__version__ = "0.1.0"
 
 __all__ = [
     "APGD",
@@ -53,19 +73,19 @@ __all__ = [
 _HOME = {
     name: module
     for module, names in {
-        "attacks": "APGD, PGD, AutoAttack, OnlinePGD",
-        "clip": "FrozenCLIP",
+        "attacks": "APGD, PGD, AutoAttack",
+        "clip": "FrozenCLIP, load_clip",
         "data": "load_data",
-        "defences": "JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad",
+        "defenses": "JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad",
         "evaluation": "Evaluation, evaluate",
-        "loading": "load_clip",
-        "prompted": "PromptedCLIP",
+        "methods.advpt": "AdvPTConfig, AdvPTTuner",
+        "methods.ampt": "AMPTConfig, AMPTTuner",
+        "methods.apt": "APTConfig, APTTuner",
+        "methods.capt": "CAPTConfig, CAPTTuner",
+        "methods.nap": "NAPConfig, NAPTuner",
+        "model": "PromptedCLIP",
         "prompts": "DeepPrompts, PromptMixture, TextContext, TokenRefiner",
-        "tuners.advpt": "AdvPTConfig, AdvPTTuner",
-        "tuners.ampt": "AMPTConfig, AMPTTuner",
-        "tuners.apt": "APTConfig, APTTuner",
-        "tuners.capt": "CAPTConfig, CAPTTuner",
-        "tuners.nap": "NAPConfig, NAPTuner",
+        "tuning.online_pgd": "OnlinePGD",
     }.items()
     for name in names.split(", ")
 }

@@ -1,39 +1,17 @@
 """Fixtures: small CLIPs with random weights, and the bundled ones."""
 
-import copy
-
-import open_clip
 import pytest
 import torch
+from helpers.models import small_model
 
 from fastprompt import FrozenCLIP, load_clip
-
-SMALL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 48, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
-    "text_cfg": {
-        "context_length": 77,
-        "vocab_size": 49408,
-        "width": 24,
-        "heads": 2,
-        "layers": 2,
-    },
-}
-
-
-def small_model(layout: type = open_clip.CLIP, seed: int = 0, **text: object) -> torch.nn.Module:
-    """A random open_clip model of a layout; ``text`` changes the text tower's settings."""
-    config = copy.deepcopy(SMALL)
-    config["text_cfg"] |= text
-    torch.manual_seed(seed)
-    return layout(**config).eval()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` are skipped where there is none."""
     if not torch.cuda.is_available():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 

@@ -21,9 +21,9 @@ def python(code):
 @pytest.mark.parametrize(
     "code",
     [
-        "import fastprompt.cli",
-        "import fastprompt.cli; assert fastprompt.cli.main(['--help']) == 0",
-        "import fastprompt.cli; assert fastprompt.cli.main(['tun']) == 2",
+        "import fastprompt.cli.main",
+        "import fastprompt.cli.main; assert fastprompt.cli.main.main(['--help']) == 0",
+        "import fastprompt.cli.main; assert fastprompt.cli.main.main(['tun']) == 2",
     ],
 )
 def test_the_usage_does_not_wait_for_the_libraries(code):
@@ -66,7 +66,7 @@ def test_other_names_are_missing():
 
 
 def test_a_pickle_is_read_where_nothing_was_imported(tmp_path):
-    path = tmp_path / "defence.pkl"
+    path = tmp_path / "defense.pkl"
     path.write_bytes(pickle.dumps(fastprompt.JPEG(75)))
     code = f"import pickle; print(pickle.load(open({str(path)!r}, 'rb')))"
     assert python(code) == str(fastprompt.JPEG(75))

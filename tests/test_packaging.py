@@ -1,11 +1,15 @@
 """The package is found from everywhere, whole."""
 
+import stat
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import fastprompt
 
 ROOT = Path(__file__).parents[1]
 SHOW = "import fastprompt.kernels as k; from fastprompt.kernels import pgd_step; print(k.__file__)"
@@ -26,6 +30,10 @@ def test_kernels_are_found_in_the_checkout_without_an_install():
     assert Path(path).resolve() == ROOT / "kernels" / "__init__.py"
 
 
+def test_the_version_is_the_installed_one():
+    assert fastprompt.__version__ == version("fastprompt")
+
+
 @pytest.mark.slow
 def test_wheel_holds_kernels_and_models(tmp_path):
     python(
@@ -37,6 +45,7 @@ def test_wheel_holds_kernels_and_models(tmp_path):
     unpacked = tmp_path / "unpacked"
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
+        assert not any(stat.S_ISLNK(entry.external_attr >> 16) for entry in file.infolist())
         file.extractall(unpacked)
     for kernel in (ROOT / "kernels").rglob("*.py"):
         assert f"fastprompt/kernels/{kernel.relative_to(ROOT / 'kernels')}" in names
@@ -44,7 +53,11 @@ def test_wheel_holds_kernels_and_models(tmp_path):
         if asset.suffix in (".json", ".safetensors"):
             assert f"fastprompt/assets/{asset.name}" in names
     assert "fastprompt/py.typed" in names
-    assert not any(n.startswith(("tests/", "benchmarks/", "kernels/")) for n in names)
+    for module in (ROOT / "fastprompt").rglob("*.py"):
+        name = module.relative_to(ROOT).as_posix()
+        assert name.startswith("fastprompt/kernels/") or name in names  # that is a link
+    apart = ("tests/", "benchmarks/", "pretraining/", "kernels/")
+    assert not any(n.startswith(apart) for n in names)
     path = python("-c", SHOW, cwd=tmp_path, PYTHONPATH=str(unpacked))
     assert path == str(unpacked / "fastprompt/kernels/__init__.py")
 
@@ -52,6 +65,6 @@ def test_wheel_holds_kernels_and_models(tmp_path):
 def test_importing_touches_no_driver(tmp_path):
     code = (
         "import torch; torch.cuda.init = torch.cuda._lazy_init = lambda *a: 1 / 0\n"
-        "import fastprompt, fastprompt.cli, fastprompt.kernels; print('fine')"
+        "import fastprompt, fastprompt.cli.main, fastprompt.kernels; print('fine')"
     )
     assert python("-c", code, cwd=tmp_path) == "fine"

@@ -2,10 +2,9 @@
 
 from .apgd import APGD
 from .autoattack import AutoAttack
+from .fab_square import FAB, Square
 from .feature import FeaturePGD
 from .health import GradientHealth
-from .online import OnlinePGD
-from .peers import FAB, Square
 from .pgd import PGD
 from .result import AttackResult
 
@@ -17,6 +16,5 @@ __all__ = [
     "AutoAttack",
     "FeaturePGD",
     "GradientHealth",
-    "OnlinePGD",
     "Square",
 ]

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .._checks import Fraction, check_choice, check_count, parse_fraction
+from .._utils.checks import Fraction, check_choice, check_count, parse_fraction
 from ..kernels import apgd_step
 from . import losses
 from .base import Attack, Batch, Model, wrong_classes

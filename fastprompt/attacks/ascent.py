@@ -79,7 +79,7 @@ def ascend(
 
     Args:
         loss_of: images ``[B, 3, H, W]`` to a scalar loss, summed over the batch.
-        x: clean images, the centre of the ball.
+        x: clean images, the center of the ball.
         alpha, eps: one number, or one for each image, ``[B]``.
         counts: int64 ``[B, 2]``, to which each step adds its zero and non-finite gradients.
         gradient: how the loss's gradient in the images is taken.

@@ -6,10 +6,10 @@ targeted FAB (9 targets), each 100 steps, and Square with 5,000 queries.
 
 from collections.abc import Callable
 
-from .._checks import Fraction, parse_fraction
+from .._utils.checks import Fraction, parse_fraction
 from .apgd import APGD
 from .base import Attack, Batch, Model
-from .peers import FAB, Square
+from .fab_square import FAB, Square
 from .result import AttackResult, untouched
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")

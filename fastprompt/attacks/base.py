@@ -1,4 +1,4 @@
-"""What the attacks on labelled images share: how they are called, and what counts as fooled."""
+"""What the attacks on labeled images share: how they are called, and what counts as fooled."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_count, check_images, check_labels
-from .._dtypes import at_least_float32
+from .._utils.checks import check_count, check_images, check_labels
+from .._utils.dtypes import at_least_float32
 from .ascent import evaluating, module_device
 from .result import AttackResult
 

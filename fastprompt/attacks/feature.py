@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import Fraction, check_count, check_images, parse_fraction
-from .._dtypes import at_least_float32
+from .._utils.checks import Fraction, check_count, check_images, parse_fraction
+from .._utils.dtypes import at_least_float32
 from .ascent import ascend, evaluating
 from .health import GradientHealth
 from .random_start import Sides, random_start
@@ -23,7 +23,7 @@ def feature_kl(clean: Tensor, adv: Tensor) -> Tensor:
 class FeaturePGD:
     """PGD that drives the image feature away from its clean value (AdvPT, ECCV 2024).
 
-    Maximises ``KL(softmax(f(x)) || softmax(f(x_adv)))`` over the D raw, un-normalised feature
+    Maximizes ``KL(softmax(f(x)) || softmax(f(x_adv)))`` over the D raw, un-normalized feature
     entries. It does not see the prompts: an accuracy under it says nothing of an attacker who does.
 
     Args:

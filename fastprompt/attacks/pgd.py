@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._checks import Fraction, check_count, check_label_range
-from .._checks import parse_fraction as parse
-from .._dtypes import at_least_float32
+from .._utils.checks import Fraction, check_count, check_label_range
+from .._utils.checks import parse_fraction as parse
+from .._utils.dtypes import at_least_float32
 from ..kernels import pgd_step
 from .ascent import ascend, mean_gradient
 from .base import Attack, Batch, Model

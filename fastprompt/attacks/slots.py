@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .._checks import check_label_range
-from .._dtypes import at_least_float32
+from .._utils.checks import check_label_range
+from .._utils.dtypes import at_least_float32
 from .ascent import mean_gradient
 from .health import GradientHealth
 from .losses import margin

@@ -1,6 +1,6 @@
 """Data sets: built in, from folders, from torchvision."""
 
+from .dataset import ImageTensors
 from .load import Data, load_data
-from .loading import ImageTensors
 
 __all__ = ["Data", "ImageTensors", "load_data"]

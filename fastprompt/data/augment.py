@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import check_count, check_images, check_number
+from .._utils.checks import check_count, check_images, check_number
 
 _TRIES = 10  # torchvision's, before the middle of the image is taken
 _ROWS = 1 << 16  # images drawn at once: bounds the memory, changes nothing
@@ -148,13 +148,13 @@ def _positions(start: Tensor, length: Tensor, side: int) -> Tensor:
         start, length: of the box, as shares of the side, ``[B]``.
     """
     start, length = side * start[:, None], side * length[:, None]
-    centres = torch.arange(side, dtype=start.dtype, device=start.device) + 0.5
-    # pixel i's centre is at i + 0.5
-    at = start + length / side * centres - 0.5
+    centers = torch.arange(side, dtype=start.dtype, device=start.device) + 0.5
+    # pixel i's center is at i + 0.5
+    at = start + length / side * centers - 0.5
     # the middle, for a box of less than a pixel: both bounds meet there
     margin = (length / 2).clamp(max=0.5)
     at = at.clamp(start + margin - 0.5, start + length - margin - 0.5)
-    # such a box at the edge has its middle beyond the last centre
+    # such a box at the edge has its middle beyond the last center
     return at.clamp(0, side - 1)
 
 

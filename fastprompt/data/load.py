@@ -1,22 +1,22 @@
 """`load_data`: one door to the built-in sets, folders of images and torchvision's data sets."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from .._checks import check_classnames, check_count
-from .._names import unknown
-from ..clip import TEMPLATES
-from .downstream import WORLDS, draw_split
-from .loading import ImageDataset, ImageTensors
-from .outside import TORCHVISION, Split, folder_splits, torchvision_splits
-
-Classes = Literal["all", "base", "new"]
+from .._utils.checks import check_count
+from .._utils.names import unknown
+from ..clip.frozen import TEMPLATES
+from .builtin import WORLDS, draw_split
+from .dataset import ImageDataset, ImageTensors
+from .few_shot import Chosen, Classes, class_range, sample
+from .folder import folder_splits
+from .splits import Split
+from .torchvision_sets import TORCHVISION, torchvision_splits
 
 
 @dataclass
@@ -54,53 +54,6 @@ class Data:
         return self._split("test")
 
 
-class Chosen:
-    """The items ``rows`` of a data set, their labels renumbered from ``first``."""
-
-    def __init__(
-        self,
-        data: ImageDataset,
-        rows: Sequence[int],
-        first: int,
-        tag: str,
-        classnames: Sequence[str],
-    ) -> None:
-        self.classnames = check_classnames(classnames)
-        self.data, self.rows, self.first = data, list(rows), first
-        self.fingerprint = f"{data.fingerprint}/{tag}" if hasattr(data, "fingerprint") else ""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.data[self.rows[index]]
-        return image, label - self.first
-
-
-def class_range(n_classes: int, classes: Classes) -> range:
-    """The classes of a half: ``base`` is the first (the larger if odd), ``new`` the second."""
-    half = (n_classes + 1) // 2
-    parts = {"all": range(n_classes), "base": range(half), "new": range(half, n_classes)}
-    if classes not in parts:
-        raise unknown("choice of classes", str(classes), parts)
-    return parts[classes]
-
-
-def sample(labels: Tensor, classes: range, shots: int | None, seed: int) -> list[int]:
-    """Rows of ``shots`` items of each class, drawn by ``seed``; all where there are fewer.
-
-    Each class has its own generator: its shots don't depend on which other classes there are, and
-    the first 4 of 16 shots are the 4 of 4.
-    """
-    rows: list[int] = []
-    for label in classes:
-        mine = (labels == label).nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + label)
-        order = torch.randperm(len(mine), generator=generator)
-        rows += mine[order[:shots]].tolist()
-    return sorted(rows)
-
-
 def load_data(
     name: str | Path,
     *,
@@ -115,7 +68,7 @@ def load_data(
 
     Args:
         name: ``"shapes"``, ``"patterns"``, ``"counts"``, the shifted variants ``"shapes-outline"``,
-            ``"shapes-recoloured"``, ``"shapes-crowded"``; a folder with one subfolder of images a
+            ``"shapes-recolored"``, ``"shapes-crowded"``; a folder with one subfolder of images a
             class (or ``train``, ``val``, ``test`` folders of such); or the name of a torchvision
             data set.
         shots: training images a class (1, 2, 4, 8, 16, ...), or ``"all"``.

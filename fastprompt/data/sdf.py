@@ -126,7 +126,7 @@ def pattern_mask(pattern: Tensor, x: Tensor, y: Tensor, noise: Tensor) -> Tensor
 
     Args:
         pattern: index into ``PATTERNS``, ``[N]``.
-        x, y: coordinates in pixels of a 48-pixel image from the object's centre, ``[N, H, W]``.
+        x, y: coordinates in pixels of a 48-pixel image from the object's center, ``[N, H, W]``.
         noise: uniform in [0, 1), ``[N, H, W]``; only the speckled pattern reads it.
     """
     turn = 2 * math.pi / _PERIOD

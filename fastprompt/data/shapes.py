@@ -1,8 +1,8 @@
-"""The built-in pictures: scenes of coloured, patterned shapes, drawn from a seed.
+"""The built-in pictures: scenes of colored, patterned shapes, drawn from a seed.
 
 A `Scenes` says what is in each picture, a `Rendering` how the world looks in which it is drawn.
 The bundled CLIP was trained on the rendering ``PRETRAINING`` alone; the downstream data sets
-(`fastprompt.data.downstream`) draw the same kind of scenes in other renderings.
+(`fastprompt.data.builtin`) draw the same kind of scenes in other renderings.
 """
 
 import math
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from .sdf import PATTERNS, SHAPES, pattern_mask, signed_distance
 
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 COUNTS = ("one", "two", "three", "four")
 SIZES = ("small", "large")
 
-# hue in turns, saturation, value of each colour in the pre-training world
+# hue in turns, saturation, value of each color in the pre-training world
 _HUE = torch.tensor([0.0, 0.075, 0.155, 0.34, 0.5, 0.63, 0.76, 0.92])
 _SATURATION = torch.tensor([0.95, 0.95, 0.95, 0.9, 0.85, 0.9, 0.8, 0.5])
 _VALUE = torch.tensor([0.85, 0.95, 0.95, 0.7, 0.9, 0.85, 0.7, 1.0])
@@ -30,7 +30,7 @@ class Scenes:
     """What is in each picture: indices into the lists above, int64 ``[N]`` each."""
 
     shape: Tensor
-    colour: Tensor
+    color: Tensor
     pattern: Tensor
     count: Tensor  # 0 for one, ... 3 for four
     size: Tensor
@@ -41,7 +41,7 @@ class Scenes:
     def __getitem__(self, rows: slice | Tensor) -> "Scenes":
         return Scenes(
             self.shape[rows],
-            self.colour[rows],
+            self.color[rows],
             self.pattern[rows],
             self.count[rows],
             self.size[rows],
@@ -54,7 +54,7 @@ class Scenes:
         def draw(choices: tuple[str, ...]) -> Tensor:
             return torch.randint(len(choices), (n,), generator=generator)
 
-        return Scenes(draw(SHAPES), draw(COLOURS), draw(PATTERNS), draw(COUNTS), draw(SIZES))
+        return Scenes(draw(SHAPES), draw(COLORS), draw(PATTERNS), draw(COUNTS), draw(SIZES))
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Rendering:
     """How a world looks. Ranges are (low, high), drawn uniformly for each picture."""
 
     hue_shift: tuple[float, float] = (-0.012, 0.012)  # turns
-    saturation: tuple[float, float] = (0.9, 1.05)  # times the colour's own
+    saturation: tuple[float, float] = (0.9, 1.05)  # times the color's own
     value: tuple[float, float] = (0.9, 1.05)
     contrast: tuple[float, float] = (0.8, 1.0)  # about the picture's mean
     brightness: tuple[float, float] = (-0.05, 0.05)
-    background: tuple[float, float] = (0.05, 0.95)  # its grey level
-    tint: float = 0.12  # how far the background may be from grey
+    background: tuple[float, float] = (0.05, 0.95)  # its gray level
+    tint: float = 0.12  # how far the background may be from gray
     texture: tuple[float, float] = (0.02, 0.22)  # amplitude of the background's texture
     turn: float = 0.3  # an object's rotation, radians either way
     blur: tuple[float, float] = (0.0, 0.4)  # share of a 5x5 binomial blur
@@ -100,14 +100,14 @@ class _Draw:
         return low + (high - low) * unit
 
 
-def _blend(canvas: Tensor, colour: Tensor, alpha: Tensor) -> Tensor:
-    """Paint ``colour`` over ``canvas`` [N, 3, H, W] where ``alpha`` [N, H, W] says."""
-    return torch.lerp(canvas, colour, alpha[:, None])
+def _blend(canvas: Tensor, color: Tensor, alpha: Tensor) -> Tensor:
+    """Paint ``color`` over ``canvas`` [N, 3, H, W] where ``alpha`` [N, H, W] says."""
+    return torch.lerp(canvas, color, alpha[:, None])
 
 
 def _background(draw: _Draw, size: int, style: Rendering) -> Tensor:
-    grey = draw(*style.background, 1)
-    base = grey + draw(-style.tint, style.tint, 3)
+    gray = draw(*style.background, 1)
+    base = gray + draw(-style.tint, style.tint, 3)
     cells = 4 + 3 * int(torch.randint(4, (1,), generator=draw.generator))
     coarse = F.interpolate(draw(-1, 1, 3, 4, 4), size=(size, size), mode="bilinear")
     fine = F.interpolate(draw(-1, 1, 1, cells, cells), size=(size, size), mode="bilinear")
@@ -133,7 +133,7 @@ def _clutter(canvas: Tensor, grid: tuple[Tensor, Tensor], draw: _Draw, style: Re
 
 
 def _places(draw: _Draw, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres ``[N, 4]`` x, y and the radius ``[N]`` of up to four objects that don't overlap."""
+    """Centers ``[N, 4]`` x, y and the radius ``[N]`` of up to four objects that don't overlap."""
     many = scenes.count > 0
     large = scenes.size == 1
     radius = torch.where(
@@ -153,22 +153,22 @@ def _places(draw: _Draw, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tones(draw: _Draw, scenes: Scenes, style: Rendering) -> tuple[Tensor, Tensor]:
-    """The object's colour and its pattern's second tone, ``[N, 3, 1, 1]`` each."""
-    hue = _HUE[scenes.colour] + draw(*style.hue_shift)
-    saturation = (_SATURATION[scenes.colour] * draw(*style.saturation)).clamp(0, 1)
-    value = (_VALUE[scenes.colour] * draw(*style.value)).clamp(0, 1)
-    colour = hsv_to_rgb(hue, saturation, value)
-    dark, light = colour * 0.3, torch.lerp(colour, torch.ones(3), 0.7)
+    """The object's color and its pattern's second tone, ``[N, 3, 1, 1]`` each."""
+    hue = _HUE[scenes.color] + draw(*style.hue_shift)
+    saturation = (_SATURATION[scenes.color] * draw(*style.saturation)).clamp(0, 1)
+    value = (_VALUE[scenes.color] * draw(*style.value)).clamp(0, 1)
+    color = hsv_to_rgb(hue, saturation, value)
+    dark, light = color * 0.3, torch.lerp(color, torch.ones(3), 0.7)
     other = torch.where((draw(0, 1, 1) < 0.5), dark, light)
-    second = torch.lerp(colour, other, draw(*style.pattern_contrast, 1))
-    return colour[:, :, None, None], second[:, :, None, None]
+    second = torch.lerp(color, other, draw(*style.pattern_contrast, 1))
+    return color[:, :, None, None], second[:, :, None, None]
 
 
 def _objects(
     canvas: Tensor, grid: tuple[Tensor, Tensor], scenes: Scenes, draw: _Draw, style: Rendering
 ) -> Tensor:
     x, y, radius = _places(draw, scenes)
-    colour, second = _tones(draw, scenes, style)
+    color, second = _tones(draw, scenes, style)
     pixels = canvas.shape[-1] / 2  # per unit of the coordinates
     turn = draw(-style.turn, style.turn, 4)
     tilt = draw(-0.5, 0.5)
@@ -196,7 +196,7 @@ def _objects(
             (cos * dy - sin * dx) * scale,
             speckle[rows],
         )
-        paint = torch.lerp(colour[rows], second[rows], mask[:, None])
+        paint = torch.lerp(color[rows], second[rows], mask[:, None])
         canvas[rows] = _blend(canvas[rows], paint, alpha)
     return canvas
 

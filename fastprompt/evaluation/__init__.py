@@ -1,6 +1,6 @@
 """How robust is a classifier, and what was done to find out."""
 
+from .api import evaluate
 from .result import Evaluation
-from .robust import evaluate
 
 __all__ = ["Evaluation", "evaluate"]

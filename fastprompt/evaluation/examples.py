@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._files import read_tensors, write_tensors
-from .draw import evenly
+from .._utils.files import read_tensors, write_tensors
+from .sampling import evenly
 
 SHOWN = 8
 _KIND = "examples"

@@ -9,20 +9,29 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .._files import digest
-from .._progress import Progress
+from .._utils.hashing import digest
+from .._utils.progress import Progress
 from ..attacks import PGD
-from ..data.loading import fingerprint
+from ..data.dataset import fingerprint
 from .diagnostics import diagnose
-from .draw import evenly, in_turn
-from .engine import FELL, Images, ModelRun, random_numbers
 from .examples import Examples
-from .judge import Model, facts, verdicts
+from .model_run import FELL, Images, ModelRun, random_numbers
 from .plan import How, Planned
 from .record import Record
 from .result import Evaluation
-from .sanity import FULL, QUICK, Claim, Verdict, check_claims, check_model, check_rows, claims
+from .sampling import evenly, in_turn
+from .sanity import (
+    FULL,
+    QUICK,
+    Claim,
+    Verdict,
+    check_claims,
+    check_model,
+    check_rows,
+    claims,
+)
 from .sanity.sample import ASSUMED_EPS, Sample
+from .scoring import Model, facts, verdicts
 
 Sanity = Literal["quick", "full", "off"]
 _DIAGNOSED = 256  # images on which the parts of a classifier are watched

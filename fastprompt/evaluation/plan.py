@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .._checks import Fraction, parse_fraction
-from .._names import unknown
+from .._utils.checks import Fraction, parse_fraction
+from .._utils.names import unknown
 from ..attacks import APGD, FAB, PGD, AttackResult, FeaturePGD, Square
+from ..attacks.fab_square import torchattacks
 from ..attacks.losses import margin
-from ..attacks.peers import torchattacks
 
 KNOWN = (
     *("clean", "pgd-20", "pgd-100", "cw-100", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .._files import write_bytes
+from .._utils.files import write_bytes
 
 Unit = tuple[str, ...]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._checks import Fraction, parse_fraction
-from .._files import read_json, write_json
-from ..runs import versions
+from .._utils.checks import Fraction, parse_fraction
+from .._utils.files import read_json, write_json
+from .._utils.versions import versions
 from .text_table import text_table
 
 FORMAT = 2
@@ -113,6 +113,10 @@ class Evaluation:
                 f"{path} has format {found.get('format')!r}, this version of fastprompt reads "
                 f"{FORMAT}: evaluate again"
             )
+        models = found.get("models")
+        for facts in models.values() if isinstance(models, dict) else ():
+            if isinstance(facts, dict) and "defences" in facts:  # the spelling before 0.1.0
+                facts["defenses"] = facts.pop("defences")
         keys = ("rows", "sanity", "data", "models", "how", "diagnostics", "versions")
         return cls(**{key: found[key] for key in keys if key in found})
 

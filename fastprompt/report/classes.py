@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .comparison import Method, radius
 from .figures import diagnostics
-from .methods import Method, radius
 
 _EACH = 10  # worst and best classes shown
 _FEW = 5  # images of a class: with fewer of them its share says next to nothing

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .gather import Run
-from .methods import Column, Method, path_words, radius
+from .comparison import Column, Method, path_words, radius
 from .plots import Plot, Series, draw
+from .runs import Run
 
 _TICKS = 7  # radii that are marked on their axis, if there are no more
 
@@ -88,7 +88,7 @@ def _by_steps(method: Method, style: int, row: dict[str, Any]) -> Series:
 def tuning(runs: Sequence[Run], methods: Sequence[Method]) -> list[Plot]:
     """Loss and validation accuracy of each run, epoch by epoch."""
     plots = []
-    # in the colour of what was tuned, the last of a run's models
+    # in the color of what was tuned, the last of a run's models
     styles = {s.run: style for style, m in enumerate(methods) for s in m.sources}
     losses = [
         line

@@ -9,8 +9,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import classes, figures, pictures, settings
-from .gather import Run
-from .methods import Column, Method, columns_of, common_radius, path_words, radius
+from .comparison import (
+    Column,
+    Method,
+    columns_of,
+    common_radius,
+    path_words,
+    radius,
+)
+from .runs import Run
 from .tables import caption, distrust
 
 
@@ -128,8 +135,8 @@ def _check_notes(method: Method, reasons: Sequence[str]) -> list[int]:
 
 def _about(method: Method) -> str:
     """What stands in front of the model, if something does."""
-    defences = method.facts.get("defences") or []
-    return "behind " + ", ".join(map(str, defences)) if defences else ""
+    defenses = method.facts.get("defenses") or []
+    return "behind " + ", ".join(map(str, defenses)) if defenses else ""
 
 
 def _summaries(methods: Sequence[Method], eps: float | None) -> list[Summary]:

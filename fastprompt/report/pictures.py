@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .gather import Source
-from .methods import Method, path_words, radius
+from .comparison import Method, path_words, radius
+from .runs import Source
 
 _MOST = 8  # images of one method
 _WRONG_BEFORE = "wrong before"

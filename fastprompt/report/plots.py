@@ -1,4 +1,4 @@
-"""Line plots as inline SVG whose colours are the page's."""
+"""Line plots as inline SVG whose colors are the page's."""
 
 import io
 import math
@@ -13,12 +13,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# stand-ins that nothing else is drawn in: the page puts its own colours in their places
+# stand-ins that nothing else is drawn in: the page puts its own colors in their places
 _INK, _RULE = "#010203", "#010204"
-SERIES = 6  # colours; beyond them they come again with other dashes and markers
-_COLOURS = {_INK: "currentColor", _RULE: "var(--rule)"}
+SERIES = 6  # colors; beyond them they come again with other dashes and markers
+_COLORS = {_INK: "currentColor", _RULE: "var(--rule)"}
 _DRAWN = [f"#0102{5 + i:02x}" for i in range(SERIES)]
-_COLOURS |= {colour: f"var(--series-{i + 1})" for i, colour in enumerate(_DRAWN)}
+_COLORS |= {color: f"var(--series-{i + 1})" for i, color in enumerate(_DRAWN)}
 _DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _SHAPES = {  # by matplotlib's name, for the legend
     "o": "M13 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
@@ -48,7 +48,7 @@ class Series:
         label: in the legend.
         x, y: its points.
         band: lower and upper ends of its intervals.
-        style: which colour and marker; ``dashed`` sets apart two lines of one colour.
+        style: which color and marker; ``dashed`` sets apart two lines of one color.
     """
 
     label: str
@@ -129,22 +129,22 @@ def _look(line: Series) -> tuple[str, Any, str]:
 
 
 def _line(axes: Any, line: Series, steps: bool) -> None:
-    colour, dash, marker = _look(line)
+    color, dash, marker = _look(line)
     axes.plot(
         line.x,
         line.y,
-        color=colour,
+        color=color,
         linestyle=dash,
         linewidth=1.6,
         marker=marker,
-        # of many points a few are marked: colour alone would not tell the lines apart
+        # of many points a few are marked: color alone would not tell the lines apart
         markevery=math.ceil(len(line.x) / 8),
         markersize=4,
         clip_on=False,  # a line at 0 keeps its width
         drawstyle="steps-post" if steps else "default",
     )
     if line.band is not None:
-        axes.fill_between(line.x, *line.band, color=colour, alpha=0.13, linewidth=0)
+        axes.fill_between(line.x, *line.band, color=color, alpha=0.13, linewidth=0)
 
 
 def _svg(figure: Figure) -> str:
@@ -154,8 +154,8 @@ def _svg(figure: Figure) -> str:
     # its metadata name other hosts, its style sheet would be the whole page's
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", out.getvalue(), flags=re.S)
     text = text[text.index("<svg") :]
-    for stand_in, colour in _COLOURS.items():
-        text = text.replace(stand_in, colour)
+    for stand_in, color in _COLORS.items():
+        text = text.replace(stand_in, color)
     return text
 
 
@@ -188,9 +188,9 @@ def _short(words: str) -> str:
 
 
 def _key(line: Series) -> Key:
-    colour, dash, marker = _look(line)
+    color, dash, marker = _look(line)
     pattern = "" if dash == "-" else f' stroke-dasharray="{" ".join(str(2 * d) for d in dash[1])}"'
-    own = _COLOURS[colour]
+    own = _COLORS[color]
     drawn = (
         '<svg viewBox="0 0 34 12" width="34" height="12" aria-hidden="true">'
         f'<path d="M0 6H34" fill="none" stroke="{own}" stroke-width="2"{pattern}/>'

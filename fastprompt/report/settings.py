@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.result import THREAT_MODEL
-from .gather import Run, Source
-from .methods import path_words, radius
+from .comparison import path_words, radius
+from .runs import Run, Source
 
 Facts = list[tuple[str, str]]
 

@@ -5,8 +5,8 @@ import io
 import re
 from collections.abc import Callable, Sequence
 
-from .gather import Run
-from .methods import Column, Method, columns_of, path_words
+from .comparison import Column, Method, columns_of, path_words
+from .runs import Run
 
 _FIELDS = (
     *("model", "attack", "path", "eps", "accuracy", "low", "high", "correct", "n", "stalled"),
@@ -44,7 +44,7 @@ def markdown_text(methods: Sequence[Method]) -> str:
     """A table as GitHub and Pandoc read it: accuracy and interval in per cent."""
     columns = columns_of(methods)
     body = [[_cell(m, k, "{:.1f} [{:.1f}, {:.1f}]", "†") for k in columns] for m in methods]
-    labels = [_mark_down(_labelled(m, "†")) for m in methods]
+    labels = [_mark_down(_labeled(m, "†")) for m in methods]
     if len(columns) > _WIDE:
         heads = ["attack", "path", "eps", *labels]
         lines = [
@@ -68,7 +68,7 @@ def latex_text(methods: Sequence[Method]) -> str:
     columns = columns_of(methods)
     form = r"{:.1f}\,{{\scriptsize[{:.1f}, {:.1f}]}}"
     body = [[_cell(m, k, form, r"$^\dagger$") for k in columns] for m in methods]
-    labels = [_tex(_labelled(m, "")) + (r"$^\dagger$" if m.failed else "") for m in methods]
+    labels = [_tex(_labeled(m, "")) + (r"$^\dagger$" if m.failed else "") for m in methods]
     if len(columns) > _WIDE:
         heads = [["Attack", "Path", r"$\epsilon$", *labels]]
         lines = [
@@ -137,7 +137,7 @@ def _cell(method: Method, column: Column, form: str, mark: str) -> str:
     return text if row["trusted"] else f"{text} {mark}"
 
 
-def _labelled(method: Method, mark: str) -> str:
+def _labeled(method: Method, mark: str) -> str:
     return f"{method.label} {mark}" if method.failed and mark else method.label
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .._files import write_bytes
-from .gather import read_runs
-from .methods import compare
+from .._utils.files import write_bytes
+from .comparison import compare
 from .page import page_text
+from .runs import read_runs
 from .tables import csv_text, latex_text, markdown_text
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from ..description import TextParts
+from ..clip.parts import TextParts
 
 
 def open_blocks(transformer: nn.Module) -> list[OpenBlock]:

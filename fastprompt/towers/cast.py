@@ -8,7 +8,7 @@ import torch
 from open_clip.transformer import LayerNormFp32
 from torch import nn
 
-from ..description import HFTextParts, TextParts
+from ..clip.parts import HFTextParts, TextParts
 
 M = TypeVar("M", bound=nn.Module)
 

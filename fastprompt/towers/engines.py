@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .._dtypes import PRECISIONS, check_precision, default_precision, own_precision
-from ..attention import plain_attention
-from ..description import visual_prompts_fit
+from .._utils.attention import plain_attention
+from .._utils.dtypes import (
+    PRECISIONS,
+    check_precision,
+    default_precision,
+    own_precision,
+)
+from ..clip.frozen import FrozenCLIP
+from ..clip.parts import visual_prompts_fit
 from .base import Tower
 from .cast import frozen_copy
 from .image import ImageTower
-from .prompted import PromptedText
 from .reference import ReferenceImageTower, ReferenceTextTower
 from .text import TextTower
-
-if TYPE_CHECKING:
-    from ..clip import FrozenCLIP
+from .text_base import PromptedText
 
 Engine = Literal["fast", "reference"]
 
@@ -112,7 +115,7 @@ class PlainImageTower(Tower):
         *,
         keep_layers: bool = False,
     ) -> Tensor:
-        """Un-normalised image features ``[B, D]`` of pixels ``[B, 3, S, S]`` in [0, 1].
+        """Un-normalized image features ``[B, D]`` of pixels ``[B, 3, S, S]`` in [0, 1].
 
         Raises:
             ValueError: prompts, refiners or layers are asked for.

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import attend, attention_kernel
-from ..description import visual_prompts_fit
+from .._utils.attention import attend, attention_kernel
+from ..clip.frozen import FrozenCLIP
+from ..clip.parts import visual_prompts_fit
 from .base import Tower
 from .blocks import OpenBlock, open_blocks
 from .cast import frozen_copy
-
-if TYPE_CHECKING:
-    from ..clip import FrozenCLIP
 
 Refiners = Sequence[Callable[[Tensor], Tensor]]
 
@@ -66,7 +64,7 @@ class ImageTower(Tower):
         return self.visual.positional_embedding.dtype
 
     def derive(self) -> None:
-        """Copies in another precision; the pixel normalisation goes into the patch embedding."""
+        """Copies in another precision; the pixel normalization goes into the patch embedding."""
         visual: Any = self.clip.model.visual
         # past `nn.Module`: the weights are the clip's, or a copy that nobody else shall see
         object.__setattr__(self, "visual", frozen_copy(visual, self._cast))
@@ -83,7 +81,7 @@ class ImageTower(Tower):
         *,
         keep_layers: bool = False,
     ) -> Any:
-        """Un-normalised image features ``[B, D]``.
+        """Un-normalized image features ``[B, D]``.
 
         Args:
             images: pixels ``[B, 3, S, S]`` in [0, 1].
@@ -167,7 +165,7 @@ def patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A convolution whose stride is its kernel, ``[B, 3, H, W]`` to ``[B, N, width]``.
 
     As a matrix product: with the convolution, forward and gradient in the pixels take four times as
-    long on the CPU (``benchmarks/test_fold_speed.py``).
+    long on the CPU (``benchmarks/ladder/test_fold.py``).
     """
     height, width = weight.shape[-2:]
     rows, columns = images.shape[-2] // height, images.shape[-1] // width

@@ -8,20 +8,18 @@ tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
-from ..attention import plain_attention
-from ..description import HFTextParts, TextParts, visual_prompts_fit
+from .._utils.attention import plain_attention
+from ..clip.frozen import FrozenCLIP
+from ..clip.parts import HFTextParts, TextParts, visual_prompts_fit
 from .base import Tower
 from .image import Refiners, check_layers, check_prompts, check_refiners
-from .prompted import PromptedText
-
-if TYPE_CHECKING:
-    from ..clip import FrozenCLIP
+from .text_base import PromptedText
 
 
 class ReferenceTextTower(PromptedText):

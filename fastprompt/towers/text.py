@@ -6,26 +6,24 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_count
-from ..attention import attention_kernel
-from ..description import HFTextParts, TextParts
+from .._utils.attention import attention_kernel
+from .._utils.checks import check_count
+from .._utils.memory import total_memory
+from ..clip.frozen import FrozenCLIP
+from ..clip.parts import HFTextParts, TextParts
 from .blocks import OpenText
 from .cast import cast_hf, cast_text
-from .chunks import deal, default_class_chunk, recomputed, total_memory
-from .full import FullChunk, cut, pooled_places
-from .hf import HFChunk, OpenHF
 from .image import Refiners
-from .layout import Position
-from .packed import PackedChunk, SharedPrefix
-from .prompted import PromptedText
-
-if TYPE_CHECKING:
-    from ..clip import FrozenCLIP
+from .text_base import PromptedText
+from .text_chunks import deal, default_class_chunk, recomputed
+from .text_hf import HFChunk, OpenHF
+from .text_layout import Position
+from .text_packed import PackedChunk, SharedPrefix
+from .text_whole import FullChunk, cut, pooled_places
 
 
 class TextTower(PromptedText):

@@ -13,7 +13,7 @@ from .._check import (
 )
 
 MAX_PROMPTS, MAX_WIDTH = 64, 1280
-_MIXES = ("normalised", "raw")
+_MIXES = ("normalized", "raw")
 _ANCHOR = "text_features"
 
 

@@ -24,11 +24,11 @@ def _pairs(weights: Tensor) -> Tensor:
     return (weights[:, :, None] * weights[:, None]).flatten(1)  # [B, K*K]
 
 
-def mixture_gram(text: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
+def mixture_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
     """``G_c[k, l] = t^_kc . t^_lc``, ``[K, K, C]``, and ``1 / |t_kc|`` (1 for raw), ``[K, C]``."""
     prompts = text.to(wide_dtype(text)).transpose(0, 1)  # [C, K, D]
     gram = torch.bmm(prompts, prompts.transpose(1, 2)).permute(1, 2, 0).contiguous()
-    if not normalised:
+    if not normalized:
         return gram, gram.new_ones(text.shape[:2])
     inv_norm = _inverse_root(gram.diagonal().T)  # [K, C]
     return gram.mul_(inv_norm[:, None]).mul_(inv_norm), inv_norm.contiguous()
@@ -71,7 +71,7 @@ def mixture_logits_backward(
     cosine: Tensor,
     inverse: Tensor,
     temperature: float,
-    normalised: bool,
+    normalized: bool,
     wants_image: bool,
     wants_text: bool,
     wants_router: bool,
@@ -99,11 +99,11 @@ def mixture_logits_backward(
         spread = (twice_beta @ gram.flatten(0, 1).T).view(-1, n_prompts, n_prompts)
         dmix.baddbmm_(spread, weights[:, :, None])
         dw = dmix.squeeze(2) if dweights is None else dmix.squeeze(2) + dweights
-        centred = dw - (weights * dw).sum(dim=1, keepdim=True)
-        drouter = (weights * centred / temperature).to(router.dtype)
+        centered = dw - (weights * dw).sum(dim=1, keepdim=True)
+        drouter = (weights * centered / temperature).to(router.dtype)
     if wants_text:
         dtext = _text_gradient(
-            alpha, twice_beta, wide_image, text, weights, gram, inv_norm, normalised
+            alpha, twice_beta, wide_image, text, weights, gram, inv_norm, normalized
         )
     if wants_scale:
         dscale = (dlogits * cosine).sum().to(scale.dtype)
@@ -137,11 +137,11 @@ def _text_gradient(
     weights: Tensor,
     gram: Tensor,
     inv_norm: Tensor,
-    normalised: bool,
+    normalized: bool,
 ) -> Tensor:
     """A few classes at once, all their prompts: one product, one batched product, one write.
 
-    What normalising takes off along ``t_kc`` goes onto the diagonal of ``Gamma``.
+    What normalizing takes off along ``t_kc`` goes onto the diagonal of ``Gamma``.
     """
     n_prompts, n_classes, width = text.shape
     dtext = torch.empty_like(text, memory_format=torch.contiguous_format)
@@ -154,7 +154,7 @@ def _text_gradient(
         shares = alpha[:, part].T[:, None] * weights.T * inv  # [c, K, B]
         found = (shares.flatten(0, 1) @ image).view(prompts.shape)
         gamma = (twice_beta[:, part].T @ pairs).view(-1, n_prompts, n_prompts)
-        if normalised:
+        if normalized:
             along = (gamma * gram[:, :, part].permute(2, 0, 1)).sum(dim=2)
             along += (found * prompts).sum(dim=2)  # dt^ . t^
             gamma.diagonal(dim1=1, dim2=2).sub_(along)

@@ -143,7 +143,7 @@ def _text_gradient_kernel(
         prompts = (k[:, None] * K + j[None, :]).to(tl.int64)
         mask = real[:, None] & real_j[None, :] & (local[:, None] == local_j[None, :])
         gamma = tl.load(gamma_ptr + prompts * C + c[:, None], mask=mask, other=0.0)
-        # of t, not t^: bfloat16 and float16 values are exact in TF32, normalised ones are not
+        # of t, not t^: bfloat16 and float16 values are exact in TF32, normalized ones are not
         inv_j = tl.load(inv_norm_ptr + row_j, mask=real_j, other=0.0)
         gamma = _rounded(gamma * inv_j[None, :], PRECISION)
         mask_j = real_j[:, None] & (d < D)[None, :]

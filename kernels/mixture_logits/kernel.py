@@ -22,7 +22,7 @@ def _gram_kernel(
     C,
     K,
     D,
-    NORMALISED: tl.constexpr,
+    NORMALIZED: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     KP: tl.constexpr,
@@ -38,7 +38,7 @@ def _gram_kernel(
         mask = (k < K)[:, None] & (d < D)[None, :]
         t = _operand(tl.load(row[:, None] + d[None, :], mask=mask, other=0.0), WIDEN)
         acc = tl.dot(t, tl.trans(t), acc, input_precision=PRECISION)
-    if NORMALISED:
+    if NORMALIZED:
         inv = _inverse_root(tl.sum(tl.where(k[:, None] == k[None, :], acc, 0.0), 1))
         acc = acc * inv[:, None] * inv[None, :]
     else:

@@ -69,7 +69,7 @@ def _tile_options(features: Tensor, block_b: int, block_c: int) -> dict[str, obj
     }
 
 
-def launch_mixture_gram(text: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
+def launch_mixture_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
     """`eager.mixture_gram`."""
     n_prompts, n_classes, width = text.shape
     gram = torch.empty(n_prompts, n_prompts, n_classes, dtype=torch.float32, device=text.device)
@@ -81,7 +81,7 @@ def launch_mixture_gram(text: Tensor, normalised: bool) -> tuple[Tensor, Tensor]
         n_classes,
         n_prompts,
         width,
-        NORMALISED=normalised,
+        NORMALIZED=normalized,
         # a mixture's length, where its prompts almost cancel, lies in the last digits
         PRECISION="ieee" if text.dtype == torch.float32 else dot_precision(text.dtype),
         WIDEN=interpreted(),
@@ -143,7 +143,7 @@ def launch_mixture_logits_backward(
     cosine: Tensor,
     inverse: Tensor,
     temperature: float,
-    normalised: bool,
+    normalized: bool,
     wants_image: bool,
     wants_text: bool,
     wants_router: bool,
@@ -164,7 +164,7 @@ def launch_mixture_logits_backward(
     alpha = scratch(n_images, n_classes, wanted=wants_image or wants_text)
     twice_beta = scratch(n_images, n_classes, wanted=wants_text)
     dw = scratch(tiles_c, n_images, n_prompts, wanted=wants_router)
-    along = scratch(tiles_b, n_prompts, n_classes, wanted=wants_text and normalised)
+    along = scratch(tiles_b, n_prompts, n_classes, wanted=wants_text and normalized)
     dscale_parts = scratch(tiles_b * tiles_c, wanted=wants_scale)
     kernel._marginals_kernel[(tiles_b * tiles_c,)](
         dlogits.contiguous(),

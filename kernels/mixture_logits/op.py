@@ -10,7 +10,7 @@ from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
 from .check import check_gram, check_mixture, check_text
 
-Mix = Literal["normalised", "raw"]
+Mix = Literal["normalized", "raw"]
 
 
 class MixtureGram(NamedTuple):
@@ -33,7 +33,7 @@ def _launch(name: str, *arguments: Any) -> Any:
     return getattr(launch, f"launch_{name}")(*arguments)
 
 
-def _fake_gram(text: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
+def _fake_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
     n_prompts, n_classes, _ = text.shape
     dtype = wide_dtype(text)
     gram = text.new_empty(n_prompts, n_prompts, n_classes, dtype=dtype)
@@ -63,7 +63,7 @@ def _fake_backward(
 
 
 _gram = define(
-    "mixture_gram(Tensor text, bool normalised) -> (Tensor, Tensor)",
+    "mixture_gram(Tensor text, bool normalized) -> (Tensor, Tensor)",
     eager=eager.mixture_gram,
     launch=lambda *arguments: _launch("mixture_gram", *arguments),
     fake=_fake_gram,
@@ -78,7 +78,7 @@ _forward = define(
 _backward = define(
     "mixture_logits_backward(Tensor dlogits, Tensor? dweights, Tensor image, Tensor text, "
     "Tensor router, Tensor scale, Tensor gram, Tensor inv_norm, Tensor weights, Tensor cosine, "
-    "Tensor inverse, float temperature, bool normalised, bool wants_image, bool wants_text, "
+    "Tensor inverse, float temperature, bool normalized, bool wants_image, bool wants_text, "
     "bool wants_router, bool wants_scale) -> (Tensor, Tensor, Tensor, Tensor)",
     eager=eager.mixture_logits_backward,
     launch=lambda *arguments: _launch("mixture_logits_backward", *arguments),
@@ -98,12 +98,12 @@ class _MixtureLogits(torch.autograd.Function):
         gram: Tensor,
         inv_norm: Tensor,
         temperature: float,
-        normalised: bool,
+        normalized: bool,
     ) -> tuple[Tensor, Tensor]:
         inputs = (image, text, router, scale, gram, inv_norm)
         logits, weights, cosine, inverse = _forward(impl, *inputs, temperature)
         ctx.save_for_backward(*inputs, weights, cosine, inverse)
-        ctx.impl, ctx.temperature, ctx.normalised = impl, temperature, normalised
+        ctx.impl, ctx.temperature, ctx.normalized = impl, temperature, normalized
         # without a term on the weights their gradient is None, not a tensor of zeros
         ctx.set_materialize_grads(False)
         return logits, weights
@@ -120,7 +120,7 @@ class _MixtureLogits(torch.autograd.Function):
             dweights,
             *saved,
             ctx.temperature,
-            ctx.normalised,
+            ctx.normalized,
             *wants,
         )
         given = (grad if wanted else None for grad, wanted in zip(grads, wants, strict=True))
@@ -128,7 +128,7 @@ class _MixtureLogits(torch.autograd.Function):
 
 
 def mixture_gram(
-    text_features: Tensor, *, mix: Mix = "normalised", impl: Impl = "auto"
+    text_features: Tensor, *, mix: Mix = "normalized", impl: Impl = "auto"
 ) -> MixtureGram:
     """The part of `mixture_logits` that depends on the text features alone.
 
@@ -151,7 +151,7 @@ def mixture_gram(
     """
     check_text(text_features, mix)
     text = text_features.detach()
-    gram, inv_norm = _gram(resolve(impl, text), text, mix == "normalised")
+    gram, inv_norm = _gram(resolve(impl, text), text, mix == "normalized")
     return MixtureGram(gram, inv_norm, mix)
 
 
@@ -192,7 +192,7 @@ def mixture_logits(
     logit_scale: Tensor | float,
     *,
     temperature: float = 1.0,
-    mix: Mix = "normalised",
+    mix: Mix = "normalized",
     gram: MixtureGram | None = None,
     return_weights: bool = False,
     impl: Impl = "auto",
@@ -212,7 +212,7 @@ def mixture_logits(
 
     Args:
         image_features: ``f``, ``[B, D]``, float64, float32, float16 or bfloat16; taken as they
-            are: for cosines the caller normalises them.
+            are: for cosines the caller normalizes them.
         text_features: ``t``, ``[K, C, D]``, dtype of ``image_features``; K up to 64, D up to 1280.
         router_logits: ``[B, K]``, any of these dtypes (float64 only with float64 features).
         logit_scale: ``s``, the factor itself, exp already taken: a number, or a tensor without
@@ -257,6 +257,6 @@ def mixture_logits(
         gram.gram,
         gram.inv_norm,
         float(temperature),
-        mix == "normalised",
+        mix == "normalized",
     )
     return (logits, weights) if return_weights else logits

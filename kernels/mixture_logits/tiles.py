@@ -32,7 +32,7 @@ def _rounded(x, PRECISION: tl.constexpr):
 
 @triton.jit
 def _tile(B, C, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Images and classes of this program; those that share classes are neighbours."""
+    """Images and classes of this program; those that share classes are neighbors."""
     program = tl.program_id(0).to(tl.int64)
     tiles_b = tl.cdiv(B, BLOCK_B)
     tile_c = program // tiles_b

@@ -56,29 +56,29 @@ def check_counts(x_adv: Tensor, counts: Tensor | None) -> None:
 
 
 def check_copy(
-    x_adv: Tensor, normalised: Tensor | None, mean: Tensor | None, std: Tensor | None
+    x_adv: Tensor, normalized: Tensor | None, mean: Tensor | None, std: Tensor | None
 ) -> None:
-    """The normalised copy with its statistics, or none of the three."""
+    """The normalized copy with its statistics, or none of the three."""
     given = {
         name: tensor
-        for name, tensor in (("normalised", normalised), ("mean", mean), ("std", std))
+        for name, tensor in (("normalized", normalized), ("mean", mean), ("std", std))
         if tensor is not None
     }
     if not given:
         return
     for name, tensor in given.items():
         check_tensor(name, tensor)
-    if normalised is None or mean is None or std is None:
-        raise ValueError(f"normalised, mean and std go together, got only {' and '.join(given)}")
+    if normalized is None or mean is None or std is None:
+        raise ValueError(f"normalized, mean and std go together, got only {' and '.join(given)}")
     if x_adv.ndim < 2:
-        raise ValueError(f"normalised needs images [B, C, ...], got {list(x_adv.shape)}")
-    if normalised.shape != x_adv.shape or not normalised.is_floating_point():
+        raise ValueError(f"normalized needs images [B, C, ...], got {list(x_adv.shape)}")
+    if normalized.shape != x_adv.shape or not normalized.is_floating_point():
         raise ValueError(
-            f"normalised must be floating and have x_adv's shape {list(x_adv.shape)}, "
-            f"got {normalised.dtype} {list(normalised.shape)}"
+            f"normalized must be floating and have x_adv's shape {list(x_adv.shape)}, "
+            f"got {normalized.dtype} {list(normalized.shape)}"
         )
-    check_writable("normalised", normalised)
-    check_device("normalised", normalised, "x_adv", x_adv)
+    check_writable("normalized", normalized)
+    check_device("normalized", normalized, "x_adv", x_adv)
     for name, tensor in (("mean", mean), ("std", std)):
         if tensor.shape != x_adv.shape[1:2] or tensor.dtype != x_adv.dtype:
             raise ValueError(

@@ -36,24 +36,24 @@ def pgd_step(
     hi: float,
     targeted: bool,
     counts: Tensor | None,
-    normalised: Tensor | None,
+    normalized: Tensor | None,
     mean: Tensor | None,
     std: Tensor | None,
 ) -> Tensor:
     """``clip(x + clip(x_adv + alpha * sign(grad) - x, -eps, eps), lo, hi)``, images alike.
 
     A NaN in ``grad`` stands still: `torch.sign` gives 0 for it. ``alphas`` and ``epses``, ``[B]``,
-    stand for ``alpha`` and ``eps`` where they are given. ``counts`` and ``normalised`` are written.
+    stand for ``alpha`` and ``eps`` where they are given. ``counts`` and ``normalized`` are written.
     """
     step = _each(alpha, alphas, x_adv) * _sign(grad, targeted, x_adv)
     out = _project(x_adv + step, x, _each(eps, epses, x_adv), lo, hi)
     count_gradients(grad, counts)
     out = out.contiguous(memory_format=output_format(x_adv))
-    if normalised is not None:
+    if normalized is not None:
         assert mean is not None
         assert std is not None
         channel = channel_of(x_adv)
-        normalised.copy_((out - mean.view(channel)) / std.view(channel))
+        normalized.copy_((out - mean.view(channel)) / std.view(channel))
     return out
 
 

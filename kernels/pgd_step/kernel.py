@@ -67,7 +67,7 @@ def _pgd_step_kernel(
     alphas_ptr,
     epses_ptr,
     counts_ptr,
-    normalised_ptr,
+    normalized_ptr,
     mean_ptr,
     std_ptr,
     alpha,
@@ -93,12 +93,12 @@ def _pgd_step_kernel(
     tl.store(out_ptr + at, out, mask=mask)
     if counts_ptr is not None:
         _count(counts_ptr, image, g, mask)
-    if normalised_ptr is not None:
+    if normalized_ptr is not None:
         # constants: a division by a variable would cost more than the rest of the kernel
         channel = (entries // CHANNEL_STRIDE) % N_CHANNELS
         mean = tl.load(mean_ptr + channel, mask=mask, other=0.0)
         std = tl.load(std_ptr + channel, mask=mask, other=1.0)
-        tl.store(normalised_ptr + at, tl.div_rn(out - mean, std), mask=mask)
+        tl.store(normalized_ptr + at, tl.div_rn(out - mean, std), mask=mask)
 
 
 @triton.jit

@@ -58,7 +58,7 @@ def _write_pgd_step(
     hi: float,
     targeted: bool,
     counts: Tensor | None,
-    normalised: Tensor | None,
+    normalized: Tensor | None,
     mean: Tensor | None,
     std: Tensor | None,
 ) -> None:
@@ -66,7 +66,7 @@ def _write_pgd_step(
     n, chunks = _rows(out)
     if not out.numel():
         return
-    copy = None if normalised is None else _dense(out, normalised)[0]
+    copy = None if normalized is None else _dense(out, normalized)[0]
     n_channels, channel_stride = 1, 1
     if copy is not None:
         n_channels = out.shape[1]
@@ -93,8 +93,8 @@ def _write_pgd_step(
         BLOCK=_BLOCK,
         **_LAUNCH,
     )
-    if normalised is not None and copy is not None and copy is not normalised:
-        normalised.copy_(copy)
+    if normalized is not None and copy is not None and copy is not normalized:
+        normalized.copy_(copy)
 
 
 def launch_apgd_step(

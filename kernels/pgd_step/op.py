@@ -12,7 +12,7 @@ from .check import PerImage, check_copy, check_counts, check_images, check_radiu
 from .layout import output_format
 
 _STEP = "float alpha, float eps, float lo, float hi, bool targeted, Tensor(a!)? counts"
-_COPY = "Tensor(b!)? normalised, Tensor? mean, Tensor? std"
+_COPY = "Tensor(b!)? normalized, Tensor? mean, Tensor? std"
 _EACH = "Tensor? alphas, Tensor? epses"
 
 
@@ -66,7 +66,7 @@ def pgd_step(
     hi: float = 1.0,
     targeted: bool = False,
     counts: Tensor | None = None,
-    normalised: Tensor | None = None,
+    normalized: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
     impl: Impl = "auto",
@@ -88,9 +88,9 @@ def pgd_step(
         targeted: step against the gradient.
         counts: int64 ``[B, 2]``; adds each image's number of zero and of non-finite entries of
             ``grad``, so that a stalled attack can be told from a robust model.
-        normalised: shape of ``x_adv``, ``[B, C, ...]``, any floating dtype: written with
+        normalized: shape of ``x_adv``, ``[B, C, ...]``, any floating dtype: written with
             ``(result - mean) / std``, what a tower in low precision reads next.
-        mean, std: of each channel, ``[C]``, dtype of ``x_adv``; they go with ``normalised``.
+        mean, std: of each channel, ``[C]``, dtype of ``x_adv``; they go with ``normalized``.
         impl: ``"triton"`` (a GPU kernel), ``"torch"`` (plain code, any device), or ``"auto"``: the
             kernel for float32 images on a GPU, plain code elsewhere. Bits are the same.
 
@@ -104,7 +104,7 @@ def pgd_step(
         RuntimeError: ``impl="triton"`` where it can't run.
     """
     arguments = _pgd_arguments(
-        x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalised, mean, std
+        x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalized, mean, std
     )
     return _pgd_step(resolve(impl, *arguments[:5]), *arguments)
 
@@ -120,14 +120,14 @@ def pgd_step_(
     hi: float = 1.0,
     targeted: bool = False,
     counts: Tensor | None = None,
-    normalised: Tensor | None = None,
+    normalized: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """`pgd_step`, written over ``x_adv``, which is handed back."""
     arguments = _pgd_arguments(
-        x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalised, mean, std
+        x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalized, mean, std
     )
     check_writable("x_adv", x_adv)
     _pgd_step_(resolve(impl, *arguments[:5]), *arguments)
@@ -144,18 +144,18 @@ def _pgd_arguments(
     hi: float,
     targeted: bool,
     counts: Tensor | None,
-    normalised: Tensor | None,
+    normalized: Tensor | None,
     mean: Tensor | None,
     std: Tensor | None,
 ) -> tuple[Any, ...]:
     check_images(x_adv, x=x, grad=grad)
     check_radius(x_adv, alpha, eps, lo, hi)
     check_counts(x_adv, counts)
-    check_copy(x_adv, normalised, mean, std)
+    check_copy(x_adv, normalized, mean, std)
     (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
     images = (x_adv.detach(), x.detach(), grad.detach())
     box = (float(lo), float(hi))
-    return (*images, alphas, epses, alpha, eps, *box, targeted, counts, normalised, mean, std)
+    return (*images, alphas, epses, alpha, eps, *box, targeted, counts, normalized, mean, std)
 
 
 def apgd_step(

@@ -134,7 +134,7 @@ def prefix_attention(
     gradients take the weights from the scores again, with the sums of the forward pass (Dao et al.,
     "FlashAttention", 2022, algorithm 4). Weights and sums are at least float32. Differentiable once
     in all five tensors; nothing is computed for those without a gradient. The kernels multiply
-    whole tiles of tokens: an infinity in ``v`` makes neighbours of other classes NaN too.
+    whole tiles of tokens: an infinity in ``v`` makes neighbors of other classes NaN too.
 
     Args:
         q: queries of N packed tokens in K prompts, ``[K or 1, N, H, d]``; with ``last_only`` of

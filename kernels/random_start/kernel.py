@@ -1,4 +1,4 @@
-"""The same on a GPU, the same bits: Philox's four words go to four neighbouring entries."""
+"""The same on a GPU, the same bits: Philox's four words go to four neighboring entries."""
 
 import torch
 import triton

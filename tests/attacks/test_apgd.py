@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torchattacks
-from attack_toys import Curved, Linear, close_calls, fooled
+from helpers.attack_toys import Curved, Linear, close_calls, fooled
 
 from fastprompt import NAPTuner, load_data
 from fastprompt.attacks import APGD, FAB, PGD, AutoAttack, Square

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 import torchattacks
-from attack_toys import Linear, batch
+from helpers.attack_toys import Linear, batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attack_toys import Linear, batch, close_calls, fooled
+from helpers.attack_toys import Linear, batch, close_calls, fooled
 from torch import nn
 
 from fastprompt import PGD

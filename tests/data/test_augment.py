@@ -55,7 +55,7 @@ def test_the_whole_image_comes_back(side):
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("side", [9, 48])
 def test_boxes_of_whole_pixels_are_torchvisions_resized_crop(side, dtype, atol):
-    """Also at the crop's edges: resizing a crop that was cut out can't see its neighbours."""
+    """Also at the crop's edges: resizing a crop that was cut out can't see its neighbors."""
     pixels = whole_pixels(30, side)
     x = noise(len(pixels), side, dtype)
     ours = RandomCrops()(x, as_boxes(pixels, side, dtype))
@@ -94,7 +94,7 @@ def test_a_box_of_less_than_a_pixel_is_its_middle():
     x = noise(1, 8, torch.float64)
     box = torch.tensor([[3.4 / 8, 5.0 / 8, 0.2 / 8, 0.9 / 8, 0.0]], dtype=torch.float64)
     out = RandomCrops()(x, box)
-    # centre (3.5, 5.45): on row 3's centre, 0.05 before column 5's
+    # center (3.5, 5.45): on row 3's center, 0.05 before column 5's
     wanted = 0.95 * x[0, :, 3, 5] + 0.05 * x[0, :, 3, 4]
     expected = wanted[None, :, None, None].expand_as(out)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)

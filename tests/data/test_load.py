@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from fastprompt.data import Data, ImageTensors, load_data
-from fastprompt.data.load import class_range
-from fastprompt.data.loading import ImageDataset, batches, check_dataset, fingerprint
+from fastprompt.data.dataset import ImageDataset, batches, check_dataset, fingerprint
+from fastprompt.data.few_shot import class_range
 from fastprompt.data.sdf import SHAPES
-from fastprompt.data.shapes import COLOURS
+from fastprompt.data.shapes import COLORS
 
 BUILT_IN = {
     "shapes": (80, {"train": 40, "val": 10, "test": 25}),
@@ -61,7 +61,7 @@ def test_built_in_sets_are_balanced_and_their_splits_disjoint(name: str) -> None
     assert type(label) is int
 
 
-@pytest.mark.parametrize("name", ["shapes-outline", "shapes-recoloured", "shapes-crowded"])
+@pytest.mark.parametrize("name", ["shapes-outline", "shapes-recolored", "shapes-crowded"])
 def test_shifted_sets_ask_the_same_in_other_pictures(name: str) -> None:
     plain, shifted = load_data("shapes", image_size=16), load_data(name, image_size=16)
     assert shifted.classnames == plain.classnames
@@ -70,9 +70,9 @@ def test_shifted_sets_ask_the_same_in_other_pictures(name: str) -> None:
     assert plain.test.fingerprint != shifted.test.fingerprint
 
 
-def test_class_names_say_colour_and_shape_in_the_labels_order() -> None:
+def test_class_names_say_color_and_shape_in_the_labels_order() -> None:
     names = load_data("shapes").classnames
-    assert names == [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    assert names == [f"{color} {shape}" for color in COLORS for shape in SHAPES]
     assert load_data("patterns").classnames[1] == "striped shape"
     assert load_data("counts").classnames == [
         "one shape",
@@ -85,11 +85,11 @@ def test_class_names_say_colour_and_shape_in_the_labels_order() -> None:
 def test_labels_say_what_is_drawn() -> None:
     data = load_data("shapes").test
     hues = {"red": 0, "green": 1, "blue": 2}
-    for colour, channel in hues.items():
-        mine = (data.labels // 10) == COLOURS.index(colour)
+    for color, channel in hues.items():
+        mine = (data.labels // 10) == COLORS.index(color)
         mean = data.images[mine].float().mean(dim=(0, 2, 3))
         others = data.images[~mine].float().mean(dim=(0, 2, 3))
-        assert int((mean - others).argmax()) == channel, colour
+        assert int((mean - others).argmax()) == channel, color
 
 
 @pytest.mark.parametrize("image_size", [16, 32])
@@ -215,8 +215,8 @@ def test_a_flat_folder_is_cut_70_10_20(tmp_path: Path, draw: Callable[..., None]
     assert_disjoint(data)
     for image, _ in (data.train[i] for i in range(21)):
         assert (image.dtype, image.shape) == (torch.uint8, (3, 24, 24))
-    grey = [image for image, label in (data.train[i] for i in range(21)) if label == 0]
-    assert all(torch.equal(image[0], image[1]) for image in grey)
+    gray = [image for image, label in (data.train[i] for i in range(21)) if label == 0]
+    assert all(torch.equal(image[0], image[1]) for image in gray)
 
 
 def test_a_broken_image_is_named(tmp_path: Path, draw: Callable[..., None]) -> None:

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastprompt.data.captions import describe_scenes
 from fastprompt.data.sdf import PATTERNS, SHAPES
 from fastprompt.data.shapes import (
-    COLOURS,
+    COLORS,
     COUNTS,
     SIZES,
     Rendering,
@@ -19,8 +18,9 @@ from fastprompt.data.shapes import (
     hsv_to_rgb,
     render,
 )
+from pretraining.captions import describe_scenes
 
-# nothing but the objects, on a middle grey
+# nothing but the objects, on a middle gray
 BARE = Rendering(
     hue_shift=(0, 0),
     saturation=(1, 1),
@@ -33,7 +33,7 @@ BARE = Rendering(
     blur=(0, 0),
     noise=0,
 )
-GREY = 128
+GRAY = 128
 # as CSS defines the names
 NAMED = {
     "red": (255, 0, 0),
@@ -53,22 +53,22 @@ def random_scenes(n: int, seed: int = 0) -> Scenes:
 
 def scene(
     shape: str = "circle",
-    colour: str = "red",
+    color: str = "red",
     pattern: str = "plain",
     count: str = "one",
     size: str = "large",
 ) -> Scenes:
-    lists = ((SHAPES, shape), (COLOURS, colour), (PATTERNS, pattern), (COUNTS, count))
+    lists = ((SHAPES, shape), (COLORS, color), (PATTERNS, pattern), (COUNTS, count))
     return Scenes(*(torch.tensor([known.index(x)]) for known, x in (*lists, (SIZES, size))))
 
 
 def painted(picture: Tensor) -> Tensor:
     """Where a picture in the bare world is not background: bool ``[H, W]``."""
-    return (picture.int() - GREY).abs().amax(dim=0) > 64
+    return (picture.int() - GRAY).abs().amax(dim=0) > 64
 
 
 def inner(mask: Tensor) -> Tensor:
-    """The pixels whose eight neighbours are all in the mask."""
+    """The pixels whose eight neighbors are all in the mask."""
     padded = torch.nn.functional.pad(mask.float()[None, None], (1, 1, 1, 1))
     return torch.nn.functional.avg_pool2d(padded, 3, stride=1)[0, 0] > 0.999
 
@@ -144,7 +144,7 @@ def test_every_attribute_is_drawn_evenly() -> None:
     scenes = random_scenes(12_000)
     for name, known in (
         ("shape", SHAPES),
-        ("colour", COLOURS),
+        ("color", COLORS),
         ("pattern", PATTERNS),
         ("count", COUNTS),
         ("size", SIZES),
@@ -155,7 +155,7 @@ def test_every_attribute_is_drawn_evenly() -> None:
         assert bool(((share - 1 / len(known)).abs() < 5 * (0.25 / 12_000) ** 0.5).all())
 
 
-# ---- colours -----------------------------------------------------------------------------------
+# ---- colors -----------------------------------------------------------------------------------
 
 
 def test_hsv_corners() -> None:
@@ -167,28 +167,28 @@ def test_hsv_corners() -> None:
 
 
 def nearest(rgb: Tensor, reference: Tensor) -> str:
-    return COLOURS[int((reference - rgb).norm(dim=1).argmin())]
+    return COLORS[int((reference - rgb).norm(dim=1).argmin())]
 
 
-@pytest.mark.parametrize("colour", COLOURS)
-def test_a_plain_circle_has_its_colour_everywhere(colour: str) -> None:
-    picture = render(scene(colour=colour), BARE)[0]
+@pytest.mark.parametrize("color", COLORS)
+def test_a_plain_circle_has_its_color_everywhere(color: str) -> None:
+    picture = render(scene(color=color), BARE)[0]
     inside = picture[:, inner(painted(picture))].float()
     assert inside.shape[1] > 250
     assert bool((inside == inside[:, :1]).all())
-    assert nearest(inside[:, 0], torch.tensor([NAMED[c] for c in COLOURS]).float()) == colour
+    assert nearest(inside[:, 0], torch.tensor([NAMED[c] for c in COLORS]).float()) == color
     corners = picture[:, [0, 0, -1, -1], [0, -1, 0, -1]]
-    assert int((corners == GREY).all(dim=0).sum()) >= 3
+    assert int((corners == GRAY).all(dim=0).sum()) >= 3
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_colours_can_be_told_in_the_pretraining_world(seed: int) -> None:
-    bare = {c: render(scene(colour=c), BARE, seed=seed)[0] for c in COLOURS}
+def test_colors_can_be_told_in_the_pretraining_world(seed: int) -> None:
+    bare = {c: render(scene(color=c), BARE, seed=seed)[0] for c in COLORS}
     inside = {c: inner(painted(picture)) for c, picture in bare.items()}
-    palette = torch.stack([bare[c][:, inside[c]].float().mean(dim=1) for c in COLOURS])
-    for colour in COLOURS:
-        picture = render(scene(colour=colour), seed=seed)[0].float()
-        assert nearest(picture[:, inside[colour]].mean(dim=1), palette) == colour
+    palette = torch.stack([bare[c][:, inside[c]].float().mean(dim=1) for c in COLORS])
+    for color in COLORS:
+        picture = render(scene(color=color), seed=seed)[0].float()
+        assert nearest(picture[:, inside[color]].mean(dim=1), palette) == color
 
 
 # ---- shapes and patterns -----------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_a_pattern_shows_on_the_object_and_nowhere_else(pattern: str) -> None:
     inside = painted(plain)
     share = float(changed[inside].float().mean())
     assert share == 0 if pattern == "plain" else 0.15 < share < 0.95
-    outside = (plain == GREY).all(dim=0)
+    outside = (plain == GRAY).all(dim=0)
     assert torch.equal(picture[:, outside], plain[:, outside])
 
 
@@ -250,8 +250,8 @@ def test_outlines_are_hollow_and_as_wide_as_told() -> None:
 def test_edges_are_one_pixel_wide(size: int) -> None:
     picture = render(scene(), BARE, size=size)[0]
     mask = painted(picture)
-    colour = picture[:, inner(mask)][:, :1, None]
-    mixed = (picture != GREY).any(dim=0) & (picture != colour).any(dim=0)
+    color = picture[:, inner(mask)][:, :1, None]
+    mixed = (picture != GRAY).any(dim=0) & (picture != color).any(dim=0)
     rim = 2 * (math.pi * int(mask.sum())) ** 0.5
     assert 0.8 * rim < int(mixed.sum()) < 1.25 * rim
 
@@ -311,7 +311,7 @@ def read(text: str) -> dict[str, str]:
         if word in ("a", "an"):
             said["count"] = "one"
         for name, known in (
-            ("colour", COLOURS),
+            ("color", COLORS),
             ("pattern", PATTERNS),
             ("size", SIZES),
             ("count", COUNTS),
@@ -324,7 +324,7 @@ def read(text: str) -> dict[str, str]:
 def holds(said: dict[str, str], scenes: Scenes, i: int) -> bool:
     facts = {
         "shape": SHAPES[scenes.shape[i]],
-        "colour": COLOURS[scenes.colour[i]],
+        "color": COLORS[scenes.color[i]],
         "pattern": PATTERNS[scenes.pattern[i]],
         "size": SIZES[scenes.size[i]],
         "count": COUNTS[scenes.count[i]],
@@ -348,7 +348,7 @@ def test_every_caption_is_true_of_its_own_scene(world: tuple[Scenes, list[str]])
 
 def test_captions_differ_in_what_they_name(world: tuple[Scenes, list[str]]) -> None:
     said = [read(text) for text in world[1]]
-    for name in ("shape", "colour", "pattern", "size", "count"):
+    for name in ("shape", "color", "pattern", "size", "count"):
         assert 250 < sum(name in facts for facts in said) < 950, name
 
 

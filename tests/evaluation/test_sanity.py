@@ -1,4 +1,4 @@
-"""The checks flag defences that only look robust, with the reason, and leave honest ones be."""
+"""The checks flag defenses that only look robust, with the reason, and leave honest ones be."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from fastprompt import JPEG, BitDepth, Defended, GaussianSmoothing, evaluate
 from fastprompt.data import ImageTensors
-from fastprompt.evaluation.draw import evenly, in_turn
+from fastprompt.evaluation.sampling import evenly, in_turn
 from fastprompt.evaluation.sanity import FULL, QUICK, check_model, check_rows, claims
 from fastprompt.evaluation.sanity.gradients import measured_gradient
 from fastprompt.evaluation.sanity.sample import Sample
@@ -159,7 +159,7 @@ def all_but_two_ruled_out(x):
     return logits.masked_fill(logits < logits.topk(2, dim=1).values[:, 1:], -torch.inf)
 
 
-def neighbours(x):
+def neighbors(x):
     return HONEST(x) + 3 * x.mean() * torch.arange(6.0).roll(len(x))
 
 
@@ -182,12 +182,12 @@ FALSE = {
     true_on_clean_images_alone: ("measured gradient", "beside them"),
     wave_in_the_logits: ("measured gradient", "not the slope"),
     all_but_two_ruled_out: ("finite logits", "infinite"),
-    neighbours: ("batch split", "depend on its batch"),
+    neighbors: ("batch split", "depend on its batch"),
 }
 
 
 @pytest.mark.parametrize("model", FALSE, ids=lambda f: f.__name__)
-def test_a_false_defence_is_flagged_with_its_reason(model):
+def test_a_false_defense_is_flagged_with_its_reason(model):
     name, words = FALSE[model]
     torch.manual_seed(0)
     failed = {v.check: v.reason for v in check_model(sample(model), QUICK) if v.verdict == "failed"}
@@ -214,7 +214,7 @@ def in_whole_levels(x):
     "model",
     [
         in_whole_levels,
-        *(Defended(HONEST, defence) for defence in (JPEG(50), BitDepth(3), GaussianSmoothing(1.0))),
+        *(Defended(HONEST, defense) for defense in (JPEG(50), BitDepth(3), GaussianSmoothing(1.0))),
         lambda x: HONEST(x).bfloat16(),
         lambda x: HONEST(x).double(),
         lambda x: HONEST(x).log_softmax(dim=1),
@@ -235,7 +235,7 @@ def test_infinite_logits_are_not_called_random():
     assert found["repeatable"] == found["attack path"] == "passed"
 
 
-def test_a_defence_of_ones_own_is_no_excuse():
+def test_a_defense_of_ones_own_is_no_excuse():
     class Turned(nn.Module):
         def forward(self, x):
             return Through.apply(x, lambda grad: torch.where(WHERE < 0.35, -grad, grad))
@@ -255,7 +255,7 @@ def test_an_honest_clip_raises_no_flag(bundled_clip):
 
 
 class Noisy(nn.Module):
-    randomised = True
+    randomized = True
 
     def forward(self, x):
         return HONEST(x + 0.05 * torch.randn_like(x))

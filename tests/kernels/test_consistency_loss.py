@@ -275,7 +275,7 @@ def test_one_hot_rows():
     assert loss.tolist() == [200.0, 600.0]
 
 
-def neighbours(seed=0, dtype=torch.float64):
+def neighbors(seed=0, dtype=torch.float64):
     gen = torch.Generator().manual_seed(seed)
     x = 4 * torch.randn(64, 50, generator=gen, dtype=torch.float64)
     y = x + 1e-3 * torch.randn(x.shape, generator=gen, dtype=torch.float64)
@@ -283,7 +283,7 @@ def neighbours(seed=0, dtype=torch.float64):
 
 
 def test_what_is_left_of_a_small_divergence():
-    x, y = neighbours(dtype=torch.float32)
+    x, y = neighbors(dtype=torch.float32)
     labels = torch.zeros(len(x)).long()
     _, terms = consistency_loss(x, y, y, labels, alpha=0.5, return_terms=True)
     _, exact = consistency_loss(

@@ -19,7 +19,7 @@ def batch(n=5, classes=7, prompts=3, width=11, dtype=torch.float64, seed=0):
     return F.normalize(image, dim=1), text, router, torch.tensor(7.0, dtype=dtype)
 
 
-def slow_mixture(image, text, router, scale, temperature=1.0, mix="normalised"):
+def slow_mixture(image, text, router, scale, temperature=1.0, mix="normalized"):
     """One image and class after the other."""
     rows = []
     for f, of_prompts in zip(image, router, strict=True):
@@ -28,16 +28,16 @@ def slow_mixture(image, text, router, scale, temperature=1.0, mix="normalised"):
         for c in range(text.shape[1]):
             mixed = torch.zeros_like(f)
             for power, t in zip(powers, text[:, c], strict=True):
-                mixed += power / sum(powers) * (t / t.norm() if mix == "normalised" else t)
+                mixed += power / sum(powers) * (t / t.norm() if mix == "normalized" else t)
             row.append(float(scale) * float(f @ mixed) / float(mixed.norm()))
         rows.append(row)
     return torch.tensor(rows, dtype=image.dtype)
 
 
-def plain_mixture(image, text, router, scale, temperature=1.0, mix="normalised"):
+def plain_mixture(image, text, router, scale, temperature=1.0, mix="normalized"):
     """The form with ``[B, C, D]``, which autograd differentiates."""
     weights = (router / temperature).softmax(dim=1)
-    text = F.normalize(text, dim=-1) if mix == "normalised" else text
+    text = F.normalize(text, dim=-1) if mix == "normalized" else text
     mixed = F.normalize(torch.einsum("bk,kcd->bcd", weights, text), dim=-1)
     return scale * torch.einsum("bd,bcd->bc", image, mixed), weights
 
@@ -67,7 +67,7 @@ def assert_same(got, expected, limit):
         assert error <= limit * exact.double().norm(), f"{name}: {error / exact.double().norm()}"
 
 
-@pytest.mark.parametrize("mix", ["normalised", "raw"])
+@pytest.mark.parametrize("mix", ["normalized", "raw"])
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_equals_the_slow_spelling(mix, temperature):
     inputs = batch()
@@ -77,7 +77,7 @@ def test_equals_the_slow_spelling(mix, temperature):
 
 
 @pytest.mark.parametrize("of_weights", [True, False])
-@pytest.mark.parametrize("mix", ["normalised", "raw"])
+@pytest.mark.parametrize("mix", ["normalized", "raw"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 7, 3, 11), (9, 33, 8, 64), (4, 6, 64, 20)])
 def test_gradients_equal_those_of_the_plain_form(shape, mix, of_weights):
     named = {"mix": mix, "temperature": 0.7, "of_weights": of_weights}
@@ -98,7 +98,7 @@ def test_more_classes_than_one_chunk(monkeypatch):
     assert_same(gradients(ours, inputs), gradients(plain_mixture, inputs), 1e-12)
 
 
-@pytest.mark.parametrize("mix", ["normalised", "raw"])
+@pytest.mark.parametrize("mix", ["normalized", "raw"])
 def test_gradcheck(mix):
     inputs = [t.requires_grad_() for t in batch(3, 4, 3, 5)]
     assert torch.autograd.gradcheck(lambda *t: ours(*t, mix=mix, temperature=0.8), inputs)
@@ -132,7 +132,7 @@ def test_weights_alone_have_a_gradient():
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("mix", ["normalised", "raw"])
+@pytest.mark.parametrize("mix", ["normalized", "raw"])
 def test_a_prepared_gram_changes_nothing(mix):
     inputs = batch()
     gram = mixture_gram(inputs[1].requires_grad_(), mix=mix)
@@ -144,7 +144,7 @@ def test_a_prepared_gram_changes_nothing(mix):
         gram.gram,
         torch.einsum(
             "kcd,lcd->klc",
-            *[F.normalize(inputs[1], dim=-1) if mix == "normalised" else inputs[1]] * 2,
+            *[F.normalize(inputs[1], dim=-1) if mix == "normalized" else inputs[1]] * 2,
         ),
         rtol=0,
         atol=1e-13,
@@ -267,10 +267,10 @@ def operands(dtype=torch.float64):
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_opcheck_gram(normalised):
+@pytest.mark.parametrize("normalized", [True, False])
+def test_opcheck_gram(normalized):
     op = torch.ops.fastprompt.mixture_gram.default
-    torch.library.opcheck(op, (operands()[1], normalised), test_utils=CHECKS)
+    torch.library.opcheck(op, (operands()[1], normalized), test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("wants", [(True,) * 4, (True, False, True, False), (False,) * 4])
@@ -371,7 +371,7 @@ def test_wrong_settings():
     refused(TypeError, "temperature .* got a tensor: .* divide router_logits", temperature=learns)
     refused(ValueError, "logit_scale must be finite, got inf", logit_scale=float("inf"))
     refused(ValueError, "logit_scale must be finite, got nan", logit_scale=float("nan"))
-    refused(ValueError, "mix must be 'normalised' or 'raw', got 'mean'", mix="mean")
+    refused(ValueError, "mix must be 'normalized' or 'raw', got 'mean'", mix="mean")
     refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
     refused(ValueError, "impl must be", impl="cuda")
 
@@ -379,16 +379,16 @@ def test_wrong_settings():
 def test_wrong_gram():
     text = batch(dtype=torch.float32)[1]
     gram = mixture_gram(text)
-    refused(ValueError, "mix='normalised', got mix='raw'", gram=gram, mix="raw")
+    refused(ValueError, "mix='normalized', got mix='raw'", gram=gram, mix="raw")
     refused(ValueError, r"gram.gram must be .*\[3, 3, 7\]", gram=mixture_gram(text[:, :6]))
     refused(ValueError, "gram.gram must be torch.float32", gram=mixture_gram(text.double()))
-    short = MixtureGram(gram.gram, gram.inv_norm[:2], "normalised")
+    short = MixtureGram(gram.gram, gram.inv_norm[:2], "normalized")
     refused(ValueError, r"gram.inv_norm must be .*\[3, 7\]", gram=short)
-    away = MixtureGram(gram.gram.to("meta"), gram.inv_norm, "normalised")
+    away = MixtureGram(gram.gram.to("meta"), gram.inv_norm, "normalized")
     refused(ValueError, r"gram.gram must be on text_features' device", gram=away)
     refused(TypeError, "gram must be a MixtureGram, got Tensor: make it", gram=gram.gram)
     refused(TypeError, "gram must be a MixtureGram, got tuple", gram=tuple(gram))
-    nothing = MixtureGram(gram.gram, None, "normalised")
+    nothing = MixtureGram(gram.gram, None, "normalized")
     refused(TypeError, r"gram.inv_norm must be a tensor, got NoneType", gram=nothing)
     with pytest.raises(ValueError, match="mix must be"):
         mixture_gram(text, mix="mean")

@@ -129,12 +129,12 @@ def test_a_step_for_each_image_equals_single_ones():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_normalised_copy(dtype, layout):
+def test_normalized_copy(dtype, layout):
     x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
     mean, std = STATISTICS
     copy = torch.full_like(x, float("nan"), dtype=dtype)
     named = {"alpha": 0.02, "eps": 0.04}
-    got = pgd_step(x_adv, x, grad, normalised=copy, mean=mean, std=std, **named)
+    got = pgd_step(x_adv, x, grad, normalized=copy, mean=mean, std=std, **named)
     assert torch.equal(got, pgd_step(x_adv, x, grad, **named))
     for channel in range(3):
         exact = (got[:, channel].double() - mean[channel].item()) / std[channel].item()
@@ -238,20 +238,20 @@ def test_what_it_refuses():
     refused(ValueError, r"counts must be int64 \[3, 2\]", counts=torch.zeros(3, 2))
     refused(ValueError, "counts must be contiguous", counts=torch.zeros(2, 3).long().T)
     copy, (mean, std) = torch.zeros(3, 3, 5, 5), STATISTICS
-    refused(ValueError, "go together, got only normalised and mean", normalised=copy, mean=mean)
-    named = {"normalised": copy, "mean": mean, "std": std}
+    refused(ValueError, "go together, got only normalized and mean", normalized=copy, mean=mean)
+    named = {"normalized": copy, "mean": mean, "std": std}
     refused(ValueError, r"std must be torch.float32 \[3\]", **named | {"std": torch.ones(4)})
     refused(ValueError, "mean must be torch.float32", **named | {"mean": mean.double()})
-    refused(ValueError, "normalised must be floating", **named | {"normalised": copy.long()})
-    named["normalised"] = torch.zeros(3, 3, 5, 5, requires_grad=True)
-    refused(ValueError, "normalised must not require a gradient .* detach it", **named)
+    refused(ValueError, "normalized must be floating", **named | {"normalized": copy.long()})
+    named["normalized"] = torch.zeros(3, 3, 5, 5, requires_grad=True)
+    refused(ValueError, "normalized must not require a gradient .* detach it", **named)
     refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
     refused(ValueError, "impl must be", impl="cuda")
 
 
-@pytest.mark.parametrize("name", ["x_adv", "x", "grad", "counts", "normalised", "mean", "std"])
+@pytest.mark.parametrize("name", ["x_adv", "x", "grad", "counts", "normalized", "mean", "std"])
 def test_tensors_are_wanted(name):
-    copy = {"normalised": torch.zeros(3, 3, 5, 5), "mean": STATISTICS[0], "std": STATISTICS[1]}
+    copy = {"normalized": torch.zeros(3, 3, 5, 5), "mean": STATISTICS[0], "std": STATISTICS[1]}
     named = copy if name in copy else {}
     refused(TypeError, f"{name} must be a tensor, got list", **named | {name: [[0.1]]})
     if name in ("x_adv", "x", "grad"):

@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from made_up import run
+from helpers.made_up import run
 from PIL import Image
 
 from fastprompt.report import write_report
@@ -67,8 +67,8 @@ def test_it_is_drawn_in_its_scheme_without_a_complaint(run, tmp_path, size, sche
     shot, net, done = browse(write_report(run), tmp_path / "browser", size, scheme)
     seen = pixels(shot)
     assert seen.shape[:2] == size[::-1]
-    colours = np.unique(seen.reshape(-1, 3), axis=0)
-    assert len(colours) > 50, "the page is blank"
+    colors = np.unique(seen.reshape(-1, 3), axis=0)
+    assert len(colors) > 50, "the page is blank"
     middle = float(np.median(seen))
     assert middle < 60 if scheme == DARK else middle > 200
     # ink: a hundredth of the page differs strongly from its paper

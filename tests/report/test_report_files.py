@@ -4,9 +4,9 @@ import csv
 import json
 
 import pytest
-from made_up import bare, evaluation, examples, full_run, row, run
+from helpers.made_up import bare, evaluation, examples, full_run, row, run
 
-from fastprompt.commands.report import report
+from fastprompt.cli.report import report
 from fastprompt.evaluation import Evaluation
 from fastprompt.report import write_report
 
@@ -154,7 +154,7 @@ def bad_images(folder):
 def other_images(folder):
     from safetensors.torch import load_file
 
-    from fastprompt._files import write_tensors
+    from fastprompt._utils.files import write_tensors
 
     examples(folder, 13)
     tensors = load_file(folder / "examples.safetensors")

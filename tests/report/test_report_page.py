@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from made_up import RADII, N, bare, evaluation, full_run, row, run, sanity_of
+from helpers.made_up import RADII, N, bare, evaluation, full_run, row, run, sanity_of
 
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation import Evaluation, evaluate
@@ -244,7 +244,7 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
     assert "y/run: tuned" in page.sections["accuracy"]
 
 
-def test_plots_take_their_colours_from_the_page_and_have_words(run):
+def test_plots_take_their_colors_from_the_page_and_have_words(run):
     text, page = page_of(run)
     drawings = [a for a in page.all("svg") if a.get("role") == "img"]
     # three attacks by radius, PGD by steps at each, loss and scores, refiners
@@ -258,7 +258,7 @@ def test_plots_take_their_colours_from_the_page_and_have_words(run):
 def test_ten_runs_have_ten_lines(tmp_path):
     runs = [full_run(tmp_path / f"run-{i}", seed=i) for i in range(10)]
     text = write_report(runs, tmp_path / "ten.html").read_text("utf-8")
-    # six colours, and stand-ins of none of them left
+    # six colors, and stand-ins of none of them left
     assert {f"var(--series-{i})" for i in range(1, 7)} <= set(
         re.findall(r"var\(--series-\d\)", text)
     )

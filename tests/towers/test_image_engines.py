@@ -7,8 +7,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL
-from engine_checks import (
+from helpers.engine_checks import (
     ARCHITECTURES,
     BLOCK_OPTIONS,
     EXACT,
@@ -22,6 +21,7 @@ from engine_checks import (
     relative,
     resblocks,
 )
+from helpers.models import SMALL
 from torch import Tensor, nn
 
 from fastprompt import FrozenCLIP, load_clip
@@ -176,7 +176,7 @@ def test_no_prompt_tokens_change_nothing():
 # ---- exact rewritings --------------------------------------------------------------------------
 
 
-def test_the_patch_embedding_takes_in_the_normalisation():
+def test_the_patch_embedding_takes_in_the_normalization():
     clip = image_clip()
     images = pixels(clip)
     tower = ImageTower(clip)

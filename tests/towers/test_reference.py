@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import open_clip
 import pytest
 import torch
-from engine_checks import (
+from helpers.engine_checks import (
     ARCHITECTURES,
     NAMES,
     architecture,
@@ -17,7 +17,7 @@ from engine_checks import (
 )
 from torch import Tensor, nn
 
-from fastprompt.attention import plain_attention
+from fastprompt._utils.attention import plain_attention
 from fastprompt.towers import ReferenceImageTower, ReferenceTextTower
 
 CUSTOM = open_clip.CustomTextCLIP

@@ -6,8 +6,7 @@ import re
 import open_clip
 import pytest
 import torch
-from conftest import small_model
-from engine_checks import (
+from helpers.engine_checks import (
     EXACT,
     deep_shape,
     embedded,
@@ -18,6 +17,7 @@ from engine_checks import (
     sentences,
     text_clip,
 )
+from helpers.models import small_model
 
 from fastprompt import load_clip
 from fastprompt.towers import ReferenceTextTower, TextTower

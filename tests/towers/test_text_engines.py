@@ -5,8 +5,7 @@ import copy
 import open_clip
 import pytest
 import torch
-from conftest import small_model
-from engine_checks import (
+from helpers.engine_checks import (
     ARCHITECTURES,
     BLOCK_OPTIONS,
     EXACT,
@@ -20,6 +19,7 @@ from engine_checks import (
     text_clip,
     text_engines,
 )
+from helpers.models import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,8 +6,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from conftest import small_model
-from engine_checks import (
+from helpers.engine_checks import (
     EXACT,
     NAMES,
     agree,
@@ -18,13 +17,14 @@ from engine_checks import (
     relative,
     text_clip,
 )
+from helpers.models import small_model
 from torch import Tensor, nn
 
 from fastprompt import FrozenCLIP
-from fastprompt.attention import plain_attention
-from fastprompt.prompts import TokenRefiner
+from fastprompt._utils.attention import plain_attention
+from fastprompt.prompts.refiners import TokenRefiner
 from fastprompt.towers import ReferenceTextTower, TextTower
-from fastprompt.towers.chunks import recomputed
+from fastprompt.towers.text_chunks import recomputed
 
 CUSTOM = open_clip.CustomTextCLIP
 POSITIONS = ("end", "middle", "front")
@@ -471,7 +471,7 @@ def test_a_function_is_no_refiner(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_hugging_face_towers_take_none(engine):
     pytest.importorskip("transformers")
-    from test_hf_text import hf_clip
+    from helpers.hf_text import hf_clip
 
     clip = hf_clip()
     tower = engine(clip, NAMES, 3)

@@ -5,8 +5,8 @@ After Carlini et al., "On evaluating adversarial robustness", 2019, section 5, a
 the whole evaluation one that is not to be trusted.
 """
 
-from .again import Claim, check_claims, claims
 from .checks import FULL, QUICK, check_model
+from .reattack import Claim, check_claims, claims
 from .rows import check_rows
 from .verdict import Verdict
 

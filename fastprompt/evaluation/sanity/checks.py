@@ -10,7 +10,7 @@ from .sample import Sample
 from .strength import (
     ball,
     black_box,
-    levelled,
+    leveled,
     more_is_stronger,
     other_losses,
     radius_zero,
@@ -43,7 +43,7 @@ QUICK = Depth(
 FULL = Depth(
     64,
     (*QUICK.of_the_model, precision),
-    (*QUICK.of_the_attack, more_is_stronger, levelled, other_losses, black_box),
+    (*QUICK.of_the_attack, more_is_stronger, leveled, other_losses, black_box),
 )
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..._dtypes import at_least_float32
+from ..._utils.dtypes import at_least_float32
 from ...attacks.ascent import evaluating, mean_gradient
 from ...attacks.health import ZERO_SHARE
 from ...attacks.losses import cross_entropy, margin
 from ...attacks.random_start import random_start
-from ...defences import JPEG, BitDepth, Defended
+from ...defenses import JPEG, BitDepth, Defended
 from .sample import Sample
 from .verdict import Verdict
 
@@ -133,7 +133,7 @@ def measured_gradient(sample: Sample) -> Verdict:
     that is true on clean images alone, where the attack never stands.
     """
     name = "measured gradient"
-    if sample.randomised:
+    if sample.randomized:
         return Verdict(name, "skipped", "the model is random")
     bare = _without_estimates(sample)
     start = random_start(
@@ -162,7 +162,7 @@ def _without_estimates(sample: Sample) -> Sample:
     model = sample.model
     if type(model) is not Defended:
         return sample
-    kept = [part for part in model.defences if type(part) not in _ESTIMATES]
+    kept = [part for part in model.defenses if type(part) not in _ESTIMATES]
     return replace(sample, model=Defended(model.classifier, *kept))
 
 

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..._dtypes import at_least_float32
+from ..._utils.dtypes import at_least_float32
 from ...attacks.ascent import evaluating
 from .sample import Sample
 from .verdict import Verdict
@@ -41,7 +41,7 @@ def repeatable(sample: Sample) -> Verdict:
     figures = {"difference": off, "samples": sample.samples}
     if off <= _SAME:
         return Verdict.of("repeatable", "", **figures)
-    if sample.randomised and sample.samples > 1:
+    if sample.randomized and sample.samples > 1:
         return Verdict(
             "repeatable",
             "passed",
@@ -51,15 +51,15 @@ def repeatable(sample: Sample) -> Verdict:
     return Verdict.of(
         "repeatable",
         f"outputs are random: two passes over the same images differ by {off:.1%} of the logits' "
-        "spread. Attack the expectation: give the model an attribute randomised = True, or pass "
+        "spread. Attack the expectation: give the model an attribute randomized = True, or pass "
         "samples=20",
         **figures,
     )
 
 
 def attack_path(sample: Sample) -> Verdict:
-    """The logits that are attacked are those that are judged: prompts, router, defences and all."""
-    if sample.randomised:
+    """The logits that are attacked are those that are judged: prompts, router, defenses and all."""
+    if sample.randomized:
         return Verdict("attack path", "skipped", "the model is random")
     parts = []
     with torch.enable_grad(), evaluating(sample.model):
@@ -77,8 +77,8 @@ def attack_path(sample: Sample) -> Verdict:
 
 
 def batch_split(sample: Sample) -> Verdict:
-    """An image's logits don't depend on its neighbours."""
-    if sample.randomised:
+    """An image's logits don't depend on its neighbors."""
+    if sample.randomized:
         return Verdict("batch split", "skipped", "the model is random")
     with torch.no_grad(), evaluating(sample.model):
         alone = torch.cat([at_least_float32(sample.model(x)) for x in sample.images.split(3)])
@@ -97,7 +97,7 @@ def precision(sample: Sample) -> Verdict:
     """The same predictions in float64: where they differ, rounding decides."""
     model = sample.model
     twin = _in_float64(model)
-    if twin is None or sample.randomised:
+    if twin is None or sample.randomized:
         why = "the model is random" if twin is not None else "the model can't run in float64"
         return Verdict("precision", "skipped", why)
     adv = sample.pgd(sample.eps, 10)

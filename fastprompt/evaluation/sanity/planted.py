@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._dtypes import at_least_float32
+from ..._utils.dtypes import at_least_float32
 from ...attacks import PGD
 from ...attacks.ascent import evaluating
 from ...attacks.losses import margin
-from ..draw import evenly
+from ..sampling import evenly
 from .sample import Model, Sample
 from .verdict import Verdict
 
@@ -31,24 +31,24 @@ _TRIES = ((10, 1), (50, 2))  # steps and restarts: nearly all are found by the f
 class _ReadOut(nn.Module):
     """Two logits from the model's: one read-out for each image of a batch."""
 
-    def __init__(self, model: Model, weight: Tensor, bias: Tensor, centre: Tensor) -> None:
+    def __init__(self, model: Model, weight: Tensor, bias: Tensor, center: Tensor) -> None:
         super().__init__()
         self.model = model
-        self.weight, self.bias, self.centre = weight, bias, centre
+        self.weight, self.bias, self.center = weight, bias, center
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = at_least_float32(self.model(images)) - self.centre
+        logits = at_least_float32(self.model(images)) - self.center
         score = (logits * self.weight).sum(dim=1) + self.bias
         return torch.stack([-score, score], dim=1)
 
     def of(self, rows: Tensor) -> "_ReadOut":
         """Those of some images."""
-        return _ReadOut(self.model, self.weight[rows], self.bias[rows], self.centre[rows])
+        return _ReadOut(self.model, self.weight[rows], self.bias[rows], self.center[rows])
 
 
 def planted(sample: Sample) -> Verdict:
     """Whether PGD finds adversarial examples that are sure to be there."""
-    if sample.randomised:
+    if sample.randomized:
         return Verdict("planted example", "skipped", "the model is random")
     if not sample.eps:
         return Verdict("planted example", "skipped", "the radius is 0")
@@ -106,8 +106,8 @@ def _plant(sample: Sample) -> tuple[_ReadOut, Tensor]:
         torch.stack([getattr(fit, name) for fit in best])[pick, image].to(inside.dtype)
         for name in ("weight", "bias")
     )
-    centre = inside.mean(dim=1)
-    return _ReadOut(sample.model, weight, bias, centre), gap > 0
+    center = inside.mean(dim=1)
+    return _ReadOut(sample.model, weight, bias, center), gap > 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._dtypes import at_least_float32
+from ..._utils.dtypes import at_least_float32
 from ...attacks import PGD
 from ...attacks.ascent import evaluating
 from ...attacks.base import fooled
@@ -41,9 +41,9 @@ class Sample:
     surrogates: Mapping[str, Model] = field(default_factory=dict)
 
     @property
-    def randomised(self) -> bool:
+    def randomized(self) -> bool:
         """Whether the model says of itself that it is random."""
-        return bool(getattr(self.model, "randomised", False))
+        return bool(getattr(self.model, "randomized", False))
 
     def logits(self, images: Tensor) -> Tensor:
         """In passes of at most ``batch`` images, without gradients."""

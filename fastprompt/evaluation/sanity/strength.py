@@ -29,7 +29,7 @@ def radius_zero(sample: Sample) -> Verdict:
     reason = ""
     if moved > 0:
         reason = f"with eps 0 the attack moved pixels by {moved:.1e}"
-    elif before != after and not sample.randomised:
+    elif before != after and not sample.randomized:
         reason = f"with eps 0 {after} images are right, clean {before}"
     return Verdict.of("radius zero", reason, moved=moved, clean=before, attacked=after)
 
@@ -61,7 +61,7 @@ def in_8_bits(adv: Tensor, images: Tensor, eps: float) -> Tensor:
 def unbounded(sample: Sample) -> Verdict:
     """With every image within reach hardly one stands."""
     steps = 20
-    standing = sample.standing(sample.pgd(1.0, steps, alpha=4 / 255, stop=not sample.randomised))
+    standing = sample.standing(sample.pgd(1.0, steps, alpha=4 / 255, stop=not sample.randomized))
     share = standing / max(1, len(sample))
     reason = (
         f"{share:.0%} of the images stand even where any image at all may be shown: the attack is "
@@ -95,7 +95,7 @@ def more_is_stronger(sample: Sample) -> Verdict:
     return Verdict.of("more is stronger", "", **{k: dict(v) for k, v in series.items()})
 
 
-def levelled(sample: Sample) -> Verdict:
+def leveled(sample: Sample) -> Verdict:
     """After 100 steps the loss rises no more: more steps would find little."""
     start = _loss(sample, sample.images)
     half, whole = (_loss(sample, sample.pgd(sample.eps, n)) for n in (50, 100))
@@ -116,7 +116,7 @@ def _loss(sample: Sample, adv: Tensor) -> float:
 def other_losses(sample: Sample) -> Verdict:
     """Losses that don't see the logits' scale find nothing that cross-entropy misses."""
     shared: dict[str, Any] = {"seed": sample.seed, "batch": sample.batch, "samples": sample.samples}
-    standing = {"pgd": sample.standing(sample.pgd(sample.eps, 40, stop=not sample.randomised))}
+    standing = {"pgd": sample.standing(sample.pgd(sample.eps, 40, stop=not sample.randomized))}
     losses: tuple[APGDLoss, ...] = ("ce", "dlr")
     for loss in losses:
         attack = APGD(
@@ -124,7 +124,7 @@ def other_losses(sample: Sample) -> Verdict:
             sample.eps,
             40,
             loss=loss,
-            stop=not sample.randomised,
+            stop=not sample.randomized,
             **shared,
         )
         result = attack.run(sample.images, sample.labels, indices=sample.indices)
@@ -141,7 +141,7 @@ def other_losses(sample: Sample) -> Verdict:
 
 def black_box(sample: Sample, queries: int = 200) -> Verdict:
     """An attack without gradients fells no image that those with gradients leave standing."""
-    white = sample.pgd(sample.eps, 20, stop=not sample.randomised)
+    white = sample.pgd(sample.eps, 20, stop=not sample.randomized)
     try:
         attack = Square(sample.model, sample.eps, queries, batch=sample.batch, seed=sample.seed)
     except ModuleNotFoundError as missing:

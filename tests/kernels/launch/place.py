@@ -15,7 +15,7 @@ MARKS = [] if INTERPRETED else [pytest.mark.gpu]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 DTYPE_IDS = ["fp32", "fp16", "bf16"]
-# steps between neighbouring values at 1
+# steps between neighboring values at 1
 EPSILON = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
 

@@ -214,7 +214,7 @@ def test_two_runs_give_the_same_bits():
     assert all(torch.equal(x, y) for x, y in zip(first[1], second[1], strict=True))
 
 
-def test_a_sample_does_not_depend_on_its_neighbours():
+def test_a_sample_does_not_depend_on_its_neighbors():
     a, b = layers(3)
     alone = run([x[1:2] for x in a], [y[1:2] for y in b], "triton")[0]
     torch.testing.assert_close(run(a, b, "triton")[0][1:2], alone, rtol=1e-6, atol=0)

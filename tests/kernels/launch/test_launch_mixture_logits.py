@@ -35,10 +35,10 @@ def batch(n, classes, prompts, width, dtype=torch.float32, seed=0):
     return [t.to(DEVICE) for t in (*given, torch.tensor(9.0))]
 
 
-def plain(image, text, router, scale, temperature=1.0, mix="normalised"):
+def plain(image, text, router, scale, temperature=1.0, mix="normalized"):
     """The form with ``[B, C, D]``, which autograd differentiates."""
     weights = (router / temperature).softmax(dim=1)
-    text = F.normalize(text, dim=-1) if mix == "normalised" else text
+    text = F.normalize(text, dim=-1) if mix == "normalized" else text
     mixed = F.normalize(torch.einsum("bk,kcd->bcd", weights, text), dim=-1)
     return scale * torch.einsum("bd,bcd->bc", image, mixed), weights
 
@@ -60,10 +60,10 @@ def results(function, inputs, *, wanted=range(4), of_weights=True, **named):
     return {"logits": logits.detach(), "weights": weights.detach()} | by_name
 
 
-def shortest(image, text, router, scale, temperature=1.0, mix="normalised"):
+def shortest(image, text, router, scale, temperature=1.0, mix="normalized"):
     """Length of the shortest mixture, of what it would be if its prompts were alike."""
     weights = (router / temperature).softmax(dim=1)
-    text = F.normalize(text, dim=-1) if mix == "normalised" else text
+    text = F.normalize(text, dim=-1) if mix == "normalized" else text
     mixed = torch.einsum("bk,kcd->bcd", weights, text).norm(dim=-1)
     return (mixed / (weights @ text.norm(dim=-1).view(text.shape[:2]))).min()
 
@@ -138,7 +138,7 @@ def test_only_what_is_asked_for(wanted):
     check(batch(7, 20, 3, 9), wanted=wanted, of_weights=2 in wanted)
 
 
-@pytest.mark.parametrize("mix", ["normalised", "raw"])
+@pytest.mark.parametrize("mix", ["normalized", "raw"])
 def test_a_prepared_gram(mix):
     inputs = batch(5, 20, 3, 40, dtype=torch.float16)
     gram = mixture_gram(inputs[1], mix=mix, impl="triton")

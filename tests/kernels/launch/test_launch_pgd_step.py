@@ -132,14 +132,14 @@ def test_settings_of_each_image():
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("size", [1, 3, 27])
-def test_normalised_copy(size, layout, dtype):
+def test_normalized_copy(size, layout, dtype):
     x_adv, _, x, grad = (t.contiguous(memory_format=layout) for t in batch(2, size))
     mean, std = (t.to(DEVICE) for t in STATISTICS)
     copies = torch.full((2, *x.shape), NAN, device=DEVICE, dtype=dtype)
     named = {"alpha": 0.02, "eps": 0.04, "mean": mean, "std": std}
     copies = [c.contiguous(memory_format=layout) for c in copies]
     for copy, impl in zip(copies, ("triton", "torch"), strict=True):
-        pgd_step(x_adv, x, grad, normalised=copy, impl=impl, **named)
+        pgd_step(x_adv, x, grad, normalized=copy, impl=impl, **named)
     # bf16 is cut off instead of rounded in the interpreter: one step between its values
     limit = torch.finfo(dtype).eps if INTERPRETED and dtype == torch.bfloat16 else 0
     torch.testing.assert_close(copies[0], copies[1], rtol=limit, atol=0)
@@ -163,7 +163,7 @@ def test_layouts(change):
     equal(*both(apgd_step, now, before, clean, slope, **named))
     copy = strided(x) if change == "strided" else torch.empty_like(now)
     statistics = {"mean": STATISTICS[0].to(DEVICE), "std": STATISTICS[1].to(DEVICE)}
-    pgd_step(now, clean, slope, normalised=copy, impl="triton", **statistics, **named)
+    pgd_step(now, clean, slope, normalized=copy, impl="triton", **statistics, **named)
     mean, std = (t.view(3, 1, 1).to(DEVICE) for t in STATISTICS)
     torch.testing.assert_close(copy, (expected - mean) / std, rtol=0, atol=0)
     written = now.clone() if change != "strided" else now

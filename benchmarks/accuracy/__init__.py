@@ -1,0 +1,1 @@
+"""How accurate tuned prompts are, and how strong the attacks."""

@@ -1,0 +1,135 @@
+"""AutoAttack (standard) here and put together from torchattacks, on the same images, in one run.
+
+python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
+python -m benchmarks.accuracy autoattack table
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from fastprompt import evaluate, load_clip, load_data
+from fastprompt._utils.checks import parse_fraction
+from fastprompt.data import ImageTensors
+from fastprompt.evaluation.scoring import Counted
+
+from ..common.paths import TWO_CORES
+from ..common.report import table, write
+
+RESULT = TWO_CORES / "autoattack.json"
+STEPS, TARGETS, QUERIES = 100, 9, 5000
+
+
+def peer(model: nn.Module, eps: float, seed: int) -> Any:
+    """The standard four at the standard's values: `torchattacks.AutoAttack` has other ones."""
+    shared = {"norm": "Linf", "eps": eps, "seed": seed}
+    return torchattacks.MultiAttack(
+        [
+            torchattacks.APGD(model, steps=STEPS, loss="ce", **shared),
+            torchattacks.APGDT(model, steps=STEPS, n_classes=TARGETS + 1, **shared),
+            torchattacks.FAB(
+                model, steps=STEPS, n_classes=TARGETS + 1, multi_targeted=True, **shared
+            ),
+            torchattacks.Square(model, n_queries=QUERIES, **shared),
+        ]
+    )
+
+
+def _theirs(
+    model: nn.Module, images: Tensor, labels: Tensor, eps: float, batch: int, seed: int
+) -> dict[str, Any]:
+    counted = Counted(model).eval()
+    attack, standing = peer(counted, eps, seed), 0
+    attack.set_device(images.device)
+    for each in attack.attacks:
+        each.set_device(images.device)
+    began = time.perf_counter()
+    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+        adv = attack(x, y)
+        inside = (adv - x).abs().flatten(1).amax(1) <= eps + 1e-6
+        with torch.no_grad():
+            right = model(x).argmax(1) == y
+            standing += int((right & ((model(adv).argmax(1) == y) | ~inside)).sum())
+    return {
+        "seconds": time.perf_counter() - began,
+        "standing": standing,
+        "gradients": counted.gradients,
+        "forwards": counted.forwards,
+    }
+
+
+def _ours(
+    model: nn.Module, data: ImageTensors, eps: float, batch: int, seed: int
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    options: dict[str, Any] = {"batch": batch, "seed": seed, "sanity": "off", "progress": False}
+    row = evaluate(model, data, ["autoattack"], eps, **options).row("model", "autoattack", eps)
+    kept = ("gradients", "forwards", "parts")
+    return {
+        "seconds": time.perf_counter() - began,
+        "standing": row["correct"],
+        **{k: row[k] for k in kept},
+    }
+
+
+def measure(
+    clip: str = "tiny-shapes-robust",
+    eps: str = "4/255",
+    images: int = 200,
+    batch: int = 100,
+    seed: int = 0,
+    out: str = str(RESULT),
+) -> None:
+    """Attack the zero-shot classifier on test images of shapes, both ways; add to the file."""
+    data = load_data("shapes", shots=1)
+    model = load_clip(clip).zero_shot(data.classnames, data.templates)
+    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))[:images]
+    chosen = ImageTensors(data.test.images[order], data.test.labels[order])
+    pixels, radius = chosen.images.float() / 255, parse_fraction(eps, "eps")
+    with torch.no_grad():
+        clean = int((model(pixels).argmax(1) == chosen.labels).sum())
+    ours = _ours(model, chosen, radius, batch, seed)
+    theirs = _theirs(model, pixels, chosen.labels, radius, batch, seed)
+    path = Path(out)
+    rows = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
+    about = {"clip": clip, "eps": eps, "images": images, "batch": batch, "seed": seed}
+    rows = [row for row in rows if {k: row[k] for k in about} != about]
+    rows.append({**about, "clean": clean, "fastprompt": ours, "torchattacks": theirs})
+    write(path, {"threads": torch.get_num_threads(), "rows": rows})
+    show(out)
+
+
+def lines(out: Path = RESULT) -> list[list[str]]:
+    """The file's table."""
+    head = ["", "eps", "clean"]
+    for what in ("stand", "s", "gradients"):
+        head += [what, f"{what} (torchattacks)"]
+    found = [[*head, "ratio"]]
+    for row in json.loads(out.read_text("utf-8"))["rows"]:
+        ours, theirs, n = row["fastprompt"], row["torchattacks"], row["images"]
+        counts = (row["clean"], ours["standing"], theirs["standing"])
+        found.append(
+            [
+                row["clip"],
+                row["eps"],
+                *(f"{100 * k / n:.1f}" for k in counts),
+                f"{ours['seconds']:.0f}",
+                f"{theirs['seconds']:.0f}",
+                f"{ours['gradients']:,}",
+                f"{theirs['gradients']:,}",
+                f"{theirs['seconds'] / ours['seconds']:.1f}x",
+            ]
+        )
+    return found
+
+
+def show(out: str = str(RESULT)) -> None:
+    """Print the file's table."""
+    print(table(lines(Path(out))))

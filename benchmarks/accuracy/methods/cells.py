@@ -1,0 +1,119 @@
+"""What is tuned and judged: one `Cell` for each run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MODELS = ("tiny-shapes", "tiny-shapes-robust")
+METHODS = ("zero-shot", "advpt", "apt", "ampt", "capt", "nap")
+BASE_EPS = "2/255"  # of the search's attempts that name no other, and of the smaller tables
+TEST_EPS = ("1/255", "2/255", "4/255")
+SEEDS = (0, 1, 2)
+SHIFTED = ("shapes-outline", "shapes-recolored", "shapes-crowded")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run: the presets of the bundled models, and what is changed of them.
+
+    Attributes:
+        part: ``"main"``, ``"shift"``, ``"new"`` or the claim that is tested.
+        model: bundled model.
+        method: a tuner's name, or ``"zero-shot"``.
+        seed: of the shots and of the tuning.
+        test: data set, and its classes, that is judged.
+        eps: radii of the test.
+        classes: that are tuned on.
+        changes: settings other than the preset's.
+    """
+
+    part: str
+    model: str
+    method: str
+    seed: int
+    test: str = "shapes"
+    test_classes: str = "all"
+    eps: tuple[str, ...] = (BASE_EPS,)
+    classes: str = "all"
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The changed settings, in words."""
+        return ", ".join(f"{k}={v}" for k, v in self.changes) or "preset"
+
+    @property
+    def name(self) -> str:
+        """A file's name: readable, and its own."""
+        facts = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        mark = hashlib.sha256(facts.encode()).hexdigest()[:8]
+        return f"{self.part}-{self.model}-{self.method}-{self.seed}-{mark}"
+
+    @property
+    def tuning(self) -> tuple[Any, ...]:
+        """What says which tuned prompts are judged: cells that share it share them."""
+        return (self.model, self.method, self.seed, self.classes, self.changes)
+
+
+def cell_of(row: Mapping[str, Any]) -> Cell:
+    """The cell that a row of the result file is of."""
+    fields = {name: row[name] for name in Cell.__dataclass_fields__}
+    fields["eps"] = tuple(fields["eps"])
+    fields["changes"] = tuple((key, value) for key, value in fields["changes"])
+    return Cell(**fields)
+
+
+def main_cells() -> Iterator[Cell]:
+    """Every method on both models, tuned at one radius, judged at three."""
+    for seed in SEEDS:
+        for model in MODELS:
+            for method in METHODS:
+                if method == "zero-shot" and seed:
+                    continue  # nothing in it depends on a seed
+                yield Cell("main", model, method, seed, eps=TEST_EPS)
+
+
+def shift_cells() -> Iterator[Cell]:
+    """The prompts of the first seed on images that are further away."""
+    for model in MODELS:
+        for method in METHODS:
+            for test in SHIFTED:
+                yield Cell("shift", model, method, 0, test=test)
+
+
+def new_cells() -> Iterator[Cell]:
+    """Tuned on the first half of the classes, judged on both halves."""
+    model = "tiny-shapes-robust"
+    for method in METHODS:
+        for half in ("base", "new"):
+            yield Cell("new", model, method, 0, test_classes=half, classes="base")
+
+
+def claim_cells() -> Iterator[Cell]:
+    """The papers' claims, on the robust model, one setting changed at a time."""
+
+    def cell(claim: str, method: str, **changes: Any) -> Cell:
+        return Cell(claim, "tiny-shapes-robust", method, 0, changes=tuple(changes.items()))
+
+    for k in (1, 2, 4, 8, 16):  # 16 tokens in all
+        yield cell("mixture", "ampt", n_prompts=k, n_ctx=16 // k)
+    yield from (cell("refiners", "nap", refiners=r) for r in (True, False))
+    yield from (cell("layers", "nap", consistency=c) for c in ("cosine", "mse", "none"))
+    yield from (cell("layers", "nap", schedule="linear", consistency=c) for c in ("cosine", "none"))
+    yield from (cell("balance", "capt", balance=b) for b in ("confidence", "linear"))
+    yield from (
+        cell("balance", "capt", balance="constant", balance_value=a) for a in (0.0, 0.5, 1.0)
+    )
+    yield cell("balance", "capt", lam=0.0)
+    yield from (cell("depth", "capt", lam=0.0, depth=d) for d in (1, 2, 4))
+    yield cell("depth", "apt")
+
+
+def all_cells() -> list[Cell]:
+    """Every cell, the main table's first."""
+    cells = [*main_cells(), *shift_cells(), *new_cells(), *claim_cells()]
+    return list(dict.fromkeys(cells))

@@ -1,0 +1,208 @@
+"""docs/results.md from the committed result file."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...common.paths import ROOT
+from ...common.report import markdown
+from . import autoattack
+from .cells import METHODS, MODELS, SHIFTED, TEST_EPS, all_cells
+from .page_text import TEXT
+from .run import IMAGES, RESULT, SHOTS, rows_of
+
+PAGE = ROOT / "docs" / "results.md"
+NAMES = {"advpt": "AdvPT", "apt": "APT", "ampt": "AMPT", "capt": "CAPT", "nap": "NAP"}
+Row = Mapping[str, Any]
+
+
+def name_of(method: str) -> str:
+    """A method's name in its paper."""
+    return NAMES.get(method, method)
+
+
+def accuracies(cells: Sequence[Row], eps: str | None) -> list[float]:
+    """Clean accuracies (``eps`` None), or those under attack, in percent, one for each cell."""
+    radius = 0.0 if eps is None else int(eps.split("/")[0]) / 255
+    attack = "clean" if eps is None else "pgd-100"
+    return [
+        100 * row["accuracy"]
+        for cell in cells
+        for row in cell["rows"]
+        if row["attack"] == attack and (eps is None or abs(row["eps"] - radius) < 1e-9)
+    ]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range; one value by itself."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _seconds(cells: Sequence[Row], key: str) -> str:
+    values = [cell[key] for cell in cells if key in cell]
+    return f"{statistics.mean(values):.3g}" if values else ""
+
+
+def _radius(cell: Row) -> str:
+    return f"{255 * cell['config']['eps']:g}/255" if "config" in cell else ""
+
+
+def main_table(cells: Sequence[Row], model: str) -> str:
+    """Every method on one model: accuracies with their spread, costs, trained parameters."""
+    rows = []
+    for method in METHODS:
+        own = [c for c in cells if (c["part"], c["model"], c["method"]) == ("main", model, method)]
+        if not own:
+            continue
+        attacked = [spread(accuracies(own, eps)) for eps in TEST_EPS]
+        costs = [_seconds(own, key) for key in ("step_seconds", "tuning_seconds")]
+        trained = f"{own[0]['parameters']:,}" if "parameters" in own[0] else ""
+        seeds = "" if method == "zero-shot" else str(len(own))
+        clean, tuned_at = spread(accuracies(own, None)), _radius(own[0])
+        rows.append([name_of(method), tuned_at, clean, *attacked, *costs, trained, seeds])
+    head = [
+        "method",
+        "tuned at",
+        "clean",
+        *TEST_EPS,
+        "s a step",
+        "s in all",
+        "trained parameters",
+        "seeds",
+    ]
+    return markdown(head, rows)
+
+
+def shift_table(cells: Sequence[Row], model: str) -> str:
+    """Clean and robust accuracy on the shifted images."""
+    rows = []
+    for method in METHODS:
+        row = [name_of(method)]
+        for test in SHIFTED:
+            key = ("shift", model, method, test)
+            own = [c for c in cells if (c["part"], c["model"], c["method"], c["test"]) == key]
+            row += [spread(accuracies(own, None)), spread(accuracies(own, "2/255"))]
+        if any(row[1:]):
+            rows.append(row)
+    head = [
+        "method",
+        *(f"{t.removeprefix('shapes-')} {k}" for t in SHIFTED for k in ("clean", "2/255")),
+    ]
+    return markdown(head, rows)
+
+
+def _harmonic(base: Sequence[float], new: Sequence[float]) -> str:
+    if not base or not new or base[0] + new[0] == 0:
+        return ""
+    return f"{2 * base[0] * new[0] / (base[0] + new[0]):.1f}"
+
+
+def new_table(cells: Sequence[Row]) -> str:
+    """Tuned on half of the classes: both halves and their harmonic mean."""
+    rows = []
+    for method in METHODS:
+        own = [c for c in cells if c["part"] == "new" and c["method"] == method]
+        row = [name_of(method)]
+        for eps in (None, "2/255"):
+            base, new = (
+                accuracies([c for c in own if c["test_classes"] == half], eps)
+                for half in ("base", "new")
+            )
+            row += [spread(base), spread(new), _harmonic(base, new)]
+        if any(row[1:]):
+            rows.append(row)
+    head = [
+        "method",
+        *(f"{half} {k}" for k in ("clean", "2/255") for half in ("base", "new", "mean")),
+    ]
+    return markdown(head, rows)
+
+
+def claim_table(cells: Sequence[Row], claim: str) -> str:
+    """One setting after the other."""
+    rows = [
+        [
+            name_of(c["method"]),
+            c["label"],
+            spread(accuracies([c], None)),
+            spread(accuracies([c], "2/255")),
+            f"{c['step_seconds']:.3g}",
+            f"{c['parameters']:,}",
+        ]
+        for c in cells
+        if c["part"] == claim
+    ]
+    head = ["method", "changed", "clean", "2/255", "s a step", "trained parameters"]
+    return markdown(head, rows)
+
+
+def strong_table(path: Path = autoattack.RESULT) -> str:
+    """What each attack leaves, and what the checks say."""
+    lines = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        shares = [f"{100 * row['accuracy']:.1f}" for row in cell["rows"]]
+        n = cell["rows"][0]["n"]
+        left = [f"{100 * part['standing'] / n:.1f}" for part in cell["parts"]]
+        low, high = (100 * bound for bound in cell["rows"][-1]["interval"])
+        verdict = "not to be trusted" if cell["reasons"] else "passed"
+        interval = f"{shares[2]} [{low:.1f}, {high:.1f}]"
+        lines.append(
+            [cell["model"], name_of(cell["method"]), *shares[:2], *left[:-1], interval, verdict]
+        )
+    parts = ("apgd-ce", "apgd-t", "fab-t")
+    head = ["", "method", "clean", "pgd-100", *parts, "square: AutoAttack", "checks"]
+    return markdown(head, lines)
+
+
+def short_table(path: Path = RESULT) -> str:
+    """The README's: both models side by side, means over the seeds."""
+    cells = [row for row in rows_of(path) if row["part"] == "main"]
+    rows = []
+    for method in METHODS:
+        row = [name_of(method)]
+        for model in MODELS:
+            own = [c for c in cells if (c["model"], c["method"]) == (model, method)]
+            means = (accuracies(own, eps) for eps in (None, "1/255", "2/255"))
+            row += [f"{statistics.mean(values):.1f}" if values else "" for values in means]
+        rows.append(row)
+    head = ["method", *(f"{model}: {k}" for model in MODELS for k in ("clean", "1/255", "2/255"))]
+    return markdown(head, rows)
+
+
+def _counts(cells: Sequence[Row]) -> str:
+    """Which iterates were judged, as the rows themselves say."""
+    said = (row["settings"].get("counts") for cell in cells for row in cell["rows"])
+    return " or ".join(sorted({words for words in said if words}))
+
+
+def page(path: Path = RESULT) -> str:
+    """The whole page."""
+    cells = rows_of(path)
+    tables = {f"main:{model}": main_table(cells, model) for model in MODELS}
+    tables |= {f"shift:{model}": shift_table(cells, model) for model in MODELS}
+    tables["new"] = new_table(cells)
+    tables |= {"strong": strong_table(), "strong images": str(autoattack.IMAGES)}
+    for claim in ("mixture", "refiners", "layers", "balance", "depth"):
+        tables[claim] = claim_table(cells, claim)
+    tables |= {"images": str(IMAGES), "counts": _counts(cells), "shots": str(SHOTS)}
+    whole = len(all_cells())
+    missing = f"**Not everything is measured yet: {len(cells)} runs of {whole}.**\n"
+    tables["missing"] = missing if len(cells) < whole else ""
+    text = TEXT
+    for key, table in tables.items():
+        text = text.replace(f"<{key}>", table)
+    return text
+
+
+def table() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"written: {PAGE}\n\nfor the README:\n\n{short_table()}")

@@ -1,0 +1,143 @@
+"""Tune and judge cells: one JSON file each, so that a run that stops goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastprompt import evaluate, load_clip, load_data
+from fastprompt._utils.files import write_json
+from fastprompt._utils.run_folder import RunFolder
+from fastprompt.methods.registry import TUNERS
+from fastprompt.model.classifier import CLIPClassifier
+from fastprompt.tuning.config import as_dict
+from fastprompt.tuning.tuner import Tuner
+
+from ...common.paths import TWO_CORES
+from ...common.report import write
+from .cells import Cell, all_cells
+
+FOLDER = Path("runs") / "methods"
+RESULT = TWO_CORES / "methods.json"
+SHOTS, IMAGES, BATCH = 16, 400, 400
+ATTACK = "pgd-100"
+PRECISION = "bf16"  # of the tuning; the judge is float32
+
+
+def settings(cell: Cell) -> dict[str, Any]:
+    """What is changed of the preset."""
+    return {"precision": PRECISION, "seed": cell.seed, **dict(cell.changes)}
+
+
+def _folder(cell: Cell) -> Path:
+    mark = hashlib.sha256(json.dumps(cell.tuning).encode()).hexdigest()[:12]
+    return FOLDER / "tuned" / f"{cell.method}-{mark}"
+
+
+def tune(cell: Cell) -> Tuner:
+    """The tuner of a cell: from its folder, or tuned now and kept there."""
+    clip = load_clip(cell.model)
+    data = load_data("shapes", shots=SHOTS, seed=cell.seed, classes=cell.classes)
+    kind, folder = TUNERS[cell.method], _folder(cell)
+    if not (folder / "prompts.safetensors").exists():
+        tuner = kind(clip, data.classnames, **settings(cell))
+        if RunFolder(folder).started:  # stopped: times would be of a part
+            shutil.rmtree(folder)
+        began = time.perf_counter()
+        tuner.fit(data.train, data.val, folder, progress=False)
+        write_json(folder / "seconds.json", {"fit": time.perf_counter() - began})
+    return kind.load(folder, clip)
+
+
+def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
+    """Costs of the tuning, from its folder's metrics."""
+    rows = RunFolder(_folder(cell)).read_metrics()
+    batches = -(-SHOTS * len(tuner.classnames) // tuner.config.batch)
+    each = [row.get("tuning_seconds", row["seconds"]) / batches for row in rows]
+    return {
+        "config": as_dict(tuner.config),
+        "parameters": sum(p.numel() for p in tuner.prompts.parameters()),
+        "step_seconds": statistics.median(each),
+        "tuning_seconds": json.loads((_folder(cell) / "seconds.json").read_text())["fit"],
+        "val": {k: v for k, v in rows[-1].items() if k.startswith("val_")},
+    }
+
+
+def classifier_of(cell: Cell, names: list[str], templates: Any) -> tuple[CLIPClassifier, Any]:
+    """A cell's classifier, tuned now if it was not, and the costs of that."""
+    if cell.method == "zero-shot":
+        return load_clip(cell.model).zero_shot(names, templates), {}
+    tuner = tune(cell)
+    return tuner.classifier_for(names, precision="fp32"), _tuning_facts(cell, tuner)
+
+
+def judge(cell: Cell) -> dict[str, Any]:
+    """A cell's row of the result file."""
+    began = time.perf_counter()
+    data = load_data(cell.test, classes=cell.test_classes)  # type: ignore[arg-type]
+    classifier, facts = classifier_of(cell, data.classnames, data.templates)
+    options: dict[str, Any] = {"batch": BATCH, "progress": False}
+    clean = evaluate(classifier, data.test, ["clean"], **options).rows
+    attacked = evaluate(classifier, data.test, [ATTACK], cell.eps, limit=IMAGES, **options).rows[1:]
+    kept = ("attack", "eps", "accuracy", "n", "trusted", "settings")
+    return {
+        "name": cell.name,
+        **dataclasses.asdict(cell),
+        "label": cell.label,
+        **facts,
+        "rows": [{k: row[k] for k in kept} for row in (*clean, *attacked)],
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def measure(
+    share: int = 0, shares: int = 1, part: str | None = None, method: str | None = None
+) -> None:
+    """Run what is not done yet: this process's share, one part of the cells, or one method.
+
+    On one thread: two processes side by side do more than one with two threads.
+    """
+    torch.set_num_threads(1)
+    known = _recorded()
+    for cell in all_cells():
+        file = FOLDER / "cells" / f"{cell.name}.json"
+        mine = int(hashlib.sha256(json.dumps(cell.tuning).encode()).hexdigest(), 16) % shares
+        wanted = part in (None, cell.part) and method in (None, cell.method)
+        if file.exists() or cell.name in known or mine != share or not wanted:
+            continue
+        row = judge(cell)
+        write_json(file, row)
+        shown = {
+            f"{r['attack']} {255 * r['eps']:g}": round(100 * r["accuracy"], 1) for r in row["rows"]
+        }
+        print(
+            cell.part, cell.model, cell.method, cell.seed, cell.test, cell.label, shown, flush=True
+        )
+
+
+def rows_of(path: Path = RESULT) -> list[dict[str, Any]]:
+    """The rows of a result file."""
+    return list(json.loads(path.read_text("utf-8"))["cells"])
+
+
+def _recorded() -> dict[str, Any]:
+    """The rows of the result file, by their cells' names; remove it to measure all anew."""
+    return {row["name"]: row for row in rows_of()} if RESULT.exists() else {}
+
+
+def collect() -> None:
+    """Put the cells that are done into the result file, beside those that are there."""
+    rows = _recorded()
+    for cell in all_cells():
+        file = FOLDER / "cells" / f"{cell.name}.json"
+        if file.exists():
+            rows[cell.name] = {"name": cell.name, **json.loads(file.read_text("utf-8"))}
+    write(RESULT, {"cells": [rows[c.name] for c in all_cells() if c.name in rows]})

@@ -1,0 +1,1 @@
+"""What can be checked and measured on a GPU alone, task by task."""

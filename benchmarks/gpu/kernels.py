@@ -1,0 +1,222 @@
+"""What the kernels gain on a GPU, against torch's own fused code and the card's limits."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastprompt.kernels import (
+    consistency_loss,
+    layer_consistency,
+    mixture_logits,
+    pgd_step,
+    prefix_attention,
+)
+
+from ..common import plain
+from ..common.gpu_timing import DEVICE, Rungs, copy_bandwidth, event_rounds
+from ..common.paths import ROOT
+from ..common.timing import difference
+
+
+def pgd_bandwidth() -> dict[str, Any]:
+    """The sign step of 256 pictures: its share of the bandwidth of a copy."""
+    limit = copy_bandwidth()
+    out: dict[str, Any] = {"copy_bytes_per_second": limit}
+    x = torch.rand(256, 3, 224, 224, device=DEVICE)
+    x_adv = (x + 0.01).clamp(0, 1)
+    counts = torch.zeros(256, 2, dtype=torch.int64, device=DEVICE)
+    for dtype in (torch.float32, torch.bfloat16):
+        grad = torch.randn_like(x).to(dtype)
+        named: dict[str, Any] = {"alpha": 0.01, "eps": 0.03}
+        same = torch.equal(
+            pgd_step(x_adv, x, grad, **named), pgd_step(x_adv, x, grad, impl="torch", **named)
+        )
+        if not same:
+            raise RuntimeError("the kernel's bits are not the plain code's")
+
+        def run(impl: Any, grad: Tensor = grad, **more: Any) -> Tensor:
+            return pgd_step(x_adv, x, grad, alpha=0.01, eps=0.03, impl=impl, **more)
+
+        rungs: Rungs = {
+            "eager": lambda run=run: run("torch"),
+            "compiled": torch.compile(lambda run=run: run("torch")),
+            "kernel": lambda run=run: run("triton"),
+            "kernel, counts": lambda run=run: run("triton", counts=counts),
+        }
+        seconds = event_rounds(rungs)
+        moved = x.numel() * (12 + dtype.itemsize)
+        out[str(dtype)] = seconds | {
+            "bytes": moved,
+            "share_of_copy": moved / seconds["kernel"] / limit,
+            "share_of_copy_with_counts": moved / seconds["kernel, counts"] / limit,
+        }
+    return out
+
+
+def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], Any]:
+    """Forward, and backward of a fixed direction into all inputs."""
+    direction = torch.randn_like(function(*inputs))
+
+    def run() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function(*inputs), inputs, direction)
+
+    return run
+
+
+def mixture() -> dict[str, Any]:
+    """Router and mixture at B, C, K, D = 256, 1000, 8, 512, in bf16 and float32."""
+    out: dict[str, Any] = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        generator = torch.Generator().manual_seed(0)
+        f = F.normalize(torch.randn(256, 512, generator=generator), dim=-1)
+        t = F.normalize(torch.randn(8, 1000, 512, generator=generator), dim=-1)
+        router = torch.randn(256, 8, generator=generator)
+        inputs = [v.to(DEVICE, dtype).requires_grad_() for v in (f, t)]
+        inputs += [v.to(DEVICE).requires_grad_() for v in (router, torch.tensor(100.0))]
+        functions: dict[str, Callable[..., Tensor]] = {
+            "eager plain": plain.mixture,
+            "compiled plain": torch.compile(plain.mixture),
+            "eager Gram": plain.gram_mixture,
+            "compiled Gram": torch.compile(plain.gram_mixture),
+            "kernel": lambda *inputs: mixture_logits(*inputs, impl="triton"),
+        }
+        exact = plain.mixture(*(v.detach().double() for v in inputs))
+        errors = {name: difference(call(*inputs), exact) for name, call in functions.items()}
+        if not errors["kernel"] <= 2 * errors["eager plain"] + 1e-6:
+            raise RuntimeError(f"further from float64 than the plain code: {errors}")
+        detached = [v.detach() for v in inputs]
+        forward = event_rounds({n: partial(c, *detached) for n, c in functions.items()})
+        whole = event_rounds({n: with_gradients(c, *inputs) for n, c in functions.items()})
+        out[str(dtype)] = {
+            "errors": errors,
+            "forward": forward,
+            "forward and backward": whole,
+            "ratios": {n: whole[n] / whole["kernel"] for n in functions},
+            "ratios, forward": {n: forward[n] / forward["kernel"] for n in functions},
+        }
+    return out
+
+
+def attention(classes: int = 1000, heads: int = 8, prefix: int = 17, d: int = 64) -> dict[str, Any]:
+    """Suffixes of 2 to 8 tokens behind one prefix, against fused attention over a copied one."""
+    lengths = [2 + i % 7 for i in range(classes)]
+    longest, total = max(lengths), sum(lengths)
+    used = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]  # [C, S]
+    mask = torch.ones(longest, prefix + longest, dtype=torch.bool).tril(prefix).to(DEVICE)
+    cu = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE, torch.int32)
+    out: dict[str, Any] = {"classes": classes, "tokens": total, "longest": longest}
+    for dtype in (torch.bfloat16, torch.float32):
+        generator = torch.Generator(DEVICE).manual_seed(0)
+
+        def random(*shape: int, dtype: Any = dtype, generator: Any = generator) -> Tensor:
+            out = torch.randn(*shape, device=DEVICE, dtype=dtype, generator=generator)
+            return out.requires_grad_()
+
+        packed = [random(1, total, heads, d) for _ in range(3)]
+        front = [random(1, prefix, heads, d) for _ in range(2)]
+        padded = []
+        for tensor in packed:
+            wide = torch.zeros(classes, longest, heads, d, device=DEVICE, dtype=dtype)
+            wide[used.to(DEVICE)] = tensor.detach()[0]
+            padded.append(wide.transpose(1, 2).contiguous().requires_grad_())
+
+        def mine(*inputs: Tensor) -> Tensor:
+            return prefix_attention(*inputs, cu, impl="triton")
+
+        def theirs(*inputs: Tensor) -> Tensor:
+            return plain.copied_prefix(*inputs, mask)
+
+        got = mine(*packed, *front)[0]
+        expected = theirs(*padded, *front).transpose(1, 2)[used.to(DEVICE)]
+        error = difference(got, expected)
+        if not error <= (2e-2 if dtype == torch.bfloat16 else 1e-4):
+            raise RuntimeError(f"differs from fused attention by {error}")
+        rungs: Rungs = {
+            "copied prefix": with_gradients(theirs, *padded, *front),
+            "kernel": with_gradients(mine, *packed, *front),
+        }
+        detached = [t.detach() for t in (*padded, *front)], [t.detach() for t in (*packed, *front)]
+        forward = event_rounds(
+            {"copied prefix": partial(theirs, *detached[0]), "kernel": partial(mine, *detached[1])}
+        )
+        whole = event_rounds(rungs)
+        out[str(dtype)] = {
+            "difference": error,
+            "forward": forward,
+            "forward and backward": whole,
+            "ratio, forward": forward["copied prefix"] / forward["kernel"],
+            "ratio": whole["copied prefix"] / whole["kernel"],
+        }
+    return out
+
+
+def consistency() -> dict[str, Any]:
+    """Both consistency losses at NAP's and CAPT's published sizes, against compiled plain code."""
+    limit = copy_bandwidth()
+    layers, batch, tokens, width, classes = 12, 32, 213, 768, 1000
+    features = [
+        torch.randn(batch, tokens, width, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
+        for _ in range(2 * layers)
+    ]
+    compiled = torch.compile(plain.layers)
+    rungs = {
+        "eager": with_gradients(plain.layers, *features),
+        "compiled": with_gradients(compiled, *features),
+        "kernel": with_gradients(
+            lambda *f: layer_consistency(f[:layers], f[layers:], impl="triton"), *features
+        ),
+    }
+    seconds = event_rounds(rungs)
+    moved = 3 * sum(f.numel() * 2 for f in features)  # read twice, gradients written once
+    out: dict[str, Any] = {
+        "layer_consistency": seconds
+        | {
+            "share_of_copy": moved / seconds["kernel"] / limit,
+            "ratio to compiled": seconds["compiled"] / seconds["kernel"],
+        }
+    }
+    logits = [20 * torch.randn(256, classes, device=DEVICE) for _ in range(3)]
+    adv = logits[0].requires_grad_()
+    labels = torch.randint(classes, (256,), device=DEVICE)
+
+    def formula(adv: Tensor) -> Tensor:
+        return plain.consistency(adv, logits[1], logits[2], labels)
+
+    def mine(adv: Tensor) -> Tensor:
+        return consistency_loss(adv, logits[1], logits[2], labels, alpha=0.5, impl="triton")
+
+    error = difference(mine(adv), formula(adv.double()))
+    if not error <= 1e-5:
+        raise RuntimeError(f"differs from the plain formula by {error}")
+    rungs = {
+        "eager": with_gradients(formula, adv),
+        "compiled": with_gradients(torch.compile(formula), adv),
+        "kernel": with_gradients(mine, adv),
+    }
+    seconds = event_rounds(rungs)
+    out["consistency_loss"] = seconds | {
+        "difference": error,
+        "ratio to compiled": seconds["compiled"] / seconds["kernel"],
+    }
+    return out
+
+
+def sanitized() -> dict[str, Any]:
+    """The launch tests under compute-sanitizer, where it is installed."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return {"installed": False}
+    tests = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    chosen = ["tests/kernels/launch", "-k", "not past_two and not graph and not many"]
+    command = [tool, "--error-exitcode", "9", "--launch-timeout", "0", *tests, *chosen]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=450)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-6000:] + done.stderr[-2000:])
+    return {"installed": True, "summary": done.stdout.strip().splitlines()[-3:]}

@@ -1,0 +1,162 @@
+"""Tables and drawing of the ladder, from the committed results; fails where a page has others.
+
+python -m benchmarks.pages            # prints the README's table, checks README and docs page
+python -m benchmarks.pages --write    # puts the tables between the pages' markers, draws
+
+A page has its tables between ``<!-- ladder -->`` and ``<!-- /ladder -->``; docs/benchmarks.md has
+those of the GPU and of growth apart, benchmarks/README.md has the profile.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+from fastprompt._utils.files import read_json, write_bytes
+
+from .common.paths import RESULTS, ROOT
+from .common.report import NOT_YET, markdown
+from .growth import curves as growth_curves
+from .growth.table import lines as growth_lines
+from .ladder import profiling, result_file
+from .ladder.gpu_demands import gpu_table
+from .ladder.plot import draw, words
+from .ladder.table import blocks, short_table, whole_table
+
+README, PAGE = Path("README.md"), Path("docs/benchmarks.md")
+NOTES = Path("benchmarks/README.md")
+PLOT = PAGE.with_suffix(".svg")
+LINK = f"![Speed-up of each rung, seconds and memory against the number of classes]({PLOT.name})"
+
+
+def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
+    """By page, what belongs between which markers."""
+    ladders = result_file.committed(results)
+    short = blocks(ladders, "benchmarks/results", short_table)
+    whole = blocks(ladders, "../benchmarks/results", whole_table)
+    if ladders:
+        whole = f"{LINK}\n\n{whole}"
+    gpu = gpu_table(results)
+    growth = _of_machines(results, growth_curves.FILE, _growth)
+    profiles = _of_machines(results, profiling.RESULT.name, profiling.table)
+    return {
+        README: {"ladder": f"{short}\n\n{gpu}"},
+        PAGE: {"ladder": whole, "growth": growth, "gpu": gpu},
+        NOTES: {"profile": profiles},
+    }
+
+
+def _growth(result: Mapping[str, Any]) -> str:
+    return markdown(*growth_lines(result))
+
+
+def _of_machines(results: Path, file: str, table: Callable[[Mapping[str, Any]], str]) -> str:
+    """Each machine's table under its name."""
+    paths = sorted(results.glob(f"*/{file}"))
+    parts = [f"{path.parent.name}:\n\n{table(read_json(path))}" for path in paths]
+    return "\n\n".join(parts) or f"{NOT_YET[0].upper()}{NOT_YET[1:]}."
+
+
+def _block(name: str) -> re.Pattern[str]:
+    return re.compile(f"(<!-- {name} -->\n)(.*?)(<!-- /{name} -->)", flags=re.S)
+
+
+def _filled(text: str, name: str, part: str) -> str:
+    return _block(name).sub(lambda found: f"{found[1]}\n{part}\n\n{found[3]}", text)
+
+
+def differences(page: Path, text: str, parts: Mapping[str, str]) -> list[str]:
+    """What a page says between its markers and the results don't, and the other way round."""
+    out = []
+    for name, part in parts.items():
+        found = _block(name).search(text)
+        if found is None:
+            out.append(f"{page}: there is no <!-- {name} --> with a <!-- /{name} --> behind it")
+            continue
+        says, measured = found[2].strip().splitlines(), part.splitlines()
+        if says == measured:
+            continue
+        wrong = [line for line in says if line and line not in measured]
+        left_out = [line for line in measured if line and line not in says]
+        out += [f"{page}, {name}: no committed result says: {line}" for line in wrong]
+        out += [f"{page}, {name}: left out: {line}" for line in left_out]
+        if not wrong and not left_out:
+            out.append(f"{page}, {name}: the lines are in another order, or there are others twice")
+    return out
+
+
+def drawn(svg: str) -> str:
+    """What a drawing says that it shows."""
+    found = re.search(r'aria-label="([^"]*)"', svg)
+    return unescape(found[1]) if found else ""
+
+
+def problems(
+    root: Path = ROOT, results: Path = RESULTS, pages: Sequence[Path] = (README, PAGE, NOTES)
+) -> list[str]:
+    """Where the pages and the drawing differ from the committed results, in words."""
+    out = []
+    for page, parts in wanted(results).items():
+        if page not in pages:
+            continue
+        path = root / page
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        out += differences(page, text, parts)
+    said = words(result_file.committed(results), growth_curves.committed(results))
+    plot = root / PLOT
+    if said and (not plot.is_file() or drawn(plot.read_text(encoding="utf-8")) != said):
+        out.append(f"{PLOT}: drawn from other results")
+    return out
+
+
+def write(root: Path = ROOT, results: Path = RESULTS) -> None:
+    """Put the tables between the markers, and draw."""
+    for page, parts in wanted(results).items():
+        before = text = (root / page).read_text(encoding="utf-8")
+        for name, part in parts.items():
+            text = _filled(text, name, part)
+        if text != before:
+            write_bytes(root / page, text.encode())
+    ladders, growth = result_file.committed(results), growth_curves.committed(results)
+    if ladders or growth:
+        write_bytes(root / PLOT, draw(ladders, growth).encode())
+
+
+def main(write_pages: bool = False, root: Path = ROOT, results: Path = RESULTS) -> int:
+    """Print the README's table; 1 if a page or the drawing says something else than the results.
+
+    Args:
+        write_pages: put the tables between the markers first.
+        root: folder of README.md and docs.
+        results: folder of the machines' results.
+    """
+    if write_pages:
+        write(root, results)
+    print(wanted(results)[README]["ladder"])
+    found = problems(root, results)
+    for problem in found:
+        print(problem, file=sys.stderr)
+    if found:
+        print("python -m benchmarks.pages --write puts right what has markers", file=sys.stderr)
+    return 1 if found else 0
+
+
+def arguments(args: Sequence[str] | None = None) -> dict[str, Any]:
+    """From the command line."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="python -m benchmarks.pages", description=__doc__)
+    parser.add_argument(
+        "--write", dest="write_pages", action="store_true", help="put the tables into the pages"
+    )
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    return parser.parse_args(args).as_dict()
+
+
+if __name__ == "__main__":
+    sys.exit(main(**arguments()))

@@ -1,0 +1,149 @@
+"""Checks of what users hand in. Every message names the argument, what it got and what it takes."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Fraction: TypeAlias = float | int | str
+
+
+def parse_fraction(value: Fraction, name: str, *, zero: bool = False) -> float:
+    """A distance in pixel units, given as a float or as a string such as ``"4/255"``.
+
+    Args:
+        value: the distance; pixels are in [0, 1].
+        name: the argument's name, for the message.
+        zero: whether 0 is allowed.
+
+    Raises:
+        TypeError: ``value`` is neither a number nor a string.
+        ValueError: unreadable, not finite, negative, zero where it can't be, or above 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError(f'{name} must be a number or a string like "4/255", got {value!r}')
+    try:
+        if isinstance(value, str):
+            above, slash, below = value.partition("/")
+            number = float(above) / float(below) if slash else float(above)
+        else:
+            number = float(value)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(f'{name} must be a number or like "4/255", got {value!r}') from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    if number > 1:
+        hint = f": did you mean {number:g}/255?" if number <= 255 else ""
+        raise ValueError(f"{name} must be at most 1, got {value!r}: pixels are in [0, 1]{hint}")
+    if number < 0 or (number == 0 and not zero):
+        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value!r}")
+    return number
+
+
+def check_count(value: int, name: str, *, least: int = 1) -> int:
+    """``value`` if it is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def check_number(value: float, name: str, *, zero: bool = False) -> float:
+    """``value`` if it is a finite number above 0, or 0 where that is allowed."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value}")
+    return value
+
+
+def check_choice(value: str, name: str, known: Sequence[str]) -> None:
+    """Raise unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
+def check_templates(templates: str | Sequence[str], name: str = "templates") -> list[str]:
+    """The templates as a list: not empty, one ``{}`` in each."""
+    forms = [templates] if isinstance(templates, str) else list(templates)
+    if not forms or any(form.count("{}") != 1 for form in forms):
+        raise ValueError(f"{name} must each hold one '{{}}' for the class name, got {forms}")
+    return forms
+
+
+def some(names: Sequence[str]) -> str:
+    """A list of names for a message, cut where it is long."""
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
+
+
+def check_images(images: Tensor, name: str = "images", *, values: bool = True) -> None:
+    """Raise unless ``images`` is float32 or float64 ``[B, 3, H, W]`` in [0, 1].
+
+    ``values=False`` leaves the values alone: looking at them waits for the device.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(images).__name__}")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"{name} must be [B, 3, H, W], got {list(images.shape)}")
+    if images.dtype not in (torch.float32, torch.float64):
+        remedy = "divide by 255" if images.dtype == torch.uint8 else "call .float()"
+        raise TypeError(f"{name} must be float32 in [0, 1], got {images.dtype}: {remedy}")
+    if values and images.numel():
+        low, high = (float(v) for v in torch.aminmax(images.detach()))
+        if not (low >= 0.0 and high <= 1.0):
+            raise ValueError(
+                f"{name} must be in [0, 1], got values from {low:g} to {high:g}: "
+                "don't normalize them, the classifier does"
+            )
+
+
+def check_labels(labels: Tensor, n: int, classes: int | None = None, name: str = "labels") -> int:
+    """Raise unless ``labels`` is an integer ``[n]`` in 0..classes-1; returns the largest label."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(labels).__name__}")
+    if labels.shape != (n,):
+        raise ValueError(f"{name} must be [{n}], one for each image, got {list(labels.shape)}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got {labels.dtype}")
+    if not n:
+        return -1
+    low, high = (int(v) for v in torch.aminmax(labels.long()))  # unsigned ones lack aminmax
+    if low < 0:
+        raise ValueError(f"{name} must be 0 or more, got {low}")
+    if classes is not None:
+        check_label_range(high, classes, name)
+    return high
+
+
+def check_label_range(largest: int, classes: int, name: str = "labels") -> None:
+    """Raise if the largest label has no class."""
+    if largest >= classes:
+        raise ValueError(
+            f"{name} must be in 0..{classes - 1}, as there are {classes} classes, got {largest}"
+        )
+
+
+def check_classnames(classnames: Iterable[str]) -> list[str]:
+    """The class names as a list: non-empty, distinct, none blank; underscores become spaces."""
+    if isinstance(classnames, str):
+        raise TypeError(f"classnames must be a list of names, got the single string {classnames!r}")
+    if not isinstance(classnames, Iterable):
+        raise TypeError(f"classnames must be a list of names, got {classnames!r}")
+    names = list(classnames)
+    if not names:
+        raise ValueError("classnames must not be empty")
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"classnames must be strings, got {name!r}")
+        if not name.strip():
+            raise ValueError("classnames must not hold a blank name")
+        spoken = name.replace("_", " ")
+        if spoken in seen:
+            raise ValueError(f"classnames must be distinct: {name!r} stands there twice")
+        seen.add(spoken)
+    return [name.replace("_", " ") for name in names]

@@ -1,0 +1,266 @@
+"""``fastprompt evaluate RUN``: judge a run's prompts, or a zero-shot classifier, by attacks."""
+
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from .._utils.checks import check_count
+from .._utils.files import read_json, write_json
+from .._utils.names import unknown
+from .._utils.run_folder import RunFolder
+from ..clip.frozen import FrozenCLIP
+from ..clip.load import load_clip
+from ..data.load import Data, load_data
+from ..defenses import Defended, parse_defenses
+from ..evaluation import Evaluation, evaluate
+from ..evaluation.plan import plan_attacks
+from ..evaluation.scoring import Model
+from ..evaluation.spread import spread, spread_table
+from ..methods.registry import TUNERS
+from ..tuning.renamed import renamed, renamed_config
+from ..tuning.tuner import Tuner
+from .parser import Parser, add_model, device_name, model_of
+
+_ABOUT = (
+    "Clean and robust accuracy of a run's prompts beside the zero-shot classifier. Without a run: "
+    "of the zero-shot classifier of --clip on --data. The exit code is 1 where a result is not to "
+    "be trusted."
+)
+_RADII: Any = list[float | int | str] | float | int | str
+_DATA = ("data", "classes", "root", "download")
+SURROGATE = "zero-shot"
+
+
+def evaluate_parser() -> Parser:
+    """The options of the command."""
+    parser = Parser(prog="fastprompt evaluate", description=_ABOUT, allow_abbrev=False)
+    parser.add_argument("run", type=str | None, nargs="?", help="run folder of fastprompt tune")
+    add_model(parser)
+    parser.add_argument("--data", type=str | None, help="default: the data that was tuned on")
+    parser.add_argument("--classes", type=Literal["all", "base", "new"] | None)
+    parser.add_argument("--root", type=str | None, help="where torchvision keeps data")
+    parser.add_argument("--download", type=bool | None, help="let torchvision download")
+    parser.add_argument(
+        "--attacks",
+        type=list[str] | str,
+        default="clean,pgd-20",
+        help="with commas between, such as pgd-100,cw-100,autoattack,square,pgd-20@zero-shot",
+    )
+    parser.add_argument("--eps", type=_RADII, default="4/255", help="such as 1/255,4/255")
+    parser.add_argument("--limit", type=int | None, default=400, help="test images; null for all")
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument(
+        "--defenses",
+        type=str | None,
+        help="in front of the classifiers, such as jpeg-75,bits-4; judged with and without",
+    )
+    parser.add_argument("--samples", type=int | None, help="passes for each gradient, if random")
+    parser.add_argument(
+        "--sanity",
+        type=bool,
+        default=False,
+        help="all checks, on more images; a few are always made",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="of the attacks, and of the draw of --limit images",
+    )
+    parser.add_argument("--out", type=str | None, help="default: a new folder in RUN/evaluations")
+    parser.add_argument("--resume", type=str | None, help="evaluation folder to go on with")
+    return parser
+
+
+def evaluate_run(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    parser = evaluate_parser()
+    given = parser.parse_args(list(arguments)).as_dict()
+    resume = given.pop("resume")
+    out: Path | None
+    if resume is not None:
+        out = Path(resume)
+        given = _job_of(out, arguments, parser)
+    else:
+        _check(given)
+        out = None
+    models, data = _of_run(given) if given["run"] else _zero_shot(given)
+    if out is None:  # what can't be loaded leaves no folder
+        out = _new_folder(given)
+        write_json(out / "job.json", given)
+    try:
+        results = _all(models, data, given, out)
+    except KeyboardInterrupt:
+        print(f"goes on with: fastprompt evaluate --resume {out}", file=sys.stderr)
+        raise
+    print(f"\n{_text(results)}\n\nevaluation folder: {out}")
+    return 0 if all(result.trusted for result in results) else 1
+
+
+def _all(
+    models: dict[str, Model], data: Data, given: Mapping[str, Any], out: Path
+) -> list[Evaluation]:
+    """The evaluation with each seed."""
+    if given["defenses"]:
+        models |= _defended(models, given["defenses"])
+    seeds = given["seeds"]
+    folders = [out] if len(seeds) == 1 else [out / f"seed-{seed}" for seed in seeds]
+    return [
+        _judge(models, data, given, seed, folder)
+        for seed, folder in zip(seeds, folders, strict=True)
+    ]
+
+
+# ---- what is asked for -------------------------------------------------------------------------
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """What would be refused later is told before anything is loaded or written."""
+    if given["run"] is None and (given["data"] is None or given["out"] is None):
+        raise ValueError(
+            "run: name a run folder; to judge a zero-shot classifier give --clip, --data and --out"
+        )
+    seeds = given["seeds"]
+    for seed in seeds:
+        check_count(seed, "seeds", least=0)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be distinct, got {seeds}")
+    plan_attacks(given["attacks"], given["eps"], surrogates=[SURROGATE])
+    check_count(given["batch"], "batch")
+    for name in ("limit", "samples"):
+        if given[name] is not None:
+            check_count(given[name], name)
+    if given["defenses"]:
+        parse_defenses(given["defenses"])
+    if given["run"] is not None:
+        RunFolder(given["run"]).read_config()
+
+
+def _new_folder(given: Mapping[str, Any]) -> Path:
+    """The folder to write, claimed by making it."""
+    if given["out"] is not None:
+        out = Path(given["out"])
+        # one that was refused before it began may be asked for again
+        if out.exists() and {path.name for path in out.iterdir()} - {"job.json"}:
+            raise FileExistsError(f"out: {out} is not empty: --resume it, or choose a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    above = Path(given["run"]) / "evaluations"
+    above.mkdir(exist_ok=True)
+    for number in range(1, 10_000):
+        out = above / str(number)
+        with contextlib.suppress(FileExistsError):
+            out.mkdir()
+            return out
+    raise FileExistsError(f"out: {above} is full: name a folder")
+
+
+def _job_of(out: Path, arguments: Sequence[str], parser: Parser) -> dict[str, Any]:
+    """What a stopped evaluation was asked for; read as strictly as the command line."""
+    if len(arguments) > 2 or (len(arguments) == 2 and "=" in arguments[0]):
+        raise ValueError("--resume takes all settings from the folder's job.json: leave out others")
+    if not (out / "job.json").exists():
+        raise FileNotFoundError(f"--resume: {out} is not an evaluation's folder: no job.json")
+    job = read_json(out / "job.json")
+    known = {k: v for k, v in renamed(job).items() if v is not None}
+    return parser.parse_object(known).as_dict()
+
+
+# ---- models and images -------------------------------------------------------------------------
+
+
+def _of_run(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
+    """The zero-shot classifier and the tuned one, on the images that were tuned on or others."""
+    config = renamed_config(RunFolder(given["run"]).read_config())
+    if config["method"] not in TUNERS:
+        raise unknown("method", config["method"], TUNERS)
+    tuner: Tuner = TUNERS[config["method"]].load(given["run"], _clip(given, config))
+    job = {**config.get("job", {}), **{k: given[k] for k in _DATA if given[k] is not None}}
+    if not job.get("data"):
+        raise ValueError(f"data: {given['run']} does not say what it was tuned on: give --data")
+    data = _data(job, tuner.clip)
+    same = data.classnames == tuner.classnames
+    tuned = tuner.classifier if same else tuner.classifier_for(data.classnames)
+    precision = tuner.config.precision
+    zero_shot = tuner.clip.zero_shot(data.classnames, data.templates, precision=precision)
+    return {SURROGATE: zero_shot, "tuned": tuned}, data
+
+
+def _clip(given: Mapping[str, Any], config: Mapping[str, Any]) -> FrozenCLIP | None:
+    """The run's model on the device that is asked for; None lets the run load its own."""
+    if given["device"] is None:
+        return None
+    source = config["clip"]["source"]
+    if source is None:
+        raise ValueError(f"device: the run's model {config['clip']['name']!r} has no source")
+    name, pretrained = source["model"], source.get("pretrained")
+    weights = source.get("image_weights")
+    device = device_name(given["device"])
+    return load_clip(name, pretrained, image_weights=weights, device=device)
+
+
+def _zero_shot(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
+    clip = model_of(given)
+    data = _data(given, clip)
+    return {SURROGATE: clip.zero_shot(data.classnames, data.templates)}, data
+
+
+def _data(job: Mapping[str, Any], clip: FrozenCLIP) -> Data:
+    return load_data(
+        job["data"],
+        classes=job.get("classes") or "all",
+        image_size=clip.image_size,
+        root=job.get("root") or "data",
+        download=bool(job.get("download")),
+    )
+
+
+def _defended(models: Mapping[str, Model], names: str) -> dict[str, Model]:
+    return {
+        f"{name} + {names}": Defended(model, *parse_defenses(names))
+        for name, model in models.items()
+    }
+
+
+# ---- the work ----------------------------------------------------------------------------------
+
+
+def _judge(
+    models: Mapping[str, Model], data: Data, given: Mapping[str, Any], seed: int, folder: Path
+) -> Evaluation:
+    return evaluate(
+        models,
+        data.test,
+        given["attacks"],
+        given["eps"],
+        batch=given["batch"],
+        limit=given["limit"],
+        samples=given["samples"],
+        surrogates={SURROGATE: models[SURROGATE]},
+        sanity="full" if given["sanity"] else "quick",
+        seed=seed,
+        name=data.name,
+        out=folder,
+        resume=True,  # a new folder is this evaluation's own
+    )
+
+
+def _text(results: Sequence[Evaluation]) -> str:
+    """The table, what failed, and how to read it."""
+    if len(results) == 1:
+        table = results[0].table()
+    else:
+        reasons = dict.fromkeys(why for result in results for why in result.reasons)
+        notes = [f"! not to be trusted: {why}" for why in reasons]
+        table = "\n".join([spread_table(spread(results)), *notes])
+    n = results[0].data["n"]
+    checks = [s["verdict"] for result in results for s in result.sanity]
+    counted = ", ".join(f"{checks.count(v)} {v}" for v in ("passed", "failed", "skipped"))
+    return (
+        f"{table}\n\naccuracy on {n} test images with 95 % intervals; checks: {counted}\n"
+        "adaptive: through the whole classifier; black-box: its logits alone; transfer: made "
+        "elsewhere"
+    )

@@ -1,0 +1,54 @@
+"""``fastprompt import CHECKPOINT``: prompts of the original code into a run folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .._utils.checks import check_classnames
+from ..data import load_data
+from ..interop.import_prompts import import_prompts
+from .parser import Parser, add_model, model_of
+
+_ABOUT = (
+    "Turn a checkpoint of CoOp, AdvPT, APT, MaPLe or FAP into a run folder: it can be loaded, "
+    "judged, and tuned on (--init_from). Nothing in the file is run."
+)
+
+
+def import_parser() -> Parser:
+    """The options of the command."""
+    parser = Parser(prog="fastprompt import", description=_ABOUT, allow_abbrev=False)
+    parser.add_argument("checkpoint", type=str, help="such as prompt_learner/model.pth.tar-50")
+    add_model(parser)
+    parser.add_argument("--data", type=str | None, help="data set whose class names were tuned on")
+    parser.add_argument("--root", type=str, default="data", help="where torchvision keeps data")
+    parser.add_argument("--download", type=bool, default=False, help="let torchvision download")
+    parser.add_argument("--classnames", type=str | None, help="or a file, one name a line")
+    parser.add_argument("--method", type=str | None, help="default: what fits the prompts")
+    parser.add_argument("--out", type=str | None, help="run folder to write; must be given")
+    return parser
+
+
+def import_checkpoint(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    given = import_parser().parse_args(list(arguments)).as_dict()
+    if given["out"] is None:  # argparse would call it `out`, as if it were a positional one
+        raise ValueError("--out is missing: name the run folder to write")
+    clip = model_of(given)
+    names = _classnames(given, clip.image_size)
+    tuner = import_prompts(given["checkpoint"], clip, names, method=given["method"])
+    folder = tuner.save(given["out"], job={"imported": Path(given["checkpoint"]).name})
+    print(f"{tuner.method} on {clip.name}, {len(names)} classes: run folder {folder}")
+    return 0
+
+
+def _classnames(given: dict[str, Any], image_size: int) -> list[str]:
+    if (given["data"] is None) == (given["classnames"] is None):
+        raise ValueError("give the class names by --data or by --classnames, one of the two")
+    if given["data"] is not None:
+        where = {"root": given["root"], "download": given["download"]}
+        return load_data(given["data"], image_size=image_size, **where).classnames
+    file = Path(given["classnames"])
+    if not file.is_file():
+        raise FileNotFoundError(f"classnames: there is no file {file}")
+    return check_classnames(line for line in file.read_text("utf-8").splitlines() if line.strip())

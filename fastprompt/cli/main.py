@@ -1,0 +1,61 @@
+"""The command line: ``fastprompt tune``, ``evaluate``, ``report``, ``import``, ``doctor``."""
+
+import sys
+from collections.abc import Sequence
+
+from .._utils.names import unknown
+
+_COMMANDS = ("tune", "evaluate", "report", "import", "doctor")
+_USAGE = """usage: fastprompt COMMAND [options]
+
+commands:
+  tune METHOD        tune prompts, then compare zero-shot and tuned accuracy
+  evaluate RUN       judge a run's prompts by attacks, with checks of the result
+  report RUN...      one HTML page of what runs and evaluations found, CSV and tables beside it
+  import CHECKPOINT  prompts of CoOp, AdvPT, APT, MaPLe or FAP into a run folder
+  doctor             versions, devices, kernels, the bundled models
+
+fastprompt COMMAND --help tells more"""
+
+
+def _call(command: str, arguments: Sequence[str]) -> int:
+    # the libraries behind a command take seconds to import: only those that are needed
+    if command == "tune":
+        from .tune import tune
+
+        return tune(arguments)
+    if command == "evaluate":
+        from .evaluate import evaluate_run
+
+        return evaluate_run(arguments)
+    if command == "report":
+        from .report import report
+
+        return report(arguments)
+    if command == "import":
+        from .import_ import import_checkpoint
+
+        return import_checkpoint(arguments)
+    if command == "doctor":
+        from .doctor import doctor
+
+        return doctor(arguments)
+    raise unknown("command", command, _COMMANDS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if arguments else 2
+    try:
+        return _call(arguments[0], arguments[1:])
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except SystemExit as done:  # argparse's way out, of --help and of errors
+        return int(done.code or 0)
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume and the run folder", file=sys.stderr)
+        return 130

@@ -1,0 +1,233 @@
+"""``fastprompt tune METHOD``: tune prompts, then judge them beside the zero-shot classifier."""
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .._utils.checks import Fraction, check_count, parse_fraction
+from .._utils.names import unknown
+from .._utils.run_folder import RunFolder
+from ..data import load_data
+from ..evaluation import Evaluation
+from ..evaluation.plan import plan_attacks, split_radii
+from ..methods.registry import TUNERS
+from ..tuning.renamed import renamed_config
+from .parser import Parser, add_model, model_of
+from .seeds import SeedsFolder, run_seeds
+
+_RADII: Any = list[float | int | str] | float | int | str | None
+RADII = ("1/255", "2/255")  # judged beside the tuning eps
+_JOB_KEYS = (
+    *("clip", "pretrained", "image_weights", "device", "data", "shots", "classes", "data_seed"),
+    *("root", "download", "attacks", "eval_eps", "eval_limit", "eval_batch", "track"),
+)
+
+
+def tune_parser(method: str) -> Parser:
+    """The options of a method: the job's, then the method's settings."""
+    tuner = TUNERS[method]
+    about = (tuner.__doc__ or "").splitlines()[0]
+    about += " A bundled model's preset changes the defaults of the settings; the run prints them."
+    parser = Parser(prog=f"fastprompt tune {method}", description=about, allow_abbrev=False)
+    job = tuner.job
+    add_model(parser)
+    parser.add_argument("--data", type=str, default=job["data"], help="data set, or image folder")
+    parser.add_argument(
+        "--shots", type=int | Literal["all"], default=job["shots"], help="images a class"
+    )
+    parser.add_argument("--classes", type=Literal["all", "base", "new"], default="all")
+    parser.add_argument("--data_seed", type=int, default=0, help="of the few-shot draw")
+    parser.add_argument("--root", type=str, default="data", help="where torchvision keeps data")
+    parser.add_argument("--download", type=bool, default=False, help="let torchvision download")
+    parser.add_argument("--out", type=str | None, help="run folder; default: a new one in runs/")
+    parser.add_argument("--resume", type=str | None, help="run folder to go on with")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        help="one run for each, of seed and data_seed both, and their mean and spread",
+    )
+    parser.add_argument("--config", type=str | None, help="YAML or JSON file of the settings below")
+    parser.add_argument(
+        "--attacks",
+        type=list[str] | str,
+        default=job["attacks"],
+        help="of the evaluation, with commas between",
+    )
+    parser.add_argument(
+        "--eval_eps",
+        type=_RADII,
+        help="default: 1/255, 2/255, the tuning eps",
+    )
+    parser.add_argument("--eval_limit", type=int | None, default=400, help="test images judged")
+    parser.add_argument("--eval_batch", type=int, default=100)
+    parser.add_argument("--track", type=bool, default=False, help="TensorBoard curves, too")
+    parser.add_class_arguments(tuner.Config, help=f"settings of {method}")
+    return parser
+
+
+def tune(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: fastprompt tune METHOD [options]\nmethods: " + ", ".join(TUNERS))
+        print("fastprompt tune METHOD --help lists the options")
+        return 0 if arguments else 2
+    method = arguments[0]
+    if method not in TUNERS:
+        raise unknown("method", method, TUNERS)
+    parser = tune_parser(method)
+    given = parser.parse_args(list(arguments[1:]), defaults=False).as_dict()
+    if given.get("resume"):
+        return _resume(method, given)
+    job = {**_defaults(parser), **{k: v for k, v in given.items() if k in _JOB_KEYS}}
+    apart = (*_JOB_KEYS, "out", "resume", "config", "seeds")
+    settings = {k: v for k, v in given.items() if k not in apart}
+    out = Path(given["out"]) if given.get("out") else None
+    if not given.get("seeds"):
+        _run(method, job, given.get("config"), settings, out, resume=False)
+        return 0
+    for name in ("seed", "data_seed"):
+        if name in given:
+            raise ValueError(f"--seeds sets the seed and the data_seed of each run: drop --{name}")
+    _check_evaluation(job)
+    out = out or _new_folder(method)
+    folder = SeedsFolder.begin(out, method, given["seeds"], job, given.get("config"), settings)
+    return run_seeds(folder, _run)
+
+
+def _new_folder(method: str) -> Path:
+    """A folder of this run's own in ``runs``, claimed by making it."""
+    stem = Path("runs") / f"{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in range(1, 1000):
+        folder = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise FileExistsError(f"out: {stem} and its numbered siblings all exist: name a folder")
+
+
+def _defaults(parser: Parser) -> dict[str, Any]:
+    values = parser.get_defaults().as_dict()
+    return {k: values.get(k) for k in _JOB_KEYS}
+
+
+def _resume(method: str, given: Mapping[str, Any]) -> int:
+    extra = sorted(set(given) - {"resume"})
+    if extra:
+        raise ValueError(
+            f"--resume takes all settings from the run's config.json: leave out --{extra[0]}"
+        )
+    if SeedsFolder.is_one(given["resume"]):
+        return run_seeds(SeedsFolder.read(given["resume"], method), _run, _resume_one)
+    _resume_one(method, Path(given["resume"]))
+    return 0
+
+
+def _resume_one(method: str, folder: Path) -> Evaluation:
+    run = RunFolder(folder)
+    config = renamed_config(run.read_config())
+    if config["method"] != method:
+        raise ValueError(f"--resume: {run.path} is a run of {config['method']!r}, not {method!r}")
+    job = config.get("job")
+    if not isinstance(job, Mapping):
+        raise ValueError(f"--resume: {run.path} was not started from the command line")
+    if missing := [key for key in _JOB_KEYS if key not in job]:
+        raise ValueError(f"--resume: the job in {run.path / 'config.json'} lacks {missing[0]!r}")
+    # what a person may have changed there is read as strictly as the command line
+    tune_parser(method).parse_object({k: v for k, v in job.items() if v is not None})
+    threads = config.get("threads")
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"--resume: {run.path / 'config.json'} has a bad threads: damaged")
+    torch.set_num_threads(threads)  # for the same bits
+    return _run(method, job, config["config"], {}, run.path, resume=True)
+
+
+def _check_evaluation(job: Mapping[str, Any]) -> None:
+    """What the evaluation would refuse is told before the work, not after."""
+    given = job["eval_eps"]
+    for radius in [] if given is None else split_radii(given):
+        parse_fraction(radius, "eval_eps", zero=True)
+    plan_attacks(job["attacks"], 0.1 if given is None else given)
+    check_count(job["eval_batch"], "eval_batch")
+    if job["eval_limit"] is not None:
+        check_count(job["eval_limit"], "eval_limit")
+
+
+def _check_free(out: Path) -> None:
+    """A folder that holds something is refused before a model is loaded or a line printed."""
+    run = RunFolder(out)
+    if run.started:
+        raise FileExistsError(f"out: {out} holds a run already: --resume it, or choose another")
+    run.check_free("out")
+
+
+def _radii(eps: Fraction) -> list[float]:
+    """The radii at which small CLIPs differ, and the one that was tuned at."""
+    return sorted({parse_fraction(radius, "eps") for radius in (*RADII, eps)})
+
+
+def _run(
+    method: str,
+    job: Mapping[str, Any],
+    config: Any,
+    settings: Mapping[str, Any],
+    out: Path | None,
+    *,
+    resume: bool,
+) -> Evaluation:
+    _check_evaluation(job)
+    if out is not None and not resume:
+        _check_free(out)
+    clip = model_of(job)
+    data = load_data(
+        job["data"],
+        shots=job["shots"],
+        seed=job["data_seed"],
+        classes=job["classes"],
+        image_size=clip.image_size,
+        root=job["root"],
+        download=job["download"],
+    )
+    tuner = TUNERS[method](clip, data.classnames, config, **settings)
+    eps = (
+        _radii(getattr(tuner.config, "eps", "4/255"))
+        if job["eval_eps"] is None
+        else job["eval_eps"]
+    )
+    out = out or _new_folder(method)
+    print(
+        f"{method} on {clip.name}, {data.name}: {len(data.classnames)} classes, "
+        f"{len(data.train)} training images; run folder {out}",
+        flush=True,
+    )
+    if preset := tuner.preset:
+        given = {name: getattr(tuner.config, name) for name in preset}
+        shown = {k: f"{255 * v:g}/255" if k == "eps" else v for k, v in given.items()}
+        print(f"preset: {', '.join(f'{k}={v}' for k, v in shown.items())}", flush=True)
+    began = time.perf_counter()
+    tuner.fit(data.train, data.val, out, resume=resume, job={"job": dict(job)}, track=job["track"])
+    tuned = time.perf_counter()
+    result = tuner.evaluate(
+        data.test,
+        job["attacks"],
+        eps,
+        templates=data.templates,
+        limit=job["eval_limit"],
+        batch=job["eval_batch"],
+        name=data.name,
+        out=out,
+        resume=True,  # what a stopped run had judged already is not judged again
+    )
+    n = result.data["n"]
+    print(f"\n{result.table()}\n")
+    print(
+        f"accuracy on {n} test images with 95 % intervals; an adaptive attack goes through the "
+        "prompts, a transfer attack does not see them"
+    )
+    print(f"tuned in {tuned - began:.0f} s, evaluated in {time.perf_counter() - tuned:.0f} s")
+    print(f"run folder: {out}")
+    return result

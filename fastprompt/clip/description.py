@@ -1,0 +1,46 @@
+"""What `FrozenCLIP.describe` tells of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Description:
+    """Facts of a model; a reason is empty where the thing fits. ``print`` shows it as a page."""
+
+    name: str
+    embed_dim: int
+    image_size: int
+    image_tower: str
+    image_width: int | None
+    image_layers: int | None
+    patch_size: int | None
+    text_tower: str
+    text_width: int | None
+    text_layers: int | None
+    context_length: int
+    causal: bool
+    parameters: int
+    methods: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
+    fast_paths: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        def sizes(width: int | None, layers: int | None) -> str:
+            return "" if width is None else f", width {width}, {layers} layers"
+
+        patch = "" if self.patch_size is None else f", patch {self.patch_size}"
+        lines = [
+            f"{self.name}: {self.parameters / 1e6:.1f} M parameters, embedding {self.embed_dim}",
+            f"  image: {self.image_tower}{sizes(self.image_width, self.image_layers)}, "
+            f"{self.image_size} pixels{patch}",
+            f"  text:  {self.text_tower}{sizes(self.text_width, self.text_layers)}, "
+            f"{self.context_length} tokens, {'causal' if self.causal else 'not causal'}",
+        ]
+        tables = (("method", self.methods), ("prompts", self.prompts), ("path", self.fast_paths))
+        for title, table in tables:
+            lines += [
+                f"  {title} {k}: {'no: ' + why if why else 'yes'}" for k, why in table.items()
+            ]
+        return "\n".join(lines)

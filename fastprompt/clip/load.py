@@ -1,0 +1,210 @@
+"""`load_clip`: from a name, a checkpoint or an open_clip object to a `FrozenCLIP`."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import open_clip
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from .._utils.names import unknown
+from . import bundled
+from .frozen import FrozenCLIP, Tokenizer
+from .image_weights import first_line, load_image_weights
+
+_SCHEMES = ("hf-hub:", "local-dir:")
+
+
+def load_clip(
+    model: str | nn.Module | FrozenCLIP = bundled.DEFAULT,
+    pretrained: str | Path | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_weights: str | Path | Mapping[str, Tensor] | None = None,
+    device: str | torch.device | None = None,
+    cache_dir: str | None = None,
+) -> FrozenCLIP:
+    """A frozen CLIP.
+
+    Args:
+        model: ``"tiny-shapes"`` or ``"tiny-shapes-robust"`` (bundled); any open_clip name, or one
+            that starts with ``hf-hub:`` or ``local-dir:``; or an open_clip model object, which is
+            copied and left as it was (the copy in float32, or float64 if it is in that).
+        pretrained: for an open_clip name, one of its weight tags (downloaded) or the path of a
+            checkpoint.
+        tokenizer: strings to token ids ``[N, context_length]``; by default the model's own, and
+            for an object open_clip's standard one if the vocabulary has its size.
+        mean, std: the pixel normalization; by default the model's own.
+        image_weights: a file or a state dict for the image tower alone, as adversarially
+            fine-tuned towers are published (TeCoA, FARE). Files are read without pickled code.
+        device: where to put the weights; by default the CPU, or where an object already is.
+        cache_dir: where open_clip keeps downloads.
+
+    Raises:
+        ValueError: an unknown name (the nearest are offered), weights that don't fit.
+        RuntimeError: the weights could not be downloaded.
+        FileNotFoundError: a file that is not there.
+    """
+    source: dict[str, Any] | None = None
+    pretrained = str(pretrained) if isinstance(pretrained, Path) else pretrained
+    if isinstance(model, FrozenCLIP):
+        given = {"pretrained": pretrained, "tokenizer": tokenizer, "mean": mean, "std": std}
+        extra = [k for k, v in {**given, "image_weights": image_weights}.items() if v is not None]
+        if extra:
+            raise ValueError(f"model is a FrozenCLIP already: {', '.join(extra)} can't be changed")
+        return model if device is None else model.to(device)
+    if isinstance(model, nn.Module):
+        if pretrained is not None:
+            raise ValueError("pretrained goes with a model name, not with a model object")
+        _require_clip(model)
+        inner, name = _full_precision(copy.deepcopy(model)), type(model).__name__
+        tokenizer = tokenizer or _standard_tokenizer(inner)
+    elif isinstance(model, str):
+        inner, found = _by_name(model, pretrained, cache_dir)
+        _require_clip(inner)
+        source = {"model": model, "pretrained": pretrained} if tokenizer is None else None
+        tokenizer = tokenizer or found
+        name = model if pretrained is None else f"{model}:{pretrained}"
+    else:
+        raise TypeError(
+            f"model must be a name or an open_clip model, got {type(model).__name__}: {model!r}"
+        )
+    if image_weights is not None:
+        load_image_weights(inner, image_weights)
+        named = isinstance(image_weights, (str, Path))
+        source = dict(source, image_weights=str(image_weights)) if source and named else None
+    own_mean, own_std = _normalization(inner)
+    if mean is not None or std is not None:
+        own = {"mean": mean, "std": std}
+        numbers = {k: [float(x) for x in v] for k, v in own.items() if v is not None}
+        source = None if source is None else {**source, **numbers}
+    mean, std = own_mean if mean is None else mean, own_std if std is None else std
+    clip = FrozenCLIP(inner, tokenizer, mean, std, name=name, source=source)
+    return clip.to(next(inner.parameters()).device if device is None else device)
+
+
+def _full_precision(model: nn.Module) -> nn.Module:
+    """float32 for a model in half precision, whole or in part; float64 stays."""
+    low = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    return model.float() if low else model
+
+
+def _by_name(
+    name: str, pretrained: str | None, cache_dir: str | None
+) -> tuple[nn.Module, Tokenizer]:
+    if name in bundled.names():
+        if pretrained is not None:
+            raise ValueError(f"{name} is bundled with its weights: leave pretrained out")
+        return bundled.load(name), open_clip.SimpleTokenizer()
+    if name.startswith(_SCHEMES):
+        if pretrained is not None:
+            raise ValueError(f"{name} brings its own weights: leave pretrained out")
+    else:
+        known = open_clip.list_models()
+        plain = name.replace("/", "-")  # get_tokenizer knows models by this spelling alone
+        if plain not in known:
+            raise unknown("model", name, [*bundled.names(), *known])
+        name = plain
+        _check_pretrained(name, pretrained)
+    try:
+        model = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            precision="fp32",
+            device="cpu",
+            force_quick_gelu=quick_gelu(name, pretrained),
+            cache_dir=cache_dir,
+            require_pretrained=True,
+            weights_only=True,
+        )
+        return model, open_clip.get_tokenizer(name, cache_dir=cache_dir)
+    except (UnpicklingError, SafetensorError, EOFError) as error:
+        raise ValueError(
+            f"the checkpoint for {name} ({pretrained or 'its default'}) is damaged, or holds more "
+            f"than tensors, which is never run: {first_line(error)}"
+        ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"could not load {name}: {error}") from error
+    except Exception as error:  # a foreign file can make the unpickler raise anything
+        if pretrained and Path(pretrained).is_file():
+            raise ValueError(
+                f"the checkpoint {pretrained} is damaged or does not fit {name}: "
+                f"{first_line(error)}"
+            ) from error
+        if not isinstance(error, (RuntimeError, OSError, ValueError)):
+            raise
+        raise RuntimeError(
+            f"could not load {name} with pretrained={pretrained!r}: {first_line(error)}. "
+            "Without a network, pass the path of a checkpoint as pretrained"
+            + _other_name(name, pretrained)
+        ) from error
+
+
+def _other_name(name: str, pretrained: str | None) -> str:
+    """A checkpoint file doesn't say that it was trained with QuickGELU: the name has to."""
+    if not quick_gelu(name, pretrained) or name.endswith("-quickgelu"):
+        return ""
+    return f" and {name}-quickgelu as the model: these weights were trained with QuickGELU"
+
+
+def quick_gelu(name: str, pretrained: str | None) -> bool:
+    """Whether the weights were trained with QuickGELU, which open_clip only warns of."""
+    if pretrained is None or name.startswith(_SCHEMES):
+        return False
+    tag = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained)
+    return bool(tag.get("quick_gelu", False))
+
+
+def _check_pretrained(name: str, pretrained: str | None) -> None:
+    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    if pretrained is None:
+        raise ValueError(
+            f"pretrained is missing: {name} needs a weight tag ({', '.join(tags[:4]) or 'none'}) "
+            "or the path of a checkpoint; for random weights hand in the model object"
+        )
+    looks_like_path = "/" in pretrained or Path(pretrained).suffix in (
+        ".pt",
+        ".pth",
+        ".safetensors",
+    )
+    if pretrained in tags or Path(pretrained).is_file():
+        return
+    if looks_like_path:
+        raise FileNotFoundError(f"pretrained: there is no checkpoint {pretrained}")
+    raise unknown(f"weight tag of {name}", pretrained, tags)
+
+
+def _require_clip(model: nn.Module) -> None:
+    missing = [
+        part
+        for part in ("visual", "encode_image", "encode_text", "logit_scale", "context_length")
+        if not hasattr(model, part)
+    ]
+    if missing:
+        raise TypeError(
+            f"model must be an open_clip CLIP or CustomTextCLIP; {type(model).__name__} has no "
+            f"{', '.join(missing)}"
+        )
+
+
+def _standard_tokenizer(model: nn.Module) -> Tokenizer:
+    standard = open_clip.SimpleTokenizer(context_length=getattr(model, "context_length", 77))
+    if getattr(model, "vocab_size", None) != standard.vocab_size:
+        raise ValueError(
+            f"tokenizer is missing: the model's vocabulary of {getattr(model, 'vocab_size', '?')} "
+            f"is not open_clip's standard one of {standard.vocab_size}; "
+            "pass open_clip.get_tokenizer(name)"
+        )
+    return standard
+
+
+def _normalization(model: Any) -> tuple[Sequence[float], Sequence[float]]:
+    mean = getattr(model.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
+    std = getattr(model.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
+    return mean, std

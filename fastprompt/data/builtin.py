@@ -1,0 +1,122 @@
+"""The built-in data sets to tune for, in other renderings than the bundled CLIP was trained on.
+
+`shapes` stands where ImageNet stands in the papers (80 classes, color and shape), `patterns` in
+DTD's place, `counts` in EuroSAT's; three shifted variants of `shapes` in those of ImageNet-Sketch
+(outlines), -R (other textures and palettes) and -A (crowded, low contrast).
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .dataset import ImageTensors
+from .sdf import PATTERNS, SHAPES
+from .shapes import COLORS, Rendering, Scenes, render
+
+# a change of any picture must change this: banks are keyed by it
+VERSION = 1
+
+_SHIFTED = Rendering(
+    hue_shift=(-0.03, 0.03),
+    saturation=(0.5, 0.95),
+    value=(0.65, 1.0),
+    contrast=(0.45, 0.85),
+    brightness=(-0.1, 0.15),
+    background=(0.15, 0.85),
+    tint=0.2,
+    texture=(0.05, 0.3),
+    blur=(0.3, 1.0),
+    light=(0.0, 0.15),
+    clutter=4,
+    noise=0.025,
+)
+_MILDER = replace(_SHIFTED, contrast=(0.55, 0.9), blur=(0.2, 0.8))
+
+
+@dataclass(frozen=True)
+class World:
+    """One built-in data set: what is asked, and how it looks.
+
+    Attributes:
+        classnames: the answers.
+        templates: zero-shot prompts for them.
+        style: the rendering.
+        sizes: pictures a class in train, val and test.
+        seed: the root of all its draws.
+    """
+
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    style: Rendering
+    sizes: dict[str, int]
+    seed: int
+
+
+_PAIRS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
+_A = ("a photo of a {}.", "a picture of a {}.", "a drawing of a {}.")
+_SOME = ("a photo of {}.", "a picture of {}.", "a drawing of {}.")
+_SHAPES = World(_PAIRS, _A, _MILDER, {"train": 40, "val": 10, "test": 25}, seed=101)
+
+WORLDS = {
+    "shapes": _SHAPES,
+    "patterns": World(
+        tuple(f"{p} shape" for p in PATTERNS),
+        _A,
+        _MILDER,
+        {"train": 200, "val": 50, "test": 200},
+        seed=102,
+    ),
+    "counts": World(
+        ("one shape", "two shapes", "three shapes", "four shapes"),
+        _SOME,
+        replace(_SHIFTED, contrast=(0.3, 0.6), clutter=14),
+        {"train": 200, "val": 50, "test": 300},
+        seed=103,
+    ),
+    "shapes-outline": replace(_SHAPES, style=replace(_MILDER, outline=5.0, clutter=0), seed=104),
+    "shapes-recolored": replace(
+        _SHAPES,
+        style=replace(
+            _SHIFTED,
+            hue_shift=(-0.04, 0.04),
+            saturation=(0.35, 0.8),
+            value=(0.8, 1.15),
+            texture=(0.2, 0.45),
+            turn=0.5,
+        ),
+        seed=105,
+    ),
+    "shapes-crowded": replace(
+        _SHAPES, style=replace(_SHIFTED, contrast=(0.35, 0.6), clutter=12), seed=106
+    ),
+}
+
+
+def _scenes(name: str, labels: Tensor, generator: torch.Generator) -> Scenes:
+    """Scenes that show the labels; what a label leaves open is drawn."""
+    scenes = Scenes.random(len(labels), generator)
+    if name == "patterns":
+        one, large = torch.zeros_like(labels), torch.ones_like(labels)
+        return replace(scenes, pattern=labels, count=one, size=large)
+    if name == "counts":
+        return replace(scenes, count=labels)
+    pair = {"color": labels // len(SHAPES), "shape": labels % len(SHAPES)}
+    # one object in nearly all, as in ImageNet; the rest has two
+    few = (torch.rand(len(labels), generator=generator) < 0.1).long()
+    return replace(scenes, **pair, count=few)
+
+
+@cache
+def draw_split(name: str, split: str, image_size: int) -> ImageTensors:
+    """The whole ``train``, ``val`` or ``test`` split of a built-in data set, in shuffled order."""
+    world = WORLDS[name]
+    classes = len(world.classnames)
+    place = list(world.sizes).index(split)
+    generator = torch.Generator().manual_seed(1000 * world.seed + place)
+    labels = torch.arange(classes).repeat(world.sizes[split])
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    scenes = _scenes(name, labels, generator)
+    images = render(scenes, world.style, size=image_size, seed=1000 * world.seed + 500 + place)
+    return ImageTensors(images, labels, f"{name}/{split}/{image_size}px/v{VERSION}")

@@ -1,0 +1,59 @@
+"""Images from outside: folders and torchvision's data sets, as uint8 tensors of one size."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+from .splits import Split, TorchvisionImages, cut, hash_of, to_square, train_or_val
+
+
+def _folder(path: Path, image_size: int) -> tuple[datasets.ImageFolder, Tensor, str]:
+    try:
+        data = datasets.ImageFolder(str(path), transform=to_square(image_size))
+    except FileNotFoundError as error:
+        raise ValueError(f"data: {path} must hold one folder of images a class: {error}") from None
+    stamps = []
+    for file, label in data.samples:
+        stat = Path(file).stat()
+        stamps.append(f"{Path(file).relative_to(path)} {label} {stat.st_size} {stat.st_mtime_ns}")
+    return data, torch.tensor(data.targets), hash_of(str(image_size), *stamps)
+
+
+def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str], Split]]:
+    """Class names and splits of a folder in torchvision's ``ImageFolder`` layout.
+
+    With ``train`` and ``test`` (or ``val``, ``valid``) folders inside, those are the splits; a
+    missing ``val`` is cut from the training images. Otherwise each class is cut 70 / 10 / 20.
+    """
+    inside = {p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    val_name = "valid" if "valid" in inside else "val"
+    own = "train" in inside and bool(inside & {val_name, "test"})
+    # a lone val folder is the test set: tuning must not see it
+    test_name = "test" if "test" in inside else val_name
+    own_val = {val_name, "test"} <= inside
+    first = _folder(path / "train" if own else path, image_size)
+    names = [c.replace("_", " ") for c in first[0].classes]
+
+    def split(part: str) -> Split:
+        data, labels, mark = first
+        if not own:
+            rows = cut(labels, part)
+            if not rows:
+                raise ValueError(
+                    f"data: {path} has too few images for a {part} split of its own: at least 5 a "
+                    "class, or put them into train, val and test folders"
+                )
+        elif part == "test" or (part == "val" and own_val):
+            folder = path / (test_name if part == "test" else val_name)
+            data, labels, mark = _folder(folder, image_size)
+            if data.classes != first[0].classes:
+                raise ValueError(f"data: {folder} has other classes than {path / 'train'}")
+            rows = list(range(len(labels)))
+        else:
+            rows = train_or_val(labels, part, own_val)
+        return TorchvisionImages(data, rows, f"folder/{mark}/{part}"), labels[rows]
+
+    return names, split

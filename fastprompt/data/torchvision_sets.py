@@ -1,0 +1,106 @@
+"""torchvision's data sets."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torchvision import datasets
+
+from .splits import Split, TorchvisionImages, cut, hash_of, to_square, train_or_val
+
+# torchvision's sets of single images with one label each; the rest is video, pairs, boxes, masks
+TORCHVISION = (
+    *(
+        "CIFAR10",
+        "CIFAR100",
+        "Caltech101",
+        "Country211",
+        "DTD",
+        "EuroSAT",
+        "FGVCAircraft",
+    ),
+    *(
+        "FashionMNIST",
+        "Flowers102",
+        "Food101",
+        "GTSRB",
+        "ImageNet",
+        "Imagenette",
+        "KMNIST",
+        "MNIST",
+    ),
+    *("OxfordIIITPet", "QMNIST", "RenderedSST2", "STL10", "SUN397", "StanfordCars"),
+)
+
+
+def torchvision_splits(
+    name: str, image_size: int, root: Path, download: bool
+) -> tuple[list[str], Callable[[str], Split]]:
+    """Class names and splits of a torchvision data set; a missing ``val`` is cut from ``train``."""
+    cls: Any = getattr(datasets, name)
+    arguments = inspect.signature(cls.__init__).parameters
+    extra = {"download": download} if "download" in arguments else {}
+
+    @cache
+    def whole(split_name: str) -> Any:
+        option: dict[str, Any] = {}
+        if "split" in arguments:
+            option = {"split": split_name}
+        elif "train" in arguments:
+            option = {"train": split_name == "train"}
+        return cls(str(root), transform=to_square(image_size), **option, **extra)
+
+    def exists(split_name: str) -> bool:
+        try:
+            whole(split_name)
+        except ValueError:  # torchvision's answer to a split it does not have
+            return False
+        except (RuntimeError, OSError) as error:
+            raise FileNotFoundError(
+                f"data: torchvision's {name} is not in {root} ({error}); pass its folder as root, "
+                "or download=True where there is a network"
+            ) from error
+        return True
+
+    train_name = next(n for n in ("train", "trainval", "unsplit") if exists(n))
+    test_name = next(n for n in ("test", "val", "unsplit") if exists(n))
+    has_splits = bool({"split", "train"} & set(arguments))
+    own_val = "split" in arguments and (train_name, test_name) == ("train", "test")
+    own_val = own_val and exists("val")
+    names = _names(whole(train_name), name)
+
+    def split(part: str) -> Split:
+        held_apart = part == "test" or (part == "val" and own_val)
+        source = whole((test_name if part == "test" else part) if held_apart else train_name)
+        labels = torch.tensor([int(label) for label in _labels(source)])
+        if not has_splits:
+            rows = cut(labels, part)
+        elif held_apart:
+            rows = list(range(len(labels)))
+        else:
+            rows = train_or_val(labels, part, own_val)
+        mark = hash_of(name, str(root.resolve()), str(image_size), part, str(labels.tolist()))
+        return TorchvisionImages(source, rows, f"torchvision/{mark}"), labels[rows]
+
+    return names, split
+
+
+def _names(data: Any, name: str) -> list[str]:
+    if name == "ImageNet":  # the synsets' own first words are not distinct
+        return list(open_clip.IMAGENET_CLASSNAMES)
+    found = getattr(data, "classes", None) or getattr(data, "categories", None)
+    if not found:
+        raise ValueError(f"data: torchvision's {name} names no classes: save it as folders instead")
+    return [str(n).replace("_", " ") for n in found]
+
+
+def _labels(data: Any) -> Sequence[Any]:
+    for name in ("targets", "labels", "_labels", "y"):
+        found = getattr(data, name, None)
+        if found is not None:
+            return list(found)
+    return [data[i][1] for i in range(len(data))]

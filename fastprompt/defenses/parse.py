@@ -1,0 +1,65 @@
+"""Defenses by name, for a command line."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .._utils.names import unknown
+from .base import Defense
+from .resampled import GaussianSmoothing, RandomResizePad
+from .rounded import JPEG, BitDepth
+
+
+@dataclass(frozen=True)
+class _Kind:
+    make: Callable[..., Defense]
+    values: Mapping[str, type[int] | type[float]]
+    example: str
+    needed: int = 0
+
+
+_KINDS = {
+    "jpeg": _Kind(JPEG, {"quality": int}, "jpeg-75"),
+    "bits": _Kind(BitDepth, {"bits": int}, "bits-4"),
+    "resize-pad": _Kind(RandomResizePad, {"low": float, "high": float}, "resize-pad-0.9-1"),
+    "smooth": _Kind(GaussianSmoothing, {"sigma": float, "kernel_size": int}, "smooth-0.8", 1),
+}
+
+
+def parse_defenses(text: str | Sequence[str]) -> list[Defense]:
+    """Defenses by name, such as ``"jpeg-75,bits-4,resize-pad,smooth-0.8"``, in this order.
+
+    ``jpeg[-QUALITY]``, ``bits[-BITS]``, ``resize-pad[-LOW[-HIGH]]``, ``smooth-SIGMA[-SIZE]``; what
+    is left out has its default.
+
+    Raises:
+        ValueError: none, an unknown one (the nearest are offered), a value out of its range.
+    """
+    names = text.split(",") if isinstance(text, str) else list(text)
+    if not any(name.strip() for name in names):
+        raise ValueError(f"defenses must not be empty, got {text!r}: such as 'jpeg-75,bits-4'")
+    return [_parse(name.strip()) for name in names]
+
+
+def _parse(text: str) -> Defense:
+    # the name ends before the first value
+    name, *values = re.split(r"-(?=[^a-z]|$)", text)
+    kind = _KINDS.get(name)
+    if kind is None:
+        raise unknown("defense", name, _KINDS)
+    if not kind.needed <= len(values) <= len(kind.values):
+        takes = ", ".join(kind.values)
+        raise ValueError(f"defense {text!r}: {name} takes {takes}, such as {kind.example!r}")
+    given = zip(kind.values.items(), values, strict=False)
+    try:
+        return kind.make(**{key: _number(value, key, make) for (key, make), value in given})
+    except ValueError as error:
+        raise ValueError(f"defense {text!r}: {error}") from None
+
+
+def _number(text: str, name: str, make: type[int] | type[float]) -> float:
+    try:
+        return make(text)
+    except ValueError:
+        kind = "a whole number" if make is int else "a number"
+        raise ValueError(f"{name} must be {kind}, got {text!r}") from None

@@ -1,0 +1,85 @@
+"""Defenses that round: no derivative of their own, the attack is given one."""
+
+import io
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .._utils.checks import check_choice, check_count
+from .._utils.dtypes import at_least_float32
+from .base import Defense, straight_through
+from .smooth_jpeg import smooth_jpeg
+
+
+class JPEG(Defense):
+    """Compression to 8-bit JPEG and back; the gradient is that of a JPEG with softer rounding.
+
+    Guo et al., "Countering adversarial images using input transformations", ICLR 2018. Pillow codes
+    the images one by one on the CPU, with its defaults (colors at half the resolution): on a GPU
+    each pass waits for the copies there and back.
+
+    Args:
+        quality: 1 to 100, libjpeg's scale.
+        gradient: ``"smooth"`` goes back through a JPEG whose rounding has a derivative
+            (`smooth_jpeg`); ``"identity"`` passes straight through, as often published, a much
+            weaker attack that makes JPEG look robust. The images that come out are the same.
+    """
+
+    def __init__(
+        self, quality: int = 75, *, gradient: Literal["identity", "smooth"] = "smooth"
+    ) -> None:
+        super().__init__()
+        self.quality = _whole(quality, "quality", 100)
+        check_choice(gradient, "gradient", ("identity", "smooth"))
+        self.gradient = gradient
+
+    def defend(self, images: Tensor) -> Tensor:
+        levels = at_least_float32(images.detach()) * 255
+        pixels = levels.round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1)
+        coded = np.stack([self._code(image) for image in pixels.numpy()])  # [B, H, W, 3]
+        decoded = torch.from_numpy(coded).permute(0, 3, 1, 2).contiguous()
+        value = (decoded.to(levels.device).to(levels.dtype) / 255).to(images.dtype)
+        if self.gradient == "identity" or not (torch.is_grad_enabled() and images.requires_grad):
+            return straight_through(images, value)
+        return straight_through(smooth_jpeg(images, self.quality), value)
+
+    def _code(self, image: np.ndarray) -> np.ndarray:
+        """One image, uint8 ``[H, W, 3]``, to bytes and back."""
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=self.quality)
+        return np.asarray(Image.open(file))
+
+    def extra_repr(self) -> str:
+        named = "" if self.gradient == "smooth" else f", gradient={self.gradient!r}"
+        return f"quality={self.quality}{named}"
+
+
+class BitDepth(Defense):
+    """Values rounded to ``2**bits`` levels; the gradient passes straight through.
+
+    Xu, Evans and Qi, "Feature squeezing", NDSS 2018: ``round(x (2^bits - 1)) / (2^bits - 1)``.
+
+    Args:
+        bits: of each color, 1 to 8.
+    """
+
+    def __init__(self, bits: int = 4) -> None:
+        super().__init__()
+        self.bits = _whole(bits, "bits", 8)
+
+    def defend(self, images: Tensor) -> Tensor:
+        top = 2**self.bits - 1
+        value = (at_least_float32(images.detach()) * top).round().clamp(0, top) / top
+        return straight_through(images, value.to(images.dtype))
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+def _whole(value: int, name: str, most: int) -> int:
+    if check_count(value, name) > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
+    return value

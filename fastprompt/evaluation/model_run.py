@@ -1,0 +1,274 @@
+"""One model under all attacks: window by window, standing images alone."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from .._utils.progress import Progress
+from ..attacks import AttackResult
+from ..data.dataset import ImageDataset, batches
+from .examples import Examples
+from .plan import How, Part, Planned
+from .record import Record, Unit
+from .scoring import Counted, Model, facts, verdicts, wilson
+
+WINDOW = 8  # batches held at once: images that fall make room for others among so many
+
+FELL, STANDS, STALLED = "0", "1", "?"
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of an evaluation: ``rows`` of a data set, read when they are needed."""
+
+    data: ImageDataset
+    rows: Sequence[int]
+    device: torch.device
+    workers: int = 0
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the data has, if it says so."""
+        names = getattr(self.data, "classnames", None)
+        return None if names is None else len(names)
+
+    def read(self, places: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Indices, pixels and labels of some places among the rows, ``size`` at a time."""
+        rows = [self.rows[place] for place in places]
+        for indices, images, labels in batches(self.data, rows, size, self.workers):
+            yield indices.to(self.device), images.to(self.device), labels.to(self.device)
+
+
+class ModelRun:
+    """What is done with one model.
+
+    Args:
+        name: of the model.
+        model: pixels to logits.
+        images: that it is judged on.
+        how: the attacks are run.
+        record: of what was done before, and of what is done now.
+        examples: takes the attacked images that are shown.
+        surrogates: models that transfer attacks are made on.
+        bar: told what is being done, and how many images are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        images: Images,
+        how: How,
+        record: Record,
+        examples: Examples,
+        surrogates: Mapping[str, Model],
+        bar: Progress,
+    ) -> None:
+        self.name, self.model, self.images, self.how = name, model, images, how
+        self.record, self.examples = record, examples
+        self.surrogates, self.bar = surrogates, bar
+        known = facts(model)
+        self.computes: dict[str, Any] = {k: v for k, v in known.items() if k != "defenses"}
+        self.units: dict[tuple[str, float], list[Unit]] = {}  # by attack and radius
+
+    def clean(self) -> dict[str, Any]:
+        """The row without an attack, with ``labels`` and ``predictions``."""
+        every = range(len(self.images.rows))
+        self.bar.note(f"{self.name}: clean")
+        done = [
+            self._unit(("clean",), number, window, self._look)
+            for number, window in enumerate(_split(every, WINDOW * self.how.batch))
+        ]
+        predictions = [p for outcome in done for p in outcome["predictions"]]
+        labels = [y for outcome in done for y in outcome["labels"]]
+        flags = "".join(
+            STANDS if p == y else FELL for p, y in zip(predictions, labels, strict=True)
+        )
+        reasons = _nan_reasons(predictions)
+        return {
+            **self._row("clean", "none", 0.0, flags, done),
+            "trusted": not reasons,
+            "reasons": reasons,
+            "settings": {},
+            "labels": labels,
+            "predictions": predictions,
+        }
+
+    def attacked(self, attack: Planned, clean: Mapping[str, Any]) -> dict[str, Any]:
+        """The row of one attack at one radius: it is run on the images that are right clean."""
+        flags = list(clean["flags"])
+        attacked = sum(flag != FELL for flag in flags)
+        done, parts = [], []
+        for part in attack.parts:
+            standing = [place for place, flag in enumerate(flags) if flag != FELL]
+            outcomes = self._part(attack, part, standing)
+            done += outcomes
+            for outcome in outcomes:
+                for place, flag in zip(outcome["places"], outcome["flags"], strict=True):
+                    # once without a gradient is not shown to be robust, whatever comes later
+                    flags[place] = STALLED if flags[place] == STALLED and flag == STANDS else flag
+            left = sum(flag != FELL for flag in flags)
+            parts.append({"attack": part.name, "standing": left, **_costs(outcomes)})
+        reasons = [*clean["reasons"], *_stalled_reasons(flags, attacked, done)]
+        row = {
+            **self._row(attack.name, attack.path, attack.eps, "".join(flags), done),
+            "trusted": not reasons,
+            "reasons": reasons,
+            "settings": attack.settings,
+        }
+        if len(parts) > 1:
+            row["parts"] = parts
+        elif any("fell_at" in outcome for outcome in done):
+            row["fell_at"] = _histogram(done)
+        return row
+
+    # ---- units: what is done at once, and kept -----------------------------------------------
+
+    def _part(self, attack: Planned, part: Part, standing: list[int]) -> list[dict[str, Any]]:
+        outcomes = []
+        self.bar.note(f"{self.name}: {attack.words(part)}, {len(standing)} images")
+        for number, window in enumerate(_split(standing, WINDOW * self.how.batch)):
+            unit = (attack.name, f"{attack.eps!r}", part.name)
+            self.units.setdefault((attack.name, attack.eps), []).append(
+                (self.name, *unit, str(number))
+            )
+            outcomes.append(
+                self._unit(unit, number, window, lambda places: self._attack(attack, part, places))
+            )
+        self.bar.update(len(self.images.rows) - len(standing))
+        return outcomes
+
+    def _unit(
+        self,
+        what: tuple[str, ...],
+        number: int,
+        places: Sequence[int],
+        work: Callable[[Sequence[int]], dict[str, Any]],
+    ) -> dict[str, Any]:
+        unit = (self.name, *what, str(number))
+        if unit not in self.record.known:
+            began = time.perf_counter()
+            with random_numbers(self.how.seed, unit, self.images.device):
+                outcome = work(places)
+            outcome["seconds"] = time.perf_counter() - began
+            self.record.add(unit, outcome)
+        self.bar.update(len(places))
+        return self.record.known[unit]
+
+    def _look(self, places: Sequence[int]) -> dict[str, Any]:
+        predictions, labels, counted = [], [], Counted(self.model)
+        for _, images, targets in self.images.read(places, self.how.batch):
+            predictions += verdicts(counted, images, targets, self.images.classes)[1].tolist()
+            labels += targets.tolist()
+        return {"predictions": predictions, "labels": labels, **_passes(counted)}
+
+    def _attack(self, attack: Planned, part: Part, places: Sequence[int]) -> dict[str, Any]:
+        surrogate = attack.surrogate
+        counted = Counted(self.model if surrogate is None else self.surrogates[surrogate])
+        # a window is held whole: the attack itself goes through it in batches
+        read = zip(*self.images.read(places, self.how.batch), strict=True)
+        indices, images, labels = (torch.cat(part) for part in read)
+        result = part.run(counted, images, labels, indices)
+        self.examples.keep(self.units[attack.name, attack.eps][-1], places, result.images)
+        standing = self._standing(result, labels)
+        stalled = standing & result.health.stalled
+        flags = torch.where(stalled, 2, standing.int()).tolist()
+        outcome = {
+            "places": list(places),
+            "flags": "".join((FELL, STANDS, STALLED)[flag] for flag in flags),
+            "zero": int(result.health.zero.sum()),
+            "nonfinite": int(result.health.nonfinite.sum()),
+            "entries": result.health.total,
+            **_passes(counted),
+        }
+        if result.fell_at is not None:
+            outcome["fell_at"] = result.fell_at.tolist()
+        return outcome
+
+    def _standing(self, result: AttackResult, labels: Tensor) -> Tensor:
+        size = self.how.batch
+        parts = zip(result.images.split(size), labels.split(size), strict=True)
+        return torch.cat([verdicts(self.model, x, y)[0] for x, y in parts])
+
+    def _row(
+        self, attack: str, path: str, eps: float, flags: str, done: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        # an image whose attack had no gradient is not shown to be robust: it does not count as such
+        n, correct = len(flags), flags.count(STANDS)
+        entries = max(1, sum(outcome.get("entries", 0) for outcome in done))
+        return {
+            "model": self.name,
+            **self.computes,
+            "attack": attack,
+            "path": path,
+            "eps": eps,
+            "accuracy": correct / n,
+            "n": n,
+            "correct": correct,
+            "interval": list(wilson(correct, n)),
+            "stalled": flags.count(STALLED),
+            "flags": flags,
+            "zero_gradients": sum(outcome.get("zero", 0) for outcome in done) / entries,
+            "nonfinite_gradients": sum(outcome.get("nonfinite", 0) for outcome in done) / entries,
+            **_costs(done),
+        }
+
+
+def _split(places: Sequence[int], size: int) -> list[list[int]]:
+    return [list(places[i : i + size]) for i in range(0, len(places), size)]
+
+
+@contextmanager
+def random_numbers(seed: int, unit: tuple[str, ...], device: torch.device) -> Iterator[None]:
+    """A model that is random draws the same in a unit, whatever ran before; not so the caller."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed((seed << 32 | crc32("/".join(unit).encode())) % 2**63)
+        yield
+
+
+def _passes(counted: Counted) -> dict[str, int]:
+    return {"forwards": counted.forwards, "gradients": counted.gradients}
+
+
+def _costs(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        key: sum(outcome[key] for outcome in done) for key in ("forwards", "gradients")
+    }
+    return {**out, "seconds": round(sum(outcome["seconds"] for outcome in done), 3)}
+
+
+def _histogram(done: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many images fell at which iterate."""
+    counts: dict[int, int] = {}
+    for outcome in done:
+        for at in outcome.get("fell_at", ()):
+            if at >= 0:
+                counts[at] = counts.get(at, 0) + 1
+    return {str(at): counts[at] for at in sorted(counts)}
+
+
+def _nan_reasons(predictions: Sequence[int]) -> list[str]:
+    nan = sum(p < 0 for p in predictions)
+    return [f"logits are NaN for {nan} of {len(predictions)} images"] if nan else []
+
+
+def _stalled_reasons(
+    flags: Sequence[str], attacked: int, done: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """More than one in a hundred of the attacked images without a gradient to follow."""
+    stalled = list(flags).count(STALLED)
+    if stalled <= 0.01 * attacked:
+        return []
+    entries = max(1, sum(outcome["entries"] for outcome in done))
+    zero, odd = (sum(outcome[k] for outcome in done) / entries for k in ("zero", "nonfinite"))
+    return [
+        f"no usable gradient for {stalled} images that seem to stand: {zero:.1%} of the entries "
+        f"are zero, {odd:.1%} not finite"
+    ]

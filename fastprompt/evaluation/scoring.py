@@ -1,0 +1,120 @@
+"""What a classifier says of images, and what of it counts."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import check_labels
+from ..attacks.ascent import evaluating
+
+Model = Callable[[Tensor], Tensor]
+
+
+def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a share, 95 % by default (Wilson, JASA 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    share = correct / n
+    center = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    below = 1 + z * z / n
+    return max(0.0, (center - spread) / below), min(1.0, (center + spread) / below)
+
+
+@torch.no_grad()
+def logits_of(model: Model, images: Tensor, classes: int | None = None) -> Tensor:
+    """The model's logits ``[B, C]``, in eval mode.
+
+    Raises:
+        ValueError: another shape or device, not ``classes`` logits, or probabilities.
+    """
+    with evaluating(model):
+        logits = model(images)
+    shaped = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(images)
+    if not shaped or logits.shape[1] < 2:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model must give logits [{len(images)}, C], C at least 2, got {got}")
+    if logits.device != images.device:
+        raise ValueError(
+            f"model gives logits on {logits.device} for images on {images.device}: move the model, "
+            "or name its device"
+        )
+    if classes is not None and logits.shape[1] != classes:
+        raise ValueError(
+            f"model gives {logits.shape[1]} logits an image, the data has {classes} classes: "
+            "load the classes that the model is for"
+        )
+    if are_probabilities(logits):
+        raise ValueError(
+            "model gives probabilities, each image's sum to 1: hand in the logits before the "
+            "softmax, attacks through a softmax are weaker than they should be"
+        )
+    return logits
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether all rows are in [0, 1] and sum to 1."""
+    if logits.shape[1] < 2 or not len(logits):
+        return False
+    wide = logits.double()
+    inside = bool((wide >= 0).all()) and bool((wide <= 1).all())
+    return inside and bool(((wide.sum(dim=1) - 1).abs() < 1e-2).all())
+
+
+def verdicts(
+    model: Model, images: Tensor, labels: Tensor, classes: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Which images are classified rightly, bool ``[B]``, and what as: -1 for a NaN logit.
+
+    Raises as `logits_of` does, and ValueError for a label without a class.
+    """
+    logits = logits_of(model, images, classes)
+    check_labels(labels, len(images), logits.shape[1])
+    predictions = torch.where(logits.isnan().any(dim=1), -1, logits.argmax(dim=1))
+    return predictions == labels, predictions
+
+
+def facts(model: Any) -> dict[str, Any]:
+    """What a classifier says of itself: how it computes, and what stands in front of it."""
+    known = {k: getattr(model, k) for k in ("engine", "precision") if hasattr(model, k)}
+    if hasattr(model, "defenses"):
+        known["defenses"] = [str(defense) for defense in model.defenses]
+    return known
+
+
+class Counted(nn.Module):
+    """A model that counts the images that pass through it, and the gradients that come back."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.forwards = self.gradients = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.counting(self.model)(images)
+
+    def counting(self, call: Model) -> Model:
+        """A part of the model, such as its image encoder, whose passes are counted as well."""
+
+        def counted(images: Tensor) -> Tensor:
+            out = call(images)
+            self.forwards += len(images)
+            if isinstance(out, Tensor) and out.requires_grad:
+                out.register_hook(self._back)
+            return out
+
+        return counted
+
+    def _back(self, grad: Tensor) -> None:
+        self.gradients += len(grad)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)

@@ -1,0 +1,129 @@
+"""A tuner with the prompts of a checkpoint of other code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import nn
+
+from .._utils.checks import check_classnames
+from ..clip.frozen import FrozenCLIP
+from ..clip.load import load_clip
+from ..methods.registry import TUNERS
+from ..prompts.deep import deep_prompts_fit
+from ..tuning.config import field_names
+from ..tuning.tuner import Tuner
+from .checkpoints import ForeignPrompts, Layout, read_prompts
+
+# the first is the default; class-specific contexts are an option of APT's alone
+_METHODS: dict[Layout, tuple[str, ...]] = {
+    "context": ("apt", "advpt"),
+    "class-specific context": ("apt",),
+    "multi-modal": ("capt", "nap"),
+}
+
+
+def import_prompts(
+    path: str | Path,
+    clip: FrozenCLIP | nn.Module | str,
+    classnames: Sequence[str],
+    *,
+    method: str | None = None,
+    **settings: Any,
+) -> Tuner:
+    """A tuner with the prompts of a checkpoint (see `read_prompts`), to evaluate or to save.
+
+    To tune them on, save it and give the run folder to a tuner as ``init_from``: `Tuner.fit` starts
+    from what the settings say.
+
+    Args:
+        clip: the model they were tuned on; the file does not name it, only widths are checked.
+        classnames: of the classes to tell apart. Class-specific contexts are for the classes, in
+            the order, that they were tuned on: the checkpoint knows how many these are, no more.
+        method: ``"apt"`` (default) or ``"advpt"`` for a context, ``"apt"`` for class-specific
+            ones, ``"capt"`` (default) or ``"nap"``, without refiners, for multi-modal prompts.
+        **settings: the method's other settings.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_prompts` does; also for a method of another kind, a
+            model of other widths (some that fit are named) or fewer layers, another number of
+            classes, and settings that the checkpoint decides.
+    """
+    prompts = read_prompts(path)
+    allowed = _METHODS[prompts.layout]
+    method = allowed[0] if method is None else method
+    if method not in allowed:
+        raise ValueError(
+            f"method must be {' or '.join(map(repr, allowed))} for {path}, which holds "
+            f"{_a(prompts.layout)}, got {method!r}"
+        )
+    decided: dict[str, Any] = {
+        "n_ctx": prompts.context.shape[-2],
+        "ctx_init": None,
+        "class_specific": prompts.context.ndim == 3,
+        "depth": prompts.depth,
+        "refiners": False,
+        "text_refiners": False,
+        "init_from": None,
+    }
+    known = field_names(TUNERS[method].Config)
+    own = {key: value for key, value in decided.items() if key in known}
+    if both := sorted(own.keys() & settings.keys()):
+        raise ValueError(f"{both[0]} is decided by {path} ({own[both[0]]}): leave it out")
+    names = check_classnames(classnames)
+    if prompts.context.ndim == 3 and len(names) != len(prompts.context):
+        raise ValueError(
+            f"classnames must be the {len(prompts.context)} that {path} was tuned on, in their "
+            f"order: each has a context of its own; got {len(names)}"
+        )
+    clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
+    _check_model(clip, prompts, path)
+    tuner = TUNERS[method](clip, names, **own, **settings)
+    tuner.prompts.load_state_dict(prompts.state())
+    return tuner
+
+
+def _a(layout: Layout) -> str:
+    return "multi-modal prompts" if layout == "multi-modal" else f"a {layout}"
+
+
+def _check_model(clip: FrozenCLIP, prompts: ForeignPrompts, path: str | Path) -> None:
+    """Raise where prompts would fit the kind of model, but not this one's sizes."""
+    parts, multi_modal = clip.text_parts, prompts.maps is not None
+    if isinstance(parts, str) or (multi_modal and deep_prompts_fit(clip)):
+        return  # the tuner says that the kind does not fit
+    visual: Any = clip.model.visual
+    held, has = f"text width {prompts.text_width}", f"text width {parts.width}"
+    if multi_modal:
+        held += f", image width {prompts.image_width}"
+        has += f", image width {visual.conv1.out_channels}"
+    if held != has:
+        names = _models(prompts.text_width, prompts.image_width)
+        raise ValueError(
+            f"clip: {path} holds prompts of {held}, {clip.name} has {has}"
+            + (f": they fit models such as {', '.join(names)}" if names else "")
+        )
+    layers = (parts.layers, len(visual.transformer.resblocks)) if multi_modal else (1, 1)
+    if prompts.depth > min(layers):
+        raise ValueError(
+            f"clip: {path} holds prompts for {prompts.depth} layers of both towers, {clip.name} "
+            f"has {layers[0]} (text) and {layers[1]} (image)"
+        )
+
+
+def _models(text_width: int, image_width: int | None, most: int = 5) -> list[str]:
+    """Some of open_clip's models with these widths; the plain names are the short ones."""
+    fit: list[str] = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name) or {}
+        text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
+        # ResNets count their layers by stages, and have no one width
+        vit = isinstance(vision.get("layers"), int) and "timm_model_name" not in vision
+        if "hf_model_name" in text or text.get("width") != text_width:
+            continue
+        if image_width is None or (vit and vision.get("width") == image_width):
+            fit.append(name)
+    return sorted(fit, key=lambda name: (not name.startswith("ViT-"), len(name), name))[:most]

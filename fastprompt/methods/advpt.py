@@ -1,0 +1,142 @@
+"""AdvPT: a bank of adversarial embeddings, then a text context tuned on it.
+
+Zhang et al., "Adversarial prompt tuning for vision-language models", ECCV 2024. Phase 1 attacks the
+frozen image encoder alone, once for each training image; phase 2 decodes and attacks nothing.
+"""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._utils.checks import Fraction, check_count, check_labels, parse_fraction
+from ..attacks import FeaturePGD
+from ..attacks.random_start import Sides
+from ..data.dataset import ImageDataset
+from ..prompts.context import TextContext
+from ..tuning.config import TunerConfig
+from ..tuning.tuner import Tuner
+from .advpt_bank import make_bank
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvPTConfig(TunerConfig):
+    """AdvPT's settings; the defaults are the authors', but for ``start``.
+
+    Attributes:
+        n_ctx: context tokens, shared by all classes.
+        ctx_init: words whose embeddings the context starts from (CoOp's option of that name): their
+            first ``n_ctx`` tokens, and N(0, 0.02) behind them. By default noise alone.
+        eps: radius of the bank's attack, a float in pixel units or such as ``"8/255"``.
+        steps: its gradient steps.
+        alpha: its step size; by default ``1.25 * eps / steps``.
+        start: ``"two-sided"`` draws the attack's start from the whole ball, ``"one-sided"`` from
+            [0, eps], as the authors have it.
+        attack_batch: images attacked at once.
+        bank_dir: where banks are kept, to share them between runs; by default the run folder's
+            ``banks``.
+        workers: processes that decode images for the bank; 0 decodes in this one.
+    """
+
+    n_ctx: int = 32
+    ctx_init: str | None = None
+    eps: Fraction = 8 / 255
+    steps: int = 10
+    alpha: Fraction | None = None
+    start: Sides = "two-sided"
+    attack_batch: int = 128
+    bank_dir: str | Path | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count(self.n_ctx, "n_ctx")
+        check_count(self.steps, "steps")
+        check_count(self.attack_batch, "attack_batch")
+        check_count(self.workers, "workers", least=0)
+        object.__setattr__(self, "eps", parse_fraction(self.eps, "eps"))
+        if self.alpha is not None:
+            object.__setattr__(self, "alpha", parse_fraction(self.alpha, "alpha"))
+        if self.bank_dir is not None:
+            object.__setattr__(self, "bank_dir", str(self.bank_dir))
+        if self.start not in ("two-sided", "one-sided"):
+            raise ValueError(f"start must be 'two-sided' or 'one-sided', got {self.start!r}")
+
+
+_ROWS = 4096  # embeddings judged at once: the logits of a whole bank can be gigabytes
+_SMALL = {"n_ctx": 4, "ctx_init": "a photo of a", "lr": 2.0, "epochs": 20}
+
+
+class AdvPTTuner(Tuner):
+    """AdvPT on any CLIP with a causal text transformer. See `Tuner` for the arguments."""
+
+    method = "advpt"
+    Config = AdvPTConfig
+    # the bundled text tower never saw long captions, and 8/255 leaves nothing of the bundled images
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny-shapes": {**_SMALL, "eps": 1 / 255},
+        "tiny-shapes-robust": {**_SMALL, "eps": 4 / 255},
+    }
+    score = "val_accuracy"  # on adversarial embeddings, as the training accuracy is
+    config: AdvPTConfig
+    prompts: TextContext
+
+    def build_prompts(self) -> TextContext:
+        config = self.config
+        start = self.context_start(config.ctx_init, config.n_ctx)
+        return TextContext(config.n_ctx, self.text_width(), seed=config.seed, start=start)
+
+    def prepare(
+        self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
+    ) -> int:
+        config = self.config
+        attack = FeaturePGD(
+            self.model.image_features,
+            config.eps,
+            config.steps,
+            config.alpha,
+            start=config.start,
+            seed=config.seed,
+        )
+        folder = Path(config.bank_dir) if config.bank_dir else out and out / "banks"
+        self._banks: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, data in (("train", train), ("val", val)):
+            if data is None:
+                continue
+            bank = make_bank(
+                self.clip,
+                data,
+                attack,
+                batch=config.attack_batch,
+                towers=f"{config.engine}/{config.precision}",
+                folder=folder,
+                workers=config.workers,
+                title=f"{name} bank",
+                progress=progress,
+            )
+            check_labels(bank.labels, len(data), len(self.classnames), f"labels of {name}")
+            for reason in bank.health.reasons:
+                warnings.warn(f"the {name} bank is not to be trusted: {reason}", stacklevel=3)
+            device = self.clip.device
+            self._banks[name] = (bank.features.to(device), bank.labels.to(device))
+        return len(train)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Cross-entropy of ``logit_scale * cos(bank, t_c)``: adversarial embeddings only."""
+        features, labels = self._banks["train"]
+        logits = self.model.logits(features[batch], self.model.class_features())
+        return F.cross_entropy(logits, labels[batch])
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        text = self.model.class_features()
+        out = {}
+        for name, (features, labels) in self._banks.items():
+            parts = zip(features.split(_ROWS), labels.split(_ROWS), strict=True)
+            hits = sum((self.model.logits(f, text).argmax(dim=1) == y).sum() for f, y in parts)
+            out["accuracy" if name == "train" else "val_accuracy"] = float(hits / len(labels))
+        return out

@@ -1,0 +1,169 @@
+"""AdvPT's phase 1: one adversarial embedding for each image, made once before tuning."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .._utils.dtypes import at_least_float32
+from .._utils.files import read_tensors, write_tensors
+from .._utils.progress import Progress
+from ..attacks import FeaturePGD, GradientHealth
+from ..clip.frozen import FrozenCLIP
+from ..data.dataset import ImageDataset, batches, fingerprint
+
+_KIND = "bank"
+_SHARD_BATCHES = 4  # batches between two writes: what a kill may cost
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Attributes:
+
+    features: adversarial image features, raw, at least float32, ``[N, D]``.
+    labels: int64 ``[N]``.
+    health: gradient health of the attack that made them.
+    """
+
+    features: Tensor
+    labels: Tensor
+    health: GradientHealth
+
+
+def bank_key(
+    clip: FrozenCLIP, data: ImageDataset, attack: FeaturePGD, batch: int, towers: str = ""
+) -> str:
+    """A hash of all that a bank depends on: weights, images, threat model, batches, engine."""
+    facts = {
+        "weights": clip.fingerprint,
+        "towers": towers,
+        "data": fingerprint(data),
+        "images": len(data),
+        "eps": attack.eps.hex(),
+        "alpha": attack.alpha.hex(),
+        "steps": attack.steps,
+        "start": attack.start,
+        "seed": attack.seed,
+        "batch": batch,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def make_bank(
+    clip: FrozenCLIP,
+    data: ImageDataset,
+    attack: FeaturePGD,
+    *,
+    batch: int,
+    towers: str = "",
+    folder: Path | None = None,
+    workers: int = 0,
+    title: str = "bank",
+    progress: bool = True,
+) -> Bank:
+    """The bank of ``data`` under ``attack``; read from ``folder`` if it is there.
+
+    A bank under way is kept in shards: a second call goes on behind the last, and ends with the
+    same bits as one that was never stopped.
+
+    Args:
+        clip: the frozen model whose image encoder is attacked.
+        attack: the threat model.
+        batch: images attacked at once.
+        towers: engine and precision of what the attack encodes with.
+        folder: where banks are kept, one file for each key; None keeps the bank in memory only.
+
+    Raises:
+        ValueError: a file of the bank is damaged.
+        OSError: the disk is full; what was there is unchanged.
+    """
+    key = bank_key(clip, data, attack, batch, towers)
+    file = None if folder is None else folder / f"{key[:32]}.safetensors"
+    if file is not None and file.exists():
+        return _unpack(_read(file, key))
+    parts = None if file is None else file.with_suffix(".parts")
+    shards = list(_shards(clip, data, attack, batch, parts, key, workers, title, progress))
+    whole = {name: torch.cat([s[name] for s in shards]) for name in shards[0] if name != "entries"}
+    whole["entries"] = shards[0]["entries"]
+    if file is not None and parts is not None:
+        write_tensors(file, whole, {"kind": _KIND, "key": key})
+        shutil.rmtree(parts, ignore_errors=True)
+    return _unpack(whole)
+
+
+def _shards(
+    clip: FrozenCLIP,
+    data: ImageDataset,
+    attack: FeaturePGD,
+    batch: int,
+    parts: Path | None,
+    key: str,
+    workers: int,
+    title: str,
+    progress: bool,
+) -> Iterator[dict[str, Tensor]]:
+    size = batch * _SHARD_BATCHES
+    with Progress(len(data), title, "img", show=progress) as bar:
+        for start in range(0, len(data), size):
+            rows = range(start, min(start + size, len(data)))
+            path = None if parts is None else parts / f"{start:09d}.safetensors"
+            shard = None if path is None else _finished(path, key)
+            if shard is not None:
+                bar.update(len(rows))
+            else:
+                shard = _attack_rows(clip, data, attack, rows, batch, workers, bar)
+                if path is not None:
+                    write_tensors(path, shard, {"kind": _KIND, "key": key})
+            yield shard
+
+
+def _finished(path: Path, key: str) -> dict[str, Tensor] | None:
+    """The shard at ``path``; None if it is not there, or was merged by another run just now."""
+    try:
+        return _read(path, key) if path.exists() else None
+    except FileNotFoundError:
+        return None
+
+
+def _attack_rows(
+    clip: FrozenCLIP,
+    data: ImageDataset,
+    attack: FeaturePGD,
+    rows: range,
+    batch: int,
+    workers: int,
+    bar: Progress,
+) -> dict[str, Tensor]:
+    features, labels, health = [], [], []
+    for indices, images, targets in batches(data, rows, batch, workers):
+        result = attack.run(images.to(clip.device), indices=indices.to(clip.device))
+        with torch.no_grad():
+            features.append(at_least_float32(attack.encode(result.images)).cpu())
+        labels.append(targets)
+        health.append(result.health)
+        bar.update(len(indices))
+    joined = GradientHealth.join(health)
+    return {
+        "features": torch.cat(features),
+        "labels": torch.cat(labels),
+        "zero": joined.zero.cpu(),
+        "nonfinite": joined.nonfinite.cpu(),
+        "entries": torch.tensor([joined.entries]),
+    }
+
+
+def _read(path: Path, key: str) -> dict[str, Tensor]:
+    tensors, metadata = read_tensors(path, _KIND)
+    if metadata.get("key") != key:
+        raise ValueError(f"{path} is another bank than its name says: remove it and run again")
+    return tensors
+
+
+def _unpack(tensors: dict[str, Tensor]) -> Bank:
+    health = GradientHealth(tensors["zero"], tensors["nonfinite"], int(tensors["entries"][0]))
+    return Bank(tensors["features"], tensors["labels"], health)

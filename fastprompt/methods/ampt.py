@@ -1,0 +1,106 @@
+"""AMPT: a mixture of text prompts, weighted for each image by a router.
+
+Adversarial mixture prompt tuning (later MoAPT): several short prompts instead of a longer one. The
+attack goes through the router. The router's form, the loss on adversarial images alone and the
+optional terms are our choice: the paper's text that could be read leaves them open.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._utils.checks import check_choice, check_count, check_number
+from ..kernels.mixture_logits import Mix
+from ..prompts.mixture import PromptMixture
+from ..tuning.online import OnlineConfig, OnlineTuner
+from ..tuning.step import Step
+from .presets import SMALL
+
+
+@dataclasses.dataclass(frozen=True)
+class AMPTConfig(OnlineConfig):
+    """AMPT's settings.
+
+    Attributes:
+        n_prompts: K, the prompts of the mixture.
+        temperature: T of the router's softmax.
+        mix: mix text features of length 1 (``"normalized"``), or as the tower has them (``"raw"``).
+        router_width: the router's inner width; by default a quarter of the features'.
+        clean_share: weight of the clean images' cross-entropy, in [0, 1]; the adversarial images'
+            has the rest.
+        load_balance: weight of ``K sum_k mean_b(w_bk)^2 - 1``, the squared coefficient of variation
+            of the prompts' shares (Shazeer et al., ICLR 2017): 0 where all are used alike.
+    """
+
+    n_ctx: int = 4
+    n_prompts: int = 8
+    temperature: float = 1.0
+    mix: Mix = "normalized"
+    router_width: int | None = None
+    clean_share: float = 0.0
+    load_balance: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if check_count(self.n_prompts, "n_prompts") > 64:
+            raise ValueError(f"n_prompts must be at most 64, got {self.n_prompts}")
+        check_number(self.temperature, "temperature")
+        check_choice(self.mix, "mix", get_args(Mix))
+        if self.router_width is not None:
+            check_count(self.router_width, "router_width")
+        if check_number(self.clean_share, "clean_share", zero=True) > 1:
+            raise ValueError(f"clean_share must be in [0, 1], got {self.clean_share}")
+        check_number(self.load_balance, "load_balance", zero=True)
+
+
+class AMPTTuner(OnlineTuner):
+    """AMPT on any CLIP that takes text prompts. See `Tuner` for the arguments.
+
+    ``tuner.classifier.routing_weights(images)`` tells which prompts an image is given.
+    """
+
+    method = "ampt"
+    Config = AMPTConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny-shapes": {**SMALL, "clean_share": 0.5},
+        "tiny-shapes-robust": SMALL,
+    }
+    config: AMPTConfig
+    prompts: PromptMixture
+
+    def build_prompts(self) -> PromptMixture:
+        config = self.config
+        return PromptMixture(
+            config.n_prompts,
+            config.n_ctx,
+            self.text_width(),
+            self.clip.embed_dim,
+            hidden=config.router_width,
+            temperature=config.temperature,
+            mix=config.mix,
+            seed=config.seed,
+            start=self.context_start(config.ctx_init, config.n_ctx),
+        )
+
+    def loss(self, batch: Step) -> Tensor:
+        """Cross-entropy of the adversarial images, with the clean share and the load balance."""
+        share, balance = self.config.clean_share, self.config.load_balance
+        if share:
+            clean, adv = batch.both()
+        else:
+            adv = batch.attacked()
+        loss = F.cross_entropy(adv.logits, batch.labels)
+        if share:
+            loss = (1 - share) * loss + share * F.cross_entropy(clean.logits, batch.labels)
+        if balance:
+            weights = self.prompts.head.weights(F.normalize(adv.features, dim=-1))  # [B, K]
+            loss = loss + balance * load_balance(weights)
+        return loss
+
+
+def load_balance(weights: Tensor) -> Tensor:
+    """``K sum_k mean_b(w_bk)^2 - 1`` of routing weights ``[B, K]``."""
+    return weights.shape[1] * torch.square(weights.mean(dim=0)).sum() - 1

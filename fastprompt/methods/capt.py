@@ -1,0 +1,243 @@
+"""CAPT: multi-modal prompts, held to a frozen CLIP where that one is to be trusted.
+
+Consistency-guided adversarial prompt tuning. The published text gives the loss's form,
+``CE + lam [(1 - alpha) L_train + alpha L_frozen]``; what balances its two parts is our choice, and
+a setting.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._utils.checks import check_choice, check_count, check_number, check_templates
+from ..clip.frozen import FrozenCLIP
+from ..data.dataset import ImageDataset
+from ..kernels import consistency_loss
+from ..prompts.deep import DeepPrompts, deep_prompts_fit
+from ..tuning.frozen_features import frozen_features
+from ..tuning.online import OnlineConfig, OnlineTuner
+from ..tuning.step import Step
+from .presets import SMALL
+
+Balance = Literal["constant", "linear", "confidence", "custom"]
+Direction = Literal["adv||target", "target||adv"]
+Weigh = Callable[[Tensor, Tensor, float], Tensor | float]
+
+
+@dataclasses.dataclass(frozen=True)
+class CAPTConfig(OnlineConfig):
+    """CAPT's settings; no number of the authors' could be read, so the defaults are our choice.
+
+    Attributes:
+        depth: layers of both towers with prompts of their own; by default all.
+        lam: weight of the consistency terms; 0 is plain adversarial tuning.
+        balance: alpha, how much of the consistency is with the frozen model: ``"constant"`` is
+            ``balance_value``, ``"linear"`` the share of the epochs that are done, ``"confidence"``
+            the mean probability that the frozen model gives to the true classes of the clean
+            images; ``"custom"`` where the tuner was given ``weigh``.
+        balance_value: alpha, where it is constant.
+        weigh: the name of the function, where it is custom; filled in by the tuner.
+        ce: cross-entropy on the ``"adv"`` or on the ``"clean"`` images.
+        train_kl: of the consistency with the tuned model's clean logits: KL(adv || target), or
+            KL(target || adv).
+        frozen_kl: likewise with the frozen model's.
+        detach_targets: no gradient goes into the tuned model's clean logits.
+        guide_template: the frozen model's prompt, with one ``{}``.
+    """
+
+    lr: float = 0.0025
+    steps: int = 2
+    depth: int | None = None
+    lam: float = 1.0
+    balance: Balance = "confidence"
+    balance_value: float = 0.5
+    weigh: str | None = None
+    ce: Literal["adv", "clean"] = "adv"
+    train_kl: Direction = "adv||target"
+    frozen_kl: Direction = "adv||target"
+    detach_targets: bool = True
+    guide_template: str = "a photo of a {}."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth is not None:
+            check_count(self.depth, "depth")
+        check_number(self.lam, "lam", zero=True)
+        check_choice(self.balance, "balance", get_args(Balance))
+        if check_number(self.balance_value, "balance_value", zero=True) > 1:
+            raise ValueError(f"balance_value must be in [0, 1], got {self.balance_value}")
+        check_choice(self.ce, "ce", ("adv", "clean"))
+        check_templates(self.guide_template, "guide_template")
+        for name in ("train_kl", "frozen_kl"):
+            check_choice(getattr(self, name), name, get_args(Direction))
+
+
+class CAPTTuner(OnlineTuner):
+    """CAPT on a CLIP of open_clip's own two transformers. See `Tuner` for the arguments.
+
+    Args:
+        weigh: alpha as a function of the frozen model's logits ``[B, C]`` on the clean images, the
+            labels ``[B]`` and the share of the epochs that are done: a number, or one for each
+            image ``[B]``, in [0, 1].
+    """
+
+    method = "capt"
+    Config = CAPTConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny-shapes": SMALL,
+        "tiny-shapes-robust": SMALL,
+    }
+    config: CAPTConfig
+    prompts: DeepPrompts
+
+    def __init__(
+        self,
+        clip: FrozenCLIP | nn.Module | str,
+        classnames: Sequence[str],
+        config: CAPTConfig | Mapping[str, Any] | str | Path | None = None,
+        *,
+        weigh: Weigh | None = None,
+        **overrides: Any,
+    ) -> None:
+        if weigh is not None:
+            if not callable(weigh):
+                raise TypeError(f"weigh must be callable, got {type(weigh).__name__}")
+            said = isinstance(config, CAPTConfig) or (
+                isinstance(config, Mapping) and "balance" in config
+            )
+            if not said:
+                overrides.setdefault("balance", "custom")
+            overrides["weigh"] = f"{weigh.__module__}.{weigh.__qualname__}"
+        self.weigh = weigh
+        super().__init__(clip, classnames, config, **overrides)
+        if weigh is not None and self.config.balance != "custom":
+            raise ValueError(f"balance must be 'custom' with weigh, got {self.config.balance!r}")
+
+    @classmethod
+    def unfit(cls, clip: FrozenCLIP) -> str:
+        return deep_prompts_fit(clip)
+
+    def build_prompts(self) -> DeepPrompts:
+        config = self.config
+        start = self.context_start(config.ctx_init, config.n_ctx)
+        return DeepPrompts.for_clip(
+            self.clip, config.n_ctx, depth=config.depth, seed=config.seed, start=start
+        )
+
+    def check_ready(self) -> None:
+        if self.config.balance == "custom" and self.weigh is None:
+            name = self.config.weigh or "it"
+            raise ValueError(f"weigh is needed where balance is 'custom': hand {name} in")
+
+    def prepare(
+        self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
+    ) -> int:
+        config = self.config
+        examples = super().prepare(train, val, out, progress)
+        self.guide = self.clip.zero_shot(
+            self.classnames,
+            config.guide_template,
+            engine=config.engine,
+            precision=config.precision,
+        )
+        self._known: Tensor | None = None
+        if not config.augment and config.engine == "fast":
+            self._known = frozen_features(
+                self.guide.encode_image,
+                train,
+                device=self.clip.device,
+                batch=config.batch,
+                workers=config.workers,
+                progress=progress,
+            )
+        return examples
+
+    def release(self) -> None:
+        super().release()
+        self._known = None
+
+    @torch.no_grad()
+    def frozen_logits(self, batch: Step) -> Tensor:
+        """The frozen model's logits on the clean images, ``[B, C]``."""
+        known = self._known
+        features = self.guide.encode_image(batch.images) if known is None else known[batch.rows]
+        return self.guide.logits(features)
+
+    def alpha(self, frozen: Tensor, labels: Tensor, progress: float) -> Tensor | float:
+        """How much of the consistency is with the frozen model: a number, or ``[B]``."""
+        kind = self.config.balance
+        if kind == "constant":
+            return self.config.balance_value
+        if kind == "linear":
+            return progress
+        if kind == "confidence":
+            return confidence(frozen, labels)
+        assert self.weigh is not None  # `check_ready` has looked
+        return _checked(self.weigh(frozen, labels, progress), len(labels))
+
+    def _alphas(self, frozen: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """`alpha` of each image, ``[B]``."""
+        alpha = self.alpha(frozen, labels, progress)
+        if isinstance(alpha, Tensor):
+            return alpha.to(frozen).expand(len(labels))
+        return torch.full((len(labels),), alpha, dtype=frozen.dtype, device=frozen.device)
+
+    def loss(self, batch: Step) -> Tensor:
+        """``CE + lam [(1 - alpha) KL(p_adv, p_clean) + alpha KL(p_adv, p_frozen)]``."""
+        config, labels = self.config, batch.labels
+        if config.lam == 0 and config.ce == "adv" and config.engine == "fast":
+            return F.cross_entropy(batch.attacked().logits, labels)  # nothing else has a part in it
+        # clean logits that only serve as a target need no graph
+        target_only = config.detach_targets and config.ce == "adv"
+        if target_only and config.engine == "fast":
+            with torch.no_grad():
+                clean = batch.clean()
+            adv = batch.attacked()
+        else:
+            clean, adv = batch.both()
+        frozen = self.frozen_logits(batch)
+        alphas = self._alphas(frozen, labels, batch.progress)
+        loss, terms = consistency_loss(
+            adv.logits,
+            clean.logits,
+            frozen,
+            labels,
+            alpha=alphas,
+            lam=config.lam,
+            ce=config.ce,
+            train_kl=config.train_kl,
+            frozen_kl=config.frozen_kl,
+            detach_targets=config.detach_targets,
+            return_terms=True,
+        )
+        ce, train, frozen_term = terms.mean(dim=0).unbind()
+        self.log(len(labels), ce=ce, kl_train=train, kl_frozen=frozen_term, alpha=alphas.mean())
+        return loss.mean()
+
+
+def confidence(frozen: Tensor, labels: Tensor) -> Tensor:
+    """The mean probability of the true classes: trust the frozen model where it is right."""
+    return frozen.softmax(dim=1).gather(1, labels[:, None]).mean()
+
+
+def _checked(alpha: Tensor | float, n: int) -> Tensor | float:
+    """What a user's function gave, if it fits; values on a GPU are not waited for."""
+    if isinstance(alpha, Tensor):
+        if alpha.shape not in ((), (n,)):
+            raise ValueError(f"weigh must give a number or [{n}], got {list(alpha.shape)}")
+        if alpha.device.type != "cpu":  # a NaN shows in the loss, which names its step
+            return alpha.detach()
+        inside = bool(((alpha >= 0) & (alpha <= 1)).all())
+        alpha = alpha.detach()
+    elif isinstance(alpha, (int, float)):
+        inside = 0 <= alpha <= 1
+    else:
+        raise TypeError(f"weigh must give a number or a tensor, got {type(alpha).__name__}")
+    if not inside:
+        raise ValueError(f"weigh must give values in [0, 1], got {alpha}")
+    return alpha

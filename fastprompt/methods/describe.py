@@ -1,0 +1,63 @@
+"""Which methods and fast paths fit a model, or why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from open_clip.transformer import VisionTransformer
+
+from ..clip.description import Description
+from ..clip.frozen import FrozenCLIP
+from ..clip.parts import HFTextParts, TextParts, text_owner, visual_prompts_fit
+from .registry import TUNERS
+
+
+def describe(clip: FrozenCLIP) -> Description:
+    """See `FrozenCLIP.describe`."""
+    model: Any = clip.model
+    visual, parts = model.visual, clip.text_parts
+    vit = isinstance(visual, VisionTransformer)
+    text = parts if isinstance(parts, TextParts) else None
+    why_no_text = parts if isinstance(parts, str) else ""
+    owner = text_owner(model)
+    return Description(
+        name=clip.name,
+        embed_dim=clip.embed_dim,
+        image_size=clip.image_size,
+        image_tower=type(visual).__name__,
+        image_width=visual.conv1.out_channels if vit else None,
+        image_layers=len(visual.transformer.resblocks) if vit else None,
+        patch_size=visual.patch_size[0] if vit else None,
+        text_tower="TextTransformer" if owner is model else type(owner).__name__,
+        text_width=text.width if text else None,
+        text_layers=len(text.transformer.resblocks) if text else None,  # type: ignore[arg-type]
+        context_length=clip.context_length,
+        causal=getattr(owner, "attn_mask", None) is not None,
+        parameters=sum(p.numel() for p in model.parameters()),
+        methods={name: tuner.unfit(clip) for name, tuner in TUNERS.items()},
+        prompts={"text": why_no_text, "visual": visual_prompts_fit(model)},
+        fast_paths=_fast_paths(parts, visual_prompts_fit(model)),
+    )
+
+
+def _fast_paths(parts: TextParts | HFTextParts | str, why_no_visual: str) -> dict[str, str]:
+    """What the fast engine leaves out, and why it can't."""
+    if isinstance(parts, str):
+        prefix = trimmed = last = parts
+    elif isinstance(parts, HFTextParts):
+        prefix, trimmed = "a Hugging Face text model sees a prompt both ways", ""
+        last = "a Hugging Face text model runs its own layers"
+    else:
+        causal = parts.attn_mask is not None
+        prefix, last = "" if causal else "the text tower is not causal", ""
+        trimmed = ""
+        if parts.pool_type == "last":
+            trimmed = "the text tower reads its last token, behind the padding"
+        elif not causal and parts.pad_id is None:
+            trimmed = "the text tower attends to the padding"
+    return {
+        "text prefix computed once for all classes": prefix,
+        "text cut behind the end of the prompts": trimmed,
+        "text last layer for the token that is read": last,
+        "image last block for the pooled tokens": why_no_visual,
+    }

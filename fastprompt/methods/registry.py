@@ -1,0 +1,12 @@
+"""The methods by name."""
+
+from ..tuning.tuner import Tuner
+from .advpt import AdvPTTuner
+from .ampt import AMPTTuner
+from .apt import APTTuner
+from .capt import CAPTTuner
+from .nap import NAPTuner
+
+TUNERS: dict[str, type[Tuner]] = {
+    tuner.method: tuner for tuner in (AdvPTTuner, APTTuner, AMPTTuner, CAPTTuner, NAPTuner)
+}

@@ -1,0 +1,29 @@
+"""Which towers `torch.compile` takes, and how."""
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..towers import ImageTower, TextTower
+from ..towers.base import Tower
+
+
+def compilable(tower: Tower) -> bool:
+    """Whether the tower is all of our own code, which makes one graph."""
+    return isinstance(tower, ImageTower) or (isinstance(tower, TextTower) and not tower.foreign)
+
+
+def compiled(function: FunctionType) -> Callable[..., Tensor]:
+    """A function compiled as one graph, on a copy of its code.
+
+    Dynamo bounds the graphs of one code object: those of other models must not count here.
+    """
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    # a full batch and a last one, with and without gradients, for tuning, attack and validation:
+    # more than the eight that are let through by default
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 32)
+    return torch.compile(own, fullgraph=True)

@@ -1,0 +1,22 @@
+"""What learns: text context, deep multi-modal prompts, mixtures of prompts, token refiners."""
+
+from .context import TextContext
+from .deep import DeepPrompts, deep_prompts_fit
+from .mixture import Head, MixtureHead, PlainMixtureHead, PromptMixture, PromptRouter
+from .refiners import RefinerStart, TokenRefiner
+from .values import Prompts, PromptValues
+
+__all__ = [
+    "DeepPrompts",
+    "Head",
+    "MixtureHead",
+    "PlainMixtureHead",
+    "PromptMixture",
+    "PromptRouter",
+    "PromptValues",
+    "Prompts",
+    "RefinerStart",
+    "TextContext",
+    "TokenRefiner",
+    "deep_prompts_fit",
+]

@@ -1,0 +1,181 @@
+"""A causal text tower on class prompts that begin alike: one shared prefix, packed suffixes.
+
+Attention is causal, so the states of the tokens in front of the first class name are the same for
+every class, in every layer: they are computed once. What stands behind a prompt's end never reaches
+it and is left out; the last layer is computed for the end tokens alone.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.attention import attend, causal_mask
+from ..kernels import prefix_attention
+from .blocks import OpenText
+from .image import Refiners
+from .text_layout import TextLayout
+
+
+class PackedChunk(nn.Module):
+    """The suffixes of some class prompts without padding: N tokens, sorted by length.
+
+    Args:
+        text: the text tower, opened.
+        layout: of all prompts.
+        prefix: P, how many tokens stand in the shared prefix.
+        rows: the classes of this chunk, ``[C]``.
+
+    Attributes:
+        order: the class at each place, ``[C]``.
+        ids, positions: token ids and their places in the prompt, ``[N]``.
+        cu_seqlens: where each prompt's packed tokens begin, and N, ``[C + 1]``.
+        ends: the packed place of each prompt's last token, ``[C]``.
+        context: packed places of context tokens, ``[n]``; none where all are in the prefix.
+        others: the other packed places, ``[N - n]``.
+        sources, owners: which context token stands there, and of which class, ``[n]``.
+    """
+
+    order: Tensor
+    ids: Tensor
+    positions: Tensor
+    cu_seqlens: Tensor
+    ends: Tensor
+    context: Tensor
+    others: Tensor
+    sources: Tensor
+    owners: Tensor
+
+    def __init__(self, text: OpenText, layout: TextLayout, prefix: int, rows: Tensor) -> None:
+        super().__init__()
+        self.text = text
+        lengths = layout.ends[rows] + 1 - prefix
+        order = rows[lengths.argsort(stable=True)]
+        lengths = layout.ends[order] + 1 - prefix
+        places = torch.arange(layout.length)
+        used = (places >= prefix) & (places <= layout.ends[order][:, None])  # [C, length]
+        number = torch.full(used.shape, -1)  # of the context token there
+        n_ctx = layout.context.shape[1]
+        number.scatter_(1, layout.context[order], torch.arange(n_ctx).expand(len(order), -1))
+        sources, owners = number[used], order[:, None].expand_as(used)[used]
+        context = (sources >= 0).nonzero().flatten()
+        tensors = {
+            "order": order,
+            "ids": layout.ids[order][used],
+            "positions": places.expand_as(used)[used],
+            "cu_seqlens": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int(),
+            "ends": lengths.cumsum(0) - 1,
+            "context": context,
+            "others": (sources < 0).nonzero().flatten(),
+            "sources": sources[context],
+            "owners": owners[context],
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.holds_context = bool(len(context))
+
+    def forward(
+        self, context: Tensor, deep: Tensor | None, refiners: Refiners | None, *prefix: Tensor
+    ) -> Tensor:
+        """States of the end tokens behind the last layer, ``[K, C, width]`` in this order.
+
+        Args:
+            context: ``[K, M, width]``, or ``[K, all C, M, width]`` of one context a class.
+            deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            refiners: one for each block but the first, of all but context tokens.
+            prefix: keys and values of each layer in turn, from `SharedPrefix`.
+        """
+        x = self._embed(context)
+        depth = 1 if deep is None else deep.shape[1] + 1
+        for i, block in enumerate(self.text.blocks):
+            if refiners is not None and i > 0:
+                x = self._refine(x, refiners[i - 1])
+            if deep is not None and 0 < i < depth and self.holds_context:
+                x = x.index_copy(1, self.context, deep[:, i - 1, self.sources].to(x.dtype))
+            normed, shared = block.norm(x), (prefix[2 * i], prefix[2 * i + 1])
+            if i + 1 < len(self.text.blocks):
+                q, k, v = block.qkv(normed)
+                x = block.leave(x, prefix_attention(q, k, v, *shared, self.cu_seqlens))
+                continue
+            k, v = block.keys_values(normed)
+            q = block.queries(normed[:, self.ends])
+            mixed = prefix_attention(q, k, v, *shared, self.cu_seqlens, last_only=True)
+            x = block.leave(x[:, self.ends], mixed)
+        return x
+
+    def _refine(self, x: Tensor, refiner: Callable[[Tensor], Tensor]) -> Tensor:
+        if not self.holds_context:
+            return refiner(x).to(x.dtype)
+        return x.index_copy(1, self.others, refiner(x[:, self.others]).to(x.dtype))
+
+    def _embed(self, context: Tensor) -> Tensor:
+        """``[K or 1, N, width]``: 1 as long as no context token is among them."""
+        parts = self.text.parts
+        tokens = parts.token_embedding(self.ids).to(parts.dtype)[None]
+        positions = parts.positional_embedding.to(parts.dtype)[self.positions]
+        if self.holds_context:
+            own = (self.owners, self.sources) if context.ndim == 4 else (self.sources,)
+            tokens = tokens.expand(len(context), -1, -1)
+            tokens = tokens.index_copy(1, self.context, context[:, *own].to(tokens.dtype))
+        return tokens + positions
+
+
+class SharedPrefix(nn.Module):
+    """The tokens in front of the first class name: start token, then context.
+
+    Args:
+        text: the text tower, opened.
+        layout: of all prompts.
+        length: P, how many tokens stand there; of one context a class only the start token.
+    """
+
+    ids: Tensor
+
+    def __init__(self, text: OpenText, layout: TextLayout, length: int) -> None:
+        super().__init__()
+        self.text, self.length, self.start = text, length, layout.start
+        # on the device: a copy in each forward pass would wait for it
+        self.register_buffer("ids", layout.ids[:1, : layout.start].clone(), persistent=False)
+
+    def forward(
+        self, context: Tensor, deep: Tensor | None, refiners: Refiners | None
+    ) -> list[Tensor]:
+        """Keys and values, ``[K or 1, P, H, d]`` each, of every layer in turn.
+
+        Args:
+            context: ``[K, M, width]``; of one context a class nothing stands in the prefix.
+            deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            refiners: one for each block but the first, of the start token.
+        """
+        start, inside = self.start, self.length - self.start
+        x = self._embed(context, inside)
+        depth = 1 if deep is None or not inside else deep.shape[1] + 1
+        out: list[Tensor] = []
+        for i, block in enumerate(self.text.blocks):
+            if refiners is not None and i > 0 and start:
+                first = refiners[i - 1](x[:, :start]).to(x.dtype)
+                x = torch.cat([first, x[:, start:]], dim=1)
+            if deep is not None and 0 < i < depth:
+                own = deep[:, i - 1, :inside].to(x.dtype)
+                x = torch.cat([x.expand(len(deep), -1, -1), own], dim=1)
+            normed = block.norm(x)
+            # what the next layer replaces needs keys and values here, and no output
+            kept = start if i + 1 < depth else x.shape[1]
+            if i + 1 == len(self.text.blocks) or not kept:
+                out += block.keys_values(normed)
+                x = x[:, :kept]
+                continue
+            q, k, v = block.qkv(normed)
+            out += (k, v)
+            q, k, v = q[:, :kept], k[:, :kept], v[:, :kept]
+            x = block.leave(x[:, :kept], attend(q, k, v, causal_mask(kept, q)))
+        return out
+
+    def _embed(self, context: Tensor, inside: int) -> Tensor:
+        """``[K, P, width]``, or ``[1, P, width]`` with no context inside."""
+        parts = self.text.parts
+        x = parts.token_embedding(self.ids).to(parts.dtype)
+        if inside:
+            own = context[:, :inside].to(parts.dtype)
+            x = torch.cat([x.expand(len(context), -1, -1), own], dim=1)
+        return x + parts.positional_embedding[: self.length].to(parts.dtype)

@@ -1,0 +1,120 @@
+"""Text towers without a causal mask: every token sees every other, so whole sequences are run.
+
+Exact savings that are left: padding that no token attends to is cut off, and the last layer is
+computed for the token that is read.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.attention import attend
+from ..clip.parts import TextParts
+from .blocks import OpenText
+from .image import Refiners
+from .text_layout import TextLayout
+
+
+def cut(layout: TextLayout, parts: TextParts) -> TextLayout:
+    """Without the padding behind the longest prompt, where nothing attends to it or reads it."""
+    return layout.trimmed() if parts.pad_id is not None and parts.pool_type != "last" else layout
+
+
+def pooled_places(layout: TextLayout, parts: TextParts) -> Tensor:
+    """The place of the token that is read in each prompt, ``[C]``."""
+    if parts.pool_type == "first":
+        return torch.zeros_like(layout.ends)
+    if parts.pool_type == "last":
+        return torch.full_like(layout.ends, layout.length - 1)
+    return layout.ends
+
+
+def other_places(places: Tensor, length: int) -> Tensor:
+    """The places in ``0..length - 1`` that are not among ``places [C, M]``: ``[C, length - M]``."""
+    taken = torch.zeros(len(places), length, dtype=torch.int8, device=places.device)
+    taken.scatter_(1, places, 1)
+    return taken.argsort(dim=1, stable=True)[:, : length - places.shape[1]]
+
+
+def padding_mask(ids: Tensor, pad_id: int | None, dtype: torch.dtype) -> Tensor | None:
+    """Additive ``[C, 1, 1, T]``: no token attends to padding."""
+    if pad_id is None:
+        return None
+    mask = torch.zeros(ids.shape, dtype=dtype, device=ids.device)
+    return mask.masked_fill_(ids == pad_id, float("-inf"))[:, None, None]
+
+
+class FullChunk(nn.Module):
+    """Whole prompts of some classes.
+
+    Args:
+        text: the text tower, opened.
+        layout: of all prompts, from `cut`.
+        rows: the classes of this chunk, ``[C]``.
+
+    Attributes:
+        order: those classes.
+        ids: token ids, ``[C, T]``.
+        places: of the context tokens, ``[C, M]``.
+        others: the other places, ``[C, T - M]``.
+        pooled: place of the token that is read, ``[C]``.
+    """
+
+    order: Tensor
+    ids: Tensor
+    places: Tensor
+    others: Tensor
+    pooled: Tensor
+
+    def __init__(self, text: OpenText, layout: TextLayout, rows: Tensor) -> None:
+        super().__init__()
+        self.text = text
+        self.register_buffer("order", rows, persistent=False)
+        self.register_buffer("ids", layout.ids[rows], persistent=False)
+        self.register_buffer("places", layout.context[rows], persistent=False)
+        others = other_places(layout.context[rows], layout.length)
+        self.register_buffer("others", others, persistent=False)
+        self.register_buffer("pooled", pooled_places(layout, text.parts)[rows], persistent=False)
+
+    def forward(self, context: Tensor, deep: Tensor | None, refiners: Refiners | None) -> Tensor:
+        """States of the pooled tokens behind the last layer, ``[K, C, width]``.
+
+        Args:
+            context: ``[K, M, width]``, or ``[K, all C, M, width]`` of one context a class.
+            deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            refiners: one for each block but the first, of all but context tokens.
+        """
+        parts = self.text.parts
+        x = parts.token_embedding(self.ids).to(parts.dtype).expand(len(context), -1, -1, -1)
+        x = put(x, self.places, context[:, self.order] if context.ndim == 4 else context[:, None])
+        x = x + parts.positional_embedding[: x.shape[2]].to(parts.dtype)
+        mask = padding_mask(self.ids, parts.pad_id, x.dtype)
+        depth = 1 if deep is None else deep.shape[1] + 1
+        rows = torch.arange(x.shape[1], device=x.device)
+        for i, block in enumerate(self.text.blocks):
+            if refiners is not None and i > 0:
+                x = put(x, self.others, refiners[i - 1](take(x, self.others)))
+            if deep is not None and 0 < i < depth:
+                x = put(x, self.places, deep[:, None, i - 1])
+            normed = block.norm(x)
+            if i + 1 < len(self.text.blocks):
+                x = block.leave(x, attend(*block.qkv(normed), mask))
+                continue
+            k, v = block.keys_values(normed)
+            q = block.queries(normed[:, rows, self.pooled][:, :, None])
+            x = block.leave(x[:, rows, self.pooled][:, :, None], attend(q, k, v, mask))
+        return x[:, :, 0]
+
+
+def put(x: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+    """``x [K, C, T, W]`` with ``tokens [K, C or 1, M, W]`` at ``places [C, M]``."""
+    index = _index(x, places)
+    return x.scatter(2, index, tokens.to(x.dtype).expand(index.shape))
+
+
+def take(x: Tensor, places: Tensor) -> Tensor:
+    """The tokens of ``x [K, C, T, W]`` at ``places [C, M]``: ``[K, C, M, W]``."""
+    return x.gather(2, _index(x, places))
+
+
+def _index(x: Tensor, places: Tensor) -> Tensor:
+    return places[None, :, :, None].expand(len(x), -1, -1, x.shape[-1])

@@ -1,0 +1,1 @@
+"""What the methods share: settings, the loop, fresh attacks in each step, run folders."""

@@ -1,0 +1,41 @@
+"""What the frozen model says of the training images: computed once, kept on the device."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._utils.dtypes import at_least_float32
+from .._utils.progress import Progress
+from ..data.dataset import ImageDataset, batches
+
+
+@torch.no_grad()
+def frozen_features(
+    encode: Callable[[Tensor], Tensor],
+    data: ImageDataset,
+    *,
+    device: torch.device,
+    batch: int = 128,
+    workers: int = 0,
+    title: str = "frozen features",
+    progress: bool = True,
+) -> Tensor:
+    """Features ``[N, D]`` of images that are not augmented: row i belongs to image i.
+
+    A tuning step then reads rows instead of encoding its images again. Where images are augmented
+    there is no such table: encode them in the step, without a graph.
+
+    Args:
+        encode: pixels ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``, frozen.
+        data: map-style data set of N images.
+        device: where the features are kept, and the images encoded.
+        batch: images encoded at once.
+        workers: processes that decode images.
+    """
+    rows = []
+    with Progress(len(data), title, "img", show=progress) as bar:
+        for indices, images, _ in batches(data, range(len(data)), batch, workers):
+            rows.append(at_least_float32(encode(images.to(device))))
+            bar.update(len(indices))
+    return torch.cat(rows)

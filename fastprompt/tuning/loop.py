@@ -1,0 +1,211 @@
+"""The loop that all methods share: epochs of optimizer steps, and which prompts were the best."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.progress import Progress
+from .._utils.run_folder import RunFolder
+from ..clip.frozen import FrozenCLIP
+from . import optimizers
+from .config import TunerConfig
+from .tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 64  # indices of images in a message
+
+
+class Tunable(Protocol):
+    """What the loop needs of a tuner; see `Tuner`.
+
+    Attributes:
+        totals: sums over an epoch's examples of what `Tuner.log` was given.
+    """
+
+    method: ClassVar[str]
+    score: ClassVar[str]
+    clip: FrozenCLIP
+    config: TunerConfig
+    prompts: nn.Module
+    totals: dict[str, Tensor]
+
+    def batches(self, order: Tensor, epoch: int) -> Iterator[tuple[int, Any]]: ...
+
+    def loss(self, batch: Any) -> Tensor: ...
+
+    def validate(self) -> dict[str, float]: ...
+
+
+class Loop:
+    """Tunes a tuner's prompts, from the start or from where a run stopped.
+
+    Args:
+        tuner: whose prompts, batches, loss and validation.
+        run: the folder that is written; None writes nothing.
+        key: what says which run this is.
+        examples: N, of the training set.
+        tracker: gets each epoch's row, too.
+        progress: show a bar, where the output is a terminal.
+    """
+
+    def __init__(
+        self,
+        tuner: Tunable,
+        run: RunFolder | None,
+        key: str,
+        examples: int,
+        tracker: Tracker | None,
+        progress: bool,
+    ) -> None:
+        self.tuner, self.run_folder, self.key = tuner, run, key
+        self.examples, self.tracker, self.progress = examples, tracker, progress
+        self.config, self.prompts = tuner.config, tuner.prompts
+        self.optimizer = optimizers.make_optimizer(self.config, self.prompts.parameters())
+        self.best: dict[str, Tensor] | None = None
+        self.best_score, self.best_epoch = -math.inf, 0
+
+    def run(self) -> dict[str, Tensor] | None:
+        """Run all epochs that are left; returns the best prompts on the validation images."""
+        start, epochs = self._restore(), self.config.epochs
+        if epochs <= self.config.warmup_epochs:
+            log.warning("all %d epochs are warm-up, at warmup_lr: lower warmup_epochs", epochs)
+        batches = math.ceil(self.examples / self.config.batch)
+        title, done = f"tune {self.tuner.method}", start * batches
+        with Progress(epochs * batches, title, "batch", initial=done, show=self.progress) as bar:
+            for epoch in range(start, epochs):
+                if self._patience_is_over(epoch):
+                    break
+                self._finish(self._epoch(epoch, bar), bar)
+        return self.best
+
+    def _patience_is_over(self, epochs: int) -> bool:
+        patience = self.config.patience
+        waited = self.best is not None and epochs - self.best_epoch
+        return patience is not None and waited >= patience
+
+    def _restore(self) -> int:
+        """Put back the state that the run folder holds; how many epochs it had done."""
+        run = self.run_folder
+        state = None if run is None else run.read_state(self.key)
+        if run is None:
+            return 0
+        if state is None:
+            run.cut_metrics(0)
+            return 0
+        tensors, epochs = state
+        self.best = optimizers.unpack(tensors, self.prompts, self.optimizer)
+        run.cut_metrics(epochs)
+        for row in run.read_metrics():
+            self._better(row)
+        return epochs
+
+    def _better(self, row: dict[str, Any]) -> bool:
+        """Whether an epoch was better than all before it; the first of equals counts."""
+        score = row.get(self.tuner.score)
+        if score is None or not score > self.best_score:
+            return False
+        self.best_score, self.best_epoch = score, row["epoch"]
+        return True
+
+    def _finish(self, row: dict[str, Any], bar: Progress) -> None:
+        shown = ("loss", "accuracy", "val_accuracy", "val_robust")
+        known = ", ".join(f"{k}={row[k]:.3f}" for k in shown if k in row)
+        bar.note(f"epoch {row['epoch']} of {self.config.epochs}: {known}")
+        if self._better(row):
+            self.best = _copy(self.prompts.state_dict())
+        if self.tracker is not None:
+            self.tracker.add(row)
+        if self.run_folder is not None:
+            self.run_folder.append_metrics(row)
+            state = optimizers.pack(self.prompts, self.optimizer, self.best)
+            self.run_folder.write_state(state, row["epoch"], self.key)
+
+    def _order(self, epoch: int) -> Tensor:
+        """A function of seed and epoch alone: a resumed run sees the same."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        return torch.randperm(self.examples, generator=generator)
+
+    def _epoch(self, epoch: int, bar: Progress) -> dict[str, Any]:
+        began = time.perf_counter()
+        order, good = self._order(epoch), _copy(self.prompts.state_dict())
+        rate = optimizers.learning_rate(self.config, epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.tuner.totals.clear()
+        losses = self._steps(order, epoch, good, bar)
+        self._check_prompts(epoch, good)
+        tuned = round(time.perf_counter() - began, 3)
+        loss = float(losses.sum()) / self.examples
+        terms = {name: float(total) / self.examples for name, total in self.tuner.totals.items()}
+        return {
+            **{"epoch": epoch + 1, "loss": loss, "lr": rate},
+            **terms,
+            **self.tuner.validate(),
+            "tuning_seconds": tuned,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+
+    def _steps(self, order: Tensor, epoch: int, good: dict[str, Tensor], bar: Progress) -> Tensor:
+        """The epoch's optimizer steps; each batch's loss times its size, on the device."""
+        group = self.config.batch * self.config.accumulate
+        device = self.tuner.clip.device
+        losses = torch.zeros(math.ceil(len(order) / self.config.batch), device=device)
+        seen = 0
+        for i, (size, batch) in enumerate(self.tuner.batches(order, epoch)):
+            if seen % group == 0:
+                self.optimizer.zero_grad(set_to_none=True)
+                together = min(group, len(order) - seen)
+            loss = self.tuner.loss(batch)
+            # the mean over all examples of the step, whatever the sizes of its batches
+            (loss if size == together else loss * (size / together)).backward()
+            seen += size
+            losses[i] = loss.detach() * size
+            if device.type == "cpu":  # looking at it waits for no device
+                self._check_finite(losses[: i + 1], order, epoch, good)
+            if seen % group == 0 or seen == len(order):
+                self.optimizer.step()
+            bar.update()
+        self._check_finite(losses, order, epoch, good)
+        return losses
+
+    def _check_prompts(self, epoch: int, good: dict[str, Tensor]) -> None:
+        """Raise if an epoch left prompts that are not finite, by a gradient that was not."""
+        bad = torch.stack([~p.isfinite().all() for p in self.prompts.parameters()]).any()
+        if bool(bad):
+            self.prompts.load_state_dict(good)
+            raise FloatingPointError(
+                f"the prompts became nan or infinite in epoch {epoch + 1}, by a gradient that was "
+                f"not finite: lower lr, or take precision='fp32'; the state after epoch {epoch} is "
+                "kept"
+            )
+
+    def _check_finite(
+        self, losses: Tensor, order: Tensor, epoch: int, good: dict[str, Tensor]
+    ) -> None:
+        """Raise if a loss is not finite; the prompts go back to where the epoch began."""
+        bad = ~losses.isfinite()
+        if not bool(bad.any()):
+            return
+        place, batch = int(bad.int().argmax()), self.config.batch
+        rows = order[place * batch : (place + 1) * batch].tolist()
+        self.prompts.load_state_dict(good)
+        more = "" if len(rows) <= _SHOWN else f" and {len(rows) - _SHOWN} more"
+        together = self.config.accumulate
+        step = epoch * math.ceil(len(order) / (batch * together)) + place // together + 1
+        raise FloatingPointError(
+            f"the loss became {float(losses[place])} in step {step}, in epoch {epoch + 1}: lower "
+            f"lr, or look at the training images {rows[:_SHOWN]}{more}; the state after epoch "
+            f"{epoch} is kept"
+        )
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}

@@ -1,0 +1,18 @@
+"""Names in a saved ``config.json`` that were renamed before 0.1.0 was released."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_KEYS = {"optimiser": "optimizer", "defences": "defenses"}
+_VALUES = {("mix", "normalised"): "normalized", ("data", "shapes-recoloured"): "shapes-recolored"}
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, or a command's arguments, under the names of today."""
+    return {_KEYS.get(k, k): _VALUES.get((k, str(v)), v) for k, v in values.items()}
+
+
+def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a ``config.json`` with its ``config`` and ``job`` under the names of today."""
+    parts = (name for name in ("config", "job") if isinstance(config.get(name), Mapping))
+    return {**config, **{name: renamed(config[name]) for name in parts}}

@@ -1,0 +1,1 @@
+"""The scripts that make the bundled models. Not installed."""

@@ -1,0 +1,29 @@
+"""How far a long piece of work is, where nobody looks at a terminal."""
+
+import time
+
+from fastprompt._utils import progress
+from fastprompt._utils.progress import Progress
+
+
+def test_a_log_file_gets_a_line_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.02)
+    with Progress(400, "tune nap", "batch", initial=50) as bar:
+        bar.update(50)
+        bar.note("epoch 2 of 8: loss=0.500")
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 2
+    assert lines[-1] == "tune nap: 100 of 400 batch, 0:00; epoch 2 of 8: loss=0.500"
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+def test_short_work_and_unwanted_lines_are_silent(monkeypatch, capsys):
+    with Progress(4, "evaluate", "img") as bar:
+        bar.update(4)
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    with Progress(4, "evaluate", "img", show=False) as bar:
+        time.sleep(0.1)
+        bar.update(4)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,114 @@
+"""The comparison of the methods: its cells, its record, and that docs/results.md is made of it."""
+
+import json
+import statistics
+from pathlib import Path
+
+from benchmarks.accuracy.methods import autoattack, cells, preset_search, results_page, run
+from benchmarks.common.paths import ROOT
+
+ROWS = run.rows_of()
+
+
+def test_cells_have_names_of_their_own():
+    every = cells.all_cells()
+    assert len({cell.name for cell in every}) == len(every) > 80
+
+
+def test_the_page_is_made_of_the_committed_file():
+    assert results_page.PAGE.read_text("utf-8") == results_page.page()
+    assert "<" not in results_page.page().replace("<=", "")
+
+
+def test_the_readme_has_its_short_table():
+    assert results_page.short_table() in (ROOT / "README.md").read_text("utf-8")
+
+
+def found(eps, **facts):
+    """The accuracies of the cells that are so, in percent."""
+    rows = [row for row in ROWS if all(row[k] == v for k, v in facts.items())]
+    return results_page.accuracies(rows, eps)
+
+
+def test_what_the_page_reads_from_its_tables():
+    mean = statistics.mean
+    robust = {"part": "main", "model": "tiny-shapes-robust"}
+    for eps in ("1/255", "2/255"):
+        (before,) = found(eps, method="zero-shot", **robust)
+        for method in ("apt", "ampt", "capt", "nap"):
+            values = found(eps, method=method, **robust)
+            assert mean(values) - before > max(values) - min(values)
+    (before,) = found(None, method="zero-shot", **robust)
+    assert min(found(None, method="nap", **robust)) > before
+    new = {"part": "new", "test_classes": "new"}
+    (before,) = found(None, method="zero-shot", **new)
+    assert found(None, method="nap", **new)[0] < before / 2
+    assert min(found(None, method=m, **new)[0] for m in ("advpt", "apt", "ampt", "capt")) > (
+        0.9 * before
+    )
+    with_, without = (
+        found("2/255", part="refiners", changes=[["refiners", k]])[0] for k in (True, False)
+    )
+    assert with_ > without + 5
+
+
+def test_every_row_is_a_cell_that_was_judged_as_said():
+    known = {cell.name for cell in cells.all_cells()}
+    assert len({row["name"] for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        assert cells.cell_of(row).name == row["name"] in known
+        attacks = [r for r in row["rows"] if r["attack"] != "clean"]
+        assert [round(255 * r["eps"]) for r in attacks] == [int(e[0]) for e in row["eps"]]
+        assert {r["settings"]["steps"] for r in attacks} == {100}
+        assert all(r["n"] == run.IMAGES for r in attacks)
+
+
+def test_presets_are_those_that_were_measured():
+    """A change of a preset makes the committed results another setting's."""
+    from fastprompt import load_clip
+    from fastprompt.methods.registry import TUNERS
+    from fastprompt.tuning.config import as_dict
+
+    ignored = {"compile", "class_chunk", "seed", "precision"}
+    for row in ROWS:
+        if row["part"] != "main" or row["method"] == "zero-shot":
+            continue
+        names = ["cat", "dog"]
+        own = TUNERS[row["method"]](load_clip(row["model"]), names).config
+        wanted = {k: v for k, v in as_dict(own).items() if k not in ignored}
+        assert {k: v for k, v in row["config"].items() if k not in ignored} == wanted
+
+
+def test_the_search_never_saw_a_test_image():
+    record = json.loads(preset_search.RESULT.read_text("utf-8"))
+    assert record["base"] == preset_search.BASE
+    source = Path(preset_search.__file__).read_text("utf-8")
+    assert ".test" not in source
+    assert len(record["attempts"]) >= 10
+
+
+def test_autoattack_leaves_no_more_than_pgd_and_no_check_fails():
+    found = json.loads(autoattack.RESULT.read_text("utf-8"))["cells"]
+    assert [c["name"] for c in found] == [cell.name for cell in autoattack.strong_cells()]
+    for cell in found:
+        clean, pgd, auto = cell["rows"]
+        assert (clean["n"], auto["attack"]) == (autoattack.IMAGES, "autoattack")
+        assert auto["accuracy"] <= pgd["accuracy"] <= clean["accuracy"]
+        assert set(cell["checks"].values()) <= {"passed", "skipped"}
+        assert cell["reasons"] == []
+
+
+def test_what_the_page_reads_from_autoattack():
+    found = json.loads(autoattack.RESULT.read_text("utf-8"))["cells"]
+    robust = {c["method"]: c["rows"] for c in found if c["model"] == "tiny-shapes-robust"}
+    pgd, auto = ({m: rows[i]["accuracy"] for m, rows in robust.items()} for i in (1, 2))
+    lost = {m: pgd[m] - auto[m] for m in robust}
+    assert min(lost.values()) > 0
+    assert max(lost, key=lost.get) == max(pgd, key=pgd.get) == "nap"
+    assert min(auto, key=auto.get) == "zero-shot"
+    intervals = [rows[2]["interval"] for rows in robust.values()]
+    assert max(low for low, _ in intervals) < min(high for _, high in intervals)  # all overlap
+    plain = {c["method"]: c["rows"][2] for c in found if c["model"] == "tiny-shapes"}
+    nap = plain.pop("nap")
+    assert round(100 * nap["accuracy"]) == 8
+    assert max(row["interval"][1] for row in plain.values()) < nap["interval"][0]

@@ -1,0 +1,191 @@
+"""``fastprompt evaluate RUN``: what is judged, where it goes, and what the exit code says."""
+
+import json
+
+import pytest
+import torch
+from helpers.models import small_model
+
+from fastprompt.cli.main import main
+from fastprompt.clip import bundled
+from fastprompt.evaluation import Evaluation
+from fastprompt.evaluation.record import Record
+
+TUNE = "tune apt --device=cpu --data=patterns --shots=1 --epochs=1 --steps=1 --n_ctx=2 --eps=2/255"
+SMALL = "--attacks=pgd-2 --limit=12 --batch=5 --eps=2/255"
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(bundled, "load", lambda name: small_model())
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled, "load", lambda name: small_model())
+        command = f"{TUNE} --attacks=clean,pgd-2 --eval_limit=12 --out={folder}"
+        assert main(command.split()) == 0
+    return folder
+
+
+def evaluate(*arguments):
+    return main(["evaluate", *SMALL.split(), *(str(a) for a in arguments)])
+
+
+def test_a_run_is_judged_beside_zero_shot(tuned, capsys):
+    assert evaluate(tuned) in (0, 1)
+    out = capsys.readouterr().out
+    folder = max((tuned / "evaluations").iterdir(), key=lambda p: int(p.name))
+    assert f"evaluation folder: {folder}" in out
+    result = Evaluation.load(folder / "result.json")
+    assert [r["model"] for r in result.rows] == ["zero-shot", "tuned"] * 2
+    assert result.data["n"] == 12
+    assert {p.name for p in folder.iterdir()} == {
+        *("job.json", "progress.jsonl", "result.json", "examples.safetensors"),
+    }
+    # the same images and attack as the run's own evaluation: the same flags
+    own = Evaluation.load(tuned / "result.json")
+    for model in ("zero-shot", "tuned"):
+        rows = (e.row(model, "pgd-2", "2/255")["flags"] for e in (result, own))
+        assert len(set(rows)) == 1
+
+
+def test_radii_are_named_as_attacks_are(tuned, tmp_path):
+    evaluate(tuned, "--eps=1/255,2/255", "--limit=4", f"--out={tmp_path / 'a'}")
+    rows = Evaluation.load(tmp_path / "a" / "result.json").rows
+    assert {round(255 * row["eps"]) for row in rows} == {0, 1, 2}
+
+
+def test_one_that_is_stopped_says_how_to_go_on(tuned, tmp_path, monkeypatch, capsys):
+    def judge(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastprompt.cli.evaluate._judge", judge)
+    out = tmp_path / "mine"
+    assert evaluate(tuned, f"--out={out}") == 130
+    assert f"fastprompt evaluate --resume {out}" in capsys.readouterr().err
+
+
+def test_each_evaluation_has_a_folder_of_its_own(tuned, tmp_path):
+    before = set((tuned / "evaluations").iterdir())
+    evaluate(tuned)
+    assert len(set((tuned / "evaluations").iterdir()) - before) == 1
+    out = tmp_path / "mine"
+    evaluate(tuned, f"--out={out}")
+    assert (out / "result.json").exists()
+    assert evaluate(tuned, f"--out={out}") == 2
+
+
+def test_zero_shot_without_a_run(tmp_path):
+    evaluate("--data=patterns", f"--out={tmp_path / 'z'}")
+    result = Evaluation.load(tmp_path / "z" / "result.json")
+    assert [r["model"] for r in result.rows] == ["zero-shot"] * 2
+
+
+def test_defenses_are_judged_with_and_without(tuned, tmp_path):
+    evaluate(tuned, "--defenses=bits-5", f"--out={tmp_path / 'd'}")
+    result = Evaluation.load(tmp_path / "d" / "result.json")
+    assert list(result.models) == ["zero-shot", "tuned", "zero-shot + bits-5", "tuned + bits-5"]
+    assert result.models["tuned + bits-5"]["defenses"] == ["BitDepth(bits=5)"]
+    assert {r["path"] for r in result.rows} == {"none", "adaptive"}
+
+
+def test_other_images(tuned, tmp_path):
+    evaluate(tuned, "--data=counts", f"--out={tmp_path / 'c'}")
+    assert Evaluation.load(tmp_path / "c" / "result.json").data["name"] == "counts"
+
+
+def test_several_seeds(tuned, tmp_path, capsys):
+    evaluate(tuned, "--seeds", 1, 2, f"--out={tmp_path / 's'}")
+    evaluate(tuned, "--seeds", 1, 2)
+    assert {p.name for p in (tmp_path / "s").iterdir()} == {"job.json", "seed-1", "seed-2"}
+    assert "(" in capsys.readouterr().out
+    for folder in (tmp_path / "s", tuned):
+        assert main(["report", str(folder), f"--out={tmp_path / 'r.html'}"]) == 0
+        named = {line.split(",")[1] for line in (tmp_path / "r.csv").read_text().splitlines()}
+        assert {"seed-1", "seed-2"} <= {name.split("/")[-1] for name in named}
+    each = [Evaluation.load(tmp_path / "s" / f"seed-{s}" / "result.json") for s in (1, 2)]
+    assert each[0].data["indices"] != each[1].data["indices"]
+
+
+def test_a_stopped_evaluation_goes_on(tuned, tmp_path, monkeypatch):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    code = evaluate(tuned, f"--out={whole}")
+    real, count = Record.add, [0]
+
+    def stop(self, *arguments):
+        real(self, *arguments)
+        count[0] += 1
+        if count[0] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Record, "add", stop)
+    assert evaluate(tuned, f"--out={part}") == 130
+    assert not (part / "result.json").exists()
+    monkeypatch.setattr(Record, "add", real)
+    assert main(["evaluate", f"--resume={part}"]) == code
+    one, other = (json.loads((p / "result.json").read_text()) for p in (whole, part))
+    for result in (one, other):
+        for row in result["rows"]:
+            row.pop("seconds")
+    assert one == other
+
+
+def test_the_exit_code_says_whether_to_trust_it(tuned, tmp_path, monkeypatch, capsys):
+    from fastprompt.evaluation import job
+    from fastprompt.evaluation.sanity import Verdict
+
+    for verdict, code in (("passed", 0), ("failed", 1)):
+        found = [Verdict("made up", verdict, "a reason")]
+        monkeypatch.setattr(job, "check_model", lambda *a, found=found: found)
+        assert evaluate(tuned, f"--out={tmp_path / verdict}") == code
+        out = capsys.readouterr().out
+        assert ("! not to be trusted: tuned, made up: a reason" in out) is bool(code)
+        saved = json.loads((tmp_path / verdict / "result.json").read_text())
+        assert saved["trusted"] is not bool(code)
+
+
+def test_sanity_asks_for_all_checks(tuned, tmp_path, monkeypatch):
+    from fastprompt.evaluation import job
+    from fastprompt.evaluation.sanity import FULL, QUICK
+
+    asked = []
+    monkeypatch.setattr(job, "check_model", lambda sample, depth: asked.append(depth) or [])
+    evaluate(tuned, f"--out={tmp_path / 'a'}")
+    evaluate(tuned, "--sanity=true", f"--out={tmp_path / 'b'}")
+    assert asked == [QUICK, QUICK, FULL, FULL]
+
+
+def test_what_was_refused_leaves_its_folder_free(tuned, tmp_path):
+    out = tmp_path / "again"
+    assert evaluate("--data=patterrns", f"--out={out}") == 2
+    assert not out.exists()
+    blind = ["--attacks=feature-pgd-1", "--defenses=bits-5"]
+    assert evaluate("--data=patterns", f"--out={out}", *blind) == 2
+    assert evaluate("--data=patterns", f"--out={out}") in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "is not a run folder"),
+        ([], "name a run folder"),
+        (["--attacks=pdg-20", "RUN"], "did you mean 'pgd-20'"),
+        (["--eps=4", "RUN"], "did you mean 4/255"),
+        (["--defenses=jpg-75", "RUN"], "did you mean"),
+        (["--seeds", "1", "1", "--data=patterns", "--out=x"], "seeds must be distinct"),
+        (["--data=nothing", "RUN"], "nothing"),
+    ],
+)
+def test_bad_input(tuned, arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tuned.iterdir())
+    given = [str(tuned) if a == "RUN" else a for a in arguments]
+    assert main(["evaluate", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert set(tuned.iterdir()) - before <= {tuned / "evaluations"}
+    assert main(["evaluate", f"--resume={tmp_path}"]) == 2
+    assert "no job.json" in capsys.readouterr().err

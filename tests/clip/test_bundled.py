@@ -1,0 +1,101 @@
+"""The bundled models are what their cards say."""
+
+import hashlib
+import json
+from importlib import resources
+
+import open_clip
+import pytest
+import torch
+
+from fastprompt import PGD, load_clip, load_data
+from fastprompt._utils.checks import parse_fraction
+from fastprompt.clip import bundled
+from pretraining.export_shapes import own_world
+
+ASSETS = resources.files("fastprompt.assets")
+
+
+@pytest.fixture(autouse=True)
+def _two_threads(_one_thread):
+    torch.set_num_threads(2)
+
+
+@torch.no_grad()
+def accuracy(classifier, data, n):
+    images, labels = data.images[:n].float() / 255, data.labels[:n]
+    hits = [
+        classifier(x).argmax(1) == y
+        for x, y in zip(images.split(100), labels.split(100), strict=True)
+    ]
+    return torch.cat(hits).float().mean().item()
+
+
+def zero_shot(clip, data):
+    return clip.zero_shot(data.classnames, data.templates)
+
+
+def test_sizes_and_digests():
+    limits = {"tiny-shapes.safetensors": 16, "tiny-shapes-robust.image.safetensors": 6}
+    for name in ("tiny-shapes", "tiny-shapes-robust"):
+        for file, digest in bundled.card(name)["sha256"].items():
+            data = ASSETS.joinpath(file).read_bytes()
+            assert len(data) <= limits[file] * 2**20
+            assert hashlib.sha256(data).hexdigest() == digest
+
+
+def test_it_is_an_ordinary_open_clip_model(bundled_clip):
+    assert type(bundled_clip.model) is open_clip.CLIP
+    facts = bundled_clip.describe()
+    assert (facts.image_layers, facts.image_width) == (6, 192)
+    assert facts.text_layers >= 4
+    assert facts.causal
+    assert facts.context_length == 77
+    assert bundled_clip.model.vocab_size == 49408
+
+
+def test_robust_shares_all_but_the_image_tower(bundled_clip):
+    plain = bundled_clip.model.state_dict()
+    robust = load_clip("tiny-shapes-robust").model.state_dict()
+    differ = {k for k in plain if not torch.equal(plain[k], robust[k])}
+    assert differ
+    assert all(k.startswith("visual.") for k in differ)
+
+
+def test_plain_model_knows_its_world_and_half_knows_the_others(bundled_clip):
+    shapes = load_data("shapes")
+    assert accuracy(zero_shot(bundled_clip, shapes), own_world(500), 500) >= 0.9
+    for name in ("shapes", "patterns", "counts"):
+        data = load_data(name)
+        assert 0.40 <= accuracy(zero_shot(bundled_clip, data), data.test, 600) <= 0.85
+
+
+def test_plain_model_is_not_robust(bundled_clip):
+    for name in ("shapes", "patterns", "counts"):
+        data = load_data(name)
+        attack = PGD(zero_shot(bundled_clip, data), "4/255", "1/255", 20)
+        result = attack.run(data.test.images[:40].float() / 255, data.test.labels[:40])
+        assert result.trusted
+        assert 1 - result.success.float().mean() < 0.10
+
+
+def test_robust_model_is_robust_at_one_of_the_radii():
+    cards = bundled.card("tiny-shapes-robust")["zero-shot accuracy"]
+    radii = [
+        e for e in ("1/255", "2/255", "4/255") if 0.15 <= cards["shapes"][f"pgd-20 at {e}"] <= 0.5
+    ]
+    assert radii
+    data = load_data("shapes")
+    clip = load_clip("tiny-shapes-robust")
+    attack = PGD(zero_shot(clip, data), radii[0], parse_fraction(radii[0], "eps") / 4, 20)
+    result = attack.run(data.test.images[:100].float() / 255, data.test.labels[:100])
+    assert result.trusted
+    assert 0.15 <= 1 - result.success.float().mean() <= 0.5
+
+
+@pytest.mark.parametrize("name", ["tiny-shapes", "tiny-shapes-robust"])
+def test_card_holds_what_made_the_model(name):
+    card = json.loads(ASSETS.joinpath(f"{name}.json").read_text())
+    assert all("pretrain_shapes" in command for command in card["training"])
+    assert "--seed" in card["training"][0]
+    assert set(card["zero-shot accuracy"]) >= {"pre-training world", "shapes", "patterns", "counts"}

@@ -1,0 +1,191 @@
+"""The README tells the truth: its example runs, its figures are those of the committed files."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.accuracy import advpt, autoattack, strength
+from benchmarks.common.report import markdown
+from benchmarks.ladder import kernel_table, text_tower
+from fastprompt import APTTuner, load_data
+from fastprompt.attacks.autoattack import PARTS
+from fastprompt.clip import bundled
+from fastprompt.evaluation.plan import plan_attacks
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+
+
+def python_blocks(text=README):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.S)
+
+
+def shortened(code, shorter):
+    """The code with smaller numbers, each of which is there."""
+    for long, short in shorter.items():
+        assert long in code
+        code = code.replace(long, short)
+    return code
+
+
+def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
+    shorter = {"shots=16": "shots=1", "epochs=8": "epochs=1, steps=1", "limit=400": "limit=8"}
+    code = shortened(python_blocks()[0], shorter)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert "adaptive" in capsys.readouterr().out
+    assert names["again"].config == names["tuner"].config
+
+
+def test_the_tuning_loop_runs(capsys):
+    code = next(block for block in python_blocks() if "OnlinePGD" in block)
+    shorter = {"shots=4": "shots=1", "limit=400": "limit=8", "range(2)": "range(1)"}
+    exec(shortened(code, {**shorter, "pgd-20": "pgd-2"}), {})
+    assert "adaptive" in capsys.readouterr().out
+
+
+def test_other_libraries_take_a_classifier(bundled_clip):
+    pytest.importorskip("foolbox", reason="pip install foolbox")
+    data = load_data("patterns", shots=1)
+    names = {
+        "tuner": APTTuner(bundled_clip, data.classnames, n_ctx=2),
+        "images": data.test.images[:6].float() / 255,
+        "labels": data.test.labels[:6],
+    }
+    exec(next(block for block in python_blocks() if "foolbox" in block), names)
+    assert names["fell"].any()
+    assert not torch.equal(names["adv"], names["images"])
+
+
+def test_the_commands_are_those_that_ci_runs():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    bash = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    job, tests = bash[0].strip(), bash[1].strip()
+    assert job == "pip install . && fastprompt tune advpt"
+    assert tests == 'pip install -e ".[test]" && pytest'
+    assert job in script.splitlines()
+    assert tests in script.splitlines()
+
+
+def test_the_results_table_is_the_committed_file():
+    assert advpt.table() in README
+
+
+def test_the_text_towers_memory_is_that_of_the_committed_file():
+    found = json.loads(text_tower.RESULT.read_text("utf-8"))
+    peaks, many = found["memory"]["peak_bytes"], found["many_classes"]
+    eager, ours = (f"{peaks[rung] / 2**20:.0f} MiB" for rung in text_tower.RUNGS)
+    said = " ".join(README.split())
+    assert f"takes {eager} eager and {ours} here" in said
+    whole = (
+        f"{many['classes']:,} in chunks of {many['class_chunk']} {many['peak_bytes'] / 2**20:.0f}"
+    )
+    assert f"{whole} MiB and {many['seconds']:.0f} s" in said
+    assert found["settings"]["classes"] == 200
+
+
+def test_the_drop_in_diffs_are_those_of_the_examples():
+    for name in ("coop_loop", "pgd"):
+        plain, fast = (
+            (ROOT / "examples" / f"{name}{kind}.py").read_text("utf-8").splitlines()
+            for kind in ("", "_fast")
+        )
+        for line in difflib.unified_diff(plain, fast, n=0, lineterm=""):
+            if not line.startswith(("---", "+++", "@@")):
+                assert line in README.splitlines(), line
+
+
+def test_the_autoattack_table_is_the_committed_file():
+    """Twice as fast where few images stand, with no more of them, by fewer gradients."""
+    head, *rows = autoattack.lines()
+    assert markdown(head, rows) in EVALUATION
+    for row in json.loads(autoattack.RESULT.read_text("utf-8"))["rows"]:
+        ours, theirs = row["fastprompt"], row["torchattacks"]
+        assert ours["standing"] <= theirs["standing"]
+        assert ours["gradients"] < theirs["gradients"]
+        assert {part["attack"] for part in ours["parts"]} == set(PARTS)
+        if row["eps"] == "4/255":
+            assert ours["standing"] / row["images"] <= 0.15
+            assert theirs["seconds"] > 2 * ours["seconds"]
+
+
+def test_the_strength_table_is_the_committed_file():
+    """PGD's images are equal; APGD's are as strong as the seeds of torchattacks', or stronger."""
+    head, *rows = strength.lines()
+    assert markdown(head, rows) in EVALUATION
+    found = json.loads(strength.RESULT.read_text("utf-8"))["rows"]
+    assert {row["method"] for row in found} == set(strength.METHODS)
+    for row in found:
+        assert max(row["fastprompt"]) <= max(row["torchattacks"])
+        assert row["attack"] != "pgd" or row["equal_images"]
+
+
+def test_the_kernels_table_is_the_committed_files():
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert kernel_table.table() in text
+
+
+def test_the_kernels_table_shows_what_a_gpu_measured(tmp_path):
+    folder = tmp_path / "some-card"
+    folder.mkdir()
+    result = {"torch.float32": {"share_of_copy": 0.871}}
+    found = {"card": "A card", "result": result}
+    (folder / "gpu-pgd-step.json").write_text(json.dumps(found))
+    assert "| 85 % | 87 % (A card) |" in kernel_table.table(tmp_path)
+    assert kernel_table.table(tmp_path).count(kernel_table.NOT_YET) == 4
+    (folder / "gpu-pgd-step.json").write_text(json.dumps(found | {"error": "it broke"}))
+    assert kernel_table.table(tmp_path).count(kernel_table.NOT_YET) == 5
+
+
+def test_the_kernels_example_runs():
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    (code,) = python_blocks(text)
+    names: dict = {}
+    exec(code, names)
+    assert names["logits"].shape == (32, 100)
+    assert names["weights"].shape == (32, 8)
+
+
+def test_the_evaluation_examples_run(tmp_path, monkeypatch, capsys):
+    shorter = {"limit=100": "limit=8", '"apgd-ce"': '"apgd-ce-5"'}
+    code = shortened("\n".join(python_blocks(EVALUATION)), shorter)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert "apgd-ce-5" in capsys.readouterr().out
+    images = torch.rand(2, 3, names["clip"].image_size, names["clip"].image_size)
+    assert names["defended"](images).shape == (2, 80)
+
+
+def test_every_attack_that_the_page_names_is_known():
+    (table,) = re.findall(r"\| name \| what it is.*?\n\n", EVALUATION, flags=re.S)
+    rows = (line.split("|")[1] for line in table.strip().splitlines()[2:])
+    names = [n for row in rows for n in re.findall(r"`([\w-]+)`", row)]
+    assert len(names) >= 9
+    plan_attacks([n.replace("-N", "-20") for n in names], "4/255")
+
+
+def test_advpt_beats_zero_shot_on_its_own_attack_at_every_seed():
+    found = advpt.gains()["tiny-shapes", "patterns"]
+    assert len(found) == 3
+    assert min(found) >= 0.10
+
+
+def test_the_models_table_is_what_the_cards_say():
+    columns = ["clean", *(f"pgd-20 at {eps}/255" for eps in (1, 2, 4))]
+    for name in ("tiny-shapes", "tiny-shapes-robust"):
+        for place, figures in bundled.card(name)["zero-shot accuracy"].items():
+            cells = " | ".join(f"{100 * figures[c]:.1f}" if c in figures else "" for c in columns)
+            assert f"| {name} | {place} | {cells} |" in README, (name, place)
+
+
+def test_every_linked_file_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target

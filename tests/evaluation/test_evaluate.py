@@ -1,0 +1,645 @@
+"""Evaluation: what counts as robust, and what is reported."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
+
+from fastprompt import Evaluation, evaluate, load_data
+from fastprompt._utils.files import read_tensors
+from fastprompt.data import ImageTensors
+from fastprompt.evaluation.examples import Examples
+from fastprompt.evaluation.job import _describe
+from fastprompt.evaluation.sampling import evenly
+from fastprompt.evaluation.scoring import wilson
+from fastprompt.prompts.mixture import MixtureHead, PromptRouter
+
+
+class Brightness(nn.Module):
+    """Class 1 if the mean pixel is above one half: the margin of each image is known."""
+
+    def forward(self, x):
+        margin = 50 * (x.mean(dim=(1, 2, 3)) - 0.5)
+        return torch.stack([-margin, margin], dim=1)
+
+
+def grays(levels, labels):
+    images = torch.stack([torch.full((3, 16, 16), v, dtype=torch.uint8) for v in levels])
+    return ImageTensors(images, torch.tensor(labels))
+
+
+# 0.5 lies between the levels 127 and 128
+DATA = grays([100, 122, 126, 129, 133, 160, 140], [0, 0, 0, 1, 1, 1, 0])
+
+
+def test_counts_are_what_the_margins_say():
+    result = evaluate(Brightness(), DATA, ["clean", "pgd-5"], ["4/255", "8/255"], progress=False)
+    assert result.accuracy("model", "clean") == 6 / 7  # the last label is wrong
+    assert result.accuracy("model", "pgd-5", "4/255") == 4 / 7
+    assert result.accuracy("model", "pgd-5", "8/255") == 2 / 7
+    assert result.trusted
+    with pytest.raises(KeyError, match="no row"):
+        result.accuracy("model", "pgd-9", "4/255")
+
+
+def test_an_image_that_is_wrong_when_clean_never_counts_as_robust():
+    class Contrary(nn.Module):  # the attack can only turn its answer to the right one
+        def forward(self, x):
+            return Brightness()(x).flip(1)
+
+    result = evaluate(Contrary(), DATA, ["clean", "pgd-3"], "8/255", progress=False)
+    assert result.accuracy("model", "pgd-3", "8/255") <= result.accuracy("model", "clean")
+
+
+def test_zero_eps_equals_clean():
+    result = evaluate(Brightness(), DATA, ["clean", "pgd-2"], 0, progress=False)
+    assert result.accuracy("model", "pgd-2", 0) == result.accuracy("model", "clean")
+
+
+def detached(x):
+    return Brightness()(x).detach()
+
+
+def nan_gradient(x):
+    return Brightness()(x) + 0 * (x * 0).sqrt().sum(dim=(1, 2, 3))[:, None]
+
+
+def nan_logits(x):
+    return Brightness()(x) * float("nan")
+
+
+@pytest.mark.parametrize("model", [detached, nan_gradient, nan_logits])
+def test_a_model_without_gradients_is_not_scored_as_robust(model):
+    row = evaluate(model, DATA, ["pgd-3"], "1/255", progress=False).row("model", "pgd-3", "1/255")
+    assert row["accuracy"] == 0.0
+    assert row["trusted"] is False
+    if model is nan_logits:
+        assert "logits are NaN for 7 of 7 images" in row["reasons"]
+    else:
+        assert "no usable gradient for 6 images" in row["reasons"][0]
+        assert row["stalled"] == row["flags"].count("?") == 6
+
+
+def test_one_in_a_hundred_is_of_all_images_not_of_the_first_window(monkeypatch):
+    from fastprompt.evaluation import model_run
+
+    monkeypatch.setattr(model_run, "WINDOW", 1)
+
+    class Pinned(Brightness):  # no gradient for the images of one level
+        def forward(self, x):
+            free = (x.mean(dim=(1, 2, 3)) > 0.4)[:, None]
+            logits = super().forward(x)
+            return torch.where(free, logits, logits.detach())
+
+    options = {"batch": 10, "sanity": "off", "progress": False}
+    for stuck, trusted in ((1, True), (2, False)):
+        data = grays([60] * stuck + [200] * (150 - stuck), [0] * stuck + [1] * (150 - stuck))
+        row = evaluate(Pinned(), data, ["pgd-2"], "1/255", **options).rows[1]
+        assert row["stalled"] == stuck
+        assert row["trusted"] is trusted
+
+
+def test_rows_hold_what_was_done(tmp_path):
+    result = evaluate({"m": Brightness()}, DATA, ["clean", "pgd-3"], "4/255", progress=False)
+    result.save(tmp_path / "result.json")
+    saved = json.loads((tmp_path / "result.json").read_text())
+    clean, robust = saved["rows"]
+    assert (clean["path"], clean["eps"], clean["n"]) == ("none", 0.0, 7)
+    assert robust["path"] == "adaptive"
+    assert robust["eps"] == 4 / 255
+    assert robust["settings"]["steps"] == 3
+    assert robust["settings"]["counts"] == "any iterate"
+    assert robust["gradients"] > 0
+    assert robust["forwards"] >= robust["gradients"]
+    assert saved["data"]["labels"] == DATA.labels.tolist()
+    assert saved["data"]["fingerprint"] == DATA.fingerprint
+    assert saved["models"]["m"]["kind"] == "Brightness"
+    assert saved["how"]["seed"] == 0
+    assert {s["verdict"] for s in saved["sanity"]} <= {"passed", "skipped"}
+    again = Evaluation.load(tmp_path / "result.json")
+    assert again.as_dict() == saved
+    assert robust["interval"][0] < robust["accuracy"] < robust["interval"][1]
+    assert saved["trusted"] is True
+    assert "torch" in saved["versions"]
+
+
+def test_batch_size_changes_nothing():
+    results = [
+        evaluate(Brightness(), DATA, ["pgd-3"], "4/255", batch=b, progress=False).rows[1]
+        for b in (1, 3, 7)
+    ]
+    assert len({r["flags"] for r in results}) == 1
+    assert results[0]["n"] == 7
+
+
+def test_paths_say_what_an_attack_saw(small_clip):
+    data = load_data("patterns", shots=1)
+    models = {
+        k: small_clip.zero_shot(data.classnames, [t]) for k, t in (("a", "{}"), ("b", "x {}"))
+    }
+    attacks = ["pgd-1", "feature-pgd-2", "pgd-2@a", "square-2"]
+    options = {"limit": 4, "sanity": "off", "progress": False}
+    result = evaluate(models, data.test, attacks, "4/255", surrogates={"a": models["a"]}, **options)
+    paths = {row["attack"]: row["path"] for row in result.rows}
+    assert paths == {
+        "clean": "none",
+        "pgd-1": "adaptive",
+        "feature-pgd-2": "transfer:image-encoder",
+        "pgd-2@a": "transfer:a",
+        "square-2": "black-box",
+    }
+    # what is made on a model itself is what an attack without early stopping makes of it
+    own = evaluate(models["a"], data.test, ["pgd-2"], "4/255", stop=False, **options)
+    assert result.row("a", "pgd-2@a", "4/255")["flags"] == own.rows[1]["flags"]
+
+
+def test_only_images_that_are_right_are_attacked_and_they_leave_when_they_fall():
+    seen = []
+
+    class Spied(Brightness):
+        def forward(self, x):
+            if x.requires_grad:
+                seen.append(len(x))
+            return super().forward(x)
+
+    result = evaluate(Spied(), DATA, ["pgd-9"], "4/255", sanity="off", progress=False)
+    row = result.row("model", "pgd-9", "4/255")
+    assert seen[0] == 6  # the last label is wrong
+    assert sum(seen) == row["gradients"] < 6 * 9
+    assert seen[-1] == row["correct"] == 4
+    assert sum(row["fell_at"].values()) == 2
+    whole = evaluate(
+        Spied(), DATA, ["pgd-9"], "4/255", stop=False, sanity="off", progress=False
+    ).row("model", "pgd-9", "4/255")
+    assert whole["gradients"] == 6 * 9
+    assert whole["settings"]["counts"] == "last iterate"
+
+
+def test_early_stopping_finds_what_the_last_iterate_hides():
+    class Ring(nn.Module):  # wrong in a narrow band of brightness alone: further on right again
+        def forward(self, x):
+            mean = x.mean(dim=(1, 2, 3))
+            away = 30 * ((mean - 0.55).abs() - 0.025)
+            return torch.stack([away, -away], dim=1)
+
+    class Pulled(Ring):  # its gradient always points to brighter images
+        def forward(self, x):
+            pull = -x.mean(dim=(1, 2, 3))
+            logits = super().forward(x).detach()
+            return logits + torch.stack([pull - pull.detach(), 0 * pull], dim=1)
+
+    data = grays([131, 133], [0, 0])  # the band goes from level 134 to 146
+    plain, ours = (
+        evaluate(Pulled(), data, ["pgd-8"], 40 / 255, stop=k, sanity="off", progress=False).rows[1]
+        for k in (False, True)
+    )
+    assert plain["correct"] == 2
+    assert ours["correct"] == 0
+    assert ours["trusted"]
+
+
+def test_autoattack_is_four_attacks_on_what_is_left(monkeypatch):
+    from fastprompt.evaluation import plan
+
+    monkeypatch.setitem(plan._STEPS, "fab-t", 3)
+    monkeypatch.setitem(plan._STEPS, "square", 20)
+    options = {"sanity": "off", "progress": False}
+    result = evaluate(Brightness(), DATA, ["autoattack", "apgd-ce"], "4/255", **options)
+    row = result.row("model", "autoattack", "4/255")
+    parts = row["parts"]
+    assert [part["attack"] for part in parts] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    standing = [part["standing"] for part in parts]
+    assert standing == sorted(standing, reverse=True)
+    assert standing[-1] == row["correct"]
+    assert standing[0] == result.row("model", "apgd-ce", "4/255")["correct"]
+    steps = [part["steps"] for part in row["settings"]["parts"] if "steps" in part]
+    assert steps == [100, 100, 3]
+
+
+def test_the_standard_version_is_the_standard():
+    from fastprompt.evaluation.plan import How, plan
+
+    standard = plan("autoattack", 8 / 255, How())
+    wanted = {
+        "apgd-ce": {"steps": 100, "loss": "ce", "restarts": 1},
+        "apgd-t": {"steps": 100, "loss": "targeted-dlr", "targets": 9, "restarts": 1},
+        "fab-t": {"steps": 100, "targets": 9, "restarts": 1},
+        "square": {"queries": 5000, "loss": "margin", "restarts": 1},
+    }
+    assert {part.name for part in standard.parts} == set(wanted)
+    for part in standard.parts:
+        assert wanted[part.name].items() <= part.settings.items()
+
+
+def test_accuracy_by_class():
+    result = evaluate(Brightness(), DATA, ["pgd-5"], "4/255", progress=False)
+    assert result.per_class("model", "clean") == [(3, 4), (3, 3)]
+    stands = result.per_class("model", "pgd-5", "4/255")
+    assert sum(n for n, _ in stands) == result.row("model", "pgd-5", "4/255")["correct"]
+
+
+# ---- a loader, and a stop in the middle ---------------------------------------------------------
+
+
+def test_a_loader_is_read_window_by_window():
+    class Counting(torch.utils.data.Dataset):
+        held = 0
+
+        def __len__(self):
+            return len(DATA)
+
+        def __getitem__(self, i):
+            return DATA[i]
+
+    loader = torch.utils.data.DataLoader(Counting(), batch_size=3)
+    one, other = (
+        evaluate(Brightness(), data, ["pgd-3"], "4/255", batch=1, progress=False)
+        for data in (loader, DATA)
+    )
+    assert [r["flags"] for r in one.rows] == [r["flags"] for r in other.rows]
+    empty = torch.utils.data.DataLoader(ImageTensors(DATA.images[:0], DATA.labels[:0]))
+    with pytest.raises(ValueError, match="data is empty"):
+        evaluate(Brightness(), empty)
+
+
+class Items:
+    """Any map-style data set: it says nothing of itself."""
+
+    def __init__(self, pairs, change=lambda image: image):
+        self.pairs, self.change, self.read = pairs, change, []
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        image, label = self.pairs[i]
+        return self.change(image), label
+
+
+PAIRS = [DATA[i] for i in range(len(DATA))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": SubsetRandomSampler([0, 1])},
+        {"sampler": RandomSampler(DATA, replacement=True)},
+        {"sampler": RandomSampler(DATA, num_samples=3)},
+        {"batch_sampler": BatchSampler(SubsetRandomSampler([0, 1]), 2, False)},
+        {"batch_sampler": [[0, 1], [3]]},
+        {"collate_fn": lambda items: items},
+    ],
+)
+def test_a_loader_that_chooses_or_changes_its_images_is_refused(options):
+    with pytest.raises(ValueError, match=r"data is a loader .* hand in"):
+        evaluate(Brightness(), DataLoader(DATA, **options), progress=False)
+
+
+@pytest.mark.parametrize("options", [{"shuffle": True}, {"batch_size": None}, {"drop_last": True}])
+def test_other_loaders_are_read_whole(options):
+    result = evaluate(Brightness(), DataLoader(DATA, **options), "clean", progress=False)
+    assert result.rows[0]["correct"] == 6
+    assert result.data["n"] == 7
+
+
+def test_images_that_change_are_refused():
+    def noisy(image):
+        return image + torch.randint(2, image.shape, dtype=torch.uint8)
+
+    with pytest.raises(ValueError, match="each time that item 0 is read"):
+        evaluate(Brightness(), Items(PAIRS, noisy), progress=False)
+
+
+def test_labels_and_pixels_that_only_show_when_they_are_read():
+    for label, match in ((-1, "labels must be 0 or more, got -1"), (2, r"must be in 0\.\.1")):
+        pairs = [*PAIRS[:4], (PAIRS[4][0], label)]
+        with pytest.raises(ValueError, match=match):
+            evaluate(Brightness(), Items(pairs), progress=False)
+    later = [*PAIRS[:4], (PAIRS[4][0].float() / 255, 1)]
+    with pytest.raises(TypeError, match=r"uint8 images, got torch\.float32"):
+        evaluate(Brightness(), Items(later), batch=4, progress=False)
+
+
+def test_one_logit_for_each_class():
+    named = ImageTensors(DATA.images, DATA.labels, classnames=["dark", "bright", "blue"])
+    with pytest.raises(ValueError, match="2 logits an image, the data has 3 classes"):
+        evaluate(Brightness(), named, progress=False)
+
+
+def test_a_few_of_many_images_do_not_wait_for_all():
+    data = Items(PAIRS * 30)
+    evaluate(Brightness(), data, "clean", limit=5, progress=False)
+    assert len(set(data.read)) <= 1 + 5  # and the first, for its shape
+
+
+def test_a_window_is_read_in_batches(monkeypatch):
+    from fastprompt.data import dataset
+
+    sizes, real = [], dataset.DataLoader
+
+    def watched(data, batch_size, **options):
+        sizes.append(batch_size)
+        return real(data, batch_size=batch_size, **options)
+
+    # workers read a batch each: one of a whole window would wait for one of them
+    monkeypatch.setattr(dataset, "DataLoader", watched)
+    evaluate(Brightness(), Items(PAIRS), ["pgd-2"], batch=2, sanity="off", progress=False)
+    assert sizes == [2, 2]  # clean, the attack
+
+
+class Stopped(Exception):
+    pass
+
+
+def many(n=40):
+    gen = torch.Generator().manual_seed(0)
+    levels = torch.randint(90, 170, (n,), generator=gen).tolist()
+    return grays(levels, [int(v > 127) for v in levels])
+
+
+@pytest.mark.parametrize("after", [1, 2, 5, 9, 13])
+def test_a_stopped_evaluation_goes_on_to_the_same_bits(tmp_path, after, monkeypatch):
+    from fastprompt.evaluation import model_run
+    from fastprompt.evaluation.record import Record
+
+    monkeypatch.setattr(model_run, "WINDOW", 2)
+    data, attacks, radii = many(), ["pgd-3", "apgd-ce-4", "cw-3"], ["1/255", "4/255"]
+    options = {"batch": 5, "progress": False, "sanity": "off"}
+    whole = evaluate(Brightness(), data, attacks, radii, out=tmp_path / "whole", **options)
+    real, count = Record.add, [0]
+
+    def stop(self, *arguments):
+        real(self, *arguments)
+        count[0] += 1
+        if count[0] == after:
+            raise Stopped
+
+    monkeypatch.setattr(Record, "add", stop)
+    with pytest.raises(Stopped):
+        evaluate(Brightness(), data, attacks, radii, out=tmp_path / "part", **options)
+    monkeypatch.setattr(Record, "add", real)
+    path = tmp_path / "part" / "progress.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"unit": ["cut sho')  # as a crash leaves it
+    again = evaluate(
+        Brightness(), data, attacks, radii, out=tmp_path / "part", resume=True, **options
+    )
+
+    def same(result):
+        timeless = json.loads(json.dumps(result.as_dict()))
+        for row in timeless["rows"]:
+            row.pop("seconds")
+        return timeless
+
+    assert same(again) == same(whole)
+    whole_images, part_images = (
+        (tmp_path / k / "examples.safetensors").read_bytes() for k in ("whole", "part")
+    )
+    assert whole_images == part_images
+    assert not (tmp_path / "part" / "examples").exists()
+
+
+@pytest.mark.parametrize(("n", "total"), [(8, 7), (256, 60), (4, 4), (1, 9), (0, 3), (8, 1000)])
+def test_so_many_places_as_there_are_are_drawn_from_end_to_end(n, total):
+    places = evenly(n, total)
+    assert len(places) == min(n, total)
+    if len(places) > 1:
+        assert (places[0], places[-1]) == (0, total - 1)
+
+
+def test_what_is_kept_to_look_at_was_right_clean(tmp_path):
+    data = many()  # three in four get a wrong label
+    labels = torch.tensor([y if i % 4 == 0 else 1 - y for i, (_, y) in enumerate(data)])
+    data = ImageTensors(torch.stack([x for x, _ in data]), labels)
+    both = {"one": Brightness(), "other": Brightness()}
+    options = {"progress": False, "sanity": "off", "out": tmp_path}
+    result = evaluate(both, data, ["pgd-3"], "4/255", **options)
+    kept = read_tensors(tmp_path / "examples.safetensors", "examples")[0]
+    assert len(kept["indices"]) == 8
+    right = {i for i, flag in enumerate(result.rows[0]["flags"]) if flag == "1"}
+    assert len(right) >= 8
+    assert set(kept["indices"].tolist()) <= right
+
+
+def test_kept_images_are_those_that_most_models_have_right():
+    kept = Examples(None)
+    kept.choose([[i % 2 == 0 for i in range(12)], [i % 3 == 0 for i in range(12)]])
+    assert kept.places == [0, 2, 3, 4, 6, 8, 9, 10]
+    kept.choose([[False, False, True]])
+    assert kept.places == [0, 1, 2]
+
+
+def test_parts_with_images_that_an_older_version_chose_are_no_examples():
+    kept = Examples(None)
+    kept.choose([[i > 3 for i in range(12)]])
+    kept.keep(("a",), range(12), torch.rand(12, 3, 2, 2))
+    assert kept.of([("a",)], torch.zeros(8, 3, 2, 2)) is not None
+    kept.places = list(range(8))
+    assert kept.of([("a",)], torch.zeros(8, 3, 2, 2)) is None
+
+
+def test_a_stop_while_the_parts_of_the_examples_are_dropped(tmp_path, monkeypatch):
+    from fastprompt.evaluation import model_run
+
+    monkeypatch.setattr(model_run, "WINDOW", 2)
+    options = {"batch": 5, "progress": False, "sanity": "off", "out": tmp_path, "eps": "4/255"}
+    real, count = Path.unlink, [0]
+
+    def stop(self, *arguments, **more):
+        real(self, *arguments, **more)
+        count[0] += 1
+        if count[0] == 2:
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stop)
+        with pytest.raises(Stopped):
+            evaluate(Brightness(), many(), ["pgd-3"], **options)
+    whole = (tmp_path / "examples.safetensors").read_bytes()
+    evaluate(Brightness(), many(), ["pgd-3"], resume=True, **options)
+    assert (tmp_path / "examples.safetensors").read_bytes() == whole
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("progress.jsonl", "result.json", "examples.safetensors"),
+    }
+
+
+@pytest.mark.parametrize("line", [b"[]", b"5", b'{"unit": ["a"], "outcome": {}}', b"{}"])
+def test_a_damaged_record_is_told(tmp_path, line):
+    (tmp_path / "progress.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(ValueError, match="is damaged: remove it"):
+        evaluate(Brightness(), DATA, out=tmp_path, resume=True, progress=False)
+
+
+def test_a_result_is_not_written_over(tmp_path):
+    Evaluation(rows=[]).save(tmp_path / "result.json")
+    with pytest.raises(FileExistsError, match="holds an evaluation"):
+        evaluate(Brightness(), DATA, out=tmp_path, progress=False)
+
+
+def test_an_evaluation_is_not_mixed_with_another(tmp_path):
+    options = {"progress": False, "sanity": "off", "out": tmp_path}
+    evaluate(Brightness(), DATA, ["pgd-2"], "4/255", **options)
+    with pytest.raises(FileExistsError, match="resume it, or choose a new folder"):
+        evaluate(Brightness(), DATA, ["pgd-2"], "4/255", **options)
+    for other in ({"seed": 1}, {"eps": "3/255"}, {"batch": 3}, {"attacks": ["pgd-3"]}):
+        arguments = {"attacks": ["pgd-2"], "eps": "4/255", **options, **other}
+        with pytest.raises(ValueError, match="is of another evaluation"):
+            evaluate(Brightness(), DATA, resume=True, **arguments)
+    with pytest.raises(ValueError, match="resume needs out"):
+        evaluate(Brightness(), DATA, resume=True)
+    (tmp_path / "progress.jsonl").write_bytes(b"{")
+    with pytest.raises(ValueError, match="is damaged"):
+        evaluate(Brightness(), DATA, ["pgd-2"], "4/255", resume=True, **options)
+
+
+def test_models_differ_by_what_they_say_of_themselves():
+    """A temperature of a mixture is in no state dict: a stopped evaluation is not gone on with."""
+    router = PromptRouter(4, 3)
+    heads = [
+        MixtureHead(router, temperature=t, mix=m)
+        for t, m in ((1, "raw"), (2, "raw"), (1, "normalized"))
+    ]
+    hashes = [_describe(head)["weights"] for head in heads]
+    assert len(set(hashes)) == 3
+    assert _describe(MixtureHead(router, mix="raw"))["weights"] == hashes[0]
+
+
+def test_limit_draws_the_same_images_for_a_seed():
+    rows = [
+        evaluate(Brightness(), DATA, ["clean"], limit=3, seed=s, progress=False).data["indices"]
+        for s in (0, 0, 1, 2)
+    ]
+    assert rows[0] == rows[1]
+    assert len({tuple(r) for r in rows}) > 1
+    assert [len(r) for r in rows] == [3] * 4
+
+
+def test_names_may_have_spaces_around_them():
+    rows = evaluate(Brightness(), DATA, "pgd-2, cw-2", progress=False).rows
+    assert [row["attack"] for row in rows] == ["clean", "pgd-2", "cw-2"]
+
+
+def test_what_is_made_on_the_model_itself_sees_all_of_it():
+    model, data = Brightness(), grays([100, 118, 120, 122], [0] * 4)
+    for surrogates, verdict in (({"s": model}, "skipped"), ({"s": Brightness()}, "failed")):
+        # one step is too few for PGD to leave the place where its random start put it
+        result = evaluate(
+            model, data, ["pgd-1", "pgd-9@s"], "8/255", surrogates=surrogates, progress=False
+        )
+        assert result.row("model", "pgd-9@s", "8/255")["path"] == "transfer:s"
+        found = {s["check"]: s["verdict"] for s in result.sanity}
+        assert found["rows: white-box"] == verdict
+
+
+def test_the_image_encoders_passes_are_counted(small_clip):
+    data = load_data("patterns", shots=1)
+    model = small_clip.zero_shot(data.classnames, data.templates)
+    options = {"limit": 12, "sanity": "off", "progress": False}
+    clean, row = evaluate(model, data.test, ["feature-pgd-3"], "4/255", **options).rows
+    assert row["gradients"] == 3 * clean["correct"] > 0
+    assert row["forwards"] == 4 * clean["correct"]
+
+    class Called:  # no module, but it has an encoder
+        clip = small_clip
+
+        def __call__(self, x):
+            return model(x)
+
+    other = evaluate(Called(), data.test, ["feature-pgd-3"], "4/255", **options).rows[1]
+    assert other["flags"] == row["flags"]
+
+
+def test_torchattacks_is_asked_for_before_the_work_begins(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    for attack in ("autoattack", "square", "fab-t"):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'fastprompt\[eval\]'"):
+            evaluate(Brightness(), DATA, ["pgd-2", attack], out=tmp_path / "x", progress=False)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_state_that_is_no_tensor(tmp_path):
+    class Stateful(Brightness):
+        def get_extra_state(self):
+            return {"a": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    assert evaluate(Stateful(), DATA, "clean", progress=False).rows[0]["correct"] == 6
+
+
+def test_peers_print_nothing(capsys):
+    evaluate(Brightness(), DATA, ["square-2", "fab-t-2"], sanity="off", progress=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_table_names_paths_and_marks_what_is_not_trusted():
+    text = evaluate(
+        {"good": Brightness(), "bad": detached}, DATA, ["clean", "pgd-2"], "2/255", progress=False
+    ).table()
+    assert "adaptive" in text
+    assert "2/255" in text
+    assert "! not to be trusted: bad, pgd-2: no usable gradient" in text
+
+
+def test_wilson_interval():
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+def test_bad_input(small_clip):
+    cases = [
+        ({"attacks": ["pdg-20"]}, "unknown attack 'pdg-20': did you mean 'pgd-20'"),
+        ({"attacks": []}, "attacks must not be empty"),
+        ({"eps": 4}, "did you mean 4/255"),
+        ({"eps": -0.1}, "eps must be at least 0"),
+        ({"limit": 0}, "limit must be at least 1"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"attacks": ["feature-pgd-2"]}, "it has no .clip"),
+        ({"attacks": ["apgd-cE"]}, "unknown attack 'apgd-cE': did you mean 'apgd-ce'"),
+        ({"attacks": ["pgd"]}, "unknown attack 'pgd'"),
+        ({"attacks": ["pgd-2@other"]}, "unknown surrogate 'other'"),
+        ({"attacks": ["pgd-2@"]}, "unknown surrogate ''"),
+        ({"sanity": "most"}, "sanity must be"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+    ]
+    for options, match in cases:
+        with pytest.raises(ValueError, match=match):
+            evaluate(Brightness(), DATA, progress=False, **options)
+    with pytest.raises(ValueError, match="models must not be empty"):
+        evaluate({}, DATA)
+    with pytest.raises(TypeError, match="limit must be a whole number, got '5'"):
+        evaluate(Brightness(), DATA, limit="5")
+    with pytest.raises(ValueError, match="data is empty"):
+        evaluate(Brightness(), ImageTensors(DATA.images[:0], DATA.labels[:0]))
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.1"):
+        evaluate(Brightness(), grays([3], [2]), progress=False)
+    with pytest.raises(ValueError, match="eps must be above 0 for 'feature-pgd-2'"):
+        evaluate(small_clip.zero_shot(["a", "b"]), DATA, ["feature-pgd-2"], 0, progress=False)
+
+
+def test_what_is_no_classifier_is_refused():
+    def probabilities(x):
+        return Brightness()(x).softmax(dim=1)
+
+    def elsewhere(x):
+        return Brightness()(x).to("meta")
+
+    for model, match in (
+        (probabilities, "model gives probabilities"),
+        (elsewhere, "logits on meta for images on cpu"),
+        (lambda x: x, r"model must give logits \[7, C\]"),
+        (lambda x: None, "got NoneType"),
+        (lambda x: Brightness()(x)[:, :1], "C at least 2"),
+        (nn.Linear(1, 1, device="meta"), "model 'model' is on meta"),
+        ({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1, device="meta")}, "model 'b' is on meta"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            evaluate(model, DATA, progress=False)

@@ -1,0 +1,691 @@
+"""Prompts out of the checkpoints of CoOp, AdvPT, APT, MaPLe and FAP."""
+
+import os
+import re
+import sys
+import types
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.models import SMALL, small_model
+from torch import Tensor
+
+from fastprompt import FrozenCLIP, load_clip
+from fastprompt.data import ImageTensors
+from fastprompt.interop.checkpoints import ForeignPrompts, read_prompts
+from fastprompt.interop.import_prompts import _models, import_prompts
+from fastprompt.methods.registry import TUNERS
+from fastprompt.towers.reference import ReferenceImageTower, ReferenceTextTower
+
+NAMES = ["cat", "very_small dog", "red circle"]
+TEXT, IMAGE = 24, 32  # the small model's widths
+EXACT, VISIBLE = 1e-10, 1e-5
+
+State = dict[str, Tensor]
+
+
+# ---- files as the original code writes them ------------------------------------------------------
+
+
+def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    values = 0.3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return values.to(dtype)
+
+
+def learner(ctx: Tensor, classes: int = len(NAMES)) -> State:
+    """What CoOp's prompt learner has: the context, and buffers of the tokens around it."""
+    m, width = ctx.shape[-2:]
+    return OrderedDict(
+        ctx=ctx,
+        token_prefix=random(90, classes, 1, width, dtype=ctx.dtype),
+        token_suffix=random(91, classes, 76 - m, width, dtype=ctx.dtype),
+    )
+
+
+def coop(dtype: torch.dtype = torch.float32) -> State:
+    return learner(random(1, 4, TEXT, dtype=dtype))
+
+
+def advpt() -> State:
+    return learner(random(2, 32, TEXT))
+
+
+def apt(dtype: torch.dtype = torch.float32) -> State:
+    return learner(random(3, len(NAMES), 3, TEXT, dtype=dtype))
+
+
+def multi_modal(depth: int = 2, dtype: torch.dtype = torch.float32, m: int = 3) -> State:
+    """A prompt learner of MaPLe's."""
+    state = learner(random(4, m, TEXT, dtype=dtype))
+    state["proj.weight"] = random(5, IMAGE, TEXT, dtype=dtype)
+    state["proj.bias"] = random(6, IMAGE, dtype=dtype)
+    for i in range(depth - 1):  # MaPLe keeps these in float32 in fp16 runs, too
+        state[f"compound_prompts_text.{i}"] = random(10 + i, m, TEXT)
+        state[f"compound_prompt_projections.{i}.weight"] = random(30 + i, IMAGE, TEXT, dtype=dtype)
+        state[f"compound_prompt_projections.{i}.bias"] = random(50 + i, IMAGE, dtype=dtype)
+    return state
+
+
+def within(state: Mapping[str, Tensor], **others: Tensor) -> State:
+    """The whole model: its prompt learner, and the CLIP that it is built on."""
+    out = OrderedDict({f"prompt_learner.{k}": v for k, v in state.items()})
+    frozen = {"image_encoder.class_embedding": random(7, IMAGE), "logit_scale": torch.tensor(4.6)}
+    return out | {"text_encoder.positional_embedding": random(8, 77, TEXT)} | frozen | others
+
+
+def maple(dtype: torch.dtype = torch.float32) -> State:
+    return within(multi_modal(dtype=dtype))
+
+
+def fap() -> State:
+    zero_shot = {"ZS_image_encoder.conv1.weight": random(9, IMAGE, 3, 16, 16)}
+    return within(multi_modal(depth=1), **zero_shot)
+
+
+def parallel(state: Mapping[str, Tensor]) -> State:
+    return OrderedDict({f"module.{k}": v for k, v in state.items()})
+
+
+def schedule() -> dict[str, Any]:
+    """The state of Dassl's warm-up scheduler and its optimizer: it holds the next one whole."""
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+    after = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+    p.sum().backward()
+    optimizer.step()
+    after.step()
+    warm_up = {"successor": after, "warmup_epoch": 1, "last_epoch": 50, "cons_lr": 1e-5}
+    return {"optimizer": optimizer.state_dict(), "scheduler": warm_up | {"base_lrs": [0.1]}}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(state: object, **others: object) -> Path:
+        path = tmp_path / "model.pth.tar-50"
+        whole = {"state_dict": state, "epoch": 50, **schedule(), "val_result": 71.5, **others}
+        torch.save(whole, path)
+        return path
+
+    return write
+
+
+LAYOUTS: dict[str, tuple[Callable[[], State], str]] = {
+    "CoOp": (coop, "context"),
+    "CoOp, fp16": (lambda: coop(torch.float16), "context"),
+    "CoOp, parallel": (lambda: parallel(coop()), "context"),
+    "AdvPT": (advpt, "context"),
+    "APT": (lambda: within(coop()), "context"),
+    "APT, class-specific": (apt, "class-specific context"),
+    "APT, class-specific, fp16": (lambda: apt(torch.float16), "class-specific context"),
+    "MaPLe": (maple, "multi-modal"),
+    "MaPLe, fp16": (lambda: maple(torch.float16), "multi-modal"),
+    "MaPLe, parallel": (lambda: parallel(maple()), "multi-modal"),
+    "FAP": (fap, "multi-modal"),
+}
+layouts = pytest.mark.parametrize("name", LAYOUTS)
+
+
+def plain(state: Mapping[str, Tensor]) -> State:
+    """The prompt learner's entries by their own names, in float32."""
+    ends = {k.removeprefix("module.").removeprefix("prompt_learner."): v for k, v in state.items()}
+    return {k: v.float() for k, v in ends.items()}
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+@layouts
+def test_each_layout_is_read(write: Callable[..., Path], name: str) -> None:
+    build, layout = LAYOUTS[name]
+    state, prompts = plain(build()), read_prompts(write(build()))
+    assert prompts.layout == layout
+    assert (prompts.epoch, prompts.classes) == (50, len(NAMES))
+    assert prompts.context.dtype == torch.float32
+    assert torch.equal(prompts.context, state["ctx"])
+    assert prompts.text_width == TEXT
+    if layout != "multi-modal":
+        assert (prompts.depth, prompts.image_width) == (1, None)
+        assert prompts.deep is prompts.maps is None
+        return
+    depth = sum("compound_prompts_text" in k for k in state) + 1
+    assert (prompts.depth, prompts.image_width) == (depth, IMAGE)
+    assert prompts.deep is not None
+    assert prompts.maps is not None
+    weight, bias = prompts.maps
+    assert {t.dtype for t in (prompts.deep, weight, bias)} == {torch.float32}
+    assert prompts.deep.shape == (depth - 1, 3, TEXT)
+    assert weight.shape == (depth, IMAGE, TEXT)
+    assert bias.shape == (depth, IMAGE)
+    assert torch.equal(weight[0], state["proj.weight"])
+    assert torch.equal(bias[0], state["proj.bias"])
+    for i in range(depth - 1):
+        assert torch.equal(prompts.deep[i], state[f"compound_prompts_text.{i}"])
+        assert torch.equal(weight[i + 1], state[f"compound_prompt_projections.{i}.weight"])
+        assert torch.equal(bias[i + 1], state[f"compound_prompt_projections.{i}.bias"])
+
+
+def test_twelve_layers_stay_in_their_order(write: Callable[..., Path]) -> None:
+    # as words, "10" stands before "2"
+    state = multi_modal(depth=12)
+    prompts = read_prompts(write(within(dict(sorted(state.items())))))
+    assert prompts.depth == 12
+    assert prompts.deep is not None
+    assert prompts.maps is not None
+    for i in range(11):
+        assert torch.equal(prompts.deep[i], state[f"compound_prompts_text.{i}"])
+        weight = state[f"compound_prompt_projections.{i}.weight"]
+        assert torch.equal(prompts.maps[0][i + 1], weight)
+
+
+@pytest.mark.parametrize("result", [np.float64(3), np.float32(3), None, {"accuracy": 3.0}])
+def test_whatever_the_accuracy_is_kept_as(write: Callable[..., Path], result: object) -> None:
+    assert torch.equal(read_prompts(write(coop(), val_result=result)).context, coop()["ctx"])
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "RMSprop"])
+@pytest.mark.parametrize("scheduler", ["StepLR", "MultiStepLR", "CosineAnnealingLR"])
+def test_dassls_other_schedulers(
+    write: Callable[..., Path], optimizer: str, scheduler: str
+) -> None:
+    held = getattr(torch.optim, optimizer)([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    argument = [3, 5] if scheduler == "MultiStepLR" else 3
+    after = getattr(torch.optim.lr_scheduler, scheduler)(held, argument)
+    prompts = read_prompts(write(coop(), scheduler={"successor": after}))
+    assert torch.equal(prompts.context, coop()["ctx"])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_alone_in_either_format(tmp_path: Path, zipped: bool) -> None:
+    file = tmp_path / "prompts.pt"
+    torch.save({"ctx": coop()["ctx"]}, file, _use_new_zipfile_serialization=zipped)
+    prompts = read_prompts(str(file))
+    assert torch.equal(prompts.context, coop()["ctx"])
+    assert prompts.epoch is prompts.classes is None
+
+
+def test_class_specific_contexts_know_their_classes(write: Callable[..., Path]) -> None:
+    assert read_prompts(write({"ctx": apt()["ctx"]})).classes == len(NAMES)
+
+
+@pytest.mark.parametrize("epoch", [True, "50", None, np.float64(50)])
+def test_an_epoch_is_a_whole_number_or_unknown(write: Callable[..., Path], epoch: object) -> None:
+    assert read_prompts(write(coop(), epoch=epoch)).epoch is None
+
+
+# ---- nothing is run ------------------------------------------------------------------------------
+
+
+class Trap:
+    """Unpickling makes the folder ``path``: code that must never run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("place", ["state_dict", "scheduler", "optimizer"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(
+    write: Callable[..., Path], tmp_path: Path, place: str
+) -> None:
+    trapped = tmp_path / "the code ran"
+    if place == "state_dict":
+        path = write({**coop(), "zz": Trap(trapped)})
+    elif place == "optimizer":
+        path = write(coop(), optimizer={"state": Trap(trapped)})
+    else:  # within an object of a class that is known
+        content = schedule()
+        content["scheduler"]["successor"].T_max = Trap(trapped)
+        path = write(coop(), **content)
+    with pytest.raises(ValueError, match=r"holds an object of \w+\.mkdir, which is never made"):
+        read_prompts(path)
+    assert not trapped.exists()
+    torch.load(path, weights_only=False)
+    assert trapped.exists(), "the trap itself does not work"
+
+
+class Evaluated:
+    def __reduce__(self) -> tuple[object, ...]:
+        return eval, ("1 + 1",)
+
+
+def test_a_builtin_function_is_refused(write: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="holds an object of eval, which is never made"):
+        read_prompts(write(coop(), val_result=Evaluated()))
+
+
+def test_other_classes_are_refused_by_name(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("dassl", "dassl.optim", "dassl.optim.lr_scheduler"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    scheduler = type("ConstantWarmupScheduler", (), {"__module__": "dassl.optim.lr_scheduler"})
+    sys.modules["dassl.optim.lr_scheduler"].ConstantWarmupScheduler = scheduler  # type: ignore[attr-defined]
+    path = write(coop(), scheduler=scheduler())
+    name = r"dassl\.optim\.lr_scheduler\.ConstantWarmupScheduler, which is never made or run"
+    with pytest.raises(ValueError, match=rf"{name}: .* save its \"state_dict\" alone"):
+        read_prompts(path)
+
+
+def test_known_classes_are_not_made_either(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(coop())
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the optimizer was made")
+
+    monkeypatch.setattr(torch.optim.SGD, "__setstate__", never)
+    monkeypatch.setattr(torch.optim.Optimizer, "__setstate__", never)
+    assert read_prompts(path).epoch == 50
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_may_be_unpickled_is_as_before(write: Callable[..., Path], fails: bool) -> None:
+    path = write(coop(), val_result=Evaluated() if fails else 1.0)
+    before = torch.serialization.get_safe_globals()
+    try:
+        # defaultdict is allowed already, and has to stay so
+        torch.serialization.add_safe_globals([defaultdict, Trap])
+        allowed = set(torch.serialization.get_safe_globals())
+        if fails:
+            with pytest.raises(ValueError, match="eval"):
+                read_prompts(path)
+        else:
+            read_prompts(path)
+        assert set(torch.serialization.get_safe_globals()) == allowed
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+# ---- files that are refused ----------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere is not there, such as model\.pth\.tar-50"
+    ):
+        read_prompts(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="is a folder: name a file in it"):
+        read_prompts(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_truncated_file(write: Callable[..., Path], keep: int) -> None:
+    path = write(coop())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"model\.pth\.tar-50 is no checkpoint, or damaged: ."):
+        read_prompts(path)
+
+
+def test_a_text_file(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("epoch 50")
+    with pytest.raises(ValueError, match=r"log\.txt is no checkpoint, or damaged"):
+        read_prompts(tmp_path / "log.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.ones(3), "holds a Tensor, no checkpoint"),
+        ([1, 2], "holds a list, no checkpoint"),
+        ({"state_dict": [1]}, "has a list for its state_dict, not a mapping"),
+        ({}, "holds no prompts: .* but nothing"),
+        ({"state_dict": {}}, "holds no prompts: .* but nothing"),
+        ({"ctx": "words"}, "holds no prompts: .* but ctx"),
+        (
+            {f"layer{i}.weight": torch.ones(1) for i in range(9)},
+            r"but layer0.*layer4\.weight, \.\.\.",
+        ),
+    ],
+)
+def test_a_file_without_prompts(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / "odd.pt")
+
+
+def changed(**changes: Tensor | None) -> State:
+    """MaPLe's prompt learner with entries changed or, where None, left out."""
+    state = multi_modal(depth=4) | {k.replace("__", "."): v for k, v in changes.items()}
+    return {k: v for k, v in state.items() if v is not None}
+
+
+TEXTS, MAPS = "compound_prompts_text__", "compound_prompt_projections__"
+BAD_SHAPES = [(TEXT,), (2, 2, 3, TEXT), (0, TEXT), (3, 0)]
+REFUSED: dict[str, tuple[State, str]] = {
+    "gap": (
+        changed(**{f"{TEXTS}1": None, f"{MAPS}1__weight": None, f"{MAPS}1__bias": None}),
+        "compound prompts up to number 2, but no number 1",
+    ),
+    "first missing": (
+        changed(**{f"{TEXTS}0": None, f"{MAPS}0__weight": None, f"{MAPS}0__bias": None}),
+        "compound prompts up to number 2, but no number 0",
+    ),
+    "text missing": (changed(**{f"{TEXTS}2": None}), "incomplete: it has no compound.*text.2"),
+    "map missing": (
+        changed(**{f"{MAPS}2__weight": None}),
+        r"incomplete: it has no compound_prompt_projections\.2\.weight",
+    ),
+    "bias missing": (changed(**{f"{MAPS}0__bias": None}), r"no compound.*projections\.0\.bias"),
+    "proj missing": (changed(proj__weight=None, proj__bias=None), r"it has no proj\.weight"),
+    "proj transposed": (
+        changed(proj__weight=random(0, TEXT, IMAGE)),
+        r"a proj with weight \[24, 32\] .* here \[32, 24\], and \[32\]; the weight is transposed",
+    ),
+    "map the other way": (
+        changed(proj__weight=random(0, TEXT, IMAGE), proj__bias=random(0, TEXT)),
+        "a proj with .* or maps the other way",
+    ),
+    "deeper map transposed": (
+        changed(**{f"{MAPS}1__weight": random(0, TEXT, IMAGE)}),
+        r"compound_prompt_projections\.1 with .* the weight is transposed",
+    ),
+    "maps to two widths": (
+        changed(**{f"{MAPS}1__weight": random(0, 40, TEXT), f"{MAPS}1__bias": random(0, 40)}),
+        r"projections\.1 with weight \[40, 24\] and bias \[40\]: .* here \[32, 24\], and \[32\]$",
+    ),
+    "bias of another width": (
+        changed(proj__bias=random(0, 40)),
+        r"weight \[32, 24\] and bias \[40\]: .* here \[40, 24\]",
+    ),
+    "deep text of another width": (
+        changed(**{f"{TEXTS}1": random(0, 3, 40)}),
+        r"a compound_prompts_text\.1 \[3, 40\]: must be \[3, 24\] as ctx",
+    ),
+    "deep text of another length": (
+        changed(**{f"{TEXTS}1": random(0, 5, TEXT)}),
+        r"text\.1 \[5, 24\]: must be \[3, 24\]",
+    ),
+    "deep and class-specific": (
+        changed(ctx=apt()["ctx"]),
+        r"a ctx \[3, 3, 24\]: must be \[M, width\] beside",
+    ),
+    "two widths": (learner(coop()["ctx"]) | {"token_prefix": random(0, 3, 1, 40)}, "widths differ"),
+    "two numbers of classes": (
+        learner(apt()["ctx"], 5),
+        r"\[3, 3, 24\] and .* \[5, 1, 24\]: their numbers of classes differ",
+    ),
+    "whole numbers": (
+        {"ctx": torch.ones(3, TEXT).long()},
+        r"a ctx that is torch\.int64.* tensor of floats",
+    ),
+    "sparse": (
+        {"ctx": torch.ones(3, TEXT).to_sparse()},
+        "a ctx that is .*sparse.* must be a dense tensor",
+    ),
+    "meta": ({"ctx": torch.ones(3, TEXT, device="meta")}, "a ctx that is .* meta: must be a dense"),
+    "CoCoOp": (
+        coop() | {"meta_net.linear1.weight": random(0, 4, 4)},
+        r"learned more than is read here \(meta_net\.linear1\.weight\)",
+    ),
+    "independent visual prompts": (
+        within(
+            coop(), **{"image_encoder.transformer.resblocks.1.VPT_shallow": random(0, 4, IMAGE)}
+        ),
+        "learned more than is read here .*VPT_shallow",
+    ),
+    "numbering of another kind": (
+        coop() | {"compound_prompts_text.a": random(0, 3)},
+        "learned more",
+    ),
+    **{
+        f"ctx {list(shape)}": ({"ctx": torch.ones(shape)}, r"must be \[M, width\] or \[classes")
+        for shape in BAD_SHAPES
+    },
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_together_is_refused(write: Callable[..., Path], name: str) -> None:
+    state, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        read_prompts(write(state))
+
+
+def test_the_states_that_are_changed_are_good(write: Callable[..., Path]) -> None:
+    assert read_prompts(write(changed())).depth == 4
+    assert read_prompts(write(within(coop()))).depth == 1
+
+
+@pytest.mark.parametrize("key", ["ctx", "proj.bias", "compound_prompts_text.2"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(write: Callable[..., Path], key: str, value: float) -> None:
+    state = changed()
+    state[key].view(-1)[-1] = value
+    with pytest.raises(
+        ValueError, match=rf"values in {key} that are not finite: take an earlier epoch"
+    ):
+        read_prompts(write(state))
+
+
+def test_float64_beyond_float32_is_not_finite(write: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        read_prompts(write({"ctx": torch.full((3, TEXT), 1e200, dtype=torch.float64)}))
+
+
+# ---- into a tuner --------------------------------------------------------------------------------
+
+
+def tuner_methods(name: str) -> list[str]:
+    kind = LAYOUTS[name][1]
+    return {"context": ["apt", "advpt"], "multi-modal": ["capt", "nap"]}.get(kind, ["apt"])
+
+
+EACH = [(name, method) for name in LAYOUTS for method in tuner_methods(name)]
+each = pytest.mark.parametrize(("name", "method"), EACH)
+
+
+@pytest.fixture(scope="module")
+def clip64() -> FrozenCLIP:
+    return load_clip(small_model().double())
+
+
+def by_hand(clip: FrozenCLIP, state: State, images: Tensor) -> Tensor:
+    """Logits of the prompts in ``state``, by open_clip's own modules."""
+    state = {k: v.double() for k, v in plain(state).items()}
+    ctx = state["ctx"]
+    deep = [v for k, v in sorted(state.items()) if k.startswith("compound_prompts_text")]
+    visual = None
+    if "proj.weight" in state:
+        visual = torch.stack(
+            [F.linear(ctx, state["proj.weight"], state["proj.bias"])]
+            + [
+                F.linear(tokens, state[f"{at}.weight"], state[f"{at}.bias"])
+                for i, tokens in enumerate(deep)
+                for at in [f"compound_prompt_projections.{i}"]
+            ]
+        )
+    text = ReferenceTextTower(clip, NAMES, ctx.shape[-2], class_specific=ctx.ndim == 3)
+    image = ReferenceImageTower(clip, range(0 if visual is None else len(visual)))
+    classes = F.normalize(text(ctx, torch.stack(deep) if deep else None), dim=-1)
+    return clip.logit_scale * F.normalize(image(images.double(), visual), dim=-1) @ classes.T
+
+
+@each
+def test_the_tuner_computes_what_the_original_did(
+    write: Callable[..., Path], clip64: FrozenCLIP, images: Tensor, name: str, method: str
+) -> None:
+    state = LAYOUTS[name][0]()
+    tuner = import_prompts(write(state), clip64, NAMES, method=method)
+    logits = tuner.classifier(images)
+    with torch.no_grad():
+        expected = by_hand(clip64, state, images)
+    assert logits.dtype == torch.float64
+    assert float((logits - expected).norm() / expected.norm()) < EXACT
+    # every one of them counts: a part that was dropped or swapped would show
+    for key in (k for k in state if re.search(r"\b(ctx|proj|compound_prompt)", k)):
+        with torch.no_grad():
+            moved = by_hand(clip64, {**state, key: state[key].roll(1, -1)}, images) - expected
+        assert float(moved.norm() / expected.norm()) > VISIBLE, key
+
+
+@each
+def test_a_saved_import_is_loaded_with_the_same_bits(
+    write: Callable[..., Path],
+    small_clip: FrozenCLIP,
+    images: Tensor,
+    tmp_path: Path,
+    name: str,
+    method: str,
+) -> None:
+    tuner = import_prompts(write(LAYOUTS[name][0]()), small_clip, NAMES, method=method, epochs=3)
+    assert type(tuner) is TUNERS[method]
+    assert tuner.config.epochs == 3
+    again = type(tuner).load(tuner.save(tmp_path / "run"), small_clip)
+    assert again.config == tuner.config
+    states = (again.prompts.state_dict(), tuner.prompts.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert torch.equal(again.classifier(images), tuner.classifier(images))
+
+
+@each
+def test_an_import_is_tuned_on(
+    write: Callable[..., Path], small_clip: FrozenCLIP, tmp_path: Path, name: str, method: str
+) -> None:
+    tuner = import_prompts(write(LAYOUTS[name][0]()), small_clip, NAMES, method=method)
+    run, shape = tuner.save(tmp_path / "run"), ("n_ctx", "depth", "class_specific", "refiners")
+    same = {k: getattr(tuner.config, k) for k in shape if hasattr(tuner.config, k)}
+    data = ImageTensors(torch.full((6, 3, 48, 48), 99, dtype=torch.uint8), torch.arange(6) % 3)
+    onward = TUNERS[method](small_clip, NAMES, init_from=run, epochs=2, lr=1e-3, batch=3, **same)
+    starts, after = tuner.prompts.state_dict(), onward.prompts.state_dict()
+    assert all(torch.equal(starts[k], after[k]) for k in starts)
+    after = onward.fit(data, progress=False).prompts.state_dict()
+    assert all(0 < float((starts[k] - after[k]).norm()) < 0.1 for k in starts)
+
+
+@layouts
+def test_the_default_method(write: Callable[..., Path], small_clip: FrozenCLIP, name: str) -> None:
+    tuner = import_prompts(write(LAYOUTS[name][0]()), small_clip, NAMES)
+    assert tuner.method == tuner_methods(name)[0]
+
+
+def test_a_preset_with_words_is_overruled(
+    write: Callable[..., Path], bundled_clip: FrozenCLIP
+) -> None:
+    width = bundled_clip.text_parts.width  # type: ignore[union-attr]
+    ctx = random(1, 6, width)
+    tuner: Any = import_prompts(write({"ctx": ctx}), "tiny-shapes", NAMES, method="advpt")
+    assert tuner.config.ctx_init is None
+    assert tuner.config.n_ctx == 6
+    assert torch.equal(tuner.prompts.tokens, ctx)
+
+
+def test_a_context_is_for_other_classes_too(
+    write: Callable[..., Path], small_clip: FrozenCLIP, images: Tensor
+) -> None:
+    tuner = import_prompts(write(coop()), small_clip, ["one", "two"], method="advpt")
+    assert tuner.classifier(images).shape == (len(images), 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "method", "message"),
+    [
+        (coop(), "capt", r"method must be 'apt' or 'advpt' for .*a context, got 'capt'"),
+        (apt(), "advpt", r"must be 'apt' for .*a class-specific context, got 'advpt'"),
+        (maple(), "apt", r"must be 'capt' or 'nap' for .*multi-modal prompts, got 'apt'"),
+        (coop(), "coop", r"must be 'apt' or 'advpt' .* got 'coop'"),
+    ],
+)
+def test_a_method_of_another_kind(
+    write: Callable[..., Path], small_clip: FrozenCLIP, state: State, method: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        import_prompts(write(state), small_clip, NAMES, method=method)
+
+
+@pytest.mark.parametrize(
+    ("state", "method", "setting"),
+    [
+        (coop(), "advpt", {"n_ctx": 4}),
+        (coop(), "advpt", {"ctx_init": "a photo of a"}),
+        (coop(), "apt", {"class_specific": True}),
+        (maple(), "capt", {"depth": 2}),
+        (maple(), "nap", {"refiners": True}),
+        (maple(), "nap", {"text_refiners": True}),
+        (coop(), "apt", {"init_from": "run"}),
+    ],
+)
+def test_settings_that_the_checkpoint_decides(
+    write: Callable[..., Path],
+    small_clip: FrozenCLIP,
+    state: State,
+    method: str,
+    setting: dict[str, object],
+) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is decided by .*: leave it out"):
+        import_prompts(write(state), small_clip, NAMES, method=method, **setting)
+
+
+def test_class_specific_contexts_need_their_classes(
+    write: Callable[..., Path], small_clip: FrozenCLIP
+) -> None:
+    with pytest.raises(ValueError, match=r"must be the 3 that .* in their order.*; got 2"):
+        import_prompts(write(apt()), small_clip, NAMES[:2])
+    with pytest.raises(ValueError, match="distinct"):
+        import_prompts(write(apt()), small_clip, ["a", "b", "a"])
+
+
+@pytest.mark.parametrize("width", [512, 768, 640])
+def test_a_context_of_another_width(
+    write: Callable[..., Path], small_clip: FrozenCLIP, width: int
+) -> None:
+    fitting = {512: "ViT-B-16, ViT-B-32", 768: "ViT-L-14", 640: "ViT-B-16-plus"}[width]
+    message = f"prompts of text width {width}, .* has text width {TEXT}: they fit .* {fitting}"
+    with pytest.raises(ValueError, match=message):
+        import_prompts(write({"ctx": random(0, 4, width)}), small_clip, NAMES)
+
+
+def test_visual_prompts_of_another_width(
+    write: Callable[..., Path], small_clip: FrozenCLIP
+) -> None:
+    state = multi_modal(depth=1) | {"proj.weight": random(0, 40, TEXT), "proj.bias": random(0, 40)}
+    message = "text width 24, image width 40, .* has text width 24, image width 32$"
+    with pytest.raises(ValueError, match=message):
+        import_prompts(write(state), small_clip, NAMES)
+
+
+def test_the_models_offered_have_the_widths() -> None:
+    for text, image in ((512, None), (768, None), (640, None), (512, 768), (768, 1024)):
+        names = _models(text, image)
+        assert 1 < len(names) <= 5
+        assert names[0].startswith("ViT-")
+        for name in names:
+            config = open_clip.get_model_config(name)
+            assert config["text_cfg"]["width"] == text
+            assert image is None or config["vision_cfg"]["width"] == image
+    assert "ViT-B-32" in _models(512, 768)
+    assert _models(TEXT, None) == []
+
+
+def test_more_layers_than_the_towers_have(
+    write: Callable[..., Path], small_clip: FrozenCLIP
+) -> None:
+    message = r"prompts for 3 layers of both towers, .* has 2 \(text\) and 2 \(image\)"
+    with pytest.raises(ValueError, match=message):
+        import_prompts(write(multi_modal(depth=3)), small_clip, NAMES)
+
+
+def test_an_image_tower_that_takes_no_prompts(write: Callable[..., Path]) -> None:
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
+    torch.manual_seed(0)
+    clip = load_clip(open_clip.CLIP(**{**SMALL, "vision_cfg": vision}).eval())
+    with pytest.raises(ValueError, match="ModifiedResNet"):
+        import_prompts(write(maple()), clip, NAMES)
+    assert import_prompts(write(coop()), clip, NAMES, method="advpt").method == "advpt"
+
+
+def test_prompts_say_what_they_are() -> None:
+    context = ForeignPrompts(torch.ones(3, TEXT))
+    assert (context.layout, context.depth, context.text_width) == ("context", 1, TEXT)
+    assert context.state().keys() == {"tokens"}

@@ -1,0 +1,123 @@
+"""Kernels built for GPUs that are not here, exactly as their launchers would start them.
+
+A launcher is called on tensors without memory (``device="meta"``); what it hands to Triton is
+written down instead of run, and then compiled with the specializations of a real launch: pointers
+on 16 bytes, integers that 16 divides, ones and None as constants.
+"""
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# what a launcher may pass beside the kernel's own arguments, and each backend's reading of it
+_AMD_OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of a kernel: its name, its source with all specializations, its options."""
+
+    name: str
+    source: ASTSource
+    options: dict[str, Any]
+
+
+def launches(call: Callable[[], object], *, hip: bool = False) -> list[Launch]:
+    """What ``call`` hands to Triton, in order."""
+    found: list[Launch] = []
+
+    def note(kernel: JITFunction, *values: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        assert all(int(n) > 0 for n in grid), f"{kernel.__name__}: grid {grid}"
+        found.append(_launch(kernel, values, named))
+
+    with mock.patch.object(JITFunction, "run", note), _built_for_amd(hip):
+        call()
+    return found
+
+
+@contextmanager
+def _built_for_amd(hip: bool) -> Iterator[None]:
+    with mock.patch.object(torch.version, "hip", "7.0" if hip else None):
+        yield
+
+
+def _launch(kernel: JITFunction, values: tuple[Any, ...], named: dict[str, Any]) -> Launch:
+    own = [p.name for p in kernel.params]
+    options = {k: v for k, v in named.items() if k not in own}
+    given = dict(zip(own, values, strict=False)) | {k: v for k, v in named.items() if k in own}
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = given[parameter.name]
+        kind, sixteen = _kind(value, parameter.is_constexpr)
+        signature[parameter.name] = kind
+        if kind == "constexpr":
+            constants[parameter.name] = value
+        elif sixteen:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return Launch(kernel.__name__, source, options)
+
+
+def _kind(value: Any, constant: bool) -> tuple[str, bool]:
+    """Triton's name for the type of an argument, and whether 16 divides it."""
+    if constant or value is None or (isinstance(value, int) and value == 1):
+        return "constexpr", False
+    if isinstance(value, torch.Tensor):
+        return _POINTERS[value.dtype], value.storage_offset() * value.element_size() % 16 == 0
+    if isinstance(value, float):
+        return "fp32", False
+    assert isinstance(value, int), type(value)
+    return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+
+
+def build(launch: Launch, target: str) -> Any:
+    """The compiled kernel, its intermediate stages in ``.asm``."""
+    options = launch.options
+    if target.startswith("gfx"):
+        options = {k: v for k, v in options.items() if k in _AMD_OPTIONS}
+    return triton.compile(launch.source, target=TARGETS[target], options=options)
+
+
+def usage(built: Any, target: str, folder: Path) -> dict[str, int]:
+    """Registers of a thread, bytes that it spills, bytes of shared memory of a block."""
+    if target.startswith("gfx"):
+        text = built.asm["amdgcn"]
+        numbers = {
+            "registers": re.search(r"\.vgpr_count:\s+(\d+)", text),
+            "spilled": re.search(r"\.private_segment_fixed_size:\s+(\d+)", text),
+        }
+        return {k: int(v[1]) for k, v in numbers.items() if v} | {"shared": built.metadata.shared}
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(built.asm["cubin"])
+    text = subprocess.run(
+        [_CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    assert found, text
+    registers, stack, _, local = (int(n) for n in found.groups())
+    return {"registers": registers, "spilled": stack + local, "shared": built.metadata.shared}

@@ -1,0 +1,305 @@
+"""CAPT: adversarial prompts held to their own clean logits and to the frozen model's."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.method_checks import (
+    EXACT,
+    NAMES,
+    agree,
+    clip_of,
+    cosine_logits,
+    cross_entropy,
+    data,
+    first_step,
+    gradients,
+    log_probabilities,
+    logits_of,
+    reference_of,
+    relative,
+    tuner_of,
+)
+from helpers.models import resnet
+
+from fastprompt.methods.capt import CAPTConfig, CAPTTuner, confidence
+
+ENGINES = pytest.mark.parametrize("engine", ["fast", "reference"])
+
+
+def weigh(frozen, labels, progress):
+    """One alpha an image."""
+    return progress * frozen.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """``KL(p || q) = sum p (log p - log q)`` of one image's logits."""
+    log_p, log_q = log_probabilities(p), log_probabilities(q)
+    return sum(log_p[c].exp() * (log_p[c] - log_q[c]) for c in range(len(p)))
+
+
+def towards(direction: str, adv: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return divergence(adv, target) if direction == "adv||target" else divergence(target, adv)
+
+
+def frozen_logits(tuner, images: torch.Tensor) -> list[torch.Tensor]:
+    """Of the untouched model, by open_clip's own encoders."""
+    clip, template = tuner.clip, tuner.config.guide_template
+    text = clip.encode_text([template.format(name.replace("_", " ")) for name in NAMES])
+    with torch.no_grad():
+        return cosine_logits(clip, clip.encode_image(images), text)
+
+
+def slow_alphas(tuner, frozen: list[torch.Tensor], labels, progress: float) -> list[float]:
+    """One for each image, as the settings' docstring has it."""
+    config = tuner.config
+    right = [float(z.exp()[y] / z.exp().sum()) for z, y in zip(frozen, labels, strict=True)]
+    return {
+        "constant": [config.balance_value] * len(labels),
+        "linear": [progress] * len(labels),
+        "confidence": [sum(right) / len(right)] * len(labels),
+        "custom": [progress * p for p in right],
+    }[config.balance]
+
+
+def slow_loss(tuner, step, epoch: int) -> torch.Tensor:
+    config, model = tuner.config, reference_of(tuner)
+    adv, clean = (logits_of(model, x) for x in (step.adv, step.images))
+    frozen = frozen_logits(tuner, step.images)
+    alphas = slow_alphas(tuner, frozen, step.labels, epoch / config.epochs)
+    loss = cross_entropy(adv if config.ce == "adv" else clean, step.labels)
+    terms = []
+    for i, alpha in enumerate(alphas):
+        target = clean[i].detach() if config.detach_targets else clean[i]
+        train = towards(config.train_kl, adv[i], target)
+        terms.append((1 - alpha) * train + alpha * towards(config.frozen_kl, adv[i], frozen[i]))
+    return loss + config.lam * sum(terms) / len(terms)
+
+
+OPTIONS = {
+    "default": {},
+    "constant": {"balance": "constant", "balance_value": 0.3},
+    "train_alone": {"balance": "constant", "balance_value": 0.0},
+    "frozen_alone": {"balance": "constant", "balance_value": 1.0},
+    "linear": {"balance": "linear"},
+    "custom": {"weigh": weigh},
+    "lam": {"lam": 2.5},
+    "clean_ce": {"ce": "clean"},
+    "train_target_first": {"train_kl": "target||adv"},
+    "frozen_target_first": {"frozen_kl": "target||adv"},
+    "learning_targets": {"detach_targets": False},
+    "learning_targets-first": {"detach_targets": False, "train_kl": "target||adv"},
+    "learning_targets-clean_ce": {"detach_targets": False, "ce": "clean"},
+    "guide": {"guide_template": "a {} on grass"},
+    "depth_1": {"depth": 1},
+    "not_augmented": {"augment": False},
+}
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_loss_equals_its_formula(options, epoch):
+    tuner = tuner_of("capt", **options)
+    step = first_step(tuner, epoch)
+    agree(tuner.prompts, tuner.loss(step), slow_loss(tuner, step, epoch))
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o not in ("default", "depth_1")])
+def test_every_option_changes_the_gradient(option):
+    """Also where it leaves the loss alone."""
+    grads = []
+    for options in (OPTIONS["default"], OPTIONS[option]):
+        tuner = tuner_of("capt", **options)
+        grads.append(gradients(tuner.prompts, tuner.loss(first_step(tuner)))["tokens"])
+    assert relative(*grads) > 1e-6
+
+
+def test_without_consistency_it_is_plain_adversarial_tuning():
+    tuner = tuner_of("capt", lam=0)
+    step = first_step(tuner)
+    plain = F.cross_entropy(reference_of(tuner)(step.adv), step.labels)
+    agree(tuner.prompts, tuner.loss(step), plain)
+
+
+@ENGINES
+def test_the_guide_is_the_untouched_model(engine):
+    """Whatever the prompts are, and after tuning too."""
+    tuner = tuner_of("capt", engine)
+    step = first_step(tuner)
+    wanted = torch.stack(frozen_logits(tuner, step.images))
+    assert relative(tuner.frozen_logits(step), wanted) <= EXACT
+    assert not tuner.frozen_logits(step).requires_grad
+    with torch.no_grad():
+        for p in tuner.prompts.parameters():
+            p += 1
+    assert relative(tuner.frozen_logits(step), wanted) <= EXACT
+    assert relative(step.clean().logits, wanted) > 1e-3
+
+
+def test_frozen_features_belong_to_their_images():
+    tuner = tuner_of("capt", augment=False)
+    rows = 0
+    for _, step in tuner.batches(torch.arange(9).flip(0), 0):
+        wanted = torch.stack(frozen_logits(tuner, step.images))
+        assert relative(tuner.frozen_logits(step), wanted) <= EXACT
+        rows += len(step.rows)
+    assert rows == 9
+
+
+# ---- alpha -----------------------------------------------------------------------------------
+
+
+def test_confidence_is_the_mean_probability_of_the_truth():
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]], dtype=torch.float64)
+    assert float(confidence(logits, torch.tensor([0, 0]))) == pytest.approx(0.625, abs=1e-12)
+    assert float(confidence(logits, torch.tensor([0, 1]))) == pytest.approx(0.375, abs=1e-12)
+    sure = torch.tensor([[50.0, 0.0]])
+    assert float(confidence(sure, torch.tensor([0]))) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_weigh_is_given_frozen_logits_labels_and_progress(epoch):
+    seen = []
+
+    def spy(frozen, labels, progress):
+        seen.append((frozen, labels, progress))
+        return 0.5
+
+    tuner = tuner_of("capt", weigh=spy)
+    assert tuner.config.balance == "custom"
+    step = first_step(tuner, epoch)
+    custom = tuner.loss(step)
+    ((frozen, labels, progress),) = seen
+    assert relative(frozen, torch.stack(frozen_logits(tuner, step.images))) <= EXACT
+    assert torch.equal(labels, step.labels)
+    assert progress == epoch / 4
+    constant = tuner_of("capt", balance="constant")
+    assert torch.equal(constant.loss(first_step(constant, epoch)), custom)
+
+
+WEIGHTS = {
+    "number": lambda frozen, labels, progress: 0.25,
+    "zero_dimensional": lambda frozen, labels, progress: torch.tensor(0.25),
+    "each": lambda frozen, labels, progress: torch.full((len(labels),), 0.25),
+    "whole_number": lambda frozen, labels, progress: 1,
+}
+
+
+@pytest.mark.parametrize("given", WEIGHTS)
+def test_what_weigh_may_give(given):
+    value = 1.0 if given == "whole_number" else 0.25
+    losses = []
+    for options in (
+        {"weigh": WEIGHTS[given]},
+        {"balance": "constant", "balance_value": value},
+    ):
+        tuner = tuner_of("capt", **options)
+        losses.append(tuner.loss(first_step(tuner)))
+    assert relative(*losses) <= EXACT
+
+
+def test_no_gradient_goes_through_weigh():
+    parameter = torch.nn.Parameter(torch.tensor(0.25, dtype=torch.float64))
+    tuner = tuner_of("capt", weigh=lambda *_: parameter)
+    tuner.loss(first_step(tuner)).backward()
+    assert parameter.grad is None
+
+
+BAD_WEIGHTS = {
+    "nan": (math.nan, ValueError, r"weigh must give values in \[0, 1\], got nan"),
+    "above_one": (1.5, ValueError, r"weigh must give values in \[0, 1\], got 1.5"),
+    "negative": (-0.1, ValueError, r"weigh must give values in \[0, 1\], got -0.1"),
+    "nan_tensor": (
+        torch.tensor([0.5, math.nan, 0.5]),
+        ValueError,
+        r"weigh must give values in \[0, 1\], got .*nan",
+    ),
+    "one_above": (
+        torch.tensor([0.5, 0.5, 1.01]),
+        ValueError,
+        r"weigh must give values in \[0, 1\], got .*1\.01",
+    ),
+    "shape": (torch.full((2,), 0.5), ValueError, r"weigh must give a number or \[3\], got \[2\]"),
+    "matrix": (
+        torch.full((3, 1), 0.5),
+        ValueError,
+        r"weigh must give a number or \[3\], got \[3, 1\]",
+    ),
+    "string": ("half", TypeError, "weigh must give a number or a tensor, got str"),
+    "nothing": (None, TypeError, "weigh must give a number or a tensor, got NoneType"),
+}
+
+
+@pytest.mark.parametrize(("value", "error", "message"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
+def test_what_weigh_may_not_give(value, error, message):
+    tuner = tuner_of("capt", weigh=lambda *_: value)
+    with pytest.raises(error, match=message):
+        tuner.loss(first_step(tuner))
+
+
+# ---- bad input -------------------------------------------------------------------------------
+
+REFUSED = {
+    "lam": ({"lam": -1}, "lam must be at least 0, got -1"),
+    "balance_value": ({"balance_value": 1.5}, r"balance_value must be in \[0, 1\], got 1.5"),
+    "depth": ({"depth": 0}, "depth must be at least 1, got 0"),
+    "steps": ({"steps": 0}, "steps must be at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+def test_settings_out_of_range_are_refused(options, message, small_clip):
+    with pytest.raises(ValueError, match=message):
+        CAPTConfig(**options)
+    with pytest.raises(ValueError, match=message):
+        CAPTTuner(small_clip, NAMES, **options)
+
+
+CHOICES = {
+    "balance": "'constant' or 'linear' or 'confidence' or 'custom'",
+    "ce": "'adv' or 'clean'",
+    "train_kl": r"'adv\|\|target' or 'target\|\|adv'",
+    "frozen_kl": r"'adv\|\|target' or 'target\|\|adv'",
+}
+
+
+@pytest.mark.parametrize(("name", "known"), CHOICES.items(), ids=CHOICES)
+def test_an_unknown_choice_is_refused(name, known, small_clip):
+    with pytest.raises(ValueError, match=f"{name} must be {known}, got 'both'"):
+        CAPTConfig(**{name: "both"})
+    with pytest.raises(ValueError, match=f"{name}.*both"):
+        CAPTTuner(small_clip, NAMES, **{name: "both"})
+
+
+def test_custom_balance_and_weigh_belong_together(small_clip, tmp_path):
+    tuner = CAPTTuner(small_clip, NAMES, balance="custom")
+    with pytest.raises(ValueError, match="weigh is needed where balance is 'custom'"):
+        tuner.fit(data(), out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    with_one = CAPTTuner(small_clip, NAMES, weigh=weigh)
+    assert with_one.config.weigh == f"{__name__}.weigh"  # a part of what says which run this is
+    with pytest.raises(ValueError, match="balance must be 'custom' with weigh, got 'linear'"):
+        CAPTTuner(small_clip, NAMES, weigh=weigh, balance="linear")
+    with pytest.raises(ValueError, match="balance must be 'custom' with weigh, got 'linear'"):
+        CAPTTuner(small_clip, NAMES, {"balance": "linear"}, weigh=weigh)
+    with pytest.raises(TypeError, match="weigh must be callable, got float"):
+        CAPTTuner(small_clip, NAMES, weigh=0.5)
+
+
+def test_a_depth_that_a_tower_lacks_is_refused(bundled_clip):
+    with pytest.raises(ValueError, match=r"4 \(text\) and 6 \(image\) layers .* got 5"):
+        CAPTTuner(bundled_clip, NAMES, depth=5)
+    with pytest.raises(ValueError, match=r"depth must be in 1\.\.2 for CLIP, .* got 3"):
+        CAPTTuner(clip_of(), NAMES, depth=3)
+
+
+def test_a_tower_that_takes_no_visual_prompts_is_refused():
+    with pytest.raises(ValueError, match=r"capt does not fit .* ModifiedResNet"):
+        CAPTTuner(resnet(), NAMES)
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}"], ids=["no_place", "two_places"])
+def test_a_guide_without_one_place_for_the_name_is_refused(template):
+    with pytest.raises(ValueError, match=r"one '\{\}' for the class name"):
+        tuner_of("capt", guide_template=template)

@@ -1,0 +1,191 @@
+"""`torch.compile`: whole graphs, few recompilations, the same numbers."""
+
+import copy
+import shutil
+from contextlib import contextmanager
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.models import SMALL
+from torch._dynamo.utils import counters
+
+from fastprompt import AdvPTTuner, load_clip
+from fastprompt.data import ImageTensors
+from fastprompt.model.prompted import PromptedCLIP
+from fastprompt.prompts.context import TextContext
+from fastprompt.prompts.deep import DeepPrompts
+from fastprompt.tuning.online_pgd import OnlinePGD
+
+NAMES = ["cat", "dog", "red fish", "very small thing"]
+EXACT = 1e-10
+BATCHES = (8, 8, 3)  # an epoch, with a smaller last batch
+
+
+def tiny_clip(image_layers: int, text_layers: int):
+    """A random model in float64, of few layers: the compiler's time grows with them."""
+    config = copy.deepcopy(SMALL)
+    config["vision_cfg"]["layers"] = image_layers
+    config["text_cfg"]["layers"] = text_layers
+    torch.manual_seed(0)
+    return load_clip(open_clip.CLIP(**config).eval().double())
+
+
+def learner(clip) -> DeepPrompts:
+    """Prompts and refiners, none of them at its start value."""
+    prompts = DeepPrompts(2, 2, 24, 32, refiners=1, seed=3).to(clip.dtype)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in prompts.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return prompts
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).detach().norm() / b.detach().norm())
+
+
+@contextmanager
+def compiled_by(backend: str):
+    """`torch.compile` with another backend, its caches and counters empty before and after."""
+    real = torch.compile
+
+    def compile_(function, **options):
+        assert options.pop("fullgraph") is True
+        return real(function, backend=backend, fullgraph=True, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", compile_)
+        torch._dynamo.reset()
+        counters.clear()
+        yield
+    torch._dynamo.reset()
+    counters.clear()
+
+
+@pytest.fixture
+def aot_eager():
+    """Quick: everything but the code generator."""
+    with compiled_by("aot_eager"):
+        yield
+
+
+@pytest.fixture
+def traced():
+    """Quicker: the graph is taken, and run as it is."""
+    with compiled_by("eager"):
+        yield
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+class Step:
+    """Prompts, attack and optimizer: what a tuning step needs."""
+
+    def __init__(self, clip, **options) -> None:
+        self.prompts = learner(clip)
+        self.model = PromptedCLIP(clip, NAMES, self.prompts, **options)
+        self.attack = OnlinePGD(self.model, "4/255", "2/255", 2)
+        self.optimizer = torch.optim.SGD(self.prompts.parameters(), lr=0.1, momentum=0.9)
+
+    def __call__(self, images, labels, indices, draw):
+        prepared = self.model.prepare()
+        adv = self.attack(images, labels, indices, prepared, draw=draw).images
+        clean, attacked = self.model.pair(images, adv, prepared)
+        loss = 0.5 * F.cross_entropy(clean, labels) + 0.5 * F.cross_entropy(attacked, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return adv, loss.detach()
+
+
+def epoch(draw: int):
+    generator = torch.Generator().manual_seed(11)
+    first = 0
+    for n in BATCHES:
+        images = torch.rand(n, 3, 48, 48, generator=generator, dtype=torch.float64)
+        labels = torch.randint(len(NAMES), (n,), generator=generator)
+        yield images, labels, torch.arange(first, first + n), draw
+        first += n
+
+
+@pytest.mark.slow
+def test_a_tuning_step_is_compiled_whole_and_seldom_and_changes_nothing(aot_eager):
+    clip = tiny_clip(2, 2)
+    compiled, plain = Step(clip, compile=True), Step(clip)
+    per_epoch, after_first = [], 0
+    for number in range(2):
+        for i, batch in enumerate(epoch(number)):
+            (adv, loss), (wanted_adv, wanted_loss) = compiled(*batch), plain(*batch)
+            assert relative(adv, wanted_adv) <= EXACT
+            assert relative(loss, wanted_loss) <= EXACT
+            if number == i == 0:
+                after_first = graphs()
+        per_epoch.append(graphs())
+    assert after_first == 3  # text features, image features, the attack's loss
+    # the smaller last batch: images and attack are compiled once more, for any size
+    assert per_epoch[0] - after_first <= 2
+    assert per_epoch[1] == per_epoch[0]
+    assert not counters["graph_break"]
+    for (name, p), q in zip(
+        compiled.prompts.named_parameters(), plain.prompts.parameters(), strict=True
+    ):
+        assert relative(p, q) <= EXACT, name
+
+
+def test_advpt_compiled_equals_advpt(aot_eager):
+    """On one layer of each tower: what is compiled here is the tuner's use of the towers."""
+    clip = tiny_clip(1, 1)
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(256, (7, 3, 48, 48), generator=generator, dtype=torch.uint8)
+    data = ImageTensors(pixels, torch.arange(7) % len(NAMES))
+
+    def fit(**options):
+        settings = {"epochs": 3, "n_ctx": 2, "steps": 2, "batch": 4, "attack_batch": 4, "lr": 0.1}
+        tuner = AdvPTTuner(clip, NAMES, settings, **options)
+        return tuner.fit(data, progress=False)
+
+    plain, before = fit(compile=False), graphs()
+    compiled = fit(compile=True)
+    assert before == 0
+    assert graphs() > 0
+    assert not counters["graph_break"]
+    (features, labels), (wanted, same) = compiled._banks["train"], plain._banks["train"]
+    assert torch.equal(labels, same)
+    assert relative(features, wanted) <= EXACT
+    assert relative(compiled.prompts.tokens, plain.prompts.tokens) <= EXACT
+    start = AdvPTTuner(clip, NAMES, n_ctx=2).prompts.tokens
+    assert relative(start, plain.prompts.tokens) > 1e-2  # it has learned
+
+
+def test_one_process_may_tune_on_many_class_lists(traced):
+    """Each list is a graph of its own; the compiler's limit is eight of one function."""
+    clip, words = tiny_clip(1, 1), [f"thing {letter}" for letter in "abcdefghijk"]
+    for n in range(2, len(words) + 1):
+        model = PromptedCLIP(clip, words[:n], TextContext(2, 24).double(), compile=True)
+        assert model.class_features().shape == (n, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_class_features_through_the_real_backend():
+    clip = tiny_clip(1, 1)
+    torch._dynamo.reset()
+    counters.clear()
+    prompts = TextContext(2, 24, seed=1).to(clip.dtype)
+    results = []
+    for compiled in (True, False):
+        model = PromptedCLIP(clip, NAMES, prompts, compile=compiled)
+        features = model.class_features()
+        weight = torch.linspace(-1, 1, features.numel(), dtype=features.dtype).view_as(features)
+        (grad,) = torch.autograd.grad((features * weight).sum(), prompts.tokens)
+        results.append((features, grad))
+    assert graphs() == 1
+    torch._dynamo.reset()
+    (features, grad), (wanted, wanted_grad) = results
+    assert wanted_grad.norm() > 1e-6
+    assert relative(features, wanted) <= EXACT
+    assert relative(grad, wanted_grad) <= EXACT

@@ -1,0 +1,236 @@
+"""Where a prompt's tokens stand, written out by hand."""
+
+import open_clip
+import pytest
+import torch
+from helpers.engine_checks import EXACT, agree, embedded, frozen, noise, relative, sentences
+from helpers.models import small_model
+from torch import Tensor
+
+from fastprompt import FrozenCLIP
+from fastprompt.towers import ReferenceTextTower, TextTower
+from fastprompt.towers.text_layout import text_ends, text_layout, word_context
+
+# open_clip's token ids
+SOT, EOT, X, PERIOD, CAT, VERY, SMALL, DOG = 49406, 49407, 343, 269, 2368, 1070, 2442, 1929
+NAMES = ["cat", "very_small dog"]
+
+# of three context tokens: the ids behind the padding's cut, the context's places, what leads
+BY_HAND = {
+    "end": (
+        [
+            [SOT, X, X, X, CAT, PERIOD, EOT, 0, 0],
+            [SOT, X, X, X, VERY, SMALL, DOG, PERIOD, EOT],
+        ],
+        [[1, 2, 3], [1, 2, 3]],
+        4,
+    ),
+    "middle": (
+        [
+            [SOT, X, CAT, X, X, PERIOD, EOT, 0, 0],
+            [SOT, X, VERY, SMALL, DOG, X, X, PERIOD, EOT],
+        ],
+        [[1, 3, 4], [1, 5, 6]],
+        2,
+    ),
+    "front": (
+        [
+            [SOT, CAT, X, X, X, PERIOD, EOT, 0, 0],
+            [SOT, VERY, SMALL, DOG, X, X, X, PERIOD, EOT],
+        ],
+        [[2, 3, 4], [4, 5, 6]],
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("position", BY_HAND)
+def test_places_by_hand(small_clip, position):
+    ids, context, leading = BY_HAND[position]
+    layout = text_layout(small_clip, NAMES, 3, position=position)
+    assert layout.length == 77
+    assert layout.ids[:, :9].tolist() == ids
+    assert not layout.ids[:, 9:].any()
+    assert layout.context.tolist() == context
+    assert layout.ends.tolist() == [6, 8]
+    assert (layout.start, layout.leading) == (1, leading)
+
+
+@pytest.mark.parametrize("position", BY_HAND)
+def test_trimmed_ends_with_the_longest_prompt(small_clip, position):
+    layout = text_layout(small_clip, NAMES, 3, position=position)
+    trimmed = layout.trimmed()
+    assert trimmed.ids.tolist() == BY_HAND[position][0]
+    assert trimmed.length == 9
+    assert torch.equal(trimmed.context, layout.context)
+    assert torch.equal(trimmed.ends, layout.ends)
+    assert (trimmed.start, trimmed.leading) == (layout.start, layout.leading)
+
+
+@pytest.mark.parametrize("position", BY_HAND)
+def test_no_context_is_plain_text(small_clip, position):
+    layout = text_layout(small_clip, NAMES, 0, position=position)
+    assert torch.equal(layout.ids, small_clip.tokenizer(["cat.", "very small dog."]))
+    assert layout.context.shape == (2, 0)
+    assert layout.ends.tolist() == [3, 5]
+    assert layout.leading == 1
+
+
+def test_an_odd_and_an_even_context_around_the_name(small_clip):
+    for n_ctx, places in ((1, [2]), (2, [1, 3]), (4, [1, 2, 4, 5]), (5, [1, 2, 4, 5, 6])):
+        layout = text_layout(small_clip, ["cat"], n_ctx, position="middle")
+        assert layout.context.tolist() == [places]
+        assert layout.leading == 1 + n_ctx // 2
+
+
+def test_a_name_whose_period_the_tokenizer_joins_to_it(small_clip):
+    # "st." and its period become one token, "..": the context still stands behind the name
+    joined = small_clip.tokenizer.encode("st..")
+    assert len(joined) == 2
+    layout = text_layout(small_clip, ["st."], 2, position="front")
+    assert layout.ids[0, :6].tolist() == [SOT, *joined, X, X, EOT]
+    assert layout.context.tolist() == [[3, 4]]
+    assert layout.ends.tolist() == [5]
+
+
+def test_the_last_free_place(small_clip):
+    name = " ".join(["cat"] * 10)
+    layout = text_layout(small_clip, [name, "dog"], 77 - 13)
+    assert layout.ends.tolist() == [76, 67]
+    with pytest.raises(ValueError, match="65 context tokens leave room for 10 of 77"):
+        text_layout(small_clip, [name, "dog"], 77 - 12)
+
+
+def test_unknown_position(small_clip):
+    with pytest.raises(ValueError, match="position must be 'end', 'middle' or 'front', got 'mid'"):
+        text_layout(small_clip, NAMES, 3, position="mid")
+
+
+# ---- other tokenizers --------------------------------------------------------------------------
+
+LENGTH, END = 16, 40
+
+
+class Words:
+    """A word a token, in a vocabulary of 41 that ends with the end token."""
+
+    def __init__(self, start: bool, end: bool, pad: int) -> None:
+        self.start, self.end, self.pad = start, end, pad
+        self.known: dict[str, int] = {}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        rows = []
+        for text in texts:
+            words = text.replace(".", " .").split()
+            row = [self.known.setdefault(word, 2 + len(self.known)) for word in words]
+            assert len(self.known) < END - 2
+            row = [1] * self.start + row + [END] * self.end
+            rows.append((row + [self.pad] * LENGTH)[:LENGTH])
+        return torch.tensor(rows)
+
+
+TOKENIZERS = {
+    "start-end-pad": (True, True, 0),
+    "end-pad": (False, True, 0),
+    "start-padded-by-end": (True, True, END),
+    "padded-by-end": (False, True, END),
+    "start-no-end": (True, False, 0),
+    "neither": (False, False, 0),
+}
+
+
+def words_clip(tokenizer: str, **text: object) -> FrozenCLIP:
+    options = {"context_length": LENGTH, "vocab_size": END + 1, "layers": 3}
+    model = small_model(open_clip.CustomTextCLIP, **options, **text)
+    return frozen(model, tokenizer=Words(*TOKENIZERS[tokenizer]))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "pool"),
+    # a tower that looks for an end token has a tokenizer that writes one
+    [
+        (t, p)
+        for t in TOKENIZERS
+        for p in ("argmax", "eos", "last")
+        if TOKENIZERS[t][1] or p == "last"
+    ],
+)
+def test_ends_of_other_tokenizers(tokenizer, pool):
+    start = TOKENIZERS[tokenizer][0]
+    clip = words_clip(tokenizer)
+    tokens = clip.tokenizer(["cat .", "very small dog ."])
+    # without an end token the text ends at the first of the padding
+    assert text_ends(clip, tokens, pool, END).tolist() == [start + 2, start + 4]
+
+
+def test_a_text_that_fills_the_tokenizer_ends_at_its_last_token():
+    clip = words_clip("neither")
+    assert text_ends(clip, clip.tokenizer(["cat " * LENGTH]), "last", END).tolist() == [LENGTH - 1]
+
+
+@pytest.mark.parametrize("position", BY_HAND)
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_layouts_of_other_tokenizers(tokenizer, position):
+    start = int(TOKENIZERS[tokenizer][0])
+    clip = words_clip(tokenizer)
+    layout = text_layout(clip, NAMES, 3, position=position, pool_type="last")
+    sentence = {"end": "X X X {}.", "middle": "X {} X X.", "front": "{} X X X."}[position]
+    plain = clip.tokenizer([sentence.format(name) for name in ("cat", "very small dog")])
+    assert torch.equal(layout.ids, plain)
+    assert layout.start == start
+    # the hand-written places count a start token
+    wanted = torch.tensor(BY_HAND[position][1]) - (1 - start)
+    assert torch.equal(layout.context, wanted)
+    assert layout.ends.tolist() == [5 + start, 7 + start]
+
+
+MODELS = {
+    "causal-argmax": {},
+    "causal-eos": {"pool_type": "eos", "eos_id": END},
+    "causal-last": {"pool_type": "last"},
+    "not-causal": {"no_causal_mask": True},
+    "not-causal-last": {"no_causal_mask": True, "pool_type": "last"},
+    "not-causal-first": {"no_causal_mask": True, "pool_type": "first"},
+}
+
+
+@pytest.mark.parametrize("position", BY_HAND)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("tokenizer", ["end-pad", "start-padded-by-end", "padded-by-end"])
+def test_engines_on_other_tokenizers(tokenizer, model, position):
+    clip = words_clip(tokenizer, **MODELS[model])
+    towers = [t(clip, NAMES, 3, position=position) for t in (TextTower, ReferenceTextTower)]
+    context, deep = noise(3, 24), noise(2, 3, 24, seed=1)
+    learnable = {"context": context, "deep": deep}
+    agree([lambda t=t: t(context, deep) for t in towers], learnable, EXACT)
+    # words in place of the context make a sentence
+    sentence = {"end": "on a table {}.", "middle": "on {} a table.", "front": "{} on a table."}
+    plain = [sentence[position].format(name) for name in ("cat", "very small dog")]
+    words = clip.tokenizer(["on a table"])[0, towers[0].layout.start :][:3]
+    phrase = clip.text_parts.token_embedding(words)
+    for tower in towers:
+        assert relative(tower(phrase), sentences(clip, plain)) <= EXACT
+
+
+# ---- words as a context ------------------------------------------------------------------------
+
+
+def test_word_context_is_the_words_embeddings(small_clip):
+    for words, n_ctx, kept in (
+        ("a photo of a", 4, 4),
+        ("a photo", 4, 2),
+        ("a photo of a cat", 3, 3),
+    ):
+        got = word_context(small_clip, words, n_ctx)
+        assert got.shape == (kept, 24)
+        assert torch.equal(got, embedded(small_clip, words)[:kept])
+    with pytest.raises(ValueError, match="ctx_init must hold a word, got ' '"):
+        word_context(small_clip, " ", 4)
+
+
+def test_word_context_of_a_tokenizer_without_a_start_token():
+    clip = words_clip("padded-by-end", pool_type="last")
+    first = clip.tokenizer(["on a table"])[0]
+    wanted = clip.text_parts.token_embedding(first[:2])
+    assert torch.equal(word_context(clip, "on a", 3), wanted)
+    assert torch.equal(word_context(clip, "on a table", 2), wanted)
