@@ -12,10 +12,10 @@ from torch import Tensor
 from .._utils.checks import Fraction, check_choice, check_count, parse_fraction
 from ..kernels import apgd_step
 from . import losses
-from .base import Attack, Batch, Model, wrong_classes
+from .base import Batch, Model, wrong_classes
+from .iterated import IteratedAttack
 from .random_start import random_start
-from .result import AttackResult
-from .slots import State, climb
+from .slots import Ascent, State
 
 APGDLoss = Literal["ce", "dlr", "margin", "targeted-dlr", "targeted-margin"]
 
@@ -23,7 +23,7 @@ _MOMENTUM = 0.75
 _RISES = 0.75  # a share of rises below this since the last check halves the step
 
 
-class APGD(Attack):
+class APGD(IteratedAttack):
     """APGD in the L-inf ball.
 
     The first step size is 2 eps. At checkpoints, further apart at first, an image whose loss rose
@@ -84,18 +84,8 @@ class APGD(Attack):
         """Whether it goes for one wrong class after the other."""
         return self.loss.startswith("targeted")
 
-    def _attack(self, batch: Batch, judge: bool) -> AttackResult:
-        found = climb(
-            self.model,
-            _Ascent(self, batch),
-            batch.images,
-            batch.labels,
-            slots=self.batch,
-            judge=self.judge if self.stop else None,
-            samples=self.samples,
-        )
-        fell = found.fell if self.stop else self.won(found.images, batch.labels)
-        return AttackResult(found.images, fell, found.health, found.fell_at)
+    def ascent(self, batch: Batch) -> Ascent:
+        return _APGDAscent(self, batch)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -112,7 +102,7 @@ def checkpoints(steps: int) -> list[int]:
     return out
 
 
-class _Ascent:
+class _APGDAscent:
     """APGD on one batch, as `climb` takes it."""
 
     def __init__(self, attack: APGD, batch: Batch) -> None:

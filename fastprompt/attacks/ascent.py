@@ -1,4 +1,4 @@
-"""The loop that all gradient attacks here share."""
+"""Pixel gradients, and plain projected sign steps along them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,10 +72,12 @@ def ascend(
     eps: float | Tensor,
     steps: int,
     counts: Tensor,
-    targeted: bool = False,
     gradient: Gradient = pixel_gradient,
 ) -> Tensor:
-    """``steps`` projected sign steps up (targeted: down) ``loss_of`` from ``start``.
+    """``steps`` projected sign steps up ``loss_of`` from ``start``.
+
+    For steps that are captured in a CUDA graph, or that no image leaves; attacks on labeled images
+    go through `slots.climb`.
 
     Args:
         loss_of: images ``[B, 3, H, W]`` to a scalar loss, summed over the batch.
@@ -92,5 +94,5 @@ def ascend(
         grad = gradient(loss_of, adv)
         # the start is the caller's; what the first step made is written over
         move = pgd_step_ if step else pgd_step
-        adv = move(adv, x, grad, alpha=alpha, eps=eps, targeted=targeted, counts=counts)
+        adv = move(adv, x, grad, alpha=alpha, eps=eps, counts=counts)
     return adv

@@ -4,7 +4,9 @@ Croce and Hein, ICML 2020: APGD on cross-entropy, APGD on the targeted DLR loss 
 targeted FAB (9 targets), each 100 steps, and Square with 5,000 queries.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from .._utils.checks import Fraction, parse_fraction
 from .apgd import APGD
@@ -12,7 +14,41 @@ from .base import Attack, Batch, Model
 from .fab_square import FAB, Square
 from .result import AttackResult, untouched
 
-PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
+TARGETS = 9  # of 80 or of 1,000 classes: the likeliest
+
+
+@dataclass(frozen=True)
+class StandardAttack:
+    """One of AutoAttack's four.
+
+    Attributes:
+        steps: gradient steps (for each target), or Square's queries.
+        make: model, radius, steps and the keywords that all attacks have (``batch``, ``seed``) to
+            the attack; APGD takes its others, too.
+    """
+
+    steps: int
+    make: Callable[..., Attack]
+
+
+def _apgd_ce(model: Model, eps: float, steps: int, **options: Any) -> Attack:
+    return APGD(model, eps, steps, loss="ce", **options)
+
+
+def _apgd_t(model: Model, eps: float, steps: int, **options: Any) -> Attack:
+    return APGD(model, eps, steps, loss="targeted-dlr", targets=TARGETS, **options)
+
+
+def _fab_t(model: Model, eps: float, steps: int, *, batch: int | None, seed: int) -> Attack:
+    return FAB(model, eps, steps, targets=TARGETS, batch=batch)  # it draws no random number
+
+
+STANDARD: Mapping[str, StandardAttack] = {
+    "apgd-ce": StandardAttack(100, _apgd_ce),
+    "apgd-t": StandardAttack(100, _apgd_t),
+    "fab-t": StandardAttack(100, _fab_t),
+    "square": StandardAttack(5000, Square),
+}
 
 
 class AutoAttack(Attack):
@@ -21,7 +57,7 @@ class AutoAttack(Attack):
     Args:
         model, eps: as for `PGD`.
         batch: images attacked at once.
-        seed: of all its parts.
+        seed: of all its attacks.
 
     Raises:
         ModuleNotFoundError: `torchattacks` is missing, from which FAB and Square come.
@@ -39,25 +75,18 @@ class AutoAttack(Attack):
         super().__init__(model, stop=True, batch=batch)
         self.eps = parse_fraction(eps, "eps", zero=True)
         self.seed = seed
-        self.parts = {name: make(model, self.eps, batch, seed) for name, make in _MAKE.items()}
+        self.attacks = {
+            name: standard.make(model, self.eps, standard.steps, batch=batch, seed=seed)
+            for name, standard in STANDARD.items()
+        }
 
     def _attack(self, batch: Batch, judge: bool) -> AttackResult:
         result = untouched(batch.images.clone(), self.won(batch.images, batch.labels))
         assert result.success is not None
-        for attack in self.parts.values():
+        for attack in self.attacks.values():
             left = (~result.success).nonzero().flatten()
             if not len(left):
                 break
-            part = attack.run(batch.images[left], batch.labels[left], indices=batch.indices[left])
-            result = result.followed_by(part, left)
+            found = attack.run(batch.images[left], batch.labels[left], indices=batch.indices[left])
+            result = result.followed_by(found, left)
         return result
-
-
-_MAKE: dict[str, Callable[[Model, float, int | None, int], Attack]] = {
-    "apgd-ce": lambda m, eps, batch, seed: APGD(m, eps, 100, loss="ce", batch=batch, seed=seed),
-    "apgd-t": lambda m, eps, batch, seed: APGD(
-        m, eps, 100, loss="targeted-dlr", targets=9, batch=batch, seed=seed
-    ),
-    "fab-t": lambda m, eps, batch, seed: FAB(m, eps, 100, targets=9, batch=batch, seed=seed),
-    "square": lambda m, eps, batch, seed: Square(m, eps, 5000, batch=batch, seed=seed),
-}

@@ -49,10 +49,9 @@ class _Module(nn.Module):
 class _Peer(Attack):
     """An attack of `torchattacks`, batch by batch, each with random numbers of its own."""
 
-    def __init__(self, model: Model, eps: Fraction, batch: int | None, seed: int) -> None:
+    def __init__(self, model: Model, eps: Fraction, batch: int | None) -> None:
         super().__init__(model, batch=batch)
         self.eps = parse_fraction(eps, "eps", zero=True)
-        self.seed = seed
         torchattacks()
 
     @abstractmethod
@@ -91,7 +90,6 @@ class FAB(_Peer):
         model, eps, batch: as for `PGD`; ``batch`` counts images times targets.
         steps: for each target.
         targets: wrong classes that are tried, the likeliest first.
-        seed: of nothing, as there are no restarts.
     """
 
     def __init__(
@@ -102,9 +100,8 @@ class FAB(_Peer):
         *,
         targets: int = 9,
         batch: int | None = None,
-        seed: int = 0,
     ) -> None:
-        super().__init__(model, eps, batch, seed)
+        super().__init__(model, eps, batch)
         self.steps = check_count(steps, "steps")
         self.targets = check_count(targets, "targets")
 
@@ -147,8 +144,9 @@ class Square(_Peer):
         batch: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, eps, batch, seed)
+        super().__init__(model, eps, batch)
         self.queries = check_count(queries, "queries")
+        self.seed = seed
 
     def _tries(self, model: nn.Module, batch: Batch) -> Tensor:
         # a seed of each batch's own

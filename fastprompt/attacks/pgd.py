@@ -3,30 +3,26 @@
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_count, check_label_range
+from .._utils.checks import Fraction, check_count
 from .._utils.checks import parse_fraction as parse
-from .._utils.dtypes import at_least_float32
 from ..kernels import pgd_step
-from .ascent import ascend, mean_gradient
-from .base import Attack, Batch, Model
-from .health import GradientHealth
+from .base import Batch, Model
+from .iterated import IteratedAttack
 from .losses import cross_entropy
 from .random_start import random_start
-from .result import AttackResult
-from .slots import State, climb
+from .slots import Ascent, State
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class PGD(Attack):
+class PGD(IteratedAttack):
     """PGD (Madry et al., ICLR 2018): ``steps`` sign steps of ``alpha`` in the eps-ball.
 
     With ``random_start=False`` its images are `torchattacks.PGD`'s, bit for bit in float32: at any
-    batch size with ``reduction="mean"``, at powers of two with ``"sum"``. The last iterate counts;
-    with restarts, any restart that succeeds.
+    batch size with ``reduction="mean"``, at powers of two with ``"sum"``. The last iterate counts,
+    or any with ``stop``; of several restarts the one with the largest margin.
 
     Args:
         model: pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``: a module (attacked in eval
@@ -90,37 +86,8 @@ class PGD(Attack):
             f"seed={self.seed})"
         )
 
-    def _attack(self, batch: Batch, judge: bool) -> AttackResult:
-        if self.stop:
-            found = climb(
-                self.model,
-                _Ascent(self, batch),
-                batch.images,
-                batch.labels,
-                slots=self.batch,
-                judge=self.judge,
-                samples=self.samples,
-            )
-            return AttackResult(found.images, found.fell, found.health, found.fell_at)
-        parts = [self._to_the_end(part, judge) for part in batch.split(self._size(batch.images))]
-        return AttackResult.join(parts) if len(parts) > 1 else parts[0]
-
-    def _to_the_end(self, batch: Batch, judge: bool) -> AttackResult:
-        """Every image takes all its steps, whatever it meets on the way."""
-        x, labels = batch.images, batch.labels
-        # with one restart nobody need ask which images fell: that forward pass is saved
-        judge = judge or self.restarts > 1
-        counts = torch.zeros(len(x), 2, dtype=torch.int64, device=x.device)
-        adv, success = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        for restart in range(self.restarts if len(x) else 0):
-            tried = self._climb(batch, self.start(x, batch.indices, restart), counts)
-            # an image that fell in an earlier restart keeps the perturbation that felled it
-            adv = torch.where(success[:, None, None, None], adv, tried)
-            if judge:
-                success |= self.won(tried, labels)
-        entries = self.steps * self.restarts * self.samples * (x[0].numel() if len(x) else 0)
-        health = GradientHealth(counts[:, 0], counts[:, 1], entries)
-        return AttackResult(adv, success if judge else None, health)
+    def ascent(self, batch: Batch) -> Ascent:
+        return _PGDAscent(self, batch)
 
     def start(self, x: Tensor, indices: Tensor, restart: int) -> Tensor:
         """Where a restart begins: the images, or a random point of their balls."""
@@ -130,31 +97,8 @@ class PGD(Attack):
             x, self.eps, indices, seed=self.seed, restart=restart, sides="two-sided"
         )
 
-    def _climb(self, batch: Batch, start: Tensor, counts: Tensor) -> Tensor:
-        def loss_of(images: Tensor) -> Tensor:
-            logits = self.model(images)
-            if logits.ndim != 2 or len(logits) != len(images):
-                raise ValueError(
-                    f"model must give logits [{len(images)}, C], got {list(logits.shape)}"
-                )
-            check_label_range(batch.largest, logits.shape[1])
-            loss = self.loss(at_least_float32(logits), batch.labels)
-            return loss.mean() if self.reduction == "mean" else loss.sum()
 
-        return ascend(
-            loss_of,
-            batch.images,
-            start,
-            alpha=self.alpha,
-            eps=self.eps,
-            steps=self.steps,
-            counts=counts,
-            targeted=self.targeted,
-            gradient=mean_gradient(self.samples),
-        )
-
-
-class _Ascent:
+class _PGDAscent:
     """PGD on one batch, as `climb` takes it."""
 
     def __init__(self, attack: PGD, batch: Batch) -> None:

@@ -80,6 +80,7 @@ def climb(
     look: int = 1,
     judge: Callable[[Tensor, Tensor], Tensor] | None = None,
     samples: int = 1,
+    targeted: bool = False,
 ) -> Climbed:
     """Attack N images, so many at a time.
 
@@ -96,9 +97,10 @@ def climb(
             never stops an image: each has all its steps, the caller judges, and of several attempts
             the result with the largest margin is handed back.
         samples: gradients averaged in each step: the expectation over a model's own randomness.
+        targeted: the labels are what the model is to say.
     """
     slots = max(1, min(len(images), slots or len(images)))
-    run = _Run(model, ascent, images, labels, slots, judge, samples)
+    run = _Run(model, ascent, images, labels, slots, judge, samples, -1 if targeted else 1)
     while run.refill():
         for _ in range(min(look, run.left())):
             run.step()
@@ -116,7 +118,9 @@ class _Run:
         slots: int,
         judge: Callable[[Tensor, Tensor], Tensor] | None,
         samples: int,
+        sign: int,
     ) -> None:
+        self.sign = sign  # of the margin of an image that is fooled
         self.model, self.ascent, self.judge, self.samples = model, ascent, judge, samples
         self.images, self.labels, self.slots = images, labels, slots
         self.out = images.clone()
@@ -247,7 +251,7 @@ class _Run:
             return []
         where = torch.tensor(slots, device=self.images.device)
         tried, labels = adv[where], self.state["labels"][where]
-        found = [margin(self._logits(tried), labels) for _ in range(self.samples)]
+        found = [self.sign * margin(self._logits(tried), labels) for _ in range(self.samples)]
         mean = torch.stack(found).mean(dim=0).nan_to_num(nan=-torch.inf)
         chosen: dict[int, int] = {}
         for slot, value in zip(slots, mean.tolist(), strict=True):

@@ -83,8 +83,8 @@ class SeedsFolder:
             raise ValueError(f"{file} is damaged: begin the runs anew")
         if facts["method"] != method:
             raise ValueError(f"--resume: {path} holds runs of {facts['method']!r}, not {method!r}")
-        given = {name: renamed(facts.pop(name)) for name in ("job", "settings")}
-        return cls(Path(path), **facts, **given)
+        today = {name: renamed(facts[name]) for name in ("job", "settings")}
+        return cls(Path(path), **{**facts, **today})
 
 
 def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:

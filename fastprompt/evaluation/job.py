@@ -65,7 +65,7 @@ class Job:
         path = self.folder and self.folder / "progress.jsonl"
         record = Record(path, self.about, resume=resume)
         examples = Examples(self.folder)
-        passes = 1 + sum(len(attack.parts) for attack in self._plan)
+        passes = 1 + sum(len(attack.stages) for attack in self._plan)
         total = len(self.images.rows) * len(self.models) * passes
         with Progress(total, "evaluate", "img", show=progress) as bar:
             runs = [self._run_of(name, record, examples, bar) for name in self.models]

@@ -14,7 +14,7 @@ from .._utils.progress import Progress
 from ..attacks import AttackResult
 from ..data.dataset import ImageDataset, batches
 from .examples import Examples
-from .plan import How, Part, Planned
+from .plan import How, Planned, Stage
 from .record import Record, Unit
 from .scoring import Counted, Model, facts, verdicts, wilson
 
@@ -104,17 +104,17 @@ class ModelRun:
         """The row of one attack at one radius: it is run on the images that are right clean."""
         flags = list(clean["flags"])
         attacked = sum(flag != FELL for flag in flags)
-        done, parts = [], []
-        for part in attack.parts:
+        done, stages = [], []
+        for stage in attack.stages:
             standing = [place for place, flag in enumerate(flags) if flag != FELL]
-            outcomes = self._part(attack, part, standing)
+            outcomes = self._stage(attack, stage, standing)
             done += outcomes
             for outcome in outcomes:
                 for place, flag in zip(outcome["places"], outcome["flags"], strict=True):
                     # once without a gradient is not shown to be robust, whatever comes later
                     flags[place] = STALLED if flags[place] == STALLED and flag == STANDS else flag
             left = sum(flag != FELL for flag in flags)
-            parts.append({"attack": part.name, "standing": left, **_costs(outcomes)})
+            stages.append({"attack": stage.name, "standing": left, **_costs(outcomes)})
         reasons = [*clean["reasons"], *_stalled_reasons(flags, attacked, done)]
         row = {
             **self._row(attack.name, attack.path, attack.eps, "".join(flags), done),
@@ -122,24 +122,24 @@ class ModelRun:
             "reasons": reasons,
             "settings": attack.settings,
         }
-        if len(parts) > 1:
-            row["parts"] = parts
+        if len(stages) > 1:
+            row["parts"] = stages
         elif any("fell_at" in outcome for outcome in done):
             row["fell_at"] = _histogram(done)
         return row
 
     # ---- units: what is done at once, and kept -----------------------------------------------
 
-    def _part(self, attack: Planned, part: Part, standing: list[int]) -> list[dict[str, Any]]:
+    def _stage(self, attack: Planned, stage: Stage, standing: list[int]) -> list[dict[str, Any]]:
         outcomes = []
-        self.bar.note(f"{self.name}: {attack.words(part)}, {len(standing)} images")
+        self.bar.note(f"{self.name}: {attack.words(stage)}, {len(standing)} images")
         for number, window in enumerate(_split(standing, WINDOW * self.how.batch)):
-            unit = (attack.name, f"{attack.eps!r}", part.name)
+            unit = (attack.name, f"{attack.eps!r}", stage.name)
             self.units.setdefault((attack.name, attack.eps), []).append(
                 (self.name, *unit, str(number))
             )
             outcomes.append(
-                self._unit(unit, number, window, lambda places: self._attack(attack, part, places))
+                self._unit(unit, number, window, lambda places: self._attack(attack, stage, places))
             )
         self.bar.update(len(self.images.rows) - len(standing))
         return outcomes
@@ -168,13 +168,13 @@ class ModelRun:
             labels += targets.tolist()
         return {"predictions": predictions, "labels": labels, **_passes(counted)}
 
-    def _attack(self, attack: Planned, part: Part, places: Sequence[int]) -> dict[str, Any]:
+    def _attack(self, attack: Planned, stage: Stage, places: Sequence[int]) -> dict[str, Any]:
         surrogate = attack.surrogate
         counted = Counted(self.model if surrogate is None else self.surrogates[surrogate])
         # a window is held whole: the attack itself goes through it in batches
         read = zip(*self.images.read(places, self.how.batch), strict=True)
-        indices, images, labels = (torch.cat(part) for part in read)
-        result = part.run(counted, images, labels, indices)
+        indices, images, labels = (torch.cat(column) for column in read)
+        result = stage.run(counted, images, labels, indices)
         self.examples.keep(self.units[attack.name, attack.eps][-1], places, result.images)
         standing = self._standing(result, labels)
         stalled = standing & result.health.stalled

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from .._utils.checks import Fraction, parse_fraction
 from .._utils.names import unknown
-from ..attacks import APGD, FAB, PGD, AttackResult, FeaturePGD, Square
+from ..attacks import APGD, PGD, AttackResult, FeaturePGD
+from ..attacks.autoattack import STANDARD, TARGETS
+from ..attacks.base import Attack
 from ..attacks.fab_square import torchattacks
-from ..attacks.losses import margin
+from ..attacks.losses import cross_entropy, margin
 
 KNOWN = (
     *("clean", "pgd-20", "pgd-100", "cw-100", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
@@ -20,9 +22,7 @@ KNOWN = (
 _NAME = re.compile(
     r"(?P<kind>pgd|cw|apgd-ce|apgd-dlr|apgd-t|fab-t|square|feature-pgd)(?:-(?P<steps>[1-9]\d*))?"
 )
-_STEPS = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100, "fab-t": 100, "square": 5000}
-_AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
-_TARGETS = 9  # of 80 or of 1,000 classes: the likeliest
+_STEPS = {"apgd-dlr": 100} | {name: standard.steps for name, standard in STANDARD.items()}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ Run = Callable[[Any, Tensor, Tensor, Tensor], AttackResult]
 
 
 @dataclass(frozen=True)
-class Part:
+class Stage:
     """One attack: its name, what it takes to run it again, and how to run it.
 
     ``run`` takes the model that is attacked, images, labels and the images' indices.
@@ -65,30 +65,30 @@ class Planned:
     path: ``adaptive`` (through the model that is judged), ``black-box`` (its logits alone),
         ``transfer:image-encoder`` (blind to the prompts) or ``transfer:NAME`` (made on another).
     eps: radius in pixel units.
-    parts: attacks, each on the images that those before it left standing.
+    stages: attacks, each on the images that those before it left standing.
     """
 
     name: str
     path: str
     eps: float
-    parts: tuple[Part, ...]
+    stages: tuple[Stage, ...]
 
     @property
     def surrogate(self) -> str | None:
         """The model that it is made on, if that is not the one that is judged."""
         return self.path.removeprefix("transfer:") if "@" in self.name else None
 
-    def words(self, part: Part) -> str:
-        """One of its parts as a line of progress names it."""
-        name = self.name if len(self.parts) == 1 else f"{self.name} ({part.name})"
+    def words(self, stage: Stage) -> str:
+        """One of its stages as a line of progress names it."""
+        name = self.name if len(self.stages) == 1 else f"{self.name} ({stage.name})"
         return f"{name} at {255 * self.eps:.4g}/255"
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that it takes to run it again."""
-        if len(self.parts) == 1:
-            return self.parts[0].settings
-        return {"parts": [{"attack": part.name, **part.settings} for part in self.parts]}
+        if len(self.stages) == 1:
+            return self.stages[0].settings
+        return {"parts": [{"attack": stage.name, **stage.settings} for stage in self.stages]}
 
 
 def plan_attacks(
@@ -146,10 +146,6 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
     own, made_elsewhere, surrogate = name.partition("@")
     if made_elsewhere and surrogate not in surrogates:
         raise unknown("surrogate", surrogate, surrogates or ["none was given"])
-    if own == "autoattack":
-        parts = tuple(_part(kind, eps, how) for kind in _AUTOATTACK)
-    else:
-        parts = (_part(own, eps, how),)
     path = "adaptive"
     if own.startswith("square"):
         path = "black-box"
@@ -157,19 +153,19 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
         path = "transfer:image-encoder"
     if surrogate:
         path = f"transfer:{surrogate}"
-        # what fools the surrogate is no end: each image takes all its steps
-        parts = tuple(_part(part.name, eps, replace(how, stop=False)) for part in parts)
-    return Planned(name, path, eps, parts)
+        how = replace(how, stop=False)  # what fools the surrogate is no end
+    names = tuple(STANDARD) if own == "autoattack" else (own,)
+    return Planned(name, path, eps, tuple(_stage(each, eps, how) for each in names))
 
 
-def _part(name: str, eps: float, how: How) -> Part:
+def _stage(name: str, eps: float, how: How) -> Stage:
     found = _NAME.fullmatch(name)
     if not found or not (found["steps"] or found["kind"] in _STEPS):
         raise unknown("attack", name, [*KNOWN, "pgd-N", "cw-N", "feature-pgd-N"])
     kind = found["kind"]
     steps = int(found["steps"] or _STEPS[kind])
     settings, run = _MAKE[kind](kind, eps, steps, how)
-    return Part(name, {**settings, "seed": how.seed}, run)
+    return Stage(name, {**settings, "seed": how.seed}, run)
 
 
 Made = tuple[dict[str, Any], Run]
@@ -178,6 +174,16 @@ Made = tuple[dict[str, Any], Run]
 def _counts(how: How, best: str = "last iterate") -> dict[str, Any]:
     counted = "any iterate" if how.stop else best
     return {"counts": counted, "samples": how.samples}
+
+
+def _run(make: Callable[..., Attack], eps: float, steps: int, how: How, **options: Any) -> Run:
+    """Runs the attack that ``make`` makes of a model."""
+
+    def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
+        attack = make(model, eps, steps, batch=how.batch, seed=how.seed, **options)
+        return attack.run(images, labels, indices=indices)
+
+    return run
 
 
 def _pgd(kind: str, eps: float, steps: int, how: How) -> Made:
@@ -190,54 +196,38 @@ def _pgd(kind: str, eps: float, steps: int, how: How) -> Made:
         "loss": "cross-entropy" if kind == "pgd" else "margin",
         **_counts(how),
     }
-    loss: dict[str, Any] = {} if kind == "pgd" else {"loss": margin}
+    loss = cross_entropy if kind == "pgd" else margin
 
-    def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
-        shared: dict[str, Any] = {"samples": how.samples, "stop": how.stop, "batch": how.batch}
-        attack = PGD(model, eps, alpha, steps, seed=how.seed, **shared, **loss)
-        return attack.run(images, labels, indices=indices)
+    def make(model: Any, eps: float, steps: int, **options: Any) -> Attack:
+        return PGD(model, eps, alpha, steps, loss=loss, **options)
 
-    return settings, run
+    return settings, _run(make, eps, steps, how, samples=how.samples, stop=how.stop)
 
 
-_APGD_LOSS = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "targeted-dlr"}
+def _apgd_dlr(model: Any, eps: float, steps: int, **options: Any) -> Attack:
+    return APGD(model, eps, steps, loss="dlr", **options)
 
 
 def _apgd(kind: str, eps: float, steps: int, how: How) -> Made:
-    loss: Any = _APGD_LOSS[kind]
+    loss = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "targeted-dlr"}[kind]
     best = "highest loss" + (", then largest margin" if kind == "apgd-t" else "")
     settings = {"steps": steps, "loss": loss, "restarts": 1, **_counts(how, best)}
     if kind == "apgd-t":
-        settings["targets"] = _TARGETS
-
-    def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
-        shared: dict[str, Any] = {"samples": how.samples, "stop": how.stop, "batch": how.batch}
-        attack = APGD(model, eps, steps, loss=loss, targets=_TARGETS, seed=how.seed, **shared)
-        return attack.run(images, labels, indices=indices)
-
-    return settings, run
+        settings["targets"] = TARGETS
+    make = STANDARD[kind].make if kind in STANDARD else _apgd_dlr
+    return settings, _run(make, eps, steps, how, samples=how.samples, stop=how.stop)
 
 
 def _fab(kind: str, eps: float, steps: int, how: How) -> Made:
     torchattacks()  # if it is missing this is told now, not after hours
-    settings = {"steps": steps, "targets": _TARGETS, "restarts": 1, "from": "torchattacks"}
-
-    def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
-        attack = FAB(model, eps, steps, targets=_TARGETS, batch=how.batch, seed=how.seed)
-        return attack.run(images, labels, indices=indices)
-
-    return settings, run
+    settings = {"steps": steps, "targets": TARGETS, "restarts": 1, "from": "torchattacks"}
+    return settings, _run(STANDARD[kind].make, eps, steps, how)
 
 
 def _square(kind: str, eps: float, queries: int, how: How) -> Made:
     torchattacks()
     settings = {"queries": queries, "loss": "margin", "restarts": 1, "from": "torchattacks"}
-
-    def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
-        attack = Square(model, eps, queries, batch=how.batch, seed=how.seed)
-        return attack.run(images, labels, indices=indices)
-
-    return settings, run
+    return settings, _run(STANDARD[kind].make, eps, queries, how)
 
 
 def _feature(kind: str, eps: float, steps: int, how: How) -> Made:
@@ -255,8 +245,8 @@ def _feature(kind: str, eps: float, steps: int, how: How) -> Made:
         encode = model.encode_image if blind else model.clip.encode_image
         counting = getattr(model, "counting", None)
         attack = FeaturePGD(counting(encode) if counting else encode, eps, steps, seed=how.seed)
-        parts = zip(images.split(how.batch), indices.split(how.batch), strict=True)
-        return AttackResult.join([attack.run(x, indices=i) for x, i in parts])
+        batches = zip(images.split(how.batch), indices.split(how.batch), strict=True)
+        return AttackResult.join([attack.run(x, indices=i) for x, i in batches])
 
     return settings, run
 

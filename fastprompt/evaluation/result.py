@@ -69,16 +69,6 @@ class Evaluation:
         """The accuracy in one row; raises as `row` does."""
         return float(self.row(model, attack, eps)["accuracy"])
 
-    def per_class(self, model: str, attack: str, eps: Fraction = 0.0) -> list[tuple[int, int]]:
-        """How many images of each class stand, of how many; raises as `row` does."""
-        flags, labels = self.row(model, attack, eps)["flags"], self.data["labels"]
-        classes = len(self.data["classnames"] or range(max(labels) + 1))
-        out = [[0, 0] for _ in range(classes)]
-        for flag, label in zip(flags, labels, strict=True):
-            out[label][0] += flag == "1"
-            out[label][1] += 1
-        return [(stand, n) for stand, n in out]
-
     def as_dict(self) -> dict[str, Any]:
         """What `save` writes."""
         return {

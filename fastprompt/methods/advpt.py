@@ -7,19 +7,19 @@ frozen image encoder alone, once for each training image; phase 2 decodes and at
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_count, check_labels, parse_fraction
+from .._utils.checks import Fraction, check_count, check_labels
 from ..attacks import FeaturePGD
 from ..attacks.random_start import Sides
 from ..data.dataset import ImageDataset
 from ..prompts.context import TextContext
-from ..tuning.config import TunerConfig
+from ..tuning.config import TunerConfig, parse_distances
 from ..tuning.tuner import Tuner
+from . import presets
 from .advpt_bank import make_bank
 
 
@@ -58,9 +58,7 @@ class AdvPTConfig(TunerConfig):
         check_count(self.steps, "steps")
         check_count(self.attack_batch, "attack_batch")
         check_count(self.workers, "workers", least=0)
-        object.__setattr__(self, "eps", parse_fraction(self.eps, "eps"))
-        if self.alpha is not None:
-            object.__setattr__(self, "alpha", parse_fraction(self.alpha, "alpha"))
+        parse_distances(self, "eps", "alpha")
         if self.bank_dir is not None:
             object.__setattr__(self, "bank_dir", str(self.bank_dir))
         if self.start not in ("two-sided", "one-sided"):
@@ -68,7 +66,6 @@ class AdvPTConfig(TunerConfig):
 
 
 _ROWS = 4096  # embeddings judged at once: the logits of a whole bank can be gigabytes
-_SMALL = {"n_ctx": 4, "ctx_init": "a photo of a", "lr": 2.0, "epochs": 20}
 
 
 class AdvPTTuner(Tuner):
@@ -76,11 +73,7 @@ class AdvPTTuner(Tuner):
 
     method = "advpt"
     Config = AdvPTConfig
-    # the bundled text tower never saw long captions, and 8/255 leaves nothing of the bundled images
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny-shapes": {**_SMALL, "eps": 1 / 255},
-        "tiny-shapes-robust": {**_SMALL, "eps": 4 / 255},
-    }
+    presets = presets.ADVPT
     score = "val_accuracy"  # on adversarial embeddings, as the training accuracy is
     config: AdvPTConfig
     prompts: TextContext

@@ -6,7 +6,7 @@ optional terms are our choice: the paper's text that could be read leaves them o
 """
 
 import dataclasses
-from typing import Any, ClassVar, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from ..kernels.mixture_logits import Mix
 from ..prompts.mixture import PromptMixture
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
-from .presets import SMALL
+from . import presets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +64,7 @@ class AMPTTuner(OnlineTuner):
 
     method = "ampt"
     Config = AMPTConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny-shapes": {**SMALL, "clean_share": 0.5},
-        "tiny-shapes-robust": SMALL,
-    }
+    presets = presets.AMPT
     config: AMPTConfig
     prompts: PromptMixture
 

@@ -6,7 +6,6 @@ cross-entropy on what it finds is lowered. The yardstick for the other methods.
 """
 
 import dataclasses
-from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..prompts.context import TextContext
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
-from .presets import SMALL
+from . import presets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +32,7 @@ class APTTuner(OnlineTuner):
 
     method = "apt"
     Config = APTConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny-shapes": SMALL,
-        "tiny-shapes-robust": SMALL,
-    }
+    presets = presets.APT
     config: APTConfig
     prompts: TextContext
 

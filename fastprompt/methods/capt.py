@@ -6,13 +6,12 @@ a setting.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._utils.checks import check_choice, check_count, check_number, check_templates
 from ..clip.frozen import FrozenCLIP
@@ -22,11 +21,10 @@ from ..prompts.deep import DeepPrompts, deep_prompts_fit
 from ..tuning.frozen_features import frozen_features
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
-from .presets import SMALL
+from . import presets
 
-Balance = Literal["constant", "linear", "confidence", "custom"]
+Balance = Literal["constant", "linear", "confidence"]
 Direction = Literal["adv||target", "target||adv"]
-Weigh = Callable[[Tensor, Tensor, float], Tensor | float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +37,8 @@ class CAPTConfig(OnlineConfig):
         balance: alpha, how much of the consistency is with the frozen model: ``"constant"`` is
             ``balance_value``, ``"linear"`` the share of the epochs that are done, ``"confidence"``
             the mean probability that the frozen model gives to the true classes of the clean
-            images; ``"custom"`` where the tuner was given ``weigh``.
+            images.
         balance_value: alpha, where it is constant.
-        weigh: the name of the function, where it is custom; filled in by the tuner.
         ce: cross-entropy on the ``"adv"`` or on the ``"clean"`` images.
         train_kl: of the consistency with the tuned model's clean logits: KL(adv || target), or
             KL(target || adv).
@@ -56,7 +53,6 @@ class CAPTConfig(OnlineConfig):
     lam: float = 1.0
     balance: Balance = "confidence"
     balance_value: float = 0.5
-    weigh: str | None = None
     ce: Literal["adv", "clean"] = "adv"
     train_kl: Direction = "adv||target"
     frozen_kl: Direction = "adv||target"
@@ -78,45 +74,13 @@ class CAPTConfig(OnlineConfig):
 
 
 class CAPTTuner(OnlineTuner):
-    """CAPT on a CLIP of open_clip's own two transformers. See `Tuner` for the arguments.
-
-    Args:
-        weigh: alpha as a function of the frozen model's logits ``[B, C]`` on the clean images, the
-            labels ``[B]`` and the share of the epochs that are done: a number, or one for each
-            image ``[B]``, in [0, 1].
-    """
+    """CAPT on a CLIP of open_clip's own two transformers. See `Tuner` for the arguments."""
 
     method = "capt"
     Config = CAPTConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny-shapes": SMALL,
-        "tiny-shapes-robust": SMALL,
-    }
+    presets = presets.CAPT
     config: CAPTConfig
     prompts: DeepPrompts
-
-    def __init__(
-        self,
-        clip: FrozenCLIP | nn.Module | str,
-        classnames: Sequence[str],
-        config: CAPTConfig | Mapping[str, Any] | str | Path | None = None,
-        *,
-        weigh: Weigh | None = None,
-        **overrides: Any,
-    ) -> None:
-        if weigh is not None:
-            if not callable(weigh):
-                raise TypeError(f"weigh must be callable, got {type(weigh).__name__}")
-            said = isinstance(config, CAPTConfig) or (
-                isinstance(config, Mapping) and "balance" in config
-            )
-            if not said:
-                overrides.setdefault("balance", "custom")
-            overrides["weigh"] = f"{weigh.__module__}.{weigh.__qualname__}"
-        self.weigh = weigh
-        super().__init__(clip, classnames, config, **overrides)
-        if weigh is not None and self.config.balance != "custom":
-            raise ValueError(f"balance must be 'custom' with weigh, got {self.config.balance!r}")
 
     @classmethod
     def unfit(cls, clip: FrozenCLIP) -> str:
@@ -128,11 +92,6 @@ class CAPTTuner(OnlineTuner):
         return DeepPrompts.for_clip(
             self.clip, config.n_ctx, depth=config.depth, seed=config.seed, start=start
         )
-
-    def check_ready(self) -> None:
-        if self.config.balance == "custom" and self.weigh is None:
-            name = self.config.weigh or "it"
-            raise ValueError(f"weigh is needed where balance is 'custom': hand {name} in")
 
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
@@ -168,24 +127,13 @@ class CAPTTuner(OnlineTuner):
         features = self.guide.encode_image(batch.images) if known is None else known[batch.rows]
         return self.guide.logits(features)
 
-    def alpha(self, frozen: Tensor, labels: Tensor, progress: float) -> Tensor | float:
-        """How much of the consistency is with the frozen model: a number, or ``[B]``."""
+    def alpha(self, frozen: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """How much of the consistency is with the frozen model: a scalar."""
         kind = self.config.balance
-        if kind == "constant":
-            return self.config.balance_value
-        if kind == "linear":
-            return progress
         if kind == "confidence":
             return confidence(frozen, labels)
-        assert self.weigh is not None  # `check_ready` has looked
-        return _checked(self.weigh(frozen, labels, progress), len(labels))
-
-    def _alphas(self, frozen: Tensor, labels: Tensor, progress: float) -> Tensor:
-        """`alpha` of each image, ``[B]``."""
-        alpha = self.alpha(frozen, labels, progress)
-        if isinstance(alpha, Tensor):
-            return alpha.to(frozen).expand(len(labels))
-        return torch.full((len(labels),), alpha, dtype=frozen.dtype, device=frozen.device)
+        # filled on the device: a copy from the host would wait for it
+        return frozen.new_full((), self.config.balance_value if kind == "constant" else progress)
 
     def loss(self, batch: Step) -> Tensor:
         """``CE + lam [(1 - alpha) KL(p_adv, p_clean) + alpha KL(p_adv, p_frozen)]``."""
@@ -201,13 +149,13 @@ class CAPTTuner(OnlineTuner):
         else:
             clean, adv = batch.both()
         frozen = self.frozen_logits(batch)
-        alphas = self._alphas(frozen, labels, batch.progress)
+        alpha = self.alpha(frozen, labels, batch.progress)
         loss, terms = consistency_loss(
             adv.logits,
             clean.logits,
             frozen,
             labels,
-            alpha=alphas,
+            alpha=alpha.expand(len(labels)),
             lam=config.lam,
             ce=config.ce,
             train_kl=config.train_kl,
@@ -216,28 +164,10 @@ class CAPTTuner(OnlineTuner):
             return_terms=True,
         )
         ce, train, frozen_term = terms.mean(dim=0).unbind()
-        self.log(len(labels), ce=ce, kl_train=train, kl_frozen=frozen_term, alpha=alphas.mean())
+        self.log(len(labels), ce=ce, kl_train=train, kl_frozen=frozen_term, alpha=alpha)
         return loss.mean()
 
 
 def confidence(frozen: Tensor, labels: Tensor) -> Tensor:
     """The mean probability of the true classes: trust the frozen model where it is right."""
     return frozen.softmax(dim=1).gather(1, labels[:, None]).mean()
-
-
-def _checked(alpha: Tensor | float, n: int) -> Tensor | float:
-    """What a user's function gave, if it fits; values on a GPU are not waited for."""
-    if isinstance(alpha, Tensor):
-        if alpha.shape not in ((), (n,)):
-            raise ValueError(f"weigh must give a number or [{n}], got {list(alpha.shape)}")
-        if alpha.device.type != "cpu":  # a NaN shows in the loss, which names its step
-            return alpha.detach()
-        inside = bool(((alpha >= 0) & (alpha <= 1)).all())
-        alpha = alpha.detach()
-    elif isinstance(alpha, (int, float)):
-        inside = 0 <= alpha <= 1
-    else:
-        raise TypeError(f"weigh must give a number or a tensor, got {type(alpha).__name__}")
-    if not inside:
-        raise ValueError(f"weigh must give values in [0, 1], got {alpha}")
-    return alpha

@@ -7,7 +7,7 @@ together. Prompts, loss, attack and optimizer are those of the authors' public c
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +20,7 @@ from ..prompts.deep import DeepPrompts, deep_prompts_fit
 from ..prompts.refiners import RefinerStart
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
-from .presets import SMALL
+from . import presets
 
 Consistency = Literal["cosine", "mse", "none"]
 
@@ -67,30 +67,12 @@ class NAPConfig(OnlineConfig):
         check_choice(self.consistency, "consistency", get_args(Consistency))
 
 
-# a few hundred steps: the loss has no time to move over, and stronger images teach more
-_SMALL: dict[str, Any] = {
-    **SMALL,
-    "eps": 3 / 255,
-    "epochs": 10,
-    "batch": 16,
-    "lr": 1e-3,
-    "weight_decay": 0.01,
-    "schedule": "fixed",
-    "consistency": "none",
-    "augment": True,
-    "crop_min": 0.8,
-}
-
-
 class NAPTuner(OnlineTuner):
     """NAP on a CLIP of open_clip's own two transformers. See `Tuner` for the arguments."""
 
     method = "nap"
     Config = NAPConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny-shapes": {**_SMALL, "adv_share": 0.4},
-        "tiny-shapes-robust": {**_SMALL, "adv_share": 0.8},
-    }
+    presets = presets.NAP
     config: NAPConfig
     prompts: DeepPrompts
 

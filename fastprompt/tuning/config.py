@@ -1,13 +1,13 @@
 """Settings of a method: one typed dataclass, from keywords, a file or the command line alike."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from .._utils.checks import check_choice, check_count, check_number
+from .._utils.checks import check_choice, check_count, check_number, parse_fraction
 from .._utils.names import unknown
 from ..towers import Engine
 
@@ -62,6 +62,11 @@ class TunerConfig:
     compile: bool | None = None
     class_chunk: int | None = None
 
+    @property
+    def class_specific(self) -> bool:
+        """Whether each class has a context of its own: a setting of APT's alone."""
+        return False
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "accumulate"):
             check_count(getattr(self, name), name)
@@ -80,6 +85,20 @@ class TunerConfig:
         if self.init_from is not None:
             # found again from another directory, too
             object.__setattr__(self, "init_from", str(Path(self.init_from).resolve()))
+
+
+def parse_distances(config: TunerConfig, *names: str, zero: Sequence[str] = ()) -> None:
+    """Distances in pixel units become floats, however they were given: ``"4/255"``, say.
+
+    Args:
+        names: of the settings; None is left alone where it is the default.
+        zero: those of them that may be 0.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in names:
+        value = getattr(config, name)
+        if value is not None or defaults[name] is not None:
+            object.__setattr__(config, name, parse_fraction(value, name, zero=name in zero))
 
 
 C = TypeVar("C", bound=TunerConfig)

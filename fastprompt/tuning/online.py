@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_count, check_number, parse_fraction
+from .._utils.checks import Fraction, check_count, check_number
 from .._utils.seeds import stream
 from ..data.augment import RandomCrops
 from ..data.dataset import ImageDataset
 from ..data.device_images import Pictures
-from .config import TunerConfig
+from .config import TunerConfig, parse_distances
 from .online_pgd import OnlinePGD
 from .step import Step
 from .tuner import Tuner
@@ -61,28 +61,23 @@ class OnlineConfig(TunerConfig):
         check_count(self.n_ctx, "n_ctx")
         check_count(self.steps, "steps")
         check_count(self.workers, "workers", least=0)
-        object.__setattr__(self, "eps", parse_fraction(self.eps, "eps"))
-        if self.eps_min is not None:
-            least = parse_fraction(self.eps_min, "eps_min", zero=True)
-            object.__setattr__(self, "eps_min", least)
-            if least > self.radius:
-                raise ValueError(f"eps_min must be at most eps, {self.eps}, got {least}")
-        if self.alpha is not None:
-            object.__setattr__(self, "alpha", parse_fraction(self.alpha, "alpha"))
+        parse_distances(self, "eps", "eps_min", "alpha", zero=("eps_min",))
+        if self.eps_min is not None and float(self.eps_min) > self.radius:
+            raise ValueError(f"eps_min must be at most eps, {self.eps}, got {self.eps_min}")
         if check_number(self.crop_min, "crop_min") > 1:
             raise ValueError(f"crop_min must be at most 1, the whole image, got {self.crop_min}")
 
     @property
     def radius(self) -> float:
         """eps as a number."""
-        return parse_fraction(self.eps, "eps")
+        return float(self.eps)
 
     @property
     def step_size(self) -> float:
         """alpha as a number, the default filled in."""
         if self.alpha is None:
             return min(1.0, self._reach / self.steps) * self.radius
-        return parse_fraction(self.alpha, "alpha")
+        return float(self.alpha)
 
 
 class OnlineTuner(Tuner):
@@ -147,8 +142,8 @@ class OnlineTuner(Tuner):
                 radius=None if radii is None else radii[rows],
             )
             yield len(rows), step
-            if "adv" in vars(step):
-                self.log(len(rows), stalled=step.stalled)
+            if step.result is not None:
+                self.log(len(rows), stalled=step.result.health.stalled.float().mean())
 
     def release(self) -> None:
         vars(self).pop("_pictures", None)
@@ -158,7 +153,7 @@ class OnlineTuner(Tuner):
         config = self.config
         if config.eps_min is None:
             return None
-        least = parse_fraction(config.eps_min, "eps_min", zero=True)
+        least = float(config.eps_min)
         generator = torch.Generator().manual_seed(stream(config.seed, "radii", epoch))
         shares = torch.rand(examples, generator=generator)
         return (least + (config.radius - least) * shares).to(self.clip.device)

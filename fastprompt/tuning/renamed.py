@@ -1,15 +1,17 @@
-"""Names in a saved ``config.json`` that were renamed before 0.1.0 was released."""
+"""Names in a saved ``config.json`` that were renamed or removed before 0.1.0 was released."""
 
 from collections.abc import Mapping
 from typing import Any
 
+_GONE = ("weigh",)  # CAPT's, None where no function was handed in
 _KEYS = {"optimiser": "optimizer", "defences": "defenses"}
 _VALUES = {("mix", "normalised"): "normalized", ("data", "shapes-recoloured"): "shapes-recolored"}
 
 
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings, or a command's arguments, under the names of today."""
-    return {_KEYS.get(k, k): _VALUES.get((k, str(v)), v) for k, v in values.items()}
+    kept = {k: v for k, v in values.items() if k not in _GONE or v is not None}
+    return {_KEYS.get(k, k): _VALUES.get((k, str(v)), v) for k, v in kept.items()}
 
 
 def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:

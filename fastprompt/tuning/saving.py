@@ -111,7 +111,7 @@ class SavedTuner(ABC):
     # ---- a run's identity and its folder ---------------------------------------------------
 
     def _start_values(self) -> dict[str, Tensor]:
-        specific = self.classnames if getattr(self.config, "class_specific", False) else None
+        specific = self.classnames if self.config.class_specific else None
         origin = self.config.init_from or ""
         return start_values(origin, self.prompts, self.clip.fingerprint, specific)
 

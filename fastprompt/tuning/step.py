@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attacks.result import AttackResult
 from ..model.outputs import Prepared, Seen
 from ..model.prompted import PromptedCLIP
 from .online_pgd import OnlinePGD
@@ -25,6 +26,8 @@ class Step:
         images: clean, float32 ``[B, 3, S, S]`` in [0, 1], augmented.
         labels, rows: classes, and places in the training set, int64 ``[B]``.
         progress: share of the epochs that are done, in [0, 1).
+        draw, radius: of the attack, see `OnlinePGD`.
+        result: of the attack; None as long as ``adv`` was not asked for.
     """
 
     model: PromptedCLIP
@@ -35,6 +38,7 @@ class Step:
     progress: float
     draw: int
     radius: Tensor | None
+    result: AttackResult | None = None
 
     @cached_property
     def prepared(self) -> Prepared | None:
@@ -44,19 +48,19 @@ class Step:
         with torch.enable_grad():  # whoever asks first: the loss needs its graph
             return self.model.prepare()
 
-    @cached_property
+    @property
     def adv(self) -> Tensor:
         """The images, attacked through the prompts as they are now."""
-        result = self.attack(
-            self.images,
-            self.labels,
-            self.rows,
-            self.prepared,
-            draw=self.draw,
-            radius=self.radius,
-        )
-        self.stalled = result.health.stalled.float().mean()
-        return result.images
+        if self.result is None:
+            self.result = self.attack(
+                self.images,
+                self.labels,
+                self.rows,
+                self.prepared,
+                draw=self.draw,
+                radius=self.radius,
+            )
+        return self.result.images
 
     def clean(self, **options: Any) -> Seen:
         """The model on the clean images, see `PromptedCLIP.see`."""

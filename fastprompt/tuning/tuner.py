@@ -100,10 +100,7 @@ class Tuner(SavedTuner):
         for rows in order.to(self.clip.device).split(self.config.batch):
             yield len(rows), rows
 
-    def check_ready(self) -> None:  # most methods have nothing to say
-        """Raise what stands in the way of tuning, before anything is written."""
-
-    def release(self) -> None:  # likewise
+    def release(self) -> None:  # most methods hold nothing
         """Let go of what only tuning needs."""
 
     # ---- what all share --------------------------------------------------------------------
@@ -137,7 +134,7 @@ class Tuner(SavedTuner):
         options: dict[str, Any] = {
             "engine": config.engine,
             "precision": config.precision,
-            "class_specific": getattr(config, "class_specific", False),
+            "class_specific": config.class_specific,
             "compile": config.compile,
             "class_chunk": class_chunk,
         }
@@ -179,7 +176,7 @@ class Tuner(SavedTuner):
                 a precision that the device lacks.
         """
         names = self.classnames if classnames is None else check_classnames(classnames)
-        if getattr(self.config, "class_specific", False) and names != self.classnames:
+        if self.config.class_specific and names != self.classnames:
             raise ValueError(
                 "classnames: each tuned class has a context of its own, there is none for others"
             )
@@ -220,7 +217,6 @@ class Tuner(SavedTuner):
             if data is not None:
                 check_dataset(data, name, self.clip.image_size, len(self.classnames))
                 check_same_classes(data, name, self.classnames)
-        self.check_ready()
         if val is None and self.config.patience is not None:
             raise ValueError("patience needs val: images to judge the prompts on")
         run = None if out is None else RunFolder(out)

@@ -140,10 +140,10 @@ def test_targets_are_the_likeliest_wrong_classes():
     model, x, y = close_calls(8)
     order = model(x).argsort(dim=1, descending=True)
     attack = APGD(model, 0.03, 5, loss="targeted-dlr", targets=3)
-    from fastprompt.attacks.apgd import _Ascent
+    from fastprompt.attacks.apgd import _APGDAscent
     from fastprompt.attacks.base import Batch
 
-    ascent = _Ascent(attack, Batch(x, y, torch.arange(8), 4))
+    ascent = _APGDAscent(attack, Batch(x, y, torch.arange(8), 4))
     rows = torch.arange(8)
     for attempt in range(3):
         assert torch.equal(ascent.begin(rows, attempt)["targets"], order[:, attempt + 1])
@@ -272,14 +272,14 @@ def test_autoattack_is_its_parts_on_what_is_left(monkeypatch):
     model, x = model.float(), x.float()
     y = model(x).argmax(1)
     attack = AutoAttack(model, 0.008, seed=3)
-    settings = {name: vars(part) for name, part in attack.parts.items()}
+    settings = {name: vars(part) for name, part in attack.attacks.items()}
     assert list(settings) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert [settings[k]["steps"] for k in ("apgd-ce", "apgd-t", "fab-t")] == [100, 100, 100]
     assert settings["apgd-t"]["targets"] == settings["fab-t"]["targets"] == 9
     assert settings["square"]["queries"] == 5000
-    attack.parts["fab-t"].steps, attack.parts["square"].queries = 5, 50  # for the time
+    attack.attacks["fab-t"].steps, attack.attacks["square"].queries = 5, 50  # for the time
     given = {}
-    for name, part in attack.parts.items():
+    for name, part in attack.attacks.items():
         real = part.run
 
         def spy(images, labels, *, indices, name=name, real=real):

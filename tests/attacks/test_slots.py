@@ -116,9 +116,9 @@ def test_the_host_may_look_seldom():
 
     def climbed(look):
         from fastprompt.attacks.base import Batch
-        from fastprompt.attacks.pgd import _Ascent
+        from fastprompt.attacks.pgd import _PGDAscent
 
-        ascent = _Ascent(attack, Batch(x, y, torch.arange(40), int(y.max())))
+        ascent = _PGDAscent(attack, Batch(x, y, torch.arange(40), int(y.max())))
         return climb(model, ascent, x, y, slots=9, look=look, judge=attack.judge)
 
     often = climbed(1)

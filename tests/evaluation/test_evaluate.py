@@ -229,16 +229,9 @@ def test_the_standard_version_is_the_standard():
         "fab-t": {"steps": 100, "targets": 9, "restarts": 1},
         "square": {"queries": 5000, "loss": "margin", "restarts": 1},
     }
-    assert {part.name for part in standard.parts} == set(wanted)
-    for part in standard.parts:
-        assert wanted[part.name].items() <= part.settings.items()
-
-
-def test_accuracy_by_class():
-    result = evaluate(Brightness(), DATA, ["pgd-5"], "4/255", progress=False)
-    assert result.per_class("model", "clean") == [(3, 4), (3, 3)]
-    stands = result.per_class("model", "pgd-5", "4/255")
-    assert sum(n for n, _ in stands) == result.row("model", "pgd-5", "4/255")["correct"]
+    assert {stage.name for stage in standard.stages} == set(wanted)
+    for stage in standard.stages:
+        assert wanted[stage.name].items() <= stage.settings.items()
 
 
 # ---- a loader, and a stop in the middle ---------------------------------------------------------

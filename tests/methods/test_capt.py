@@ -12,7 +12,6 @@ from helpers.method_checks import (
     clip_of,
     cosine_logits,
     cross_entropy,
-    data,
     first_step,
     gradients,
     log_probabilities,
@@ -26,11 +25,6 @@ from helpers.models import resnet
 from fastprompt.methods.capt import CAPTConfig, CAPTTuner, confidence
 
 ENGINES = pytest.mark.parametrize("engine", ["fast", "reference"])
-
-
-def weigh(frozen, labels, progress):
-    """One alpha an image."""
-    return progress * frozen.softmax(dim=1).gather(1, labels[:, None])[:, 0]
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -59,7 +53,6 @@ def slow_alphas(tuner, frozen: list[torch.Tensor], labels, progress: float) -> l
         "constant": [config.balance_value] * len(labels),
         "linear": [progress] * len(labels),
         "confidence": [sum(right) / len(right)] * len(labels),
-        "custom": [progress * p for p in right],
     }[config.balance]
 
 
@@ -83,7 +76,6 @@ OPTIONS = {
     "train_alone": {"balance": "constant", "balance_value": 0.0},
     "frozen_alone": {"balance": "constant", "balance_value": 1.0},
     "linear": {"balance": "linear"},
-    "custom": {"weigh": weigh},
     "lam": {"lam": 2.5},
     "clean_ce": {"ce": "clean"},
     "train_target_first": {"train_kl": "target||adv"},
@@ -158,86 +150,6 @@ def test_confidence_is_the_mean_probability_of_the_truth():
     assert float(confidence(sure, torch.tensor([0]))) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_weigh_is_given_frozen_logits_labels_and_progress(epoch):
-    seen = []
-
-    def spy(frozen, labels, progress):
-        seen.append((frozen, labels, progress))
-        return 0.5
-
-    tuner = tuner_of("capt", weigh=spy)
-    assert tuner.config.balance == "custom"
-    step = first_step(tuner, epoch)
-    custom = tuner.loss(step)
-    ((frozen, labels, progress),) = seen
-    assert relative(frozen, torch.stack(frozen_logits(tuner, step.images))) <= EXACT
-    assert torch.equal(labels, step.labels)
-    assert progress == epoch / 4
-    constant = tuner_of("capt", balance="constant")
-    assert torch.equal(constant.loss(first_step(constant, epoch)), custom)
-
-
-WEIGHTS = {
-    "number": lambda frozen, labels, progress: 0.25,
-    "zero_dimensional": lambda frozen, labels, progress: torch.tensor(0.25),
-    "each": lambda frozen, labels, progress: torch.full((len(labels),), 0.25),
-    "whole_number": lambda frozen, labels, progress: 1,
-}
-
-
-@pytest.mark.parametrize("given", WEIGHTS)
-def test_what_weigh_may_give(given):
-    value = 1.0 if given == "whole_number" else 0.25
-    losses = []
-    for options in (
-        {"weigh": WEIGHTS[given]},
-        {"balance": "constant", "balance_value": value},
-    ):
-        tuner = tuner_of("capt", **options)
-        losses.append(tuner.loss(first_step(tuner)))
-    assert relative(*losses) <= EXACT
-
-
-def test_no_gradient_goes_through_weigh():
-    parameter = torch.nn.Parameter(torch.tensor(0.25, dtype=torch.float64))
-    tuner = tuner_of("capt", weigh=lambda *_: parameter)
-    tuner.loss(first_step(tuner)).backward()
-    assert parameter.grad is None
-
-
-BAD_WEIGHTS = {
-    "nan": (math.nan, ValueError, r"weigh must give values in \[0, 1\], got nan"),
-    "above_one": (1.5, ValueError, r"weigh must give values in \[0, 1\], got 1.5"),
-    "negative": (-0.1, ValueError, r"weigh must give values in \[0, 1\], got -0.1"),
-    "nan_tensor": (
-        torch.tensor([0.5, math.nan, 0.5]),
-        ValueError,
-        r"weigh must give values in \[0, 1\], got .*nan",
-    ),
-    "one_above": (
-        torch.tensor([0.5, 0.5, 1.01]),
-        ValueError,
-        r"weigh must give values in \[0, 1\], got .*1\.01",
-    ),
-    "shape": (torch.full((2,), 0.5), ValueError, r"weigh must give a number or \[3\], got \[2\]"),
-    "matrix": (
-        torch.full((3, 1), 0.5),
-        ValueError,
-        r"weigh must give a number or \[3\], got \[3, 1\]",
-    ),
-    "string": ("half", TypeError, "weigh must give a number or a tensor, got str"),
-    "nothing": (None, TypeError, "weigh must give a number or a tensor, got NoneType"),
-}
-
-
-@pytest.mark.parametrize(("value", "error", "message"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
-def test_what_weigh_may_not_give(value, error, message):
-    tuner = tuner_of("capt", weigh=lambda *_: value)
-    with pytest.raises(error, match=message):
-        tuner.loss(first_step(tuner))
-
-
 # ---- bad input -------------------------------------------------------------------------------
 
 REFUSED = {
@@ -257,7 +169,7 @@ def test_settings_out_of_range_are_refused(options, message, small_clip):
 
 
 CHOICES = {
-    "balance": "'constant' or 'linear' or 'confidence' or 'custom'",
+    "balance": "'constant' or 'linear' or 'confidence'",
     "ce": "'adv' or 'clean'",
     "train_kl": r"'adv\|\|target' or 'target\|\|adv'",
     "frozen_kl": r"'adv\|\|target' or 'target\|\|adv'",
@@ -270,21 +182,6 @@ def test_an_unknown_choice_is_refused(name, known, small_clip):
         CAPTConfig(**{name: "both"})
     with pytest.raises(ValueError, match=f"{name}.*both"):
         CAPTTuner(small_clip, NAMES, **{name: "both"})
-
-
-def test_custom_balance_and_weigh_belong_together(small_clip, tmp_path):
-    tuner = CAPTTuner(small_clip, NAMES, balance="custom")
-    with pytest.raises(ValueError, match="weigh is needed where balance is 'custom'"):
-        tuner.fit(data(), out=tmp_path / "run", progress=False)
-    assert not (tmp_path / "run").exists()
-    with_one = CAPTTuner(small_clip, NAMES, weigh=weigh)
-    assert with_one.config.weigh == f"{__name__}.weigh"  # a part of what says which run this is
-    with pytest.raises(ValueError, match="balance must be 'custom' with weigh, got 'linear'"):
-        CAPTTuner(small_clip, NAMES, weigh=weigh, balance="linear")
-    with pytest.raises(ValueError, match="balance must be 'custom' with weigh, got 'linear'"):
-        CAPTTuner(small_clip, NAMES, {"balance": "linear"}, weigh=weigh)
-    with pytest.raises(TypeError, match="weigh must be callable, got float"):
-        CAPTTuner(small_clip, NAMES, weigh=0.5)
 
 
 def test_a_depth_that_a_tower_lacks_is_refused(bundled_clip):

@@ -35,11 +35,6 @@ from fastprompt.tuning.step import Step
 ENGINES = ("fast", "reference")
 
 
-def top_probability(frozen, labels, progress):
-    """An alpha of one's own: one for each image."""
-    return progress * frozen.softmax(dim=1).amax(dim=1)
-
-
 # name: method, epoch, options
 CASES = {
     "advpt": ("advpt", 0, {}),
@@ -61,7 +56,6 @@ CASES = {
     "capt-constant": ("capt", 1, {"balance": "constant", "balance_value": 0.3}),
     "capt-linear": ("capt", 1, {"balance": "linear"}),
     "capt-linear-first": ("capt", 0, {"balance": "linear"}),
-    "capt-custom": ("capt", 1, {"weigh": top_probability}),
     "capt-clean_ce": ("capt", 1, {"ce": "clean"}),
     "capt-learning_targets": ("capt", 1, {"detach_targets": False}),
     "capt-clean_ce-learning_targets": ("capt", 1, {"ce": "clean", "detach_targets": False}),

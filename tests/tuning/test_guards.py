@@ -1,7 +1,5 @@
 """What must not go unseen: bad numbers, labels, settings, heads, and seeds that meet."""
 
-import json
-
 import pytest
 import torch
 from helpers.method_checks import NAMES, clip_of, data, first_step, perturb, relative
@@ -183,23 +181,6 @@ def test_saving_among_other_files_is_refused(small_clip, tmp_path):
     with pytest.raises(FileExistsError, match=r"folder: .* holds other files"):
         APTTuner(small_clip, NAMES, FAST).save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["keep.txt"]
-
-
-def test_another_function_is_another_run(small_clip, tmp_path):
-    def other(frozen, labels, progress):
-        return 0.9
-
-    def run(weigh, **options):
-        tuner = CAPTTuner(small_clip, NAMES, FAST, weigh=weigh)
-        return tuner.fit(data(), out=tmp_path / "run", progress=False, **options)
-
-    run(lambda frozen, labels, progress: 0.3)
-    with pytest.raises(ValueError, match="other settings"):
-        run(other, resume=True)
-    stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
-    assert stored["balance"] == "custom"
-    assert stored["weigh"].endswith("<lambda>")
-    assert CAPTTuner.load(tmp_path / "run", small_clip).config.weigh == stored["weigh"]
 
 
 # ---- heads ----------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from helpers.models import small_model
 
 from fastprompt import PGD, load_clip
 from fastprompt._utils.run_folder import RunFolder
-from fastprompt.attacks.base import Batch
 from fastprompt.attacks.random_start import random_start
 from fastprompt.data import ImageTensors
 from fastprompt.methods.ampt import AMPTTuner
@@ -240,8 +239,8 @@ def test_validation_is_pgd_on_the_classifier(method, engine):
         x, config.eps, torch.arange(7), seed=3, restart=_VAL_DRAW, sides="two-sided"
     )
     pgd = PGD(classifier, config.eps, config.step_size, config.steps, random_start=False)
-    counts = torch.zeros(7, 2, dtype=torch.int64)
-    adv = pgd._climb(Batch(x, y, torch.arange(7), int(y.max())), start, counts)
+    pgd.start = lambda x, indices, restart: start[indices]
+    adv = pgd(x, y)
     attack, made = tuner._attack, []
 
     def looking(*given, **options):
@@ -260,7 +259,7 @@ def test_validation_is_pgd_on_the_classifier(method, engine):
     }
     assert torch.equal(torch.cat([result.images for result in made]), adv)
     tuner.prepare(TRAIN, ImageTensors(VAL.images, labels), None, False)
-    adv = pgd._climb(Batch(x, labels, torch.arange(7), 2), start, counts)
+    adv = pgd(x, labels)
     stays = (classifier(adv).argmax(1) == labels) & (clean == labels)
     assert tuner.validate() == {
         "val_accuracy": 4 / 7,

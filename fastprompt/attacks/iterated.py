@@ -1,0 +1,35 @@
+"""What the attacks that take gradient steps share: `climb` through slots, and what counts."""
+
+from abc import abstractmethod
+
+from .base import Attack, Batch
+from .result import AttackResult
+from .slots import Ascent, climb
+
+
+class IteratedAttack(Attack):
+    """An attack of many steps. See `Attack` for the arguments.
+
+    With ``stop`` an image that is fooled keeps what fooled it, and every iterate counts. Without,
+    each image has all its steps; of several attempts the one with the largest margin is kept.
+    """
+
+    @abstractmethod
+    def ascent(self, batch: Batch) -> Ascent:
+        """The attack on one batch."""
+
+    def _attack(self, batch: Batch, judge: bool) -> AttackResult:
+        found = climb(
+            self.model,
+            self.ascent(batch),
+            batch.images,
+            batch.labels,
+            slots=self.batch,
+            judge=self.judge if self.stop else None,
+            samples=self.samples,
+            targeted=self.targeted,
+        )
+        if self.stop:
+            return AttackResult(found.images, found.fell, found.health, found.fell_at)
+        fell = self.won(found.images, batch.labels) if judge else None
+        return AttackResult(found.images, fell, found.health)
