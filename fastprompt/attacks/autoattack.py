@@ -80,7 +80,7 @@ class AutoAttack(Attack):
             for name, standard in STANDARD.items()
         }
 
-    def _attack(self, batch: Batch, judge: bool) -> AttackResult:
+    def _attack(self, batch: Batch, ask: bool) -> AttackResult:
         result = untouched(batch.images.clone(), self.won(batch.images, batch.labels))
         assert result.success is not None
         for attack in self.attacks.values():

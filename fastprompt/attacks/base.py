@@ -83,7 +83,7 @@ class Attack(ABC):
 
     def __call__(self, images: Tensor, labels: Tensor, *, indices: Tensor | None = None) -> Tensor:
         """Adversarial images, like `torchattacks`; warns if the model gave no usable gradient."""
-        result = self._checked(images, labels, indices, judge=False)
+        result = self._checked(images, labels, indices, ask=False)
         for reason in result.health.reasons:
             warnings.warn(f"this attack is not to be trusted: {reason}", stacklevel=2)
         return result.images
@@ -102,10 +102,10 @@ class Attack(ABC):
         Raises:
             ValueError, TypeError: images or labels of a wrong shape, dtype or range.
         """
-        return self._checked(images, labels, indices, judge=True)
+        return self._checked(images, labels, indices, ask=True)
 
     def _checked(
-        self, images: Tensor, labels: Tensor, indices: Tensor | None, *, judge: bool
+        self, images: Tensor, labels: Tensor, indices: Tensor | None, *, ask: bool
     ) -> AttackResult:
         check_images(images)
         largest = check_labels(labels, len(images))
@@ -116,11 +116,11 @@ class Attack(ABC):
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model):
             where = module_device(self.model, images.device)
             x, labels, indices = (t.detach().clone().to(where) for t in (images, labels, indices))
-            return self._attack(Batch(x, labels.long(), indices, largest), judge)
+            return self._attack(Batch(x, labels.long(), indices, largest), ask)
 
     @abstractmethod
-    def _attack(self, batch: Batch, judge: bool) -> AttackResult:
-        """Attack a batch; ``judge`` asks which images fell, where that costs a pass of its own."""
+    def _attack(self, batch: Batch, ask: bool) -> AttackResult:
+        """Attack a batch; ``ask`` for which images fell, where that costs a pass of its own."""
 
     @torch.no_grad()
     def won(self, adv: Tensor, labels: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class _Peer(Attack):
     def _tries(self, model: nn.Module, batch: Batch) -> Tensor:
         """What was tried on each image, ``[T, B, 3, H, W]``."""
 
-    def _attack(self, batch: Batch, judge: bool) -> AttackResult:
+    def _attack(self, batch: Batch, ask: bool) -> AttackResult:
         parts = [self._part(part) for part in batch.split(self._size(batch.images))]
         return AttackResult.join(parts) if len(parts) > 1 else parts[0]
 

@@ -18,7 +18,7 @@ class IteratedAttack(Attack):
     def ascent(self, batch: Batch) -> Ascent:
         """The attack on one batch."""
 
-    def _attack(self, batch: Batch, judge: bool) -> AttackResult:
+    def _attack(self, batch: Batch, ask: bool) -> AttackResult:
         found = climb(
             self.model,
             self.ascent(batch),
@@ -31,5 +31,5 @@ class IteratedAttack(Attack):
         )
         if self.stop:
             return AttackResult(found.images, found.fell, found.health, found.fell_at)
-        fell = self.won(found.images, batch.labels) if judge else None
+        fell = self.won(found.images, batch.labels) if ask else None
         return AttackResult(found.images, fell, found.health)

@@ -109,7 +109,7 @@ def _all(
     seeds = given["seeds"]
     folders = [out] if len(seeds) == 1 else [out / f"seed-{seed}" for seed in seeds]
     return [
-        _judge(models, data, given, seed, folder)
+        _evaluate(models, data, given, seed, folder)
         for seed, folder in zip(seeds, folders, strict=True)
     ]
 
@@ -228,7 +228,7 @@ def _defended(models: Mapping[str, Model], names: str) -> dict[str, Model]:
 # ---- the work ----------------------------------------------------------------------------------
 
 
-def _judge(
+def _evaluate(
     models: Mapping[str, Model], data: Data, given: Mapping[str, Any], seed: int, folder: Path
 ) -> Evaluation:
     return evaluate(

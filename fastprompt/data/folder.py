@@ -37,23 +37,23 @@ def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str
     first = _folder(path / "train" if own else path, image_size)
     names = [c.replace("_", " ") for c in first[0].classes]
 
-    def split(part: str) -> Split:
+    def read(split: str) -> Split:
         data, labels, mark = first
         if not own:
-            rows = cut(labels, part)
+            rows = cut(labels, split)
             if not rows:
                 raise ValueError(
-                    f"data: {path} has too few images for a {part} split of its own: at least 5 a "
+                    f"data: {path} has too few images for a {split} split of its own: at least 5 a "
                     "class, or put them into train, val and test folders"
                 )
-        elif part == "test" or (part == "val" and own_val):
-            folder = path / (test_name if part == "test" else val_name)
+        elif split == "test" or (split == "val" and own_val):
+            folder = path / (test_name if split == "test" else val_name)
             data, labels, mark = _folder(folder, image_size)
             if data.classes != first[0].classes:
                 raise ValueError(f"data: {folder} has other classes than {path / 'train'}")
             rows = list(range(len(labels)))
         else:
-            rows = train_or_val(labels, part, own_val)
-        return TorchvisionImages(data, rows, f"folder/{mark}/{part}"), labels[rows]
+            rows = train_or_val(labels, split, own_val)
+        return TorchvisionImages(data, rows, f"folder/{mark}/{split}"), labels[rows]
 
-    return names, split
+    return names, read

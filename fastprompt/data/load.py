@@ -110,10 +110,10 @@ def load_data(
 
     kept = [names[i] for i in chosen]
 
-    def split(part: str) -> ImageDataset:
-        data, labels = whole(part)
-        rows = sample(labels, chosen, limits[part], seed)
-        tag = f"{classes}/shots={limits[part]}/seed={seed}"
+    def read(split: str) -> ImageDataset:
+        data, labels = whole(split)
+        rows = sample(labels, chosen, limits[split], seed)
+        tag = f"{classes}/shots={limits[split]}/seed={seed}"
         if not isinstance(data, ImageTensors):
             return Chosen(data, rows, chosen.start, tag, kept)
         index = torch.tensor(rows, dtype=torch.int64)
@@ -128,9 +128,9 @@ def load_data(
         "image_size": image_size,
         "root": str(root),
     }
-    return Data(text, kept, tuple(templates), image_size, arguments, split)
+    return Data(text, kept, tuple(templates), image_size, arguments, read)
 
 
-def _builtin(name: str, image_size: int, part: str) -> Split:
-    data = draw_split(name, part, image_size)
+def _builtin(name: str, image_size: int, split: str) -> Split:
+    data = draw_split(name, split, image_size)
     return data, data.labels

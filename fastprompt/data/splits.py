@@ -56,12 +56,12 @@ def hash_of(*texts: str) -> str:
     return total.hexdigest()
 
 
-def cut(labels: Tensor, part: str) -> list[int]:
-    """One part's rows where the source has no splits: each class cut at `_SHARES`.
+def cut(labels: Tensor, split: str) -> list[int]:
+    """One split's rows where the source has no splits: each class cut at `_SHARES`.
 
     Always the same cut: another few-shot seed must not move test images into the training set.
     """
-    low, high = _SHARES[part]
+    low, high = _SHARES[split]
     rows: list[int] = []
     for label in labels.unique().tolist():
         mine = (labels == label).nonzero()[:, 0]
@@ -71,10 +71,10 @@ def cut(labels: Tensor, part: str) -> list[int]:
     return sorted(rows)
 
 
-def train_or_val(labels: Tensor, part: str, own_val: bool) -> list[int]:
+def train_or_val(labels: Tensor, split: str, own_val: bool) -> list[int]:
     """Rows of the training images, less those held out as ``val`` where the source has none."""
     everything = range(len(labels))
     if own_val:
         return list(everything)
     held = cut(labels, "val")
-    return held if part == "val" else sorted(set(everything) - set(held))
+    return held if split == "val" else sorted(set(everything) - set(held))

@@ -73,20 +73,20 @@ def torchvision_splits(
     own_val = own_val and exists("val")
     names = _names(whole(train_name), name)
 
-    def split(part: str) -> Split:
-        held_apart = part == "test" or (part == "val" and own_val)
-        source = whole((test_name if part == "test" else part) if held_apart else train_name)
+    def read(split: str) -> Split:
+        held_apart = split == "test" or (split == "val" and own_val)
+        source = whole((test_name if split == "test" else split) if held_apart else train_name)
         labels = torch.tensor([int(label) for label in _labels(source)])
         if not has_splits:
-            rows = cut(labels, part)
+            rows = cut(labels, split)
         elif held_apart:
             rows = list(range(len(labels)))
         else:
-            rows = train_or_val(labels, part, own_val)
-        mark = hash_of(name, str(root.resolve()), str(image_size), part, str(labels.tolist()))
+            rows = train_or_val(labels, split, own_val)
+        mark = hash_of(name, str(root.resolve()), str(image_size), split, str(labels.tolist()))
         return TorchvisionImages(source, rows, f"torchvision/{mark}"), labels[rows]
 
-    return names, split
+    return names, read
 
 
 def _names(data: Any, name: str) -> list[str]:

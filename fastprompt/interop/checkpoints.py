@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._utils.unpickling import read_checkpoint
 
-Layout = Literal["context", "class-specific context", "multi-modal"]
+Kind = Literal["context", "class-specific context", "multi-modal"]
 
 
 _LEARNER = "prompt_learner."
@@ -50,7 +50,7 @@ class ForeignPrompts:
     epoch: int | None = None
 
     @property
-    def layout(self) -> Layout:
+    def kind(self) -> Kind:
         """What kind of prompts these are."""
         if self.maps is not None:
             return "multi-modal"

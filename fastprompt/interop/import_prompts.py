@@ -16,10 +16,10 @@ from ..methods.registry import TUNERS
 from ..prompts.deep import deep_prompts_fit
 from ..tuning.config import field_names
 from ..tuning.tuner import Tuner
-from .checkpoints import ForeignPrompts, Layout, read_prompts
+from .checkpoints import ForeignPrompts, Kind, read_prompts
 
 # the first is the default; class-specific contexts are an option of APT's alone
-_METHODS: dict[Layout, tuple[str, ...]] = {
+_METHODS: dict[Kind, tuple[str, ...]] = {
     "context": ("apt", "advpt"),
     "class-specific context": ("apt",),
     "multi-modal": ("capt", "nap"),
@@ -53,12 +53,12 @@ def import_prompts(
             classes, and settings that the checkpoint decides.
     """
     prompts = read_prompts(path)
-    allowed = _METHODS[prompts.layout]
+    allowed = _METHODS[prompts.kind]
     method = allowed[0] if method is None else method
     if method not in allowed:
         raise ValueError(
             f"method must be {' or '.join(map(repr, allowed))} for {path}, which holds "
-            f"{_a(prompts.layout)}, got {method!r}"
+            f"{_a(prompts.kind)}, got {method!r}"
         )
     decided: dict[str, Any] = {
         "n_ctx": prompts.context.shape[-2],
@@ -86,8 +86,8 @@ def import_prompts(
     return tuner
 
 
-def _a(layout: Layout) -> str:
-    return "multi-modal prompts" if layout == "multi-modal" else f"a {layout}"
+def _a(kind: Kind) -> str:
+    return "multi-modal prompts" if kind == "multi-modal" else f"a {kind}"
 
 
 def _check_model(clip: FrozenCLIP, prompts: ForeignPrompts, path: str | Path) -> None:

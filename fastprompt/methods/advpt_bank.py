@@ -86,13 +86,13 @@ def make_bank(
     file = None if folder is None else folder / f"{key[:32]}.safetensors"
     if file is not None and file.exists():
         return _unpack(_read(file, key))
-    parts = None if file is None else file.with_suffix(".parts")
-    shards = list(_shards(clip, data, attack, batch, parts, key, workers, title, progress))
+    shard_folder = None if file is None else file.with_suffix(".parts")
+    shards = list(_shards(clip, data, attack, batch, shard_folder, key, workers, title, progress))
     whole = {name: torch.cat([s[name] for s in shards]) for name in shards[0] if name != "entries"}
     whole["entries"] = shards[0]["entries"]
-    if file is not None and parts is not None:
+    if file is not None and shard_folder is not None:
         write_tensors(file, whole, {"kind": _KIND, "key": key})
-        shutil.rmtree(parts, ignore_errors=True)
+        shutil.rmtree(shard_folder, ignore_errors=True)
     return _unpack(whole)
 
 
@@ -101,7 +101,7 @@ def _shards(
     data: ImageDataset,
     attack: FeaturePGD,
     batch: int,
-    parts: Path | None,
+    shard_folder: Path | None,
     key: str,
     workers: int,
     title: str,
@@ -111,7 +111,7 @@ def _shards(
     with Progress(len(data), title, "img", show=progress) as bar:
         for start in range(0, len(data), size):
             rows = range(start, min(start + size, len(data)))
-            path = None if parts is None else parts / f"{start:09d}.safetensors"
+            path = None if shard_folder is None else shard_folder / f"{start:09d}.safetensors"
             shard = None if path is None else _finished(path, key)
             if shard is not None:
                 bar.update(len(rows))

@@ -151,15 +151,15 @@ def diagnostics(method: Method) -> dict[str, Any]:
     return out
 
 
-def parts(methods: Sequence[Method]) -> list[dict[str, Any]]:
-    """Attacks of several parts: by radius and method, what each part left standing."""
+def stages(methods: Sequence[Method]) -> list[dict[str, Any]]:
+    """Attacks of several stages: by radius and method, what each left standing."""
     found: dict[tuple[str, ...], list[tuple[Column, str, list[float]]]] = {}
     for method in methods:
         for column, cell in method.attacked().items():
             if own := cell.row.get("parts"):
                 title = f"{column.attack} ({path_words(column.path)})"
-                shares = [100 * part["standing"] / cell.row["n"] for part in own]
-                key = (title, *(part["attack"] for part in own))
+                shares = [100 * stage["standing"] / cell.row["n"] for stage in own]
+                key = (title, *(stage["attack"] for stage in own))
                 found.setdefault(key, []).append((column, method.label, shares))
     return [
         {

@@ -76,7 +76,7 @@ def page_text(runs: Sequence[Run], methods: Sequence[Method]) -> str:
         headline=_headline(methods, columns, reasons),
         eps_plots=figures.against_eps(methods),
         step_plots=figures.against_steps(methods),
-        parts=figures.parts(methods),
+        parts=figures.stages(methods),
         tuning_plots=figures.tuning(runs, methods),
         class_tables=classes.class_tables(methods, eps),
         grids=pictures.grids(methods, eps),

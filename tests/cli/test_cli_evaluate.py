@@ -63,7 +63,7 @@ def test_one_that_is_stopped_says_how_to_go_on(tuned, tmp_path, monkeypatch, cap
     def judge(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastprompt.cli.evaluate._judge", judge)
+    monkeypatch.setattr("fastprompt.cli.evaluate._evaluate", judge)
     out = tmp_path / "mine"
     assert evaluate(tuned, f"--out={out}") == 130
     assert f"fastprompt evaluate --resume {out}" in capsys.readouterr().err

@@ -145,7 +145,7 @@ def plain(state: Mapping[str, Tensor]) -> State:
 def test_each_layout_is_read(write: Callable[..., Path], name: str) -> None:
     build, layout = LAYOUTS[name]
     state, prompts = plain(build()), read_prompts(write(build()))
-    assert prompts.layout == layout
+    assert prompts.kind == layout
     assert (prompts.epoch, prompts.classes) == (50, len(NAMES))
     assert prompts.context.dtype == torch.float32
     assert torch.equal(prompts.context, state["ctx"])
@@ -687,5 +687,5 @@ def test_an_image_tower_that_takes_no_prompts(write: Callable[..., Path]) -> Non
 
 def test_prompts_say_what_they_are() -> None:
     context = ForeignPrompts(torch.ones(3, TEXT))
-    assert (context.layout, context.depth, context.text_width) == ("context", 1, TEXT)
+    assert (context.kind, context.depth, context.text_width) == ("context", 1, TEXT)
     assert context.state().keys() == {"tokens"}
