@@ -1,5 +1,7 @@
 """Fixtures: small CLIPs with random weights, and the bundled ones."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from helpers.models import small_model
@@ -8,11 +10,15 @@ from fastprompt import FrozenCLIP, load_clip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped where there is none."""
+    """Tests marked ``gpu`` or ``peers`` are skipped where there is none."""
+    missing = {}
     if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no GPU"))
+        missing["gpu"] = "no GPU"
+    if not all(find_spec(name) for name in ("torchattacks", "foolbox")):
+        missing["peers"] = "pip install -e '.[peers]'"
+    for item in items:
+        for marker in missing.keys() & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(pytest.mark.skip(reason=missing[marker]))
 
 
 @pytest.fixture(autouse=True)

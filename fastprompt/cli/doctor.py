@@ -11,7 +11,7 @@ def doctor(arguments: Sequence[str] = ()) -> int:
         if arguments[0] in ("-h", "--help"):
             print("usage: fastprompt doctor\nversions, devices, kernels, the bundled models")
             return 0
-        raise ValueError(f"doctor takes no options, got {arguments[0]!r}")
+        raise ValueError(f"arguments: doctor takes no options, got {arguments[0]!r}")
     began = time.perf_counter()
     import torch
 

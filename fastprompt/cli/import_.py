@@ -44,7 +44,7 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
 
 def _classnames(given: dict[str, Any], image_size: int) -> list[str]:
     if (given["data"] is None) == (given["classnames"] is None):
-        raise ValueError("give the class names by --data or by --classnames, one of the two")
+        raise ValueError("--data or --classnames must name the classes: give one of the two")
     if given["data"] is not None:
         where = {"root": given["root"], "download": given["download"]}
         return load_data(given["data"], image_size=image_size, **where).classnames

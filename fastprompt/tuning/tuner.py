@@ -59,7 +59,7 @@ class Tuner(SavedTuner):
     ) -> None:
         self.clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
         if reason := self.unfit(self.clip):
-            raise ValueError(f"{self.method} does not fit {self.clip.name}: {reason}")
+            raise ValueError(f"clip: {self.method} does not fit {self.clip.name}: {reason}")
         self.classnames = check_classnames(classnames)
         self.config = build(self.Config, self.preset, config, overrides)
         self._given = {key: getattr(self.config, key) for key in EXECUTION}
@@ -221,7 +221,7 @@ class Tuner(SavedTuner):
             raise ValueError("patience needs val: images to judge the prompts on")
         run = None if out is None else RunFolder(out)
         if run is None and (track or resume):
-            raise ValueError(f"{'track' if track else 'resume'} needs out: the run's folder")
+            raise ValueError(f"out is needed with {'track' if track else 'resume'}: the run's folder")
         key = self._key(train, val)
         if run is not None:
             self._open(run, key, resume, job)
