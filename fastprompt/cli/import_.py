@@ -6,7 +6,7 @@ from typing import Any
 
 from .._utils.checks import check_classnames
 from ..data import load_data
-from ..interop.import_prompts import import_prompts
+from ..interop.importing import import_prompts
 from .parser import Parser, add_model, model_of
 
 _ABOUT = (

@@ -79,7 +79,8 @@ class SeedsFolder:
         """
         file = Path(path) / "seeds.json"
         facts = read_json(file)
-        if set(facts) != {"method", "seeds", "job", "settings"}:
+        whole = set(facts) == {"method", "seeds", "job", "settings"}
+        if not whole or not all(isinstance(facts[k], dict) for k in ("job", "settings")):
             raise ValueError(f"{file} is damaged: begin the runs anew")
         if facts["method"] != method:
             raise ValueError(f"--resume: {path} holds runs of {facts['method']!r}, not {method!r}")

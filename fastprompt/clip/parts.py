@@ -1,17 +1,14 @@
-"""What a CLIP looks like inside, and what can be done with it."""
+"""What the towers take a CLIP apart into, and why prompts don't fit where they don't."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Images from outside: folders and torchvision's data sets, as uint8 tensors of one size."""
+"""Image folders: one subfolder a class, or train, val and test folders of such."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -58,7 +58,7 @@ class Record:
             if found != key:
                 raise ValueError(
                     f"resume: {path} is of another evaluation: the models, images, attacks or "
-                    "seeds differ"
+                    "seeds differ, or an earlier version began it"
                 )
         if not whole:
             raise ValueError(f"resume: {path} is damaged: remove it to begin anew")

@@ -103,10 +103,7 @@ class Evaluation:
                 f"{path} has format {found.get('format')!r}, this version of fastprompt reads "
                 f"{FORMAT}: evaluate again"
             )
-        models = found.get("models")
-        for facts in models.values() if isinstance(models, dict) else ():
-            if isinstance(facts, dict) and "defences" in facts:  # the spelling before 0.1.0
-                facts["defenses"] = facts.pop("defences")
+        _rename(found)
         keys = ("rows", "sanity", "data", "models", "how", "diagnostics", "versions")
         return cls(**{key: found[key] for key in keys if key in found})
 
@@ -117,6 +114,16 @@ class Evaluation:
             cells.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = _cell(r)
         notes = [f"! not to be trusted: {reason}" for reason in self.reasons]
         return "\n".join([text_table(cells), *notes])
+
+
+def _rename(found: dict[str, Any]) -> None:
+    """Names of before 0.1.0's release become those of today."""
+    data, models = found.get("data"), found.get("models")
+    if isinstance(data, dict) and data.get("name") == "shapes-recoloured":
+        data["name"] = "shapes-recolored"
+    for facts in models.values() if isinstance(models, dict) else ():
+        if isinstance(facts, dict) and "defences" in facts:
+            facts["defenses"] = facts.pop("defences")
 
 
 def _cell(row: Mapping[str, Any]) -> str:

@@ -1,8 +1,6 @@
-"""What learns: text context, deep multi-modal prompts, mixtures of prompts, token refiners."""
+"""A text context: tokens in front of the class name."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +8,6 @@ from torch import Tensor, nn
 from .._utils.checks import check_count
 from .init import normal
 from .values import PromptValues
-
-if TYPE_CHECKING:
-    pass
 
 
 class TextContext(nn.Module):

@@ -221,7 +221,9 @@ class Tuner(SavedTuner):
             raise ValueError("patience needs val: images to judge the prompts on")
         run = None if out is None else RunFolder(out)
         if run is None and (track or resume):
-            raise ValueError(f"out is needed with {'track' if track else 'resume'}: the run's folder")
+            raise ValueError(
+                f"out is needed with {'track' if track else 'resume'}: the run's folder"
+            )
         key = self._key(train, val)
         if run is not None:
             self._open(run, key, resume, job)

@@ -326,7 +326,7 @@ def test_a_run_without_a_folder_ends_with_the_same_prompts(small_clip, undisturb
     assert equal(prompts, prompts_of(undisturbed))
 
 
-def test_the_optimisers_memory_matters_to_the_bits(small_clip, undisturbed, tmp_path):
+def test_the_optimizers_memory_matters_to_the_bits(small_clip, undisturbed, tmp_path):
     """Without its momentum a resumed run would differ: the tests above can tell."""
     stop_and_resume(small_clip, tmp_path, RunFolder, "write_state", 3, "after")
     run = RunFolder(tmp_path)

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastprompt import FrozenCLIP, load_clip
 from fastprompt.data import ImageTensors
 from fastprompt.interop.checkpoints import ForeignPrompts, read_prompts
-from fastprompt.interop.import_prompts import _models, import_prompts
+from fastprompt.interop.importing import _models, import_prompts
 from fastprompt.methods.registry import TUNERS
 from fastprompt.towers.reference import ReferenceImageTower, ReferenceTextTower
 

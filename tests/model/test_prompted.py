@@ -216,7 +216,7 @@ def test_whole_steps_agree(name):
     """Attack, loss, gradients and parameters, over three optimizer steps."""
     fast, reference = pair_of(clip_of(name))
     x, y, indices = pixels(), labels(), torch.arange(3)
-    optimisers = [
+    optimizers = [
         torch.optim.SGD(m.prompts.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
         for m in (fast, reference)
     ]
@@ -233,7 +233,7 @@ def test_whole_steps_agree(name):
         losses = half_and_half(fast, x, adv, y, fast.prepare()), half_and_half(reference, x, adv, y)
         assert relative(*losses) <= EXACT
         both = [gradients(m, loss) for m, loss in zip((fast, reference), losses, strict=True)]
-        for model, optimizer, grads in zip((fast, reference), optimisers, both, strict=True):
+        for model, optimizer, grads in zip((fast, reference), optimizers, both, strict=True):
             for key, p in model.prompts.named_parameters():
                 p.grad = grads[key]
             optimizer.step()
