@@ -1,6 +1,8 @@
 """Fixtures: small CLIPs with random weights, and the bundled ones."""
 
+import importlib
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -40,3 +42,9 @@ def bundled_clip() -> FrozenCLIP:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def torchattacks() -> Any:
+    """The package, for tests marked ``peers``."""
+    return importlib.import_module("torchattacks")

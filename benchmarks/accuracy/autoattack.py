@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchattacks
 from torch import Tensor, nn
 
 from fastprompt import evaluate, load_clip, load_data
@@ -29,6 +28,8 @@ STEPS, TARGETS, QUERIES = 100, 9, 5000
 
 def peer(model: nn.Module, eps: float, seed: int) -> Any:
     """The standard four at the standard's values: `torchattacks.AutoAttack` has other ones."""
+    import torchattacks  # of the extra peers: the tables are printed without it
+
     shared = {"norm": "Linf", "eps": eps, "seed": seed}
     return torchattacks.MultiAttack(
         [

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchattacks
 from torch import Tensor, nn
 
 from fastprompt import PGD, load_data
@@ -43,6 +42,8 @@ def _ours(model: nn.Module, name: str, eps: float, seed: int) -> Attack:
 
 
 def _theirs(model: nn.Module, name: str, eps: float, seed: int) -> Attack:
+    import torchattacks  # of the extra peers: the tables are printed without it
+
     steps = STEPS[name]
     if name == "pgd":
         return torchattacks.PGD(model, eps, eps / 4, steps, random_start=False)

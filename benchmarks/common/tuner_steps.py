@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastprompt import FrozenCLIP
+from fastprompt.attacks.result import untouched
 from fastprompt.data import ImageTensors
 from fastprompt.methods.registry import TUNERS
 from fastprompt.model.prompted import PromptedCLIP
@@ -100,7 +101,7 @@ class TunerStep:
         self.tuner.prompts.zero_grad()
         step = self.begin()
         if adv is not None:
-            vars(step)["adv"] = adv
+            step.result = untouched(adv)
         loss = self.tuner.loss(step)
         if isinstance(loss, FakeTensor):
             raise RuntimeError("flops() came first: what the towers derive was made without values")

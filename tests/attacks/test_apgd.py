@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torchattacks
 from helpers.attack_toys import Curved, Linear, close_calls, fooled
 
 from fastprompt import NAPTuner, load_data
@@ -198,7 +197,8 @@ def clip_case(request, bundled_clip):
     return model, x[right], y[right]
 
 
-def test_pgd_is_torchattacks_bit_for_bit(clip_case):
+@pytest.mark.peers
+def test_pgd_is_torchattacks_bit_for_bit(torchattacks, clip_case):
     model, x, y = clip_case
     options = {"eps": 2 / 255, "alpha": 0.5 / 255, "steps": 5, "random_start": False}
     x, y = x[:16], y[:16]
@@ -207,8 +207,9 @@ def test_pgd_is_torchattacks_bit_for_bit(clip_case):
     assert not torch.equal(theirs, x)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("loss", ["ce", "targeted-dlr"])
-def test_as_strong_as_torchattacks_at_equal_budget(clip_case, loss):
+def test_as_strong_as_torchattacks_at_equal_budget(torchattacks, clip_case, loss):
     model, x, y = clip_case
     x, y = x[:25], y[:25]
     assert len(x) == 25
@@ -229,6 +230,7 @@ def test_as_strong_as_torchattacks_at_equal_budget(clip_case, loss):
 # ---- the peers and the ensemble -------------------------------------------------------------
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("make", [FAB, Square], ids=["fab", "square"])
 def test_peers_stay_in_the_ball_and_leave_the_caller_alone(make):
     model, x, y = close_calls(12)
@@ -247,7 +249,8 @@ def test_peers_stay_in_the_ball_and_leave_the_caller_alone(make):
     assert torch.equal(result.images, again.images)
 
 
-def test_fab_finds_what_it_finds_target_by_target():
+@pytest.mark.peers
+def test_fab_finds_what_it_finds_target_by_target(torchattacks):
     model, x, y = close_calls(12)
     model, x = model.float(), x.float()
     theirs = torchattacks.FAB(
@@ -267,6 +270,7 @@ def test_peers_without_their_package(monkeypatch):
         Square(Linear())
 
 
+@pytest.mark.peers
 def test_autoattack_is_its_parts_on_what_is_left(monkeypatch):
     model, x, y = close_calls(16, kind=Curved)
     model, x = model.float(), x.float()

@@ -1,8 +1,9 @@
 """A tuned classifier in other people's libraries: a model of [0, 1] images to logits."""
 
+import importlib
+
 import pytest
 import torch
-import torchattacks
 
 from fastprompt import APTTuner, load_data
 
@@ -27,8 +28,9 @@ ATTACKS = {
 }
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", ATTACKS)
-def test_torchattacks(case, name):
+def test_torchattacks(torchattacks, case, name):
     classifier, images, labels = case
     adv = getattr(torchattacks, name)(classifier, **ATTACKS[name])(images, labels)
     assert adv.shape == images.shape
@@ -55,7 +57,7 @@ def test_autoattack_and_robustbench_call_forms(case):
 
 
 def test_autoattack_as_robustbench_calls_it(case):
-    # not among the test extra: its wheel brings a top-level package ``tests``
+    # in no extra: its wheel brings a top-level package ``tests``
     pyautoattack = pytest.importorskip("pyautoattack", reason="pip install pyautoattack")
     classifier, images, labels = case
     attack = pyautoattack.AutoAttack(
@@ -69,8 +71,9 @@ def test_autoattack_as_robustbench_calls_it(case):
     assert after < before
 
 
+@pytest.mark.peers
 def test_foolbox(case):
-    foolbox = pytest.importorskip("foolbox", reason="pip install foolbox")
+    foolbox = importlib.import_module("foolbox")
     classifier, images, labels = case
     model = foolbox.PyTorchModel(classifier.eval(), bounds=(0, 1))
     attack = foolbox.attacks.LinfPGD(steps=3)

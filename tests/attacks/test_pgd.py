@@ -4,7 +4,6 @@ import inspect
 
 import pytest
 import torch
-import torchattacks
 from helpers.attack_toys import Linear, batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,12 +20,15 @@ def zero_shot(bundled_clip):
 
 
 def peer_images(model, images, labels, targeted=False, **options):
+    import torchattacks
+
     attack = torchattacks.PGD(model, random_start=False, **options)
     if targeted:
         attack.set_mode_targeted_by_label(quiet=True)
     return attack(images, labels)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize(("n", "reduction"), [(4, "sum"), (8, "sum"), (3, "mean"), (7, "mean")])
 def test_images_equal_torchattacks_bit_for_bit(zero_shot, n, reduction, targeted):
@@ -40,7 +42,8 @@ def test_images_equal_torchattacks_bit_for_bit(zero_shot, n, reduction, targeted
     assert not torch.equal(ours.images, images)
 
 
-def test_call_and_constructor_are_those_of_torchattacks():
+@pytest.mark.peers
+def test_call_and_constructor_are_those_of_torchattacks(torchattacks):
     ours = list(inspect.signature(PGD.__init__).parameters.values())
     peers = list(inspect.signature(torchattacks.PGD.__init__).parameters.values())
     assert [(p.name, p.default) for p in ours[: len(peers)]] == [(p.name, p.default) for p in peers]

@@ -10,9 +10,14 @@ import torch.nn.functional as F
 
 import fastprompt
 from benchmarks.common.timing import count_flops, difference, gate
+from fastprompt import load_clip, load_data
+
+pytest.importorskip("torchattacks")  # which one example is of
+
 from benchmarks.ladder.drop_in import Attacks, Loops
 from examples import coop_loop, coop_loop_fast, pgd, pgd_fast
-from fastprompt import load_clip, load_data
+
+pytestmark = pytest.mark.peers
 
 LOOPS = (coop_loop, coop_loop_fast)
 EXAMPLES = Path(coop_loop.__file__).parent

@@ -135,6 +135,7 @@ def test_batch_size_changes_nothing():
     assert results[0]["n"] == 7
 
 
+@pytest.mark.peers
 def test_paths_say_what_an_attack_saw(small_clip):
     data = load_data("patterns", shots=1)
     models = {
@@ -201,6 +202,7 @@ def test_early_stopping_finds_what_the_last_iterate_hides():
     assert ours["trusted"]
 
 
+@pytest.mark.peers
 def test_autoattack_is_four_attacks_on_what_is_left(monkeypatch):
     from fastprompt.evaluation import plan
 
@@ -219,6 +221,7 @@ def test_autoattack_is_four_attacks_on_what_is_left(monkeypatch):
     assert steps == [100, 100, 3]
 
 
+@pytest.mark.peers
 def test_the_standard_version_is_the_standard():
     from fastprompt.evaluation.plan import How, plan
 
@@ -566,6 +569,7 @@ def test_a_state_that_is_no_tensor(tmp_path):
     assert evaluate(Stateful(), DATA, "clean", progress=False).rows[0]["correct"] == 6
 
 
+@pytest.mark.peers
 def test_peers_print_nothing(capsys):
     evaluate(Brightness(), DATA, ["square-2", "fab-t-2"], sanity="off", progress=False)
     assert capsys.readouterr().out == ""

@@ -195,7 +195,11 @@ def test_a_false_defense_is_flagged_with_its_reason(model):
     assert words in failed[name]
 
 
-@pytest.mark.parametrize("depth", [QUICK, FULL], ids=["quick", "full"])
+# the full depth has Square in it
+DEPTHS = [QUICK, pytest.param(FULL, marks=pytest.mark.peers)]
+
+
+@pytest.mark.parametrize("depth", DEPTHS, ids=["quick", "full"])
 @pytest.mark.parametrize("model", [HONEST, lambda x: 30 * HONEST(x), lambda x: 0.1 * HONEST(x)])
 def test_an_honest_model_raises_no_flag(model, depth):
     found = check_model(sample(model, 40), depth)
@@ -393,10 +397,15 @@ def test_what_stands_under_one_loss_is_attacked_by_the_other():
     assert not failed
 
 
-@pytest.mark.parametrize("attacks", [["pgd-1"], ["cw-3", "square-20"], ["apgd-ce-5", "pgd-20"]])
+ATTACKS = [
+    ["pgd-1"],
+    pytest.param(["cw-3", "square-20"], marks=pytest.mark.peers),
+    ["apgd-ce-5", "pgd-20"],
+]
+
+
+@pytest.mark.parametrize("attacks", ATTACKS)
 def test_what_stands_under_a_weak_attack_stands_again(attacks):
-    if "square-20" in attacks:
-        pytest.importorskip("torchattacks")
     data = ImageTensors(images(), LABELS)
     result = evaluate(HONEST, data, attacks, [1 / 255, 0.5 / 255], progress=False)
     again = next(s for s in result.sanity if s["check"] == "attacked again")

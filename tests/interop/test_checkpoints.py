@@ -23,6 +23,7 @@ from fastprompt.interop.checkpoints import ForeignPrompts, read_prompts
 from fastprompt.interop.importing import _models, import_prompts
 from fastprompt.methods.registry import TUNERS
 from fastprompt.towers.reference import ReferenceImageTower, ReferenceTextTower
+from fastprompt.tuning.config import as_dict
 
 NAMES = ["cat", "very_small dog", "red circle"]
 TEXT, IMAGE = 24, 32  # the small model's widths
@@ -555,7 +556,7 @@ def test_an_import_is_tuned_on(
 ) -> None:
     tuner = import_prompts(write(LAYOUTS[name][0]()), small_clip, NAMES, method=method)
     run, shape = tuner.save(tmp_path / "run"), ("n_ctx", "depth", "class_specific", "refiners")
-    same = {k: getattr(tuner.config, k) for k in shape if hasattr(tuner.config, k)}
+    same = {k: v for k, v in as_dict(tuner.config).items() if k in shape}
     data = ImageTensors(torch.full((6, 3, 48, 48), 99, dtype=torch.uint8), torch.arange(6) % 3)
     onward = TUNERS[method](small_clip, NAMES, init_from=run, epochs=2, lr=1e-3, batch=3, **same)
     starts, after = tuner.prompts.state_dict(), onward.prompts.state_dict()

@@ -19,6 +19,7 @@ from helpers.method_checks import (
     unit,
 )
 
+from fastprompt.attacks.result import untouched
 from fastprompt.methods.ampt import AMPTConfig, AMPTTuner, load_balance
 
 K = 3
@@ -99,7 +100,7 @@ def test_every_option_changes_the_loss(option):
     for options in (OPTIONS["default"], OPTIONS[option]):
         tuner = tuner_of("ampt", **options)
         step = first_step(tuner)
-        step.adv = (step.images + 0.1).clamp(0, 1)
+        step.result = untouched((step.images + 0.1).clamp(0, 1))
         losses.append(tuner.loss(step))
     assert relative(losses[0], losses[1]) > 1e-4
 

@@ -26,6 +26,7 @@ from helpers.method_checks import (
 )
 
 from fastprompt import PGD
+from fastprompt.attacks.result import untouched
 from fastprompt.data.augment import RandomCrops
 from fastprompt.methods.registry import TUNERS
 from fastprompt.model.classifier import CLIPClassifier
@@ -144,7 +145,7 @@ def test_engines_agree_in_float32(method, epoch, options):
         else:
             _, step = next(iter(tuner.batches(torch.arange(16), epoch)))
             images = step.adv if images is None else images
-            step.adv = images
+            step.result = untouched(images)
         loss = tuner.loss(step)
         assert loss.dtype == torch.float32
         found.append({"loss": loss.detach(), **gradients(tuner.prompts, loss)})

@@ -8,7 +8,6 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-import torchattacks
 from helpers.models import resnet, small_model
 from torch import nn
 
@@ -358,7 +357,8 @@ def test_a_classifier_needs_no_gradient_but_in_the_pixels():
     assert PromptedCLIP(clip, NAMES, text_context(clip)).classifier().refiners is None
 
 
-def test_torchattacks_runs_on_a_classifier():
+@pytest.mark.peers
+def test_torchattacks_runs_on_a_classifier(torchattacks):
     clip = clip_of("clip", torch.float32)
     classifier = PromptedCLIP(clip, NAMES, deep_prompts(clip)).classifier()
     x, y = pixels(4, dtype=torch.float32), labels(4)
