@@ -14,7 +14,7 @@ import torch
 from helpers.models import small_model
 from safetensors import SafetensorError
 
-from fastprompt import AdvPTTuner, kernels, load_clip
+from fastprompt import AdvPTTuner, kernels, load_clip, load_data
 from fastprompt._utils.files import read_tensors, write_tensors
 from fastprompt._utils.run_folder import RunFolder
 from fastprompt._utils.versions import versions
@@ -395,7 +395,7 @@ def test_without_out_a_new_folder_is_made_in_runs(call, tmp_path, monkeypatch):
 # ---- banks -----------------------------------------------------------------------------------
 
 
-def test_a_bank_is_reused_until_what_it_depends_on_changes(call, tmp_path, monkeypatch):
+def test_a_bank_is_reused_until_what_it_depends_on_changes(tmp_path, monkeypatch):
     attacked = []
     run_attack = FeaturePGD.run
 
@@ -404,30 +404,31 @@ def test_a_bank_is_reused_until_what_it_depends_on_changes(call, tmp_path, monke
         return run_attack(self, images, **options)
 
     monkeypatch.setattr(FeaturePGD, "run", counted)
-    banks = tmp_path / "banks"
+    banks, clip = tmp_path / "banks", load_clip(small_model())
+    few = {"epochs": 1, "steps": 2, "n_ctx": 2, "eps": 8 / 255, "bank_dir": banks}
 
-    def images_attacked(*options):
+    def images_attacked(data_seed=0, **options):
         attacked.clear()
-        out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        code, _, _ = call(*SMALL_RUN, CLEAN, "--bank_dir", banks, "--out", out, *options)
-        assert code == 0
+        data = load_data("patterns", shots=2, seed=data_seed)
+        tuner = AdvPTTuner(clip, data.classnames, **{**few, **options})
+        tuner.fit(data.train, data.val, progress=False)
         return sum(attacked)
 
     both = 6 * 2 + 6 * 2  # two shots of six classes, for training and for validation
     assert images_attacked() == both
     kept = {p.name: p.read_bytes() for p in banks.iterdir()}
     assert len(kept) == 2
-    for same in (["--eps=8/255"], ["--n_ctx=3"], ["--lr=0.1"], ["--epochs=1"], ["--batch=4"]):
-        assert images_attacked(*same) == 0
+    for same in ({"eps": "8/255"}, {"n_ctx": 3}, {"lr": 0.1}, {"epochs": 2}, {"batch": 4}):
+        assert images_attacked(**same) == 0
     assert {p.name: p.read_bytes() for p in banks.iterdir()} == kept
     for other in (
-        *(["--eps=4/255"], ["--steps=3"], ["--alpha=1/255"], ["--start=one-sided"], ["--seed=1"]),
-        *(["--attack_batch=5"], ["--data_seed=1"]),
+        *({"eps": "4/255"}, {"steps": 3}, {"alpha": "1/255"}, {"start": "one-sided"}, {"seed": 1}),
+        *({"attack_batch": 5}, {"data_seed": 1}),
         # by default the step size follows radius and steps: here they change alone
-        *(["--alpha=1/255", "--eps=4/255"], ["--alpha=1/255", "--steps=3"]),
+        *({"alpha": "1/255", "eps": "4/255"}, {"alpha": "1/255", "steps": 3}),
     ):
-        assert images_attacked(*other) == both
-    assert images_attacked(*other) == images_attacked() == 0
+        assert images_attacked(**other) == both
+    assert images_attacked(**other) == images_attacked() == 0
 
 
 def test_a_damaged_bank_is_not_used(refused, call, tmp_path):
