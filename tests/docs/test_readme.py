@@ -163,6 +163,7 @@ def test_the_evaluation_examples_run(tmp_path, monkeypatch, capsys):
     assert names["defended"](images).shape == (2, 80)
 
 
+@pytest.mark.peers
 def test_every_attack_that_the_page_names_is_known():
     (table,) = re.findall(r"\| name \| what it is.*?\n\n", EVALUATION, flags=re.S)
     rows = (line.split("|")[1] for line in table.strip().splitlines()[2:])

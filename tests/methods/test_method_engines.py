@@ -93,7 +93,7 @@ def an_epoch(tuner, epoch: int) -> dict[str, torch.Tensor]:
         out[f"loss {i}"] = loss.detach()
         grads = gradients(tuner.prompts, loss)
         out |= {f"gradient {i} of {name}": grad for name, grad in grads.items()}
-        if isinstance(step, Step) and "adv" in vars(step):
+        if isinstance(step, Step) and step.result is not None:
             out[f"images {i}"] = step.adv
         optimizer.zero_grad()
         loss.backward()
@@ -167,7 +167,7 @@ class Cost:
             block = tuner.clip.model.transformer.resblocks[0]
             self.full = stack.enter_context(counted(block, tokens_out))
             tuner.loss(step).backward()
-        self.attacked = "adv" in vars(step)
+        self.attacked = step.result is not None
 
 
 C, B, K = len(NAMES), BATCH, 3
