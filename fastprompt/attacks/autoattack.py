@@ -7,8 +7,9 @@ targeted FAB (9 targets), each 100 steps, and Square with 5,000 queries.
 from collections.abc import Callable
 
 from .._utils.checks import Fraction, parse_fraction
+from .._utils.types import Model
 from .apgd import APGD
-from .base import Attack, Batch, Model
+from .base import Attack, Batch
 from .fab_square import FAB, Square
 from .result import AttackResult, untouched
 

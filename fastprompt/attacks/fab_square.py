@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import Fraction, check_count, parse_fraction
-from .base import Attack, Batch, Model, wrong_classes
+from .._utils.types import Model
+from .base import Attack, Batch, wrong_classes
 from .result import AttackResult, untouched
 
 _SLACK = 1e-6  # rounding of their projections

@@ -9,9 +9,10 @@ from torch import Tensor
 from .._utils.checks import Fraction, check_count, check_label_range
 from .._utils.checks import parse_fraction as parse
 from .._utils.dtypes import at_least_float32
+from .._utils.types import Model
 from ..kernels import pgd_step
 from .ascent import ascend, mean_gradient
-from .base import Attack, Batch, Model
+from .base import Attack, Batch
 from .health import GradientHealth
 from .losses import cross_entropy
 from .random_start import random_start
