@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import Fraction, check_count, parse_fraction
+from .._utils.seeds import numbered_seed
 from .._utils.types import Model
 from .base import Attack, Batch, wrong_classes
 from .result import AttackResult, untouched
@@ -153,7 +154,7 @@ class Square(_Peer):
 
     def _tries(self, model: nn.Module, batch: Batch) -> Tensor:
         # a seed of each batch's own
-        seed = (self.seed * 1_000_003 + int(batch.indices[0])) % 2**31
+        seed = numbered_seed(self.seed, int(batch.indices[0])) % 2**31
         attack = torchattacks().Square(
             model, norm="Linf", eps=self.eps, n_queries=self.queries, seed=seed
         )
