@@ -83,7 +83,7 @@ class SeedsFolder:
             raise ValueError(f"{file} is damaged: begin the runs anew")
         if facts["method"] != method:
             raise ValueError(f"--resume: {path} holds runs of {facts['method']!r}, not {method!r}")
-        given = {name: renamed(facts.pop(name)) for name in ("job", "settings")}
+        given: Any = {name: renamed(facts.pop(name)) for name in ("job", "settings")}
         return cls(Path(path), **facts, **given)
 
 
