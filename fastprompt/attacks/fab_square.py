@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import Fraction, check_count, parse_fraction
+from .._utils.gradients import without_gradients
 from .._utils.seeds import numbered_seed
 from .._utils.types import Model
 from .base import Attack, Batch, wrong_classes
@@ -70,7 +71,8 @@ class _Peer(Attack):
         success = self.won(adv, batch.labels)
         if not len(batch):
             return untouched(adv, success)
-        with _own_random_numbers(adv), _without_parameters(self.model):
+        # they call ``backward``: no parameter may gather a gradient
+        with _own_random_numbers(adv), without_gradients(self.model):
             tries = self._tries(_Module(self.model), batch).detach()
         for tried in tries:
             # false for a NaN, too
@@ -168,18 +170,3 @@ def _own_random_numbers(x: Tensor) -> Iterator[None]:
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
-
-
-@contextmanager
-def _without_parameters(model: Model) -> Iterator[None]:
-    """They call ``backward``: no parameter may gather a gradient."""
-    learning = (
-        [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
-    )
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)

@@ -52,8 +52,7 @@ class FrozenCLIP(nn.Module):
         super().__init__()
         self.version = 0  # counts changes of the weights
         self.model = model
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+        model.requires_grad_(False)
         self.tokenizer = tokenizer
         dtype = next(model.parameters()).dtype
         for key, values in (("mean", mean), ("std", std)):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_classnames
 from .._utils.dtypes import at_least_float32, own_precision
+from .._utils.gradients import without_gradients
 from ..clip.frozen import FrozenCLIP
 from ..prompts.mixture import Head, MixtureHead, PlainMixtureHead
 from ..prompts.values import PromptValues
@@ -25,19 +26,6 @@ from .compiling import compilable, compiled
 from .outputs import Prepared, Seen
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """``module`` without gradients: inside, no graph of its parameters is built."""
-    learning = [p for p in module.parameters() if p.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
 
 
 class PromptedCLIP(nn.Module):
@@ -239,7 +227,7 @@ class PromptedCLIP(nn.Module):
 
     def frozen_prompts(self) -> AbstractContextManager[None]:
         """Inside, no graph of the prompts is built, nor of what else learns with them."""
-        return frozen(self.prompts)
+        return without_gradients(self.prompts)
 
     def prepare(self) -> Prepared:
         """What a tuning step needs of the prompts, once: its attack and its loss share it."""
