@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from ..towers import ImageTower, TextTower
 from ..towers.base import Tower
+
+T = TypeVar("T")
 
 
 def compilable(tower: Tower) -> bool:
@@ -16,11 +17,12 @@ def compilable(tower: Tower) -> bool:
     return isinstance(tower, ImageTower) or (isinstance(tower, TextTower) and not tower.foreign)
 
 
-def compiled(function: FunctionType) -> Callable[..., Tensor]:
+def compiled(function: Callable[..., T]) -> Callable[..., T]:
     """A function compiled as one graph, on a copy of its code.
 
     Dynamo bounds the graphs of one code object: those of other models must not count here.
     """
+    assert isinstance(function, FunctionType)
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     # a full batch and a last one, with and without gradients, for tuning, attack and validation:
     # more than the eight that are let through by default

@@ -150,8 +150,8 @@ class TextTower(PromptedText):
         whole = self.classes * self.full_length
         if self.path is not TextPath.SHARED_PREFIX:
             why = "it is not open_clip's" if self.foreign else "it is not causal"
-            taken, computed = f"{self.path.value} of {self.length} tokens", self.classes * self.length
-            return f"{taken}: {why}, so no prefix can be shared; {computed} tokens, not {whole}"
+            taken, tokens = f"{self.path.value} of {self.length} tokens", self.classes * self.length
+            return f"{taken}: {why}, so that no prefix can be shared; {tokens} tokens, not {whole}"
         packed = sum(len(chunk.ids) for chunk in self.chunks)  # type: ignore[arg-type, misc]
         why = ""
         if self.class_specific:
