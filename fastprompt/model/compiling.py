@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..towers import ImageTower, TextTower
+from ..towers import ImageTower, TextPath, TextTower
 from ..towers.base import Tower
 
 T = TypeVar("T")
@@ -14,7 +14,9 @@ T = TypeVar("T")
 
 def compilable(tower: Tower) -> bool:
     """Whether the tower is all of our own code, which makes one graph."""
-    return isinstance(tower, ImageTower) or (isinstance(tower, TextTower) and not tower.foreign)
+    if isinstance(tower, TextTower):
+        return tower.path is not TextPath.INPUT_EMBEDDINGS
+    return isinstance(tower, ImageTower)
 
 
 def compiled(function: Callable[..., T]) -> Callable[..., T]:

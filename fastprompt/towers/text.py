@@ -88,14 +88,9 @@ class TextTower(PromptedText):
         self.to(clip.device)
 
     @property
-    def foreign(self) -> bool:
-        """Whether the text model is another library's."""
-        return isinstance(self.open, OpenHF)
-
-    @property
     def path(self) -> TextPath:
         """The way that is taken."""
-        if self.foreign:
+        if isinstance(self.open, OpenHF):
             return TextPath.INPUT_EMBEDDINGS
         return TextPath.WHOLE_SEQUENCES if self.shared is None else TextPath.SHARED_PREFIX
 
@@ -149,9 +144,12 @@ class TextTower(PromptedText):
         """The way that is taken, and why not a better one."""
         whole = self.classes * self.full_length
         if self.path is not TextPath.SHARED_PREFIX:
-            why = "it is not open_clip's" if self.foreign else "it is not causal"
+            why = "causal" if isinstance(self.open, OpenText) else "open_clip's"
             taken, tokens = f"{self.path.value} of {self.length} tokens", self.classes * self.length
-            return f"{taken}: {why}, so that no prefix can be shared; {tokens} tokens, not {whole}"
+            return (
+                f"{taken}: it is not {why}, so that no prefix can be shared; "
+                f"{tokens} tokens, not {whole}"
+            )
         packed = sum(len(chunk.ids) for chunk in self.chunks)  # type: ignore[arg-type, misc]
         why = ""
         if self.class_specific:
