@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,12 @@ from fastprompt.model.outputs import Prepared, Seen
 from fastprompt.model.prompted import PromptedCLIP
 from fastprompt.prompts.mixture import Head, MixtureHead, PlainMixtureHead
 from fastprompt.towers import ReferenceTextTower
+from fastprompt.towers.base import Tower
 from fastprompt.tuning.online_pgd import OnlinePGD
 
 from .sizes import ON_GPU
+
+T = TypeVar("T")
 
 
 class HoistedCLIP(PromptedCLIP):
@@ -81,16 +84,17 @@ class CarefulCLIP(HoistedCLIP):
             clip, self.classnames, text.n_ctx, position="end", n_prompts=text.n_prompts
         ).to(clip.device)
 
-    def _call(self, name: str, *tensors: Tensor | None) -> Any:
-        if self.clip.device.type != "cuda":
-            return self._function(name)(self, *tensors)
-        with torch.autocast("cuda", torch.bfloat16):
-            return self._function(name)(self, *tensors)
-
-    def _function(self, name: str) -> Callable[..., Any]:
+    def _run(self, function: Callable[..., T], tower: Tower, *tensors: Tensor | None) -> T:
         self.text.refresh()
         self.image.refresh()
-        return getattr(type(self), name)
+        function = self._maybe_compiled(function)
+        if self.clip.device.type != "cuda":
+            return function(self, *tensors)
+        with torch.autocast("cuda", torch.bfloat16):
+            return function(self, *tensors)
+
+    def _maybe_compiled(self, function: Callable[..., T]) -> Callable[..., T]:
+        return function
 
 
 class CompiledCLIP(CarefulCLIP):
@@ -102,17 +106,16 @@ class CompiledCLIP(CarefulCLIP):
         super().__init__(clip, classnames, prompts, **options)
         self.compiled = True
 
-    def _call(self, name: str, *tensors: Tensor | None) -> Any:
+    def _run(self, function: Callable[..., T], tower: Tower, *tensors: Tensor | None) -> T:
         with plain_attention():  # inside, it would break the graph
-            return super()._call(name, *tensors)
+            return super()._run(function, tower, *tensors)
 
-    def _function(self, name: str) -> Callable[..., Any]:
-        function = super()._function(name)
+    def _maybe_compiled(self, function: Callable[..., T]) -> Callable[..., T]:
         if not self.compiled:  # see `step_by_step`
             return function
-        if name not in self._functions:
-            self._functions[name] = torch.compile(function, dynamic=False)
-        return self._functions[name]
+        if function not in self._functions:
+            self._functions[function] = torch.compile(function, dynamic=False)
+        return self._functions[function]
 
 
 @contextmanager

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .._utils.checks import Fraction, check_choice, check_count, parse_fraction
+from .._utils.types import Model
 from ..kernels import apgd_step
 from . import losses
-from .base import Batch, Model, wrong_classes
+from .base import Batch, wrong_classes
 from .iterated import IteratedAttack
 from .random_start import random_start
 from .slots import Ascent, State

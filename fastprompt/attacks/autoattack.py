@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._utils.checks import Fraction, parse_fraction
+from .._utils.types import Model
 from .apgd import APGD
-from .base import Attack, Batch, Model
+from .base import Attack, Batch
 from .fab_square import FAB, Square
 from .result import AttackResult, untouched
 

@@ -2,7 +2,6 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +9,9 @@ from torch import Tensor
 
 from .._utils.checks import check_count, check_images, check_labels
 from .._utils.dtypes import at_least_float32
+from .._utils.types import Model
 from .ascent import evaluating, module_device
 from .result import AttackResult
-
-Model = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import Fraction, check_count, parse_fraction
-from .base import Attack, Batch, Model, wrong_classes
+from .._utils.gradients import without_gradients
+from .._utils.seeds import numbered_seed
+from .._utils.types import Model
+from .base import Attack, Batch, wrong_classes
 from .result import AttackResult, untouched
 
 _SLACK = 1e-6  # rounding of their projections
@@ -67,7 +70,8 @@ class _Peer(Attack):
         success = self.won(adv, batch.labels)
         if not len(batch):
             return untouched(adv, success)
-        with _own_random_numbers(adv), _without_parameters(self.model):
+        # they call ``backward``: no parameter may gather a gradient
+        with _own_random_numbers(adv), without_gradients(self.model):
             tries = self._tries(_Module(self.model), batch).detach()
         for tried in tries:
             # false for a NaN, too
@@ -150,7 +154,7 @@ class Square(_Peer):
 
     def _tries(self, model: nn.Module, batch: Batch) -> Tensor:
         # a seed of each batch's own
-        seed = (self.seed * 1_000_003 + int(batch.indices[0])) % 2**31
+        seed = numbered_seed(self.seed, int(batch.indices[0])) % 2**31
         attack = torchattacks().Square(
             model, norm="Linf", eps=self.eps, n_queries=self.queries, seed=seed
         )
@@ -164,18 +168,3 @@ def _own_random_numbers(x: Tensor) -> Iterator[None]:
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
-
-
-@contextmanager
-def _without_parameters(model: Model) -> Iterator[None]:
-    """They call ``backward``: no parameter may gather a gradient."""
-    learning = (
-        [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
-    )
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)

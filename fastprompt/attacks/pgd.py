@@ -7,8 +7,9 @@ from torch import Tensor
 
 from .._utils.checks import Fraction, check_count
 from .._utils.checks import parse_fraction as parse
+from .._utils.types import Model
 from ..kernels import pgd_step
-from .base import Batch, Model
+from .base import Batch
 from .iterated import IteratedAttack
 from .losses import cross_entropy
 from .random_start import random_start

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from .._utils.checks import check_label_range
 from .._utils.dtypes import at_least_float32
+from .._utils.types import Model
 from .ascent import mean_gradient
 from .health import GradientHealth
 from .losses import margin
 
 State = dict[str, Tensor]  # of the images in the slots: every tensor has one row for each
-Model = Callable[[Tensor], Tensor]
 
 
 class Ascent(Protocol):

@@ -10,13 +10,13 @@ from .._utils.checks import check_count
 from .._utils.files import read_json, write_json
 from .._utils.names import unknown
 from .._utils.run_folder import RunFolder
+from .._utils.types import Model
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
 from ..data.load import Data, load_data
 from ..defenses import Defended, parse_defenses
 from ..evaluation import Evaluation, evaluate
 from ..evaluation.plan import plan_attacks
-from ..evaluation.scoring import Model
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
 from ..tuning.renamed import renamed, renamed_config

@@ -13,7 +13,7 @@ from .._utils.attention import plain_attention
 from .._utils.checks import check_images
 from .._utils.hashing import digest
 from .description import Description
-from .parts import HFTextParts, TextParts, architecture, text_parts
+from .parts import HFTextParts, TextParts, architecture, text_parts, why_no_text_prompts
 
 if TYPE_CHECKING:  # what `zero_shot` returns
     from ..model.classifier import CLIPClassifier
@@ -52,8 +52,7 @@ class FrozenCLIP(nn.Module):
         super().__init__()
         self.version = 0  # counts changes of the weights
         self.model = model
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+        model.requires_grad_(False)
         self.tokenizer = tokenizer
         dtype = next(model.parameters()).dtype
         for key, values in (("mean", mean), ("std", std)):
@@ -137,9 +136,19 @@ class FrozenCLIP(nn.Module):
         return None if bias is None else bias.reshape(())
 
     @property
-    def text_parts(self) -> TextParts | HFTextParts | str:
-        """The text tower's parts for prompts, or why prompts can't be put into it."""
+    def text_parts(self) -> TextParts | HFTextParts:
+        """The text tower's parts for prompts.
+
+        Raises:
+            ValueError: prompts can't be put into it; the message says why.
+        """
+        if reason := self.why_no_text_prompts():
+            raise ValueError(f"{self.name} takes no text prompts: {reason}")
         return text_parts(self.model)
+
+    def why_no_text_prompts(self) -> str:
+        """Why prompts can't be put into the text tower; empty if they can."""
+        return why_no_text_prompts(self.model)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,27 +1,17 @@
 """Weights for the image tower alone, as adversarially fine-tuned towers are published."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from .._utils.unpickling import read_checkpoint
 
 # where published checkpoints of adversarially fine-tuned image towers keep their weights: TeCoA's
 # training code, then the plain layouts that FARE and others use
 _IMAGE_CONTAINERS = ("vision_encoder_state_dict", "state_dict", "model_state_dict", "model")
-
-
-# TeCoA's checkpoints keep their best accuracy as a numpy scalar beside the weights
-_SAFE: list[Any] = [np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float64DType]
-
-
 _WRAPPERS = ("module.", "model.", "clip_model.")
-
-
 _TOWER_PREFIXES = ("visual.", "image_encoder.")
 
 
@@ -37,8 +27,9 @@ def load_image_weights(model: nn.Module, weights: str | Path | Mapping[str, Any]
         FileNotFoundError: no such file.
         ValueError: damaged or pickled code, or weights of another tower.
     """
-    where = str(weights) if isinstance(weights, (str, Path)) else "image_weights"
-    content = _read(Path(weights)) if isinstance(weights, (str, Path)) else dict(weights)
+    where, content = "image_weights", weights
+    if isinstance(content, (str, Path)):
+        where, content = str(content), read_checkpoint(Path(content), name="image_weights")
     for key in _IMAGE_CONTAINERS:
         if isinstance(content.get(key), Mapping):
             content = dict(content[key])
@@ -67,26 +58,6 @@ def load_image_weights(model: nn.Module, weights: str | Path | Mapping[str, Any]
     visual.load_state_dict({k: found[k] for k in wanted})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"image_weights: there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of the old format, which is fine here
-            with torch.serialization.safe_globals(_SAFE):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file can make the unpickler raise anything
-        raise ValueError(
-            f"image_weights: {path} is damaged, or holds more than tensors, which is never run: "
-            f"{first_line(error)}"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"image_weights: {path} holds a {type(content).__name__}, no state dict")
-    return dict(content)
-
-
 def _tower_entries(content: Mapping[str, Any]) -> dict[str, Any]:
     """The image tower's entries under its own names, whatever they were saved through.
 
@@ -105,7 +76,3 @@ def _tower_entries(content: Mapping[str, Any]) -> dict[str, Any]:
         if key.startswith(prefix)
     }
     return marked or plain
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .._utils.names import unknown
+from .._utils.unpickling import first_line
 from . import bundled
 from .frozen import FrozenCLIP, Tokenizer
-from .image_weights import first_line, load_image_weights
+from .image_weights import load_image_weights
 
 _SCHEMES = ("hf-hub:", "local-dir:")
 

@@ -32,14 +32,26 @@ class TextParts:
         return self.token_embedding.embedding_dim
 
     @property
-    def layers(self) -> int:
-        """Layers that can have prompts of their own."""
+    def depth(self) -> int:
+        """Layers of the transformer."""
         return len(self.transformer.resblocks)  # type: ignore[arg-type]
+
+    @property
+    def layers(self) -> int:
+        """Layers that can have prompts of their own: all."""
+        return self.depth
 
     @property
     def dtype(self) -> torch.dtype:
         """What the transformer computes in."""
         return self.positional_embedding.dtype
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """The pooled tokens' features: ``[..., width]`` to ``[..., D]``."""
+        projection = self.text_projection
+        if projection is None:
+            return pooled
+        return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,22 @@ class HFTextParts:
     token_embedding: nn.Module
     width: int
     pad_id: int
-    layers: int = 0  # none of them can have prompts of its own
+    depth: int
+    layers: int = 0  # that can have prompts of their own: none
     pool_type: str = "model"  # its own pooler: the end of a text is found by the padding
     eos_id: int = -1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next(self.owner.parameters()).dtype
+
+    def encode(self, embedded: Tensor, ids: Tensor) -> Tensor:
+        """Features ``[N, D]`` of embedded texts ``[N, T, width]`` and their ids ``[N, T]``."""
+        attended = (ids != self.pad_id).long()
+        out = self.owner.transformer(inputs_embeds=embedded, attention_mask=attended)
+        features: Tensor = self.owner.proj(self.owner.pooler(out, attended))
+        return features
 
 
 # what changes a model's features without changing its weights' names or shapes
@@ -73,31 +98,36 @@ def text_owner(model: nn.Module) -> Any:
     return getattr(model, "text", model)
 
 
-def text_parts(model: nn.Module) -> TextParts | HFTextParts | str:
-    """The parts that a tower with prompts needs, or the reason why prompts don't fit."""
+def why_no_text_prompts(model: nn.Module) -> str:
+    """Why prompts can't be put into the text tower; empty if they can."""
     owner = text_owner(model)
     if isinstance(owner, HFTextEncoder):
-        embedding = owner.transformer.get_input_embeddings()
-        return HFTextParts(
-            owner, embedding, embedding.weight.shape[1], int(owner.config.pad_token_id or 0)
-        )
-    clip_layout = owner is model
-    if not clip_layout and not isinstance(owner, TextTransformer):
+        return ""
+    if owner is not model and not isinstance(owner, TextTransformer):
         return f"the text tower is a {type(owner).__name__}, not open_clip's own transformer"
-    return _parts(owner, clip_layout)
-
-
-def _parts(owner: Any, clip_layout: bool) -> TextParts | str:
     if getattr(owner, "cls_emb", None) is not None:
         return "the text tower appends a class token"
-    mask = getattr(owner, "attn_mask", None)
-    pool = owner.text_pool_type if clip_layout else owner.pool_type
+    pool, _ = _pooling(owner)
     if pool not in ("argmax", "eos", "first", "last"):
         return f"the text tower pools its tokens by {pool!r}"
-    if pool == "first" and mask is not None:
+    if pool == "first" and owner.attn_mask is not None:
         return "the text tower is causal and reads its first token, which no prompt reaches"
-    if reason := unopened(owner.transformer):
-        return f"the text tower can't be opened: {reason}"
+    reason = why_not_opened(owner.transformer)
+    return f"the text tower can't be opened: {reason}" if reason else ""
+
+
+def text_parts(model: nn.Module) -> TextParts | HFTextParts:
+    """The parts that a tower with prompts needs, of a model that takes them."""
+    owner = text_owner(model)
+    if isinstance(owner, HFTextEncoder):
+        embedding, config = owner.transformer.get_input_embeddings(), owner.config
+        return HFTextParts(
+            owner,
+            embedding,
+            embedding.weight.shape[1],
+            int(config.pad_token_id or 0),
+            config.num_hidden_layers,
+        )
     return TextParts(
         owner,
         owner.token_embedding,
@@ -105,14 +135,20 @@ def _parts(owner: Any, clip_layout: bool) -> TextParts | str:
         owner.transformer,
         owner.ln_final,
         owner.text_projection,
-        mask,
-        pool,
-        int(owner.text_eos_id if clip_layout else owner.eos_id),
+        owner.attn_mask,
+        *_pooling(owner),
         int(owner.pad_id) if getattr(owner, "use_pad_mask", False) else None,
     )
 
 
-def unopened(transformer: Any) -> str:
+def _pooling(owner: Any) -> tuple[str, int]:
+    """What tells the token that is read: ``pool_type`` and ``eos_id``."""
+    if isinstance(owner, TextTransformer):
+        return owner.pool_type, int(owner.eos_id)
+    return owner.text_pool_type, int(owner.text_eos_id)
+
+
+def why_not_opened(transformer: Any) -> str:
     """Why the transformer's blocks can't be opened; empty if they can."""
     for block in transformer.resblocks:
         attn = getattr(block, "attn", None)
@@ -123,8 +159,8 @@ def unopened(transformer: Any) -> str:
     return ""
 
 
-def visual_prompts_fit(model: nn.Module) -> str:
-    """Empty if visual prompts can be put into the image tower, else the reason why not."""
+def why_no_visual_prompts(model: nn.Module) -> str:
+    """Why prompts can't be put into the image tower; empty if they can."""
     visual: Any = model.visual
     if not isinstance(visual, VisionTransformer):
         return f"the image tower is a {type(visual).__name__}, not open_clip's VisionTransformer"
@@ -132,6 +168,5 @@ def visual_prompts_fit(model: nn.Module) -> str:
         return "the image tower pools by attention"
     if visual.pool_type not in ("tok", "avg"):
         return f"the image tower pools by {visual.pool_type!r}"
-    if reason := unopened(visual.transformer):
-        return f"the image tower can't be opened: {reason}"
-    return ""
+    reason = why_not_opened(visual.transformer)
+    return f"the image tower can't be opened: {reason}" if reason else ""

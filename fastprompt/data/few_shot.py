@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._utils.checks import check_classnames
 from .._utils.names import unknown
+from .._utils.seeds import numbered_seed
 from .dataset import ImageDataset
 
 Classes = Literal["all", "base", "new"]
@@ -31,7 +32,7 @@ def sample(labels: Tensor, classes: range, shots: int | None, seed: int) -> list
     rows: list[int] = []
     for label in classes:
         mine = (labels == label).nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + label)
+        generator = torch.Generator().manual_seed(numbered_seed(seed, label))
         order = torch.randperm(len(mine), generator=generator)
         rows += mine[order[:shots]].tolist()
     return sorted(rows)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from .splits import Split, TorchvisionImages, cut, hash_of, to_square, train_or_val
+from .._utils.hashing import digest_texts
+from .splits import Split, TorchvisionImages, cut, to_square, train_or_val
 
 
 def _folder(path: Path, image_size: int) -> tuple[datasets.ImageFolder, Tensor, str]:
@@ -19,7 +20,7 @@ def _folder(path: Path, image_size: int) -> tuple[datasets.ImageFolder, Tensor, 
     for file, label in data.samples:
         stat = Path(file).stat()
         stamps.append(f"{Path(file).relative_to(path)} {label} {stat.st_size} {stat.st_mtime_ns}")
-    return data, torch.tensor(data.targets), hash_of(str(image_size), *stamps)
+    return data, torch.tensor(data.targets), digest_texts(str(image_size), *stamps)
 
 
 def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str], Split]]:

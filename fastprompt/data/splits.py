@@ -1,6 +1,5 @@
 """Images of a source as uint8 tensors of one size, and its cut into train, val and test."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,13 +46,6 @@ class TorchvisionImages:
             which = samples[row][0] if samples else f"image {row}"
             raise ValueError(f"data: {which} can't be read: mend or remove it ({error})") from None
         return image, int(label)
-
-
-def hash_of(*texts: str) -> str:
-    total = hashlib.sha256()
-    for text in texts:
-        total.update(text.encode() + b"\0")
-    return total.hexdigest()
 
 
 def cut(labels: Tensor, split: str) -> list[int]:

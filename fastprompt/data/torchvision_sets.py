@@ -10,7 +10,8 @@ import open_clip
 import torch
 from torchvision import datasets
 
-from .splits import Split, TorchvisionImages, cut, hash_of, to_square, train_or_val
+from .._utils.hashing import digest_texts
+from .splits import Split, TorchvisionImages, cut, to_square, train_or_val
 
 # torchvision's sets of single images with one label each; the rest is video, pairs, boxes, masks
 TORCHVISION = (
@@ -83,7 +84,7 @@ def torchvision_splits(
             rows = list(range(len(labels)))
         else:
             rows = train_or_val(labels, split, own_val)
-        mark = hash_of(name, str(root.resolve()), str(image_size), split, str(labels.tolist()))
+        mark = digest_texts(name, str(root.resolve()), str(image_size), split, str(labels.tolist()))
         return TorchvisionImages(source, rows, f"torchvision/{mark}"), labels[rows]
 
     return names, read

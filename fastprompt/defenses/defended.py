@@ -1,11 +1,10 @@
 """A classifier behind defenses."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-Model = Callable[[Tensor], Tensor]
+from .._utils.types import Model
 
 
 class Defended(nn.Module):

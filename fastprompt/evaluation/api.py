@@ -17,6 +17,7 @@ from torch.utils.data import (
 )
 
 from .._utils.checks import Fraction, check_choice, check_count
+from .._utils.types import Model
 from ..attacks.ascent import module_device
 from ..data.dataset import ImageDataset, ImageTensors, check_dataset
 from .job import Job, Sanity
@@ -24,7 +25,6 @@ from .model_run import Images
 from .plan import How, Planned, plan_attacks
 from .result import Evaluation
 from .sampling import draw_rows, evenly
-from .scoring import Model
 
 RANDOM_SAMPLES = 20  # of AutoAttack's version for random models
 _READ_TWICE = 8  # images, to find a random transform

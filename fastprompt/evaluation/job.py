@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._utils.hashing import digest
 from .._utils.progress import Progress
+from .._utils.types import Model
 from ..attacks import PGD
 from ..data.dataset import fingerprint
 from .diagnostics import diagnose
@@ -31,7 +32,7 @@ from .sanity import (
     claims,
 )
 from .sanity.sample import ASSUMED_EPS, Sample
-from .scoring import Model, facts, verdicts
+from .scoring import facts, verdicts
 
 Sanity = Literal["quick", "full", "off"]
 _DIAGNOSED = 256  # images on which the parts of a classifier are watched

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from .._utils.progress import Progress
+from .._utils.types import Model
 from ..attacks import AttackResult
 from ..data.dataset import ImageDataset, batches
 from .examples import Examples
 from .plan import How, Planned, Stage
 from .record import Record, Unit
-from .scoring import Counted, Model, facts, verdicts, wilson
+from .scoring import Counted, facts, verdicts, wilson
 
 WINDOW = 8  # batches held at once: images that fall make room for others among so many
 

@@ -1,12 +1,12 @@
 """What an evaluation has done so far, so that one that was stopped goes on where it was."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from .._utils.files import write_bytes
+from .._utils.hashing import digest_json
 
 Unit = tuple[str, ...]
 
@@ -32,7 +32,7 @@ class Record:
         self.known: dict[Unit, dict[str, Any]] = {}
         if path is None:
             return
-        key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+        key = digest_json(plan)
         begun = path.exists() and path.stat().st_size > 0
         if not resume and (begun or (path.parent / "result.json").exists()):
             raise FileExistsError(

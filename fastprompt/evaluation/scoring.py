@@ -1,16 +1,14 @@
 """What a classifier says of images, and what of it counts."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._utils.checks import check_labels
+from .._utils.types import Model
 from ..attacks.ascent import evaluating
-
-Model = Callable[[Tensor], Tensor]
 
 
 def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -98,7 +98,7 @@ def read_prompts(path: str | Path) -> ForeignPrompts:
             more than prompts, or with prompts that are incomplete, not finite or don't match.
     """
     path = Path(path)
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, name="path")
     try:
         return _prompts(content)
     except ValueError as error:

@@ -13,7 +13,7 @@ from .._utils.checks import check_classnames
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
 from ..methods.registry import TUNERS
-from ..prompts.deep import deep_prompts_fit
+from ..prompts.deep import why_no_deep_prompts
 from ..tuning.config import field_names
 from ..tuning.tuner import Tuner
 from .checkpoints import ForeignPrompts, Kind, read_prompts
@@ -92,9 +92,11 @@ def _a(kind: Kind) -> str:
 
 def _check_model(clip: FrozenCLIP, prompts: ForeignPrompts, path: str | Path) -> None:
     """Raise where prompts would fit the kind of model, but not this one's sizes."""
-    parts, multi_modal = clip.text_parts, prompts.maps is not None
-    if isinstance(parts, str) or (multi_modal and deep_prompts_fit(clip)):
+    multi_modal = prompts.maps is not None
+    unfit = why_no_deep_prompts(clip) if multi_modal else clip.why_no_text_prompts()
+    if unfit:
         return  # the tuner says that the kind does not fit
+    parts = clip.text_parts
     visual: Any = clip.model.visual
     held, has = f"text width {prompts.text_width}", f"text width {parts.width}"
     if multi_modal:

@@ -1,7 +1,5 @@
 """AdvPT's phase 1: one adversarial embedding for each image, made once before tuning."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from .._utils.dtypes import at_least_float32
 from .._utils.files import read_tensors, write_tensors
+from .._utils.hashing import digest_json
 from .._utils.progress import Progress
 from ..attacks import FeaturePGD, GradientHealth
 from ..clip.frozen import FrozenCLIP
@@ -51,7 +50,7 @@ def bank_key(
         "seed": attack.seed,
         "batch": batch,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return digest_json(facts)
 
 
 def make_bank(

@@ -17,7 +17,7 @@ from .._utils.checks import check_choice, check_count, check_number, check_templ
 from ..clip.frozen import FrozenCLIP
 from ..data.dataset import ImageDataset
 from ..kernels import consistency_loss
-from ..prompts.deep import DeepPrompts, deep_prompts_fit
+from ..prompts.deep import DeepPrompts, why_no_deep_prompts
 from ..tuning.frozen_features import frozen_features
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
@@ -84,7 +84,7 @@ class CAPTTuner(OnlineTuner):
 
     @classmethod
     def unfit(cls, clip: FrozenCLIP) -> str:
-        return deep_prompts_fit(clip)
+        return why_no_deep_prompts(clip)
 
     def build_prompts(self) -> DeepPrompts:
         config = self.config

@@ -8,18 +8,18 @@ from open_clip.transformer import VisionTransformer
 
 from ..clip.description import Description
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import HFTextParts, TextParts, text_owner, visual_prompts_fit
+from ..clip.parts import HFTextParts, TextParts, text_owner, why_no_visual_prompts
 from .registry import TUNERS
 
 
 def describe(clip: FrozenCLIP) -> Description:
     """See `FrozenCLIP.describe`."""
     model: Any = clip.model
-    visual, parts = model.visual, clip.text_parts
+    visual, owner = model.visual, text_owner(model)
     vit = isinstance(visual, VisionTransformer)
+    why_no = {"text": clip.why_no_text_prompts(), "visual": why_no_visual_prompts(model)}
+    parts = None if why_no["text"] else clip.text_parts
     text = parts if isinstance(parts, TextParts) else None
-    why_no_text = parts if isinstance(parts, str) else ""
-    owner = text_owner(model)
     return Description(
         name=clip.name,
         embed_dim=clip.embed_dim,
@@ -30,20 +30,20 @@ def describe(clip: FrozenCLIP) -> Description:
         patch_size=visual.patch_size[0] if vit else None,
         text_tower="TextTransformer" if owner is model else type(owner).__name__,
         text_width=text.width if text else None,
-        text_layers=len(text.transformer.resblocks) if text else None,  # type: ignore[arg-type]
+        text_layers=text.depth if text else None,
         context_length=clip.context_length,
         causal=getattr(owner, "attn_mask", None) is not None,
         parameters=sum(p.numel() for p in model.parameters()),
         methods={name: tuner.unfit(clip) for name, tuner in TUNERS.items()},
-        prompts={"text": why_no_text, "visual": visual_prompts_fit(model)},
-        fast_paths=_fast_paths(parts, visual_prompts_fit(model)),
+        prompts=why_no,
+        fast_paths=_fast_paths(parts, **why_no),
     )
 
 
-def _fast_paths(parts: TextParts | HFTextParts | str, why_no_visual: str) -> dict[str, str]:
-    """What the fast engine leaves out, and why it can't."""
-    if isinstance(parts, str):
-        prefix = trimmed = last = parts
+def _fast_paths(parts: TextParts | HFTextParts | None, text: str, visual: str) -> dict[str, str]:
+    """What the fast engine leaves out, and why it can't; why a tower takes no prompts."""
+    if parts is None:
+        prefix = trimmed = last = text
     elif isinstance(parts, HFTextParts):
         prefix, trimmed = "a Hugging Face text model sees a prompt both ways", ""
         last = "a Hugging Face text model runs its own layers"
@@ -59,5 +59,5 @@ def _fast_paths(parts: TextParts | HFTextParts | str, why_no_visual: str) -> dic
         "text prefix computed once for all classes": prefix,
         "text cut behind the end of the prompts": trimmed,
         "text last layer for the token that is read": last,
-        "image last block for the pooled tokens": why_no_visual,
+        "image last block for the pooled tokens": visual,
     }

@@ -16,7 +16,7 @@ from .._utils.checks import check_choice, check_count, check_number
 from .._utils.dtypes import at_least_float32
 from ..clip.frozen import FrozenCLIP
 from ..kernels import layer_consistency
-from ..prompts.deep import DeepPrompts, deep_prompts_fit
+from ..prompts.deep import DeepPrompts, why_no_deep_prompts
 from ..prompts.refiners import RefinerStart
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
@@ -78,7 +78,7 @@ class NAPTuner(OnlineTuner):
 
     @classmethod
     def unfit(cls, clip: FrozenCLIP) -> str:
-        return deep_prompts_fit(clip)
+        return why_no_deep_prompts(clip)
 
     def build_prompts(self) -> DeepPrompts:
         config = self.config

@@ -74,8 +74,9 @@ class CLIPClassifier(nn.Module):
     def _prepare_head(self) -> None:
         """What the head makes of the text features, once for all images."""
         prepared = () if self.head is None else self.head.prepare(self.text_features)
-        for i, tensor in enumerate(prepared):
-            self.register_buffer(f"prepared{i}", tensor, persistent=False)
+        self._prepared = [f"prepared{i}" for i in range(len(prepared))]
+        for name, tensor in zip(self._prepared, prepared, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
 
     @property
     def has_visual_prompts(self) -> bool:
@@ -92,9 +93,7 @@ class CLIPClassifier(nn.Module):
 
     def logits(self, image_features: Tensor) -> Tensor:
         """Logits ``[B, C]`` of raw image features ``[B, D]``."""
-        # its own buffers alone: a walk through the whole model costs more than these logits
-        own = self.named_buffers(recurse=False)
-        prepared = [buffer for name, buffer in own if name.startswith("prepared")]
+        prepared = [getattr(self, name) for name in self._prepared]
         return class_logits(self.clip, image_features, self.text_features, self.head, *prepared)
 
     def in_precision(self, precision: str) -> CLIPClassifier:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_classnames
 from .._utils.dtypes import at_least_float32, own_precision
+from .._utils.gradients import without_gradients
 from ..clip.frozen import FrozenCLIP
 from ..prompts.mixture import Head, MixtureHead, PlainMixtureHead
 from ..prompts.values import PromptValues
@@ -25,19 +26,7 @@ from .compiling import compilable, compiled
 from .outputs import Prepared, Seen
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """``module`` without gradients: inside, no graph of its parameters is built."""
-    learning = [p for p in module.parameters() if p.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
+T = TypeVar("T")
 
 
 class PromptedCLIP(nn.Module):
@@ -120,7 +109,7 @@ class PromptedCLIP(nn.Module):
         for tower in (self.text, self.image):
             if compile and not compilable(tower):
                 log.warning("%s: its %s runs uncompiled", clip.name, type(tower).__name__)
-        self._functions: dict[str, Callable[..., Tensor]] = {}
+        self._functions: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy compiles anew: compiled code is of one process
@@ -164,17 +153,15 @@ class PromptedCLIP(nn.Module):
 
     # what may be compiled: tensors in, tensors out
 
-    def _call(self, name: str, *tensors: Tensor | None) -> Any:
-        """A method of tensors, compiled where that is asked for and possible."""
+    def _run(self, function: Callable[..., T], tower: Tower, *tensors: Tensor | None) -> T:
+        """A method of this class, compiled where that is asked for and its tower takes it."""
         self.text.refresh()
         self.image.refresh()
-        function: Any = getattr(type(self), name)
-        tower = self.text if name == "_text_features" else self.image
         if not self.compiled or not compilable(tower):
             return function(self, *tensors)
-        if name not in self._functions:
-            self._functions[name] = compiled(function)
-        return self._functions[name](self, *tensors)
+        if function not in self._functions:
+            self._functions[function] = compiled(function)
+        return self._functions[function](self, *tensors)
 
     def _text_features(self, context: Tensor, deep: Tensor | None) -> Tensor:
         features = at_least_float32(self.text(context, deep, self.text_refiners))
@@ -203,7 +190,7 @@ class PromptedCLIP(nn.Module):
 
     def attack_loss(self, images: Tensor, labels: Tensor, *fixed: Tensor | None) -> Tensor:
         """Cross-entropy, summed, with what `Prepared.detached` gives held fixed."""
-        return self._call("_attack_loss", images, labels, *fixed)
+        return self._run(PromptedCLIP._attack_loss, self.image, images, labels, *fixed)
 
     def attack_reads(self) -> list[Tensor]:
         """The tensors that `attack_loss` reads beside its arguments."""
@@ -221,12 +208,12 @@ class PromptedCLIP(nn.Module):
         L2-normalized ``[C, D]``; with a head as the tower gives them, ``[K, C, D]``.
         """
         values = values or self._values()
-        return self._call("_text_features", values.context, values.deep)
+        return self._run(PromptedCLIP._text_features, self.text, values.context, values.deep)
 
     def image_features(self, images: Tensor, values: PromptValues | None = None) -> Tensor:
         """Raw image features ``[B, D]``, float32 at least, through the visual prompts."""
         values = values or self._values()
-        return self._call("_image_features", images, values.visual)
+        return self._run(PromptedCLIP._image_features, self.image, images, values.visual)
 
     def logits(self, image_features: Tensor, class_features: Tensor, *prepared: Tensor) -> Tensor:
         """Logits ``[B, C]`` of raw image features and class features; ``prepared`` by the head."""
@@ -239,7 +226,7 @@ class PromptedCLIP(nn.Module):
 
     def frozen_prompts(self) -> AbstractContextManager[None]:
         """Inside, no graph of the prompts is built, nor of what else learns with them."""
-        return frozen(self.prompts)
+        return without_gradients(self.prompts)
 
     def prepare(self) -> Prepared:
         """What a tuning step needs of the prompts, once: its attack and its loss share it."""
@@ -256,11 +243,13 @@ class PromptedCLIP(nn.Module):
         """
         if prepared is None or self.engine == "reference":
             prepared = self.prepare()
-        visual, layers = prepared.values.visual, []
+        layers: list[Tensor] = []
         if keep_layers:
-            features, layers = self._call("_image_layers", images, visual)
+            features, layers = self._run(
+                PromptedCLIP._image_layers, self.image, images, prepared.values.visual
+            )
         else:
-            features = self._call("_image_features", images, visual)
+            features = self.image_features(images, prepared.values)
         return Seen(self.logits(features, prepared.text, *prepared.head), features, layers)
 
     def see_both(

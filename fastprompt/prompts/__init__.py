@@ -1,7 +1,7 @@
 """What learns: text context, deep multi-modal prompts, mixtures of prompts, token refiners."""
 
 from .context import TextContext
-from .deep import DeepPrompts, deep_prompts_fit
+from .deep import DeepPrompts, why_no_deep_prompts
 from .mixture import Head, MixtureHead, PlainMixtureHead, PromptMixture, PromptRouter
 from .refiners import RefinerStart, TokenRefiner
 from .values import Prompts, PromptValues
@@ -18,5 +18,5 @@ __all__ = [
     "RefinerStart",
     "TextContext",
     "TokenRefiner",
-    "deep_prompts_fit",
+    "why_no_deep_prompts",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_count
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import visual_prompts_fit
+from ..clip.parts import why_no_visual_prompts
 from .init import normal, uniform
 from .refiners import RefinerStart, make_refiners
 from .values import PromptValues
@@ -80,10 +80,9 @@ class DeepPrompts(nn.Module):
             ValueError: one of the towers takes no such prompts (the reason is given), or has fewer
                 layers than ``depth``.
         """
-        if why := deep_prompts_fit(clip):
+        if why := why_no_deep_prompts(clip):
             raise ValueError(f"{clip.name} takes no deep prompts: {why}")
         parts = clip.text_parts
-        assert not isinstance(parts, str)
         visual: Any = clip.model.visual
         layers = len(visual.transformer.resblocks)
         deepest = min(parts.layers, layers)
@@ -116,11 +115,8 @@ class DeepPrompts(nn.Module):
         return PromptValues(self.tokens[0], self.tokens[1:], self.visual())
 
 
-def deep_prompts_fit(clip: FrozenCLIP) -> str:
+def why_no_deep_prompts(clip: FrozenCLIP) -> str:
     """Why prompts can't be put into the layers of both towers; empty if they can."""
-    parts = clip.text_parts
-    if isinstance(parts, str):
-        return parts
-    return visual_prompts_fit(clip.model) or (
-        "" if parts.layers else "no prompts fit its text layers"
-    )
+    if reason := clip.why_no_text_prompts() or why_no_visual_prompts(clip.model):
+        return reason
+    return "" if clip.text_parts.layers else "no prompts fit its text layers"

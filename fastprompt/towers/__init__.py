@@ -3,13 +3,14 @@
 from .engines import Engine, make_image_tower, make_text_tower, resolve_precision
 from .image import ImageTower
 from .reference import ReferenceImageTower, ReferenceTextTower
-from .text import TextTower
+from .text import TextPath, TextTower
 
 __all__ = [
     "Engine",
     "ImageTower",
     "ReferenceImageTower",
     "ReferenceTextTower",
+    "TextPath",
     "TextTower",
     "make_image_tower",
     "make_text_tower",

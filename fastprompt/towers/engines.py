@@ -16,7 +16,7 @@ from .._utils.dtypes import (
     own_precision,
 )
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import visual_prompts_fit
+from ..clip.parts import why_no_visual_prompts
 from .base import Tower
 from .cast import frozen_copy
 from .image import ImageTower
@@ -86,7 +86,7 @@ def make_image_tower(
         ValueError: prompts for an image tower that takes none (the reason is given).
     """
     dtype = _cast(clip, engine, precision)
-    if not layers and visual_prompts_fit(clip.model):
+    if not layers and why_no_visual_prompts(clip.model):
         return PlainImageTower(clip, dtype)
     if engine == "reference":
         return ReferenceImageTower(clip, layers)
@@ -130,5 +130,5 @@ class PlainImageTower(Tower):
     def check(self, prompts: object, refiners: object, *, keep_layers: bool = False) -> None:
         """Raise what `forward` would of prompts and refiners."""
         if prompts is not None or refiners is not None or keep_layers:
-            reason = visual_prompts_fit(self.clip.model)
+            reason = why_no_visual_prompts(self.clip.model)
             raise ValueError(f"{self.clip.name} takes no visual prompts or refiners: {reason}")

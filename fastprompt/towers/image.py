@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._utils.attention import attend, attention_kernel
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import visual_prompts_fit
+from ..clip.parts import why_no_visual_prompts
 from .base import Tower
 from .blocks import OpenBlock, open_blocks
 from .cast import frozen_copy
@@ -50,7 +50,7 @@ class ImageTower(Tower):
         self, clip: FrozenCLIP, layers: Sequence[int] = (), *, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__(clip)
-        if reason := visual_prompts_fit(clip.model):
+        if reason := why_no_visual_prompts(clip.model):
             raise ValueError(f"{clip.name} takes no visual prompts: {reason}")
         self._cast = dtype
         for name in ("patch_weight", "patch_bias"):

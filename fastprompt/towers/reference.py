@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .._utils.attention import plain_attention
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import HFTextParts, TextParts, visual_prompts_fit
+from ..clip.parts import HFTextParts, TextParts, why_no_visual_prompts
 from .base import Tower
 from .image import Refiners, check_layers, check_prompts, check_refiners
 from .text_base import PromptedText
@@ -36,9 +36,7 @@ class ReferenceTextTower(PromptedText):
         self.register_buffer("places", self.layout.context, persistent=False)
 
     def derive(self) -> None:
-        parts = self.clip.text_parts  # moving the model makes a new mask
-        assert not isinstance(parts, str)
-        self.parts = parts
+        self.parts = self.clip.text_parts  # moving the model makes a new mask
 
     def encode(
         self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
@@ -53,13 +51,11 @@ class ReferenceTextTower(PromptedText):
         parts = self.parts
         x = self._put(parts.token_embedding(self.ids), context)  # [C, length, W]
         if isinstance(parts, HFTextParts):
-            mask = (self.ids != parts.pad_id).long()
-            out = parts.owner.transformer(inputs_embeds=x, attention_mask=mask)
-            return parts.owner.proj(parts.owner.pooler(out, mask))
+            return parts.encode(x, self.ids)
         x = x + parts.positional_embedding[: x.shape[1]]
         x = self._transformer(parts, x, deep, refiners)
         x = parts.ln_final(x)
-        return self.project(text_global_pool(x, self.ids, parts.pool_type, parts.eos_id))
+        return parts.project(text_global_pool(x, self.ids, parts.pool_type, parts.eos_id))
 
     def _transformer(
         self, parts: TextParts, x: Tensor, deep: Tensor | None, refiners: Refiners | None
@@ -97,7 +93,7 @@ class ReferenceImageTower(Tower):
 
     def __init__(self, clip: FrozenCLIP, layers: Sequence[int] = ()) -> None:
         super().__init__(clip)
-        if reason := visual_prompts_fit(clip.model):
+        if reason := why_no_visual_prompts(clip.model):
             raise ValueError(f"{clip.name} takes no visual prompts: {reason}")
         visual: Any = clip.model.visual
         depth = len(visual.transformer.resblocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -26,15 +27,22 @@ from .text_packed import PackedChunk, SharedPrefix
 from .text_whole import FullChunk, cut, pooled_places
 
 
+class TextPath(enum.Enum):
+    """Exact ways from prompts to class features, in words for people."""
+
+    #: a causal tower computes what stands before the first class name once for all classes, and
+    #: packs the rest without padding
+    SHARED_PREFIX = "shared prefix"
+    #: a tower without a causal mask
+    WHOLE_SEQUENCES = "whole sequences"
+    #: a Hugging Face model, cut to the longest prompt
+    INPUT_EMBEDDINGS = "input embeddings"
+
+
 class TextTower(PromptedText):
     """The frozen text tower with learned context tokens; see `PromptedText` for the arguments.
 
-    Three exact ways, the best that the text tower allows:
-
-    - ``shared prefix``: a causal tower computes what stands before the first class name once for
-      all classes, and packs the rest without padding;
-    - ``whole sequences``: a tower without a causal mask;
-    - ``input embeddings``: a Hugging Face model, cut to the longest prompt.
+    It takes the best `TextPath` that the model allows.
 
     Args:
         class_chunk: classes computed at once; with fewer than all, each chunk is computed again in
@@ -80,9 +88,11 @@ class TextTower(PromptedText):
         self.to(clip.device)
 
     @property
-    def foreign(self) -> bool:
-        """Whether the text model is another library's."""
-        return isinstance(self.open, OpenHF)
+    def path(self) -> TextPath:
+        """The way that is taken."""
+        if isinstance(self.open, OpenHF):
+            return TextPath.INPUT_EMBEDDINGS
+        return TextPath.WHOLE_SEQUENCES if self.shared is None else TextPath.SHARED_PREFIX
 
     def derive(self) -> None:
         """The weights as they are now, in the precision that was asked for."""
@@ -99,17 +109,15 @@ class TextTower(PromptedText):
         assert isinstance(self.open, OpenText)
         parts = self.open.parts
         if parts.attn_mask is None:
-            self.path = "whole sequences"
             self.layout = cut(self.layout, parts)
             lengths = torch.full((self.classes,), self.layout.length)
         else:
-            self.path = "shared prefix"
             self.layout = dataclasses.replace(self.layout, ends=pooled_places(self.layout, parts))
             self.prefix = self.layout.start if self.class_specific else self.layout.leading
             self.shared = SharedPrefix(self.open, self.layout, self.prefix)
             lengths = self.layout.ends + 1 - self.prefix
         mean = math.ceil(float(lengths.float().mean()))
-        chunk = class_chunk or self._default_chunk(mean, parts.layers, parts.dtype)
+        chunk = class_chunk or self._default_chunk(mean)
         for rows in deal(lengths, chunk):
             if self.shared is not None:
                 self.chunks.append(PackedChunk(self.open, self.layout, self.prefix, rows))
@@ -119,27 +127,29 @@ class TextTower(PromptedText):
 
     def _build_hf(self, class_chunk: int | None) -> int:
         assert isinstance(self.open, OpenHF)
-        owner, self.path = self.open.parts.owner, "input embeddings"
         self.layout = self.layout.trimmed()
-        layers = getattr(owner.config, "num_hidden_layers", 12)
-        dtype = next(owner.parameters()).dtype
-        chunk = class_chunk or self._default_chunk(self.layout.length, layers, dtype)
+        chunk = class_chunk or self._default_chunk(self.layout.length)
         for rows in torch.arange(self.classes).split(chunk):
             self.chunks.append(HFChunk(self.open, self.layout, rows))
         return chunk
 
-    def _default_chunk(self, tokens: int, layers: int, dtype: torch.dtype) -> int:
-        memory = total_memory(self.clip.device)
+    def _default_chunk(self, tokens: int) -> int:
+        parts, memory = self.parts, total_memory(self.clip.device)
         tokens *= self.n_prompts or 1
-        return default_class_chunk(self.classes, tokens, self.parts.width, layers, dtype, memory)
+        return default_class_chunk(
+            self.classes, tokens, parts.width, parts.depth, parts.dtype, memory
+        )
 
     def describe(self) -> str:
         """The way that is taken, and why not a better one."""
         whole = self.classes * self.full_length
-        if self.path != "shared prefix":
-            why = "it is not causal" if self.path == "whole sequences" else "it is not open_clip's"
-            taken = f"{self.path} of {self.length} tokens: {why}, so that no prefix can be shared"
-            return f"{taken}; {self.classes * self.length} tokens, not {whole}"
+        if self.path is not TextPath.SHARED_PREFIX:
+            why = "causal" if isinstance(self.open, OpenText) else "open_clip's"
+            taken, tokens = f"{self.path.value} of {self.length} tokens", self.classes * self.length
+            return (
+                f"{taken}: it is not {why}, so that no prefix can be shared; "
+                f"{tokens} tokens, not {whole}"
+            )
         packed = sum(len(chunk.ids) for chunk in self.chunks)  # type: ignore[arg-type, misc]
         why = ""
         if self.class_specific:
@@ -147,14 +157,14 @@ class TextTower(PromptedText):
         elif self.prefix < self.layout.start + self.n_ctx:
             why = " (class names stand in front of context tokens)"
         return (
-            f"shared prefix of {self.prefix} tokens{why}, the rest packed; "
+            f"{self.path.value} of {self.prefix} tokens{why}, the rest packed; "
             f"{self.prefix + packed} tokens, not {whole}"
         )
 
     @property
     def length(self) -> int:
         """Tokens of the longest prompt that is computed."""
-        packed = self.path == "shared prefix"
+        packed = self.path is TextPath.SHARED_PREFIX
         return int(self.layout.ends.max()) + 1 if packed else self.layout.length
 
     def encode(
@@ -170,7 +180,7 @@ class TextTower(PromptedText):
         states = states.expand(len(context), -1, -1)  # without a context token all are alike
         if isinstance(parts, HFTextParts):
             return states  # its own pooler and projection have been through them
-        return self.project(parts.ln_final(states))
+        return parts.project(parts.ln_final(states))
 
     def _run(
         self,

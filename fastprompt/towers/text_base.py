@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_classnames, check_count
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import HFTextParts, TextParts
 from .base import Tower
 from .image import check_refiners
 from .text_layout import Position, text_layout
@@ -46,12 +45,9 @@ class PromptedText(Tower, ABC):
         n_prompts: int | None = None,
     ) -> None:
         super().__init__(clip)
-        parts = clip.text_parts
-        if isinstance(parts, str):
-            raise ValueError(f"{clip.name} takes no text prompts: {parts}")
+        self.parts = parts = clip.text_parts
         if n_prompts is not None:
             check_count(n_prompts, "n_prompts")
-        self.parts: TextParts | HFTextParts = parts
         self.classes = len(check_classnames(classnames))
         self.n_ctx, self.n_prompts = check_count(n_ctx, "n_ctx", least=0), n_prompts
         self.class_specific = class_specific
@@ -149,13 +145,6 @@ class PromptedText(Tower, ABC):
         self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
     ) -> Tensor:
         """``[K, C, D]`` of a context ``[K, C?, M, W]`` and ``deep`` ``[K, depth - 1, M, W]``."""
-
-    def project(self, pooled: Tensor) -> Tensor:
-        """The pooled tokens' features: the tower's projection, ``[..., width]`` to ``[..., D]``."""
-        projection = getattr(self.parts, "text_projection", None)
-        if projection is None:
-            return pooled
-        return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
 
 
 def check_depth(depth: int, layers: int, tower: str) -> None:

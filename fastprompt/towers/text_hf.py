@@ -39,7 +39,5 @@ class HFChunk(nn.Module):
         own = context[:, self.order] if context.ndim == 4 else context[:, None]
         x = parts.token_embedding(self.ids)
         x = put(x.expand(len(context), -1, -1, -1), self.places, own)  # [K, C, T, W]
-        attended = (self.ids != parts.pad_id).long().repeat(len(context), 1)
-        out = parts.owner.transformer(inputs_embeds=x.flatten(0, 1), attention_mask=attended)
-        features: Tensor = parts.owner.proj(parts.owner.pooler(out, attended))
+        features = parts.encode(x.flatten(0, 1), self.ids.repeat(len(context), 1))
         return features.unflatten(0, (len(context), -1))

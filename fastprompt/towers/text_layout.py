@@ -145,10 +145,7 @@ def word_context(clip: FrozenCLIP, words: str, n_ctx: int) -> Tensor:
     Raises:
         ValueError: ``words`` holds no token, or the text tower takes no prompts.
     """
-    parts = clip.text_parts
-    if isinstance(parts, str):
-        raise ValueError(f"{clip.name} takes no text prompts: {parts}")
-    start = start_tokens(clip)
+    parts, start = clip.text_parts, start_tokens(clip)
     tokens = clip.tokenizer([words])
     end = int(text_ends(clip, tokens, parts.pool_type, parts.eos_id))
     if end <= start:

@@ -1,7 +1,5 @@
 """What says which run this is, and how to make it again from its ``config.json``."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -25,11 +23,6 @@ def run_facts(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without what changes rounding alone: how the run is executed."""
     config = {k: v for k, v in identity["config"].items() if k not in EXECUTION}
     return {**identity, "config": config}
-
-
-def digest_of(facts: Any) -> str:
-    """SHA-256 of facts that JSON can hold."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def runs_here(precision: str | None, clip: FrozenCLIP) -> bool:

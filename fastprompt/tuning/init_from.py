@@ -7,8 +7,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from .._utils.checks import some
+from .._utils.hashing import digest_json
 from .._utils.run_folder import RunFolder
-from .identity import digest_of, identity_in, run_facts
+from .identity import identity_in, run_facts
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def start_values(
     """
     run = RunFolder(folder)
     config = run.read_config()
-    identity = digest_of(run_facts(identity_in(config)))
+    identity = digest_json(run_facts(identity_in(config)))
     tuned = run.read_prompts(config["method"], identity)
     if classnames is not None and list(config["classnames"]) != list(classnames):
         raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._utils.progress import Progress
 from .._utils.run_folder import RunFolder
+from .._utils.seeds import numbered_seed
 from ..clip.frozen import FrozenCLIP
 from . import optimizers
 from .config import TunerConfig
@@ -130,7 +131,7 @@ class Loop:
 
     def _order(self, epoch: int) -> Tensor:
         """A function of seed and epoch alone: a resumed run sees the same."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(numbered_seed(self.config.seed, epoch))
         return torch.randperm(self.examples, generator=generator)
 
     def _epoch(self, epoch: int, bar: Progress) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import some
-from .._utils.hashing import digest
+from .._utils.hashing import digest, digest_json
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
@@ -19,7 +19,6 @@ from .config import TunerConfig, as_dict, typed
 from .identity import (
     EXECUTION,
     clip_of,
-    digest_of,
     identity_in,
     run_facts,
     runs_here,
@@ -57,7 +56,7 @@ class SavedTuner(ABC):
         if not run.started:
             run.check_free("folder")
             run.write_config({**self._identity(), **(job or {})})
-        elif digest_of(run_facts(identity_in(run.read_config()))) != self._hash():
+        elif digest_json(run_facts(identity_in(run.read_config()))) != self._hash():
             raise FileExistsError(f"folder: {run.path} holds another run: choose a new folder")
         self._write_prompts(run)
         return run.path
@@ -103,7 +102,7 @@ class SavedTuner(ABC):
                 f"{known[:12]}…, this model's are {tuner.clip.fingerprint[:12]}…"
             )
         tuner.config = dataclasses.replace(tuner.config, init_from=origin)
-        identity = digest_of(run_facts(identity_in(stored)))  # as it was when it was written
+        identity = digest_json(run_facts(identity_in(stored)))  # as it was when it was written
         tensors = run.read_prompts(cls.method, identity, which)
         tuner.prompts.load_state_dict(tensors)
         return tuner
@@ -119,7 +118,7 @@ class SavedTuner(ABC):
         run.write_prompts(self.prompts.state_dict(), self.method, self._hash())
 
     def _hash(self) -> str:
-        return digest_of(run_facts(self._identity()))
+        return digest_json(run_facts(self._identity()))
 
     def _key(self, train: ImageDataset, val: ImageDataset | None) -> str:
         facts = [run_facts(self._identity()), fingerprint(train), len(train)]
@@ -127,7 +126,7 @@ class SavedTuner(ABC):
             facts += [fingerprint(val), len(val)]
         if self.config.init_from is not None:
             facts.append(digest(self._start_values()))
-        return digest_of(facts)
+        return digest_json(facts)
 
     def _identity(self) -> dict[str, Any]:
         """What says which run this is."""

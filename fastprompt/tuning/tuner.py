@@ -70,7 +70,7 @@ class Tuner(SavedTuner):
     @classmethod
     def unfit(cls, clip: FrozenCLIP) -> str:
         """Why the method does not fit ``clip``; empty if it does. By default: text prompts."""
-        return clip.text_parts if isinstance(clip.text_parts, str) else ""
+        return clip.why_no_text_prompts()
 
     @abstractmethod
     def build_prompts(self) -> nn.Module:
@@ -142,9 +142,7 @@ class Tuner(SavedTuner):
 
     def text_width(self) -> int:
         """Width of a context token."""
-        parts = self.clip.text_parts
-        assert not isinstance(parts, str)  # `unfit` has said so
-        return parts.width
+        return self.clip.text_parts.width
 
     def context_start(self, words: str | None, n_ctx: int) -> Tensor | None:
         """The embeddings of the first ``n_ctx`` tokens of some words; None for no words."""

@@ -503,3 +503,12 @@ def test_a_model_in_half_precision_runs_in_float32(dtype, images):
     assert clip.dtype == torch.float32
     assert clip.zero_shot(["a", "b"])(images).dtype == torch.float32
     assert next(model.parameters()).dtype == dtype
+
+
+def test_text_parts_are_refused_with_the_reason() -> None:
+    config = copy.deepcopy(SMALL)
+    config["text_cfg"]["pool_type"] = "first"
+    clip = load_clip(open_clip.CustomTextCLIP(**config))
+    assert "no prompt reaches" in clip.why_no_text_prompts()
+    with pytest.raises(ValueError, match=r"takes no text prompts: .* no prompt reaches"):
+        _ = clip.text_parts

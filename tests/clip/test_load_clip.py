@@ -206,7 +206,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
 ) -> None:
     trapped = tmp_path / "the code ran"
     file = write({**model.state_dict(), "zz": Trap(trapped)}, tmp_path / "trap.pt")
-    with pytest.raises(ValueError, match="more than tensors, which is never run"):
+    with pytest.raises(ValueError, match=r"which is never (made or )?run"):
         load(file)
     assert not trapped.exists()
     torch.load(file, weights_only=False)
@@ -450,18 +450,20 @@ def test_missing_tensors_are_told(weights: dict[str, object]) -> None:
 def test_a_damaged_tower_is_told(tmp_path: Path, content: bytes | str, suffix: str) -> None:
     file = write(small_model().visual.state_dict(), tmp_path / f"tower{suffix}")
     file.write_bytes(file.read_bytes()[:5000] if content == "cut" else content)
-    with pytest.raises(ValueError, match=rf"image_weights: .*tower{suffix} is damaged"):
+    with pytest.raises(
+        ValueError, match=rf"image_weights: .*tower{suffix} is no checkpoint, or damaged: ."
+    ):
         load_clip(small_model(), image_weights=file)
 
 
 def test_a_tower_file_without_a_mapping_is_told(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"list\.pt holds a list, no state dict"):
+    with pytest.raises(ValueError, match=r"list\.pt holds a list, no checkpoint"):
         load_clip(small_model(), image_weights=tmp_path / "list.pt")
 
 
 def test_a_tower_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="image_weights: there is no file"):
+    with pytest.raises(FileNotFoundError, match=r"image_weights: .*nowhere\.pt is not there"):
         load_clip(small_model(), image_weights=tmp_path / "nowhere.pt")
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.models import SMALL, small_model
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fastprompt import FrozenCLIP, load_clip
@@ -308,15 +309,18 @@ def test_what_may_be_unpickled_is_as_before(write: Callable[..., Path], fails: b
         torch.serialization.add_safe_globals(before)
 
 
+def test_a_state_dict_in_safetensors_is_read(tmp_path: Path) -> None:
+    save_file(coop(), tmp_path / "model.safetensors")
+    assert torch.equal(read_prompts(tmp_path / "model.safetensors").context, coop()["ctx"])
+
+
 # ---- files that are refused ----------------------------------------------------------------------
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"nowhere is not there, such as model\.pth\.tar-50"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"path: .*nowhere is not there"):
         read_prompts(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="is a folder: name a file in it"):
+    with pytest.raises(FileNotFoundError, match=r"a folder: .*, such as model\.pth\.tar-50"):
         read_prompts(tmp_path)
 
 

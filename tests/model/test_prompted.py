@@ -13,7 +13,7 @@ from torch import nn
 
 from fastprompt import FrozenCLIP, load_clip
 from fastprompt._utils import dtypes
-from fastprompt.model.prompted import PromptedCLIP, frozen
+from fastprompt.model.prompted import PromptedCLIP
 from fastprompt.prompts.context import TextContext
 from fastprompt.prompts.deep import DeepPrompts
 from fastprompt.prompts.refiners import TokenRefiner
@@ -285,21 +285,7 @@ def test_the_image_tower_of_a_zero_shot_classifier_is_the_engines(bundled_clip):
         bundled_clip.zero_shot(NAMES, engine="quick")
 
 
-# ---- frozen ---------------------------------------------------------------------------------
-
-
-def test_frozen_puts_back_what_it_found():
-    module = deep_prompts(clip_of("clip"))
-    module.map_bias.requires_grad_(False)
-    before = [p.requires_grad for p in module.parameters()]
-    assert len(set(before)) == 2
-    with frozen(module):
-        assert not any(p.requires_grad for p in module.parameters())
-        assert not module.visual().requires_grad
-    assert [p.requires_grad for p in module.parameters()] == before
-    with pytest.raises(KeyError), frozen(module):
-        raise KeyError
-    assert [p.requires_grad for p in module.parameters()] == before
+# ---- prepared ------------------------------------------------------------------------------
 
 
 def test_prepared_holds_a_graph_and_hands_out_none():

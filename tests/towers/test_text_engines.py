@@ -23,7 +23,7 @@ from helpers.models import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastprompt.towers import ReferenceTextTower, TextTower
+from fastprompt.towers import ReferenceTextTower, TextPath, TextTower
 
 POSITIONS = ("end", "middle", "front")
 # every kind of prompt: (class-specific, prompts encoded together, depth)
@@ -70,7 +70,9 @@ def test_architectures(name, kind, position):
         n_prompts=many,
         depth=depth,
     )
-    assert fast.path == ("whole sequences" if name == "siglip-like" else "shared prefix")
+    assert fast.path == (
+        TextPath.WHOLE_SEQUENCES if name == "siglip-like" else TextPath.SHARED_PREFIX
+    )
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -78,7 +80,7 @@ def test_architectures(name, kind, position):
 def test_causal_towers(setting, position):
     clip = text_clip(**CAUSAL[setting])
     fast = text_engines(clip, position=position, n_prompts=2, depth=3)
-    assert fast.path == "shared prefix"
+    assert fast.path is TextPath.SHARED_PREFIX
     text_engines(clip, position=position, class_specific=True, class_chunk=2)
 
 
@@ -88,7 +90,7 @@ def test_causal_towers(setting, position):
 def test_towers_without_a_causal_mask(pool, pad_mask, position):
     clip = text_clip(CUSTOM, pad_mask=pad_mask, no_causal_mask=True, **POOLS[pool])
     fast = text_engines(clip, position=position, n_prompts=2, depth=3)
-    assert fast.path == "whole sequences"
+    assert fast.path is TextPath.WHOLE_SEQUENCES
     # padding may be cut only where nothing attends to it and nobody reads it
     assert (fast.length < 77) == (pad_mask and pool != "last")
     text_engines(clip, position=position, class_specific=True, class_chunk=2)
@@ -96,7 +98,7 @@ def test_towers_without_a_causal_mask(pool, pad_mask, position):
 
 def test_without_a_causal_mask_in_the_clip_layout():
     clip = text_clip(open_clip.CLIP, no_causal_mask=True)
-    assert text_engines(clip, depth=2).path == "whole sequences"
+    assert text_engines(clip, depth=2).path is TextPath.WHOLE_SEQUENCES
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "not-causal"])

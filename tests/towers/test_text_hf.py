@@ -16,7 +16,7 @@ from helpers.engine_checks import (
 )
 
 from fastprompt._utils.attention import plain_attention
-from fastprompt.towers import ReferenceTextTower, TextTower
+from fastprompt.towers import ReferenceTextTower, TextPath, TextTower
 
 pytest.importorskip("transformers")
 
@@ -32,7 +32,7 @@ PATTERNS = {"end": "a photo of a {}.", "middle": "a small {} on grass.", "front"
 def test_engines(name, position, chunk):
     clip = hf_clip(name)
     fast = text_engines(clip, position=position, n_prompts=2, class_chunk=chunk)
-    assert fast.path == "input embeddings"
+    assert fast.path is TextPath.INPUT_EMBEDDINGS
     assert fast.length == 1 + 3 + 8 + 2  # start, context, the longest name, period and end
     text_engines(clip, position=position, class_specific=True, class_chunk=chunk)
 

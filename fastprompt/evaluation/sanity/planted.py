@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..._utils.dtypes import at_least_float32
+from ..._utils.types import Model
 from ...attacks import PGD
 from ...attacks.ascent import evaluating
 from ...attacks.losses import margin
 from ..sampling import evenly
-from .sample import Model, Sample
+from .sample import Sample
 from .verdict import Verdict
 
 _IMAGES = 8  # each costs as many passes as there are points

@@ -1,6 +1,6 @@
 """The few images that the checks look at, and the model under them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..._utils.dtypes import at_least_float32
+from ..._utils.types import Model
 from ...attacks import PGD
 from ...attacks.ascent import evaluating
 from ...attacks.base import fooled
 
-Model = Callable[[Tensor], Tensor]
 ASSUMED_EPS = 4 / 255  # where an evaluation has no radius of its own
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._utils.types import Model
 from ...attacks import APGD, Square
 from ...attacks.apgd import APGDLoss
 from ...attacks.losses import cross_entropy
-from .sample import Model, Sample
+from .sample import Sample
 from .verdict import Verdict
 
 _ROUNDING = 1e-6

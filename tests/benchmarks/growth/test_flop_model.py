@@ -17,9 +17,7 @@ SMALL = {
     "nap": Point(depth=2, classes=5, batch=3, steps=1),
     "nap, one layer": Point(depth=1, classes=5, batch=2, steps=2),
     "ampt": Point(method="ampt", classes=5, batch=3, steps=1, n_ctx=4, n_prompts=3),
-    "ampt, many images": Point(
-        method="ampt", classes=5, batch=128, steps=1, n_ctx=1, n_prompts=3
-    ),
+    "ampt, many images": Point(method="ampt", classes=5, batch=128, steps=1, n_ctx=1, n_prompts=3),
 }
 LARGE = {
     "nap": Point(classes=4, batch=1, steps=1, depth=2),

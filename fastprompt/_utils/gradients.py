@@ -1,0 +1,20 @@
+"""Modules that build no graph for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def without_gradients(module: object) -> Iterator[None]:
+    """Inside, no graph of the module's parameters is built; what is no module has none."""
+    parameters = module.parameters() if isinstance(module, nn.Module) else ()
+    learning = [p for p in parameters if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

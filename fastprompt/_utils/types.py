@@ -1,0 +1,7 @@
+"""Types that several folders share."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Model = Callable[[Tensor], Tensor]  # pixels [B, 3, H, W] in [0, 1] to logits [B, C]
