@@ -70,14 +70,6 @@ def two_point_step(
     return _projected(moved, x, eps)
 
 
-def momentum_step(
-    x_adv: Tensor, x: Tensor, grad: Tensor, velocity: Tensor, alpha: float, eps: float
-) -> tuple[Tensor, Tensor]:
-    """MI-FGSM's: the next images and the next momentum."""
-    velocity = velocity + grad / grad.abs().mean(dim=(1, 2, 3), keepdim=True)
-    return _projected(x_adv + alpha * velocity.sign(), x, eps), velocity
-
-
 def uniform_start(x: Tensor, eps: float) -> Tensor:
     """Uniform in the ball, drawn by torch's own generator."""
     return torch.clamp(x + torch.empty_like(x).uniform_(-eps, eps), min=0, max=1)

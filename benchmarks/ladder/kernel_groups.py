@@ -16,7 +16,6 @@ from fastprompt.kernels import (
     consistency_loss,
     layer_consistency,
     mixture_logits,
-    momentum_step,
     pgd_step,
     prefix_attention,
     random_start,
@@ -220,14 +219,6 @@ def two_point_step(n_images: int, image_size: int = 224, **how: Any) -> Group:
     alpha = torch.full((n_images,), ALPHA, device=DEVICE)
     ways = _steps(plain.two_point_step, apgd_step, inputs, alpha=alpha)
     return group(ways, moved=5 * x.numel() * x.itemsize, size=size, **how)
-
-
-def with_momentum(n_images: int, image_size: int = 224, **how: Any) -> Group:
-    """MI-FGSM's step: it reads the gradient twice."""
-    x, size = _pictures(n_images, image_size)
-    inputs = [(x + 0.01).clamp(0, 1), x, _random(*x.shape), _random(*x.shape, seed=1)]
-    ways = _steps(plain.momentum_step, momentum_step, inputs, alpha=ALPHA)
-    return group(ways, moved=7 * x.numel() * x.itemsize, size=size, **how)
 
 
 def start(n_images: int, image_size: int = 224, **how: Any) -> Group:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .layout import channel_of, output_format
+from .layout import output_format
 
 
 def _each(value: float, values: Tensor | None, like: Tensor) -> float | Tensor:
@@ -36,25 +36,16 @@ def pgd_step(
     hi: float,
     targeted: bool,
     counts: Tensor | None,
-    normalized: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
 ) -> Tensor:
     """``clip(x + clip(x_adv + alpha * sign(grad) - x, -eps, eps), lo, hi)``, images alike.
 
     A NaN in ``grad`` stands still: `torch.sign` gives 0 for it. ``alphas`` and ``epses``, ``[B]``,
-    stand for ``alpha`` and ``eps`` where they are given. ``counts`` and ``normalized`` are written.
+    stand for ``alpha`` and ``eps`` where they are given. ``counts`` is written.
     """
     step = _each(alpha, alphas, x_adv) * _sign(grad, targeted, x_adv)
     out = _project(x_adv + step, x, _each(eps, epses, x_adv), lo, hi)
     count_gradients(grad, counts)
-    out = out.contiguous(memory_format=output_format(x_adv))
-    if normalized is not None:
-        assert mean is not None
-        assert std is not None
-        channel = channel_of(x_adv)
-        normalized.copy_((out - mean.view(channel)) / std.view(channel))
-    return out
+    return out.contiguous(memory_format=output_format(x_adv))
 
 
 def pgd_step_(x_adv: Tensor, *arguments: Tensor | float | bool | None) -> None:
@@ -88,39 +79,6 @@ def apgd_step(
     count_gradients(grad, counts)
     out = _project(moved, x, radius, lo, hi)
     return out.contiguous(memory_format=output_format(x_adv))
-
-
-def momentum_step(
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    velocity: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    decay: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """``v' = decay * v + grad / mean|grad|``, then the sign step along ``v'``: images and ``v'``.
-
-    Entries that are not finite count as 0, and so does a gradient without a single other entry.
-    """
-    wide = grad.to(x_adv.dtype)
-    wide = torch.where(wide.isfinite(), wide, 0.0)
-    # each share by itself: the sum of large gradients would overflow
-    share = wide.flatten(1).abs() * (1 / max(1, x[0:1].numel()))
-    mean = share.sum(dim=1).view(-1, *[1] * (x_adv.ndim - 1))
-    direction = torch.where(mean > 0, wide / mean, 0.0)
-    out_velocity = decay * velocity + direction
-    step = _each(alpha, alphas, x_adv) * _sign(out_velocity, targeted, x_adv)
-    out = _project(x_adv + step, x, _each(eps, epses, x_adv), lo, hi)
-    count_gradients(grad, counts)
-    layout = output_format(x_adv)
-    return out.contiguous(memory_format=layout), out_velocity.contiguous(memory_format=layout)
 
 
 def count_gradients(grad: Tensor, counts: Tensor | None) -> None:

@@ -6,12 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .kernel import (
-    _apgd_step_kernel,
-    _gradient_mean_kernel,
-    _momentum_step_kernel,
-    _pgd_step_kernel,
-)
+from .kernel import _apgd_step_kernel, _pgd_step_kernel
 from .layout import output_format
 
 _BLOCK = 2048
@@ -58,43 +53,27 @@ def _write_pgd_step(
     hi: float,
     targeted: bool,
     counts: Tensor | None,
-    normalized: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
 ) -> None:
     """``out`` is dense, and may be ``x_adv``."""
     n, chunks = _rows(out)
     if not out.numel():
         return
-    copy = None if normalized is None else _dense(out, normalized)[0]
-    n_channels, channel_stride = 1, 1
-    if copy is not None:
-        n_channels = out.shape[1]
-        last = output_format(out) == torch.channels_last
-        channel_stride = 1 if last else n // n_channels
     _pgd_step_kernel[(len(out) * chunks,)](
         *_dense(out, x_adv, x, grad),
         out,
         alphas,
         epses,
         counts,
-        copy,
-        mean,
-        std,
         alpha,
         eps,
         lo,
         hi,
         n,
         chunks,
-        N_CHANNELS=n_channels,
-        CHANNEL_STRIDE=channel_stride,
         TARGETED=targeted,
         BLOCK=_BLOCK,
         **_LAUNCH,
     )
-    if normalized is not None and copy is not None and copy is not normalized:
-        normalized.copy_(copy)
 
 
 def launch_apgd_step(
@@ -136,54 +115,3 @@ def launch_apgd_step(
         **_LAUNCH,
     )
     return out
-
-
-def launch_momentum_step(
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    velocity: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    decay: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """`eager.momentum_step`: one pass for the mean, one for the step."""
-    layout = output_format(x_adv)
-    out = torch.empty_like(x_adv, memory_format=layout)
-    out_velocity = torch.empty_like(x_adv, memory_format=layout)
-    n, chunks = _rows(out)
-    if not out.numel():
-        return out, out_velocity
-    x_dense, x, grad, velocity = _dense(x_adv, x_adv, x, grad, velocity)
-    means = torch.empty(len(out), chunks, dtype=torch.float32, device=out.device)
-    grid = (len(out) * chunks,)
-    _gradient_mean_kernel[grid](grad, means, counts, 1 / n, n, chunks, BLOCK=_BLOCK, **_LAUNCH)
-    _momentum_step_kernel[grid](
-        x_dense,
-        x,
-        grad,
-        velocity,
-        means,
-        out,
-        out_velocity,
-        alphas,
-        epses,
-        alpha,
-        eps,
-        decay,
-        lo,
-        hi,
-        n,
-        chunks,
-        TARGETED=targeted,
-        BLOCK=_BLOCK,
-        BLOCK_MEANS=128,
-        **_LAUNCH,
-    )
-    return out, out_velocity

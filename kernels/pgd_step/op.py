@@ -8,11 +8,10 @@ from torch import Tensor
 from .._check import check_number, check_writable
 from .._dispatch import Impl, define, resolve
 from . import eager
-from .check import PerImage, check_copy, check_counts, check_images, check_radius, split
+from .check import PerImage, check_counts, check_images, check_radius, split
 from .layout import output_format
 
 _STEP = "float alpha, float eps, float lo, float hi, bool targeted, Tensor(a!)? counts"
-_COPY = "Tensor(b!)? normalized, Tensor? mean, Tensor? std"
 _EACH = "Tensor? alphas, Tensor? epses"
 
 
@@ -27,13 +26,13 @@ def _launch(name: str, *arguments: Any) -> Any:
 
 
 _pgd_step = define(
-    f"pgd_step(Tensor x_adv, Tensor x, Tensor grad, {_EACH}, {_STEP}, {_COPY}) -> Tensor",
+    f"pgd_step(Tensor x_adv, Tensor x, Tensor grad, {_EACH}, {_STEP}) -> Tensor",
     eager=eager.pgd_step,
     launch=lambda *arguments: _launch("pgd_step", *arguments),
     fake=lambda x_adv, *_: _like(x_adv),
 )
 _pgd_step_ = define(
-    f"pgd_step_(Tensor(c!) x_adv, Tensor x, Tensor grad, {_EACH}, {_STEP}, {_COPY}) -> ()",
+    f"pgd_step_(Tensor(c!) x_adv, Tensor x, Tensor grad, {_EACH}, {_STEP}) -> ()",
     eager=eager.pgd_step_,
     launch=lambda *arguments: _launch("pgd_step_", *arguments),
     fake=lambda *_: None,
@@ -44,14 +43,6 @@ _apgd_step = define(
     eager=eager.apgd_step,
     launch=lambda *arguments: _launch("apgd_step", *arguments),
     fake=lambda x_adv, *_: _like(x_adv),
-)
-_momentum_step = define(
-    f"momentum_step(Tensor x_adv, Tensor x, Tensor grad, Tensor velocity, {_EACH}, float alpha, "
-    "float eps, float decay, float lo, float hi, bool targeted, Tensor(a!)? counts) "
-    "-> (Tensor, Tensor)",
-    eager=eager.momentum_step,
-    launch=lambda *arguments: _launch("momentum_step", *arguments),
-    fake=lambda x_adv, *_: (_like(x_adv), _like(x_adv)),
 )
 
 
@@ -66,9 +57,6 @@ def pgd_step(
     hi: float = 1.0,
     targeted: bool = False,
     counts: Tensor | None = None,
-    normalized: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """One projected sign step: ``clip(x + clip(x_adv + alpha*sign(grad) - x, -eps, eps), lo, hi)``.
@@ -88,9 +76,6 @@ def pgd_step(
         targeted: step against the gradient.
         counts: int64 ``[B, 2]``; adds each image's number of zero and of non-finite entries of
             ``grad``, so that a stalled attack can be told from a robust model.
-        normalized: shape of ``x_adv``, ``[B, C, ...]``, any floating dtype: written with
-            ``(result - mean) / std``, what a tower in low precision reads next.
-        mean, std: of each channel, ``[C]``, dtype of ``x_adv``; they go with ``normalized``.
         impl: ``"triton"`` (a GPU kernel), ``"torch"`` (plain code, any device), or ``"auto"``: the
             kernel for float32 images on a GPU, plain code elsewhere. Bits are the same.
 
@@ -103,9 +88,7 @@ def pgd_step(
             that is not finite, ``lo > hi``. The values of tensors are not looked at.
         RuntimeError: ``impl="triton"`` where it can't run.
     """
-    arguments = _pgd_arguments(
-        x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalized, mean, std
-    )
+    arguments = _pgd_arguments(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
     return _pgd_step(resolve(impl, *arguments[:5]), *arguments)
 
 
@@ -120,15 +103,10 @@ def pgd_step_(
     hi: float = 1.0,
     targeted: bool = False,
     counts: Tensor | None = None,
-    normalized: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """`pgd_step`, written over ``x_adv``, which is handed back."""
-    arguments = _pgd_arguments(
-        x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalized, mean, std
-    )
+    arguments = _pgd_arguments(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
     check_writable("x_adv", x_adv)
     _pgd_step_(resolve(impl, *arguments[:5]), *arguments)
     return x_adv
@@ -144,18 +122,14 @@ def _pgd_arguments(
     hi: float,
     targeted: bool,
     counts: Tensor | None,
-    normalized: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
 ) -> tuple[Any, ...]:
     check_images(x_adv, x=x, grad=grad)
     check_radius(x_adv, alpha, eps, lo, hi)
     check_counts(x_adv, counts)
-    check_copy(x_adv, normalized, mean, std)
     (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
     images = (x_adv.detach(), x.detach(), grad.detach())
     box = (float(lo), float(hi))
-    return (*images, alphas, epses, alpha, eps, *box, targeted, counts, normalized, mean, std)
+    return (*images, alphas, epses, alpha, eps, *box, targeted, counts)
 
 
 def apgd_step(
@@ -210,61 +184,6 @@ def apgd_step(
         alpha,
         eps,
         momentum,
-        float(lo),
-        float(hi),
-        targeted,
-        counts,
-    )
-
-
-def momentum_step(
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    velocity: Tensor,
-    *,
-    alpha: PerImage,
-    eps: PerImage,
-    decay: float = 1.0,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    targeted: bool = False,
-    counts: Tensor | None = None,
-    impl: Impl = "auto",
-) -> tuple[Tensor, Tensor]:
-    """MI-FGSM's step: ``v' = decay * v + grad / mean|grad|``, then the sign step along ``v'``.
-
-    Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018, equation 6, with the mean
-    over an image's entries for the L1 norm, as `torchattacks` has it: a constant factor, which the
-    sign does not see. Two passes: one for the mean, one for the step. Entries of ``grad`` that are
-    not finite count as 0; they would stay in the momentum for ever.
-
-    Args:
-        x_adv, x, grad: as for `pgd_step`.
-        velocity: the momentum so far, like ``x_adv``; zeros at first.
-        decay: of the momentum in each step.
-        alpha, eps, lo, hi, targeted, counts, impl: as for `pgd_step`.
-
-    Returns:
-        The next images and the next momentum, new tensors like ``x_adv``.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: as `pgd_step`; a negative ``decay``.
-    """
-    check_images(x_adv, x=x, grad=grad, velocity=velocity)
-    check_radius(x_adv, alpha, eps, lo, hi)
-    check_counts(x_adv, counts)
-    decay = check_number("decay", decay, low=0.0)
-    (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
-    images = (x_adv.detach(), x.detach(), grad.detach(), velocity.detach())
-    return _momentum_step(
-        resolve(impl, *images),
-        *images,
-        alphas,
-        epses,
-        alpha,
-        eps,
-        decay,
         float(lo),
         float(hi),
         targeted,

@@ -113,9 +113,6 @@ def test_non_contiguous_and_channels_last_give_the_same():
     assert torch.equal(pgd_step(*flipped, alpha=0.02, eps=0.04), expected)
 
 
-STATISTICS = torch.tensor([0.1, 0.4, 0.7]), torch.tensor([0.2, 0.3, 0.9])
-
-
 def test_a_step_for_each_image_equals_single_ones():
     x_adv, x, grad = batch()
     alphas, radii = torch.tensor([0.0, 0.01, 0.2]), torch.tensor([0.02, 0.0, 0.07])
@@ -125,22 +122,6 @@ def test_a_step_for_each_image_equals_single_ones():
         numbers = {"alpha": float(alphas[row]), "eps": float(radii[row])}
         assert torch.equal(got[one], pgd_step(x_adv[one], x[one], grad[one], **numbers))
     assert torch.equal(got[1], x[1])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_normalized_copy(dtype, layout):
-    x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
-    mean, std = STATISTICS
-    copy = torch.full_like(x, float("nan"), dtype=dtype)
-    named = {"alpha": 0.02, "eps": 0.04}
-    got = pgd_step(x_adv, x, grad, normalized=copy, mean=mean, std=std, **named)
-    assert torch.equal(got, pgd_step(x_adv, x, grad, **named))
-    for channel in range(3):
-        exact = (got[:, channel].double() - mean[channel].item()) / std[channel].item()
-        error = (copy[:, channel].double() - exact).abs()
-        # a rounded difference, a rounded quotient, and the rounding to the copy's dtype
-        assert (error <= exact.abs() * 0.51 * torch.finfo(dtype).eps + 4e-7).all()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -177,8 +158,8 @@ def test_opcheck(layout):
     x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
     each, counts = torch.full((3,), 0.1), torch.zeros(3, 2, dtype=torch.int64)
     scalars = (0.1, 0.2, 0.0, 1.0, True)
-    plain = (x_adv, x, grad, None, None, *scalars, None, None, None, None)
-    whole = (x_adv, x, grad, each, each, *scalars, counts, x.bfloat16(), *STATISTICS)
+    plain = (x_adv, x, grad, None, None, *scalars, None)
+    whole = (x_adv, x, grad, each, each, *scalars, counts)
     for arguments in (plain, whole):
         for name in ("pgd_step", "pgd_step_"):
             operator = getattr(torch.ops.fastprompt, name).default
@@ -237,24 +218,14 @@ def test_what_it_refuses():
     refused(ValueError, "lo must not be above hi", lo=1.0, hi=0.0)
     refused(ValueError, r"counts must be int64 \[3, 2\]", counts=torch.zeros(3, 2))
     refused(ValueError, "counts must be contiguous", counts=torch.zeros(2, 3).long().T)
-    copy, (mean, std) = torch.zeros(3, 3, 5, 5), STATISTICS
-    refused(ValueError, "go together, got only normalized and mean", normalized=copy, mean=mean)
-    named = {"normalized": copy, "mean": mean, "std": std}
-    refused(ValueError, r"std must be torch.float32 \[3\]", **named | {"std": torch.ones(4)})
-    refused(ValueError, "mean must be torch.float32", **named | {"mean": mean.double()})
-    refused(ValueError, "normalized must be floating", **named | {"normalized": copy.long()})
-    named["normalized"] = torch.zeros(3, 3, 5, 5, requires_grad=True)
-    refused(ValueError, "normalized must not require a gradient .* detach it", **named)
     refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
     refused(ValueError, "impl must be", impl="cuda")
 
 
-@pytest.mark.parametrize("name", ["x_adv", "x", "grad", "counts", "normalized", "mean", "std"])
+@pytest.mark.parametrize("name", ["x_adv", "x", "grad", "counts"])
 def test_tensors_are_wanted(name):
-    copy = {"normalized": torch.zeros(3, 3, 5, 5), "mean": STATISTICS[0], "std": STATISTICS[1]}
-    named = copy if name in copy else {}
-    refused(TypeError, f"{name} must be a tensor, got list", **named | {name: [[0.1]]})
-    if name in ("x_adv", "x", "grad"):
+    refused(TypeError, f"{name} must be a tensor, got list", **{name: [[0.1]]})
+    if name != "counts":
         refused(TypeError, f"{name} must be a tensor, got NoneType", **{name: None})
 
 
