@@ -1,4 +1,4 @@
-"""How the kernels of CAPT's loss are started: layouts, grids, outputs."""
+"""How the kernels of CAPT's loss are started: memory formats, grids, outputs."""
 
 import torch
 import triton

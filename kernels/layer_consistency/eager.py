@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._dispatch import wide_dtype
-from .layout import gradient_like
+from .memory_format import gradient_like
 
 
 def layer_consistency(a: list[Tensor], b: list[Tensor], samples: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import gradient_like, order_of
+from .memory_format import gradient_like, order_of
 
 _BLOCK = 1024
 # versions of Triton differ in what they do without a word on fusion
@@ -25,7 +25,9 @@ _MIN_BLOCKS = 4
 
 
 @triton.jit
-def _sums_kernel(a_ptr, b_ptr, sums_ptr, n, a_stride, b_stride, span, splits, BLOCK: tl.constexpr):
+def _row_sums_kernel(
+    a_ptr, b_ptr, sums_ptr, n, a_stride, b_stride, span, splits, BLOCK: tl.constexpr
+):
     """Five sums over one of the ``splits`` parts of a row, ``span`` entries long."""
     program = tl.program_id(0).to(tl.int64)
     row = program // splits
@@ -64,7 +66,7 @@ def _total(sums_ptr, row, which, splits, mask, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _finish_kernel(
+def _row_distance_kernel(
     sums_ptr,
     value_ptr,
     norms_ptr,
@@ -104,7 +106,7 @@ def _finish_kernel(
 
 
 @triton.jit
-def _gradient_kernel(
+def _row_gradient_kernel(
     grad_ptr,
     norms_ptr,
     a_ptr,
@@ -169,10 +171,10 @@ def launch_layer_consistency(
         order, n = order_of(x), x[0].numel()
         x, y = _dense(x, order), _dense(y, order)
         span = triton.cdiv(triton.cdiv(n, _BLOCK), splits) * _BLOCK
-        _sums_kernel[(len(x) * splits,)](
+        _row_sums_kernel[(len(x) * splits,)](
             x, y, part, n, x.stride(0), y.stride(0), span, splits, BLOCK=_BLOCK, **_LAUNCH
         )
-    _finish_kernel[(samples,)](
+    _row_distance_kernel[(samples,)](
         sums,
         value,
         norms,
@@ -202,7 +204,7 @@ def launch_layer_consistency_backward(
         order, n = order_of(x), x[0].numel()
         x, y = _dense(x, order), _dense(y, order)
         chunks = triton.cdiv(n, _BLOCK_GRADIENT)
-        _gradient_kernel[(len(x) * chunks,)](
+        _row_gradient_kernel[(len(x) * chunks,)](
             grad,
             part,
             x,

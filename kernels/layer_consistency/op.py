@@ -9,7 +9,7 @@ from torch import Tensor
 from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
 from .check import check_layers
-from .layout import gradient_like
+from .memory_format import gradient_like
 
 
 def _launch(*arguments: Any) -> tuple[Tensor, Tensor]:

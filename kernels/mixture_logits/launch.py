@@ -16,7 +16,7 @@ _ROWS = 64
 # the least that `tl.dot` takes
 _SLICE = 16
 # of the width, in a program that adds up parts
-_FINISH_BLOCK = 128
+_SUM_BLOCK = 128
 # said, as Triton's versions differ in what they take by themselves
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
@@ -111,7 +111,7 @@ def launch_mixture_logits(
     if not n_images:
         return logits, weights, cosine, inverse
     block_b, block_c, tiles_b, tiles_c = _tiles(n_images, n_classes)
-    kernel._forward_kernel[(tiles_b * tiles_c,)](
+    kernel._mixture_logits_kernel[(tiles_b * tiles_c,)](
         image.contiguous(),
         text.contiguous(),
         router.contiguous(),
@@ -189,8 +189,8 @@ def launch_mixture_logits_backward(
         _text_gradient(image, text, inv_norm, weights, alpha, twice_beta, along, dtext)
     parts = _image_parts(image, text, inv_norm, weights, alpha) if wants_image else None
     if wants_image or wants_router or wants_scale:
-        blocks = triton.cdiv(width, _FINISH_BLOCK) if wants_image else 1
-        gradient_kernel._finish_kernel[(n_images * blocks,)](
+        blocks = triton.cdiv(width, _SUM_BLOCK) if wants_image else 1
+        gradient_kernel._image_router_scale_gradient_kernel[(n_images * blocks,)](
             parts,
             dw,
             None if dweights is None else dweights.contiguous(),
@@ -207,7 +207,7 @@ def launch_mixture_logits_backward(
             n_prompts,
             width,
             KP=_padded(n_prompts),
-            BLOCK_D=_FINISH_BLOCK,
+            BLOCK_D=_SUM_BLOCK,
             BLOCK_PARTS=16,
             **_OPTIONS,
         )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .layout import output_format
+from .memory_format import output_format
 
 
 def _each(value: float, values: Tensor | None, like: Tensor) -> float | Tensor:

@@ -1,4 +1,4 @@
-"""How the step kernels are started: layouts, grids, outputs."""
+"""How the step kernels are started: memory formats, grids, outputs."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from .kernel import _apgd_step_kernel, _pgd_step_kernel
-from .layout import output_format
+from .memory_format import output_format
 
 _BLOCK = 2048
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
@@ -20,9 +20,9 @@ def _rows(x_adv: Tensor) -> tuple[int, int]:
 
 
 def _dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """In the layout in which ``like`` is written; copied where they are not."""
-    layout = output_format(like)
-    return [t.contiguous(memory_format=layout) for t in tensors]
+    """In the memory format in which ``like`` is written; copied where they are not."""
+    memory_format = output_format(like)
+    return [t.contiguous(memory_format=memory_format) for t in tensors]
 
 
 def launch_pgd_step(x_adv: Tensor, *arguments: Any) -> Tensor:

@@ -9,7 +9,7 @@ from .._check import check_number, check_writable
 from .._dispatch import Impl, define, resolve
 from . import eager
 from .check import PerImage, check_counts, check_images, check_radius, split
-from .layout import output_format
+from .memory_format import output_format
 
 _STEP = "float alpha, float eps, float lo, float hi, bool targeted, Tensor(a!)? counts"
 _EACH = "Tensor? alphas, Tensor? epses"

@@ -186,17 +186,17 @@ def launch_prefix_attention_backward(
         **options,
     )
     if need_kv:
-        dk, dv = _own_backward(
+        dk, dv = _suffix_keys_backward(
             dout, q, k, v, cu_seqlens, lse, delta, last_only, scale, tiles, options
         )
     if need_prefix:
-        dprefix_k, dprefix_v = _prefix_backward(
+        dprefix_k, dprefix_v = _prefix_keys_backward(
             dout, q, prefix_k, prefix_v, lse, delta, scale, tiles, options
         )
     return dq, dk, dv, dprefix_k, dprefix_v
 
 
-def _own_backward(
+def _suffix_keys_backward(
     dout: Tensor,
     q: Tensor,
     k: Tensor,
@@ -212,7 +212,7 @@ def _own_backward(
     prompts, tokens, heads, _ = k.shape
     dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
     n_tiles = triton.cdiv(tokens, tiles.held)
-    key_kernel._own_backward_kernel[(n_tiles * heads * prompts,)](
+    key_kernel._suffix_keys_backward_kernel[(n_tiles * heads * prompts,)](
         dout,
         q,
         k,
@@ -238,7 +238,7 @@ def _own_backward(
     return dk, dv
 
 
-def _prefix_backward(
+def _prefix_keys_backward(
     dout: Tensor,
     q: Tensor,
     prefix_k: Tensor,
@@ -260,7 +260,7 @@ def _prefix_backward(
     chunks = triton.cdiv(rows, chunk)
     shape = (chunks, 2, prompts, n_prefix, heads, d)
     parts = torch.empty(shape, dtype=torch.float32, device=q.device)
-    key_kernel._prefix_backward_kernel[(chunks * blocks * heads * prompts,)](
+    key_kernel._prefix_keys_backward_kernel[(chunks * blocks * heads * prompts,)](
         dout,
         q,
         prefix_k,
@@ -286,7 +286,7 @@ def _prefix_backward(
         torch.empty(prefix_k.shape, dtype=prefix_k.dtype, device=q.device) for _ in range(2)
     )
     n = dprefix_k.numel()
-    key_kernel._sum_parts_kernel[(triton.cdiv(n, 64),)](
+    key_kernel._sum_prefix_parts_kernel[(triton.cdiv(n, 64),)](
         parts,
         dprefix_k,
         dprefix_v,

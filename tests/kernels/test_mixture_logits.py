@@ -235,7 +235,7 @@ def test_routers_of_another_dtype():
     assert expected["router_logits"].dtype == expected["logit_scale"].dtype == torch.bfloat16
 
 
-def test_numbers_empty_batches_and_layouts():
+def test_numbers_empty_batches_and_strides():
     image, text, router, scale = batch()
     expected = mixture_logits(image, text, router, scale)
     assert torch.equal(mixture_logits(image, text, router, 7.0), expected)

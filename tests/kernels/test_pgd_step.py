@@ -124,9 +124,9 @@ def test_a_step_for_each_image_equals_single_ones():
     assert torch.equal(got[1], x[1])
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_in_place_is_the_same_and_hands_back_what_it_wrote_over(layout):
-    x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_in_place_is_the_same_and_hands_back_what_it_wrote_over(memory_format):
+    x_adv, x, grad = (t.contiguous(memory_format=memory_format) for t in batch(size=6))
     counts, expected_counts = torch.zeros(2, 3, 2, dtype=torch.int64)
     named = {"alpha": 0.02, "eps": 0.04, "targeted": True}
     expected = pgd_step(x_adv, x, grad, counts=expected_counts, **named)
@@ -153,9 +153,9 @@ def test_implementations_agree():
     assert torch.equal(auto, pgd_step(x_adv, x, grad, impl="torch", **named))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_opcheck(layout):
-    x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_opcheck(memory_format):
+    x_adv, x, grad = (t.contiguous(memory_format=memory_format) for t in batch(size=6))
     each, counts = torch.full((3,), 0.1), torch.zeros(3, 2, dtype=torch.int64)
     scalars = (0.1, 0.2, 0.0, 1.0, True)
     plain = (x_adv, x, grad, None, None, *scalars, None)

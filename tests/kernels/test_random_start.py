@@ -104,7 +104,7 @@ def test_the_attacks_draw_from_it():
     assert torch.equal(mine, start(x, 3, 1, indices.long(), sides="one-sided"))
 
 
-def test_inputs_are_left_alone_and_layouts_do_not_matter():
+def test_inputs_are_left_alone_and_memory_formats_do_not_matter():
     x = images(size=6)
     before = x.clone()
     expected = start(x)
@@ -119,8 +119,8 @@ def test_opcheck():
     x, each = images(), torch.full((3,), 0.1)
     key, indices = start_key(1, 2, CPU), torch.arange(3)
     for epses in (None, each):
-        for layout in (torch.contiguous_format, torch.channels_last):
-            given = x.contiguous(memory_format=layout)
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            given = x.contiguous(memory_format=memory_format)
             arguments = (given, indices, key, epses, 0.1, 0.0, 1.0, False)
             torch.library.opcheck(torch.ops.fastprompt.random_start.default, arguments)
 

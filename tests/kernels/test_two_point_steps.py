@@ -60,9 +60,9 @@ def test_settings_for_each_image_targets_and_counts():
     assert not torch.equal(got, run(everyone, alpha=alphas, eps=radii, targeted=True))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_opcheck(layout):
-    images = [t.contiguous(memory_format=layout) for t in points()]
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_opcheck(memory_format):
+    images = [t.contiguous(memory_format=memory_format) for t in points()]
     for flag, counts in ((False, None), (True, torch.zeros(3, 2, dtype=torch.int64))):
         arguments = (*images, None, None, 0.1, 0.2, 0.75, 0.0, 1.0, flag, counts)
         operator = torch.ops.fastprompt.apgd_step.default

@@ -6,7 +6,7 @@ import torch
 
 from fastprompt.kernels.layer_consistency import kernel
 
-ELEMENTWISE = {"_sums_kernel", "_gradient_kernel"}
+ELEMENTWISE = {"_row_sums_kernel", "_row_gradient_kernel"}
 MAY_SPILL: set[str] = set()
 _SAMPLES, _TOKENS = 32, (213, 768)
 

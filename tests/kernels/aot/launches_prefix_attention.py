@@ -8,7 +8,7 @@ from fastprompt.kernels.prefix_attention import launch
 
 ELEMENTWISE: set[str] = set()
 # 8 bytes where every size is 1, which is a constant then
-MAY_SPILL = {"_own_backward_kernel"}
+MAY_SPILL = {"_suffix_keys_backward_kernel"}
 _CLASSES, _TOKENS, _PREFIX, _HEADS = 1000, 6000, 17, 8
 
 

@@ -94,7 +94,7 @@ def test_settings_of_each_image():
 
 
 @pytest.mark.parametrize("change", ["channels-last", "mixed", "strided", "flipped"])
-def test_layouts(change):
+def test_memory_formats(change):
     x_adv, x_prev, x, grad = batch(2, 6)
     last = torch.channels_last
     images = {
