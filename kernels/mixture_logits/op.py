@@ -241,7 +241,7 @@ def mixture_logits(
     resolved = resolve(impl, text_features, image_features, router_logits)
     if gram is None:
         gram = mixture_gram(text_features, mix=mix, impl=impl)
-    check_type("gram", gram, MixtureGram, "a MixtureGram", "make it with mixture_gram")
+    check_type(gram, "gram", MixtureGram, "a MixtureGram", "make it with mixture_gram")
     dtype = wide_dtype(text_features)
     check_gram(gram.gram, gram.inv_norm, gram.mix, text_features, mix, dtype)
     if isinstance(logit_scale, Tensor):

@@ -107,7 +107,7 @@ def pgd_step_(
 ) -> Tensor:
     """`pgd_step`, written over ``x_adv``, which is handed back."""
     arguments = _pgd_arguments(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
-    check_writable("x_adv", x_adv)
+    check_writable(x_adv, "x_adv")
     _pgd_step_(resolve(impl, *arguments[:5]), *arguments)
     return x_adv
 
@@ -173,7 +173,7 @@ def apgd_step(
     check_images(x_adv, x_prev=x_prev, x=x, grad=grad)
     check_radius(x_adv, alpha, eps, lo, hi)
     check_counts(x_adv, counts)
-    momentum = check_number("momentum", momentum, low=0.0, high=1.0)
+    momentum = check_number(momentum, "momentum", low=0.0, high=1.0)
     (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
     images = (x_adv.detach(), x_prev.detach(), x.detach(), grad.detach())
     return _apgd_step(
