@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arguments import Layers, LayersBackward
 from .memory_format import gradient_like, order_of
 
 _BLOCK = 1024
@@ -155,10 +156,9 @@ def _splits(rows: int, n: int) -> int:
     return min(_MAX_SPLITS, enough, max(1, triton.cdiv(n, _BLOCK) // _MIN_BLOCKS))
 
 
-def launch_layer_consistency(
-    a: list[Tensor], b: list[Tensor], samples: int
-) -> tuple[Tensor, Tensor]:
+def launch_layer_consistency(layers: Layers) -> tuple[Tensor, Tensor]:
     """`eager.layer_consistency`: a launch for each tensor, and one for all."""
+    a, b, samples = layers
     device = a[0].device
     rows = sum(len(x) for x in a)
     value = torch.empty(samples, dtype=torch.float32, device=device)
@@ -189,10 +189,9 @@ def launch_layer_consistency(
     return value, norms
 
 
-def launch_layer_consistency_backward(
-    grad: Tensor, norms: Tensor, a: list[Tensor], b: list[Tensor], wanted: list[bool]
-) -> list[Tensor]:
+def launch_layer_consistency_backward(given: LayersBackward) -> list[Tensor]:
     """`eager.layer_consistency_backward`: a launch for each pair of tensors."""
+    grad, norms, a, b, wanted = given
     grad = grad.contiguous()
     places: list[Any] = [
         gradient_like(x) if want else None for x, want in zip([*a, *a], wanted, strict=True)

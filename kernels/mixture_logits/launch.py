@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .._dispatch import dot_precision, interpreted
 from . import gradient_kernel, kernel
+from .arguments import Mixture, MixtureBackward, Prompts
 
 # programs that keep a big GPU busy: below these smaller tiles are taken, and sums split
 _PROGRAMS = 256
@@ -69,8 +70,9 @@ def _tile_options(features: Tensor, block_b: int, block_c: int) -> dict[str, obj
     }
 
 
-def launch_mixture_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
+def launch_mixture_gram(given: Prompts) -> tuple[Tensor, Tensor]:
     """`eager.mixture_gram`."""
+    text = given.text
     n_prompts, n_classes, width = text.shape
     gram = torch.empty(n_prompts, n_prompts, n_classes, dtype=torch.float32, device=text.device)
     inv_norm = torch.empty(n_prompts, n_classes, dtype=torch.float32, device=text.device)
@@ -81,7 +83,7 @@ def launch_mixture_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]
         n_classes,
         n_prompts,
         width,
-        NORMALIZED=normalized,
+        NORMALIZED=given.normalized,
         # a mixture's length, where its prompts almost cancel, lies in the last digits
         PRECISION="ieee" if text.dtype == torch.float32 else dot_precision(text.dtype),
         WIDEN=interpreted(),
@@ -93,16 +95,9 @@ def launch_mixture_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]
     return gram, inv_norm
 
 
-def launch_mixture_logits(
-    image: Tensor,
-    text: Tensor,
-    router: Tensor,
-    scale: Tensor,
-    gram: Tensor,
-    inv_norm: Tensor,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def launch_mixture_logits(given: Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`eager.mixture_logits`."""
+    image, text, router, scale, gram, inv_norm, temperature = given
     sizes = n_images, n_classes, n_prompts, _ = _sizes(image, text)
     logits, cosine, inverse = (
         torch.empty(sizes[:2], dtype=torch.float32, device=image.device) for _ in range(3)
@@ -131,25 +126,12 @@ def launch_mixture_logits(
 
 
 def launch_mixture_logits_backward(
-    dlogits: Tensor,
-    dweights: Tensor | None,
-    image: Tensor,
-    text: Tensor,
-    router: Tensor,
-    scale: Tensor,
-    gram: Tensor,
-    inv_norm: Tensor,
-    weights: Tensor,
-    cosine: Tensor,
-    inverse: Tensor,
-    temperature: float,
-    normalized: bool,
-    wants_image: bool,
-    wants_text: bool,
-    wants_router: bool,
-    wants_scale: bool,
+    given: MixtureBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`eager.mixture_logits_backward`."""
+    dlogits, dweights, image, text, router, scale, gram, inv_norm = given[:8]
+    weights, cosine, inverse, temperature, normalized = given[8:13]
+    wants_image, wants_text, wants_router, wants_scale = given[13:]
     sizes = n_images, n_classes, n_prompts, width = _sizes(image, text)
     dimage, dtext = _room(image, wants_image), _room(text, wants_text)
     drouter, dscale = _room(router, wants_router), _room(scale, wants_scale)

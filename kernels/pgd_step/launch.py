@@ -1,11 +1,10 @@
 """How the step kernels are started: memory formats, grids, outputs."""
 
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
 
+from .arguments import Step, TwoPointStep
 from .kernel import _apgd_step_kernel, _pgd_step_kernel
 from .memory_format import output_format
 
@@ -13,9 +12,9 @@ _BLOCK = 2048
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
 
 
-def _rows(x_adv: Tensor) -> tuple[int, int]:
+def _rows(images: Tensor) -> tuple[int, int]:
     """Entries of an image, and programs that share one."""
-    n = x_adv[0].numel() if len(x_adv) else 0
+    n = images[0].numel()
     return n, triton.cdiv(n, _BLOCK)
 
 
@@ -25,92 +24,65 @@ def _dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [t.contiguous(memory_format=memory_format) for t in tensors]
 
 
-def launch_pgd_step(x_adv: Tensor, *arguments: Any) -> Tensor:
+def launch_pgd_step(step: Step) -> Tensor:
     """`eager.pgd_step`."""
-    out = torch.empty_like(x_adv, memory_format=output_format(x_adv))
-    _write_pgd_step(out, x_adv, *arguments)
+    out = torch.empty_like(step.x_adv, memory_format=output_format(step.x_adv))
+    _write_pgd_step(out, step)
     return out
 
 
-def launch_pgd_step_(x_adv: Tensor, *arguments: Any) -> None:
+def launch_pgd_step_(step: Step) -> None:
     """`eager.pgd_step_`."""
-    (out,) = _dense(x_adv, x_adv)
-    _write_pgd_step(out, out, *arguments)
-    if out is not x_adv:
-        x_adv.copy_(out)
+    (out,) = _dense(step.x_adv, step.x_adv)
+    _write_pgd_step(out, step._replace(x_adv=out))
+    if out is not step.x_adv:
+        step.x_adv.copy_(out)
 
 
-def _write_pgd_step(
-    out: Tensor,
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-) -> None:
+def _write_pgd_step(out: Tensor, step: Step) -> None:
     """``out`` is dense, and may be ``x_adv``."""
-    n, chunks = _rows(out)
     if not out.numel():
         return
+    n, chunks = _rows(out)
     _pgd_step_kernel[(len(out) * chunks,)](
-        *_dense(out, x_adv, x, grad),
+        *_dense(out, step.x_adv, step.x, step.grad),
         out,
-        alphas,
-        epses,
-        counts,
-        alpha,
-        eps,
-        lo,
-        hi,
+        step.alphas,
+        step.epses,
+        step.counts,
+        step.alpha,
+        step.eps,
+        step.lo,
+        step.hi,
         n,
         chunks,
-        TARGETED=targeted,
+        TARGETED=step.targeted,
         BLOCK=_BLOCK,
         **_LAUNCH,
     )
 
 
-def launch_apgd_step(
-    x_adv: Tensor,
-    x_prev: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    momentum: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-) -> Tensor:
+def launch_apgd_step(step: TwoPointStep) -> Tensor:
     """`eager.apgd_step`."""
-    out = torch.empty_like(x_adv, memory_format=output_format(x_adv))
-    n, chunks = _rows(out)
+    out = torch.empty_like(step.x_adv, memory_format=output_format(step.x_adv))
     if not out.numel():
         return out
+    n, chunks = _rows(out)
     _apgd_step_kernel[(len(out) * chunks,)](
-        *_dense(x_adv, x_adv, x_prev, x, grad),
+        *_dense(out, step.x_adv, step.x_prev, step.x, step.grad),
         out,
-        alphas,
-        epses,
-        counts,
-        alpha,
-        eps,
-        momentum,
-        1 - momentum,
-        lo,
-        hi,
+        step.alphas,
+        step.epses,
+        step.counts,
+        step.alpha,
+        step.eps,
+        step.momentum,
+        1 - step.momentum,
+        step.lo,
+        step.hi,
         n,
         chunks,
-        TARGETED=targeted,
+        TARGETED=step.targeted,
         BLOCK=_BLOCK,
         **_LAUNCH,
     )

@@ -1,48 +1,46 @@
 """Schemas, implementations, fakes, and the public functions."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .._check import check_number, check_writable
 from .._dispatch import Impl, define, resolve
 from . import eager
+from .arguments import Step, TwoPointStep
 from .check import PerImage, check_counts, check_images, check_radius, split
 from .memory_format import output_format
 
-_STEP = "float alpha, float eps, float lo, float hi, bool targeted, Tensor(a!)? counts"
-_EACH = "Tensor? alphas, Tensor? epses"
 
-
-def _like(x_adv: Tensor) -> Tensor:
-    return torch.empty_like(x_adv, memory_format=output_format(x_adv))
-
-
-def _launch(name: str, *arguments: Any) -> Any:
-    from . import launch
-
-    return getattr(launch, f"launch_{name}")(*arguments)
+def _like_x_adv(step: Step | TwoPointStep) -> Tensor:
+    return torch.empty_like(step.x_adv, memory_format=output_format(step.x_adv))
 
 
 _pgd_step = define(
-    f"pgd_step(Tensor x_adv, Tensor x, Tensor grad, {_EACH}, {_STEP}) -> Tensor",
+    "pgd_step",
+    Step,
+    "Tensor",
     eager=eager.pgd_step,
-    launch=lambda *arguments: _launch("pgd_step", *arguments),
-    fake=lambda x_adv, *_: _like(x_adv),
+    launch=".launch:launch_pgd_step",
+    fake=_like_x_adv,
+    writes={"counts"},
 )
 _pgd_step_ = define(
-    f"pgd_step_(Tensor(c!) x_adv, Tensor x, Tensor grad, {_EACH}, {_STEP}) -> ()",
+    "pgd_step_",
+    Step,
+    "()",
     eager=eager.pgd_step_,
-    launch=lambda *arguments: _launch("pgd_step_", *arguments),
-    fake=lambda *_: None,
+    launch=".launch:launch_pgd_step_",
+    fake=lambda _: None,
+    writes={"x_adv", "counts"},
 )
 _apgd_step = define(
-    f"apgd_step(Tensor x_adv, Tensor x_prev, Tensor x, Tensor grad, {_EACH}, float alpha, "
-    "float eps, float momentum, float lo, float hi, bool targeted, Tensor(a!)? counts) -> Tensor",
+    "apgd_step",
+    TwoPointStep,
+    "Tensor",
     eager=eager.apgd_step,
-    launch=lambda *arguments: _launch("apgd_step", *arguments),
-    fake=lambda x_adv, *_: _like(x_adv),
+    launch=".launch:launch_apgd_step",
+    fake=_like_x_adv,
+    writes={"counts"},
 )
 
 
@@ -88,8 +86,8 @@ def pgd_step(
             that is not finite, ``lo > hi``. The values of tensors are not looked at.
         RuntimeError: ``impl="triton"`` where it can't run.
     """
-    arguments = _pgd_arguments(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
-    return _pgd_step(resolve(impl, *arguments[:5]), *arguments)
+    step = _step(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
+    return _pgd_step(resolve(impl, *step[:5]), step)
 
 
 def pgd_step_(
@@ -106,13 +104,13 @@ def pgd_step_(
     impl: Impl = "auto",
 ) -> Tensor:
     """`pgd_step`, written over ``x_adv``, which is handed back."""
-    arguments = _pgd_arguments(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
+    step = _step(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
     check_writable(x_adv, "x_adv")
-    _pgd_step_(resolve(impl, *arguments[:5]), *arguments)
+    _pgd_step_(resolve(impl, *step[:5]), step)
     return x_adv
 
 
-def _pgd_arguments(
+def _step(
     x_adv: Tensor,
     x: Tensor,
     grad: Tensor,
@@ -122,14 +120,13 @@ def _pgd_arguments(
     hi: float,
     targeted: bool,
     counts: Tensor | None,
-) -> tuple[Any, ...]:
+) -> Step:
     check_images(x_adv, x=x, grad=grad)
     check_radius(x_adv, alpha, eps, lo, hi)
     check_counts(x_adv, counts)
     (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
-    images = (x_adv.detach(), x.detach(), grad.detach())
-    box = (float(lo), float(hi))
-    return (*images, alphas, epses, alpha, eps, *box, targeted, counts)
+    images = x_adv.detach(), x.detach(), grad.detach()
+    return Step(*images, alphas, epses, alpha, eps, float(lo), float(hi), targeted, counts)
 
 
 def apgd_step(
@@ -175,17 +172,7 @@ def apgd_step(
     check_counts(x_adv, counts)
     momentum = check_number(momentum, "momentum", low=0.0, high=1.0)
     (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
-    images = (x_adv.detach(), x_prev.detach(), x.detach(), grad.detach())
-    return _apgd_step(
-        resolve(impl, *images),
-        *images,
-        alphas,
-        epses,
-        alpha,
-        eps,
-        momentum,
-        float(lo),
-        float(hi),
-        targeted,
-        counts,
-    )
+    images = x_adv.detach(), x_prev.detach(), x.detach(), grad.detach()
+    settings = alphas, epses, alpha, eps, momentum, float(lo), float(hi), targeted, counts
+    step = TwoPointStep._make((*images, *settings))
+    return _apgd_step(resolve(impl, *images), step)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._dispatch import dot_precision
 from . import kernel, key_kernel
+from .arguments import Attention, AttentionBackward
 
 # programs that share the sum over all queries into the prefix: at least so many in all if there is
 # work for them, and at most so many of one head
@@ -84,17 +85,9 @@ def _classes(cu_seqlens: Tensor) -> tuple[int, int]:
     return classes, (classes - 1).bit_length()
 
 
-def launch_prefix_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    cu_seqlens: Tensor,
-    last_only: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def launch_prefix_attention(given: Attention) -> tuple[Tensor, Tensor]:
     """`eager.prefix_attention`, in one launch."""
+    q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale = given
     prompts, rows, heads, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
@@ -126,22 +119,11 @@ def launch_prefix_attention(
 
 
 def launch_prefix_attention_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    cu_seqlens: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    last_only: bool,
-    scale: float,
-    need_q: bool,
-    need_kv: bool,
-    need_prefix: bool,
+    given: AttentionBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`eager.prefix_attention_backward`: dq, own keys, prefix, sum: four launches."""
+    dout, q, k, v, prefix_k, prefix_v, cu_seqlens, out, lse = given[:9]
+    last_only, scale, need_q, need_kv, need_prefix = given[9:]
     if not q.numel():
         kept = (need_q, need_kv, need_kv, need_prefix, need_prefix)
         inputs = (q, k, v, prefix_k, prefix_v)

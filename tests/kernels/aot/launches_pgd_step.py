@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from fastprompt.kernels.pgd_step import launch
+from fastprompt.kernels.pgd_step.arguments import Step, TwoPointStep
 
 ELEMENTWISE = {"_pgd_step_kernel", "_apgd_step_kernel"}
 MAY_SPILL: set[str] = set()
@@ -19,25 +20,15 @@ def _pgd(dtype: torch.dtype, *, full: bool) -> None:
     grad = _images(dtype)
     counts = torch.empty(256, 2, dtype=torch.int64, device="meta")
     each = torch.empty(256, device="meta") if full else None
-    launch.launch_pgd_step(
-        _images(),
-        _images(),
-        grad,
-        each,
-        each,
-        0.01,
-        0.02,
-        0.0,
-        1.0,
-        full,
-        counts if full else None,
-    )
+    settings = each, each, 0.01, 0.02, 0.0, 1.0, full, counts if full else None
+    launch.launch_pgd_step(Step(_images(), _images(), grad, *settings))
 
 
 def _apgd(dtype: torch.dtype) -> None:
     each = torch.empty(256, device="meta")
     images = (_images(), _images(), _images(), _images(dtype))
-    launch.launch_apgd_step(*images, each, None, 0.0, 0.02, 0.75, 0.0, 1.0, False, None)
+    settings = each, None, 0.0, 0.02, 0.75, 0.0, 1.0, False, None
+    launch.launch_apgd_step(TwoPointStep(*images, *settings))
 
 
 def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:

@@ -50,7 +50,7 @@ def test_memory_formats_and_an_empty_batch():
         strided(x),
         x.flip(-1).clone().flip(-1),
     ):
-        assert torch.equal(both(memory_format, [3, 4])[0], expected)
+        assert torch.equal(both(spread, [3, 4])[0], expected)
     assert both(x[:0], [])[0].shape == (0, 3, 6, 6)
 
 
