@@ -1,38 +1,24 @@
-"""The sign step against a slow spelling, its counts, and what it refuses."""
+"""The sign step against its formula, its counts, and what it refuses."""
 
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from helpers.steps import batch, given_anew
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastprompt.kernels import pgd_step, pgd_step_
+from fastprompt.kernels.pgd_step import reference
 
 
-def batch(n=3, size=5, dtype=torch.float32, seed=0):
-    gen = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 3, size, size, generator=gen, dtype=dtype)
-    x_adv = (x + 0.1 * (torch.rand(x.shape, generator=gen, dtype=dtype) - 0.5)).clamp(0, 1)
-    return x_adv, x, torch.randn(x.shape, generator=gen, dtype=dtype)
-
-
-def slow_step(x_adv, x, grad, alpha, eps, lo=0.0, hi=1.0):
-    """One pixel after the other, in Python's floats."""
-    out = []
-    for a, c, g in zip(x_adv.flatten(), x.flatten(), grad.flatten(), strict=True):
-        sign = (g > 0).item() - (g < 0).item()
-        delta = min(max(a.item() + alpha * sign - c.item(), -eps), eps)
-        out.append(min(max(c.item() + delta, lo), hi))
-    return torch.tensor(out, dtype=x.dtype).view_as(x)
-
-
-def test_equals_the_slow_spelling():
+def test_equals_the_formula():
     x_adv, x, grad = batch(dtype=torch.float64)
     grad[0, 0, 0] = 0.0
     got = pgd_step(x_adv, x, grad, alpha=0.02, eps=0.04)
-    torch.testing.assert_close(got, slow_step(x_adv, x, grad, 0.02, 0.04), rtol=0, atol=1e-15)
+    expected = reference.pgd_step(x_adv, x, grad, 0.02, 0.04)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-15)
 
 
 def test_targeted_steps_against_the_gradient():
@@ -164,10 +150,6 @@ def test_opcheck(memory_format):
         for name in ("pgd_step", "pgd_step_"):
             operator = getattr(torch.ops.fastprompt, name).default
             torch.library.opcheck(operator, tuple(given_anew(arguments)))
-
-
-def given_anew(arguments):
-    return [t.clone() if isinstance(t, torch.Tensor) else t for t in arguments]
 
 
 @pytest.mark.parametrize("step", [pgd_step, pgd_step_])
