@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from place import DEVICE, DTYPE_IDS, DTYPES, EPSILON, INTERPRETED, MARKS, _poisoned, strided  # noqa: F401
+from helpers.kernel_place import DEVICE, DTYPE_IDS, DTYPES, EPSILON, INTERPRETED, MARKS, strided
 
 from fastprompt.kernels import consistency_loss
 from fastprompt.kernels.consistency_loss import eager

@@ -3,14 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from place import (  # noqa: F401
+from helpers.kernel_place import (
     DEVICE,
     DTYPE_IDS,
     DTYPES,
     EPSILON,
     INTERPRETED,
     MARKS,
-    _poisoned,
     strided,
     worst,
 )

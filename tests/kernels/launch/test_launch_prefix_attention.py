@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from place import (
+from helpers.kernel_place import (
     DEVICE,
     DTYPE_IDS,
     DTYPES,
     EPSILON,
     INTERPRETED,
     MARKS,
-    _poisoned,  # noqa: F401
     strided,
     worst,
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from place import DEVICE, INTERPRETED, MARKS, _poisoned, strided  # noqa: F401
+from helpers.kernel_place import DEVICE, INTERPRETED, MARKS, strided
 
 from fastprompt.attacks.random_start import start_key
 from fastprompt.kernels import random_start
