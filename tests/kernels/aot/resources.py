@@ -1,7 +1,7 @@
 """Registers, spills and shared memory of every kernel, for every target.
 
-    python tests/kernels/aot/resources.py            # write resources.json anew
-    python tests/kernels/aot/resources.py pgd_step   # only print, for one op
+python tests/kernels/aot/resources.py            # write resources.json anew
+python tests/kernels/aot/resources.py pgd_step   # only print, for one op
 """
 
 import json
