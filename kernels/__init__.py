@@ -3,7 +3,7 @@
 from .consistency_loss import consistency_loss
 from .layer_consistency import layer_consistency
 from .mixture_logits import MixtureGram, mixture_gram, mixture_logits
-from .pgd_step import apgd_step, momentum_step, pgd_step, pgd_step_
+from .pgd_step import apgd_step, pgd_step, pgd_step_
 from .prefix_attention import prefix_attention
 from .random_start import random_start
 
@@ -14,7 +14,6 @@ __all__ = [
     "layer_consistency",
     "mixture_gram",
     "mixture_logits",
-    "momentum_step",
     "pgd_step",
     "pgd_step_",
     "prefix_attention",

@@ -1,10 +1,12 @@
 """Checks that the ops share: every message names the argument, what it got and what it takes.
 
-They look at types, shapes, dtypes and devices, never at a tensor's values, and build no text
-unless they raise: compiled code walks through them for symbolic sizes.
+The value comes first, then its name. The checks look at types, shapes, dtypes and devices, never at
+a tensor's values, and build no text unless they raise: compiled code walks through them for
+symbolic sizes.
 """
 
 import numbers
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -15,17 +17,18 @@ _INF = float("inf")
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, numbers.Real)
 
 
-def check_type(name: str, value: object, kind: type, takes: str, remedy: str = "") -> None:
+def check_type(value: object, name: str, kind: type, takes: str, remedy: str = "") -> None:
     """An instance of ``kind``, which ``takes`` puts in words."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {takes}, got {type(value).__name__}{_then(remedy)}")
 
 
-def check_tensor(name: str, value: object, remedy: str = "") -> None:
-    check_type(name, value, Tensor, "a tensor", remedy)
+def check_tensor(value: object, name: str, remedy: str = "") -> None:
+    check_type(value, name, Tensor, "a tensor", remedy)
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(value: object, name: str, choices: Sequence[str]) -> None:
+    """One of ``choices``."""
     if value not in choices:
         named = " or ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be {named}, got {value!r}")
@@ -35,8 +38,8 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def check_number(
-    name: str,
     value: object,
+    name: str,
     *,
     low: float | None = None,
     high: float | None = None,
@@ -48,8 +51,8 @@ def check_number(
     """A number within the limits, as a float.
 
     Args:
-        name: the argument's.
         value: what was given; neither a bool nor a tensor is a number.
+        name: the argument's.
         low, high: the smallest and the largest that is taken.
         above: what it must be larger than.
         finite: refuse infinities. NaN is always refused.
@@ -57,7 +60,7 @@ def check_number(
         remedy: for the message: why no tensor is taken, and what to do with one.
     """
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
-        _refuse_type(name, value, samples, remedy)
+        _refuse_type(value, name, samples, remedy)
     number: Any = value
     within = (
         number == number  # not NaN
@@ -85,7 +88,7 @@ def _limits(low: float | None, high: float | None, above: float | None, finite: 
     return "finite" if finite else "a number"
 
 
-def _refuse_type(name: str, value: object, samples: int | None, remedy: str) -> NoReturn:
+def _refuse_type(value: object, name: str, samples: int | None, remedy: str) -> NoReturn:
     takes = "a number" if samples is None else f"a number or a tensor [{samples}]"
     if isinstance(value, str):
         raise TypeError(f"{name} must be {takes}, got {value!r}: without quotes, as in eps=4/255")
@@ -95,10 +98,10 @@ def _refuse_type(name: str, value: object, samples: int | None, remedy: str) -> 
 
 
 def check_per_sample(
-    name: str,
     value: object,
-    anchor_name: str,
+    name: str,
     anchor: Tensor,
+    anchor_name: str,
     *,
     low: float | None = None,
     high: float | None = None,
@@ -106,49 +109,49 @@ def check_per_sample(
 ) -> None:
     """A number within the limits, or a floating tensor of one for each sample of ``anchor``."""
     if not isinstance(value, Tensor):
-        check_number(name, value, low=low, high=high, finite=finite, samples=anchor.shape[0])
+        check_number(value, name, low=low, high=high, finite=finite, samples=anchor.shape[0])
         return
     if value.shape != anchor.shape[:1]:
         wanted = f"a number or [{anchor.shape[0]}]"
         raise ValueError(f"{name} must be {wanted}, got {list(value.shape)}")
-    check_floating(name, value)
-    check_device(name, value, anchor_name, anchor)
+    check_floating(value, name)
+    check_device(value, name, anchor, anchor_name)
 
 
 def check_box(lo: object, hi: object) -> None:
     """Limits of the pixels, which may be infinite."""
-    low = check_number("lo", lo, finite=False)
-    if check_number("hi", hi, finite=False) < low:
+    low = check_number(lo, "lo", finite=False)
+    if check_number(hi, "hi", finite=False) < low:
         raise ValueError(f"lo must not be above hi, got {lo} and {hi}")
 
 
 # tensors
 
 
-def check_pixels(name: str, images: Tensor) -> None:
+def check_pixels(images: Tensor, name: str) -> None:
     """Float32 or float64, ``[B, ...]``."""
-    check_tensor(name, images)
+    check_tensor(images, name)
     if images.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} must be float32, as less leaves the eps-ball; got {images.dtype}")
     if images.ndim < 1:
         raise ValueError(f"{name} must be [B, ...], got a tensor without dimensions")
 
 
-def check_floating(name: str, tensor: Tensor) -> None:
+def check_floating(tensor: Tensor, name: str) -> None:
     if tensor.dtype not in FLOATS:
         raise TypeError(
             f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}: cast it"
         )
 
 
-def check_dtype(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> None:
+def check_dtype(tensor: Tensor, name: str, anchor: Tensor, anchor_name: str) -> None:
     if tensor.dtype != anchor.dtype:
         raise TypeError(
             f"{name} must have {_of(anchor_name)} dtype {anchor.dtype}, got {tensor.dtype}: cast it"
         )
 
 
-def check_shape(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> None:
+def check_shape(tensor: Tensor, name: str, anchor: Tensor, anchor_name: str) -> None:
     if tensor.shape != anchor.shape:
         raise ValueError(
             f"{name} must have {_of(anchor_name)} shape {list(anchor.shape)}, "
@@ -156,7 +159,7 @@ def check_shape(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> 
         )
 
 
-def check_device(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> None:
+def check_device(tensor: Tensor, name: str, anchor: Tensor, anchor_name: str) -> None:
     if tensor.device != anchor.device:
         raise ValueError(
             f"{name} must be on {_of(anchor_name)} device {anchor.device}, got {tensor.device}: "
@@ -164,7 +167,7 @@ def check_device(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) ->
         )
 
 
-def check_writable(name: str, tensor: Tensor) -> None:
+def check_writable(tensor: Tensor, name: str) -> None:
     """No leaf or node of a graph: an op writes over it unseen by autograd."""
     if tensor.requires_grad:
         raise ValueError(f"{name} must not require a gradient to be written over: detach it")

@@ -1,11 +1,12 @@
 """How an op is registered, and which of its implementations runs."""
 
 import functools
+import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor
@@ -15,11 +16,21 @@ NAMESPACE = "fastprompt"
 # plain code by the op's qualified name, for who counts what an op does inside
 PLAIN: dict[str, Callable[..., Any]] = {}
 _INSTALLED = importlib.util.find_spec("triton") is not None
+# what the schemas of torch call the types of arguments
+_SCHEMA_TYPES: dict[Any, str] = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    list[Tensor]: "Tensor[]",
+    list[bool]: "bool[]",
+    bool: "bool",
+    int: "SymInt",
+    float: "float",
+}
 
 
 @dataclass(frozen=True)
 class Op:
-    """One op in its three implementations, which take the same arguments.
+    """One op in its three implementations, which take the same arguments, one after the other.
 
     Attributes:
         auto: the registered op: plain code on the CPU, the launcher on a GPU.
@@ -31,7 +42,7 @@ class Op:
     triton: Callable[..., Any]
     torch: Callable[..., Any]
 
-    def __call__(self, impl: Impl, *arguments: Any) -> Any:
+    def __call__(self, impl: Impl, arguments: tuple[Any, ...]) -> Any:
         return getattr(self, impl)(*arguments)
 
 
@@ -80,37 +91,64 @@ def resolve(impl: Impl, *tensors: Tensor | None) -> Impl:
 
 
 def define(
-    schema: str,
+    name: str,
+    arguments: type[tuple[Any, ...]],
+    returns: str,
     *,
-    eager: Callable[..., Any],
-    launch: Callable[..., Any],
-    fake: Callable[..., Any],
-    unfit: Callable[..., bool] = lambda *_: False,
+    eager: Callable[[Any], Any],
+    launch: str,
+    fake: Callable[[Any], Any],
+    unfit: Callable[[Any], bool] = lambda _: False,
+    writes: Collection[str] = (),
 ) -> Op:
-    """Register ``fastprompt::<schema>``, and the plain code alone as ``plain_<schema>`` beside it.
+    """Register ``fastprompt::<name>``, and the plain code alone as ``plain_<name>`` beside it.
+
+    Registered ops take their arguments one by one. What is given here takes all of them as one
+    tuple: this is the only place that converts between the two.
 
     Args:
-        schema: name and signature, as `torch.library.define` takes them.
+        name: of the op.
+        arguments: a `NamedTuple` class, whose fields are the op's arguments.
+        returns: types of the outputs, as `torch.library.define` takes them.
         eager: plain code: the CPU's implementation, and a GPU's for float64.
-        launch: calls the launcher; it imports `kernel`, and with it Triton, when it is called.
+        launch: the launcher, ``".module:function"`` in the package of ``arguments``; the module,
+            and Triton with it, is imported when the launcher is first called.
         fake: shapes and dtypes of the outputs.
-        unfit: of the arguments: whether the kernel can't take them and a GPU runs plain code.
+        unfit: whether the kernel can't take the arguments and a GPU runs plain code.
+        writes: the fields that the op writes over.
     """
-    name, signature = schema[: schema.index("(")], schema[schema.index("(") :]
-    plain = _in_full_precision(eager)
+    plain = _in_full_precision(lambda *flat: eager(arguments(*flat)))
     PLAIN[f"{NAMESPACE}::{name}"] = plain
 
-    def on_gpu(*arguments: Any) -> Any:
-        if obstacle(arguments) or unfit(*arguments):
-            return plain(*arguments)
-        # Triton starts kernels on the current GPU, which need not be the tensors'
-        with torch.cuda.device(next(_tensors(arguments)).device):
-            return launch(*arguments)
+    def launcher(*flat: Any) -> Any:
+        module, function = launch.split(":")
+        package = arguments.__module__.rpartition(".")[0]
+        return getattr(importlib.import_module(module, package), function)(arguments(*flat))
 
-    registered = _register(name, signature, {"CPU": plain, "CUDA": on_gpu}, fake)
+    def on_gpu(*flat: Any) -> Any:
+        if obstacle(flat) or unfit(arguments(*flat)):
+            return plain(*flat)
+        # Triton starts kernels on the current GPU, which need not be the tensors'
+        with torch.cuda.device(next(_tensors(flat)).device):
+            return launcher(*flat)
+
+    def flat_fake(*flat: Any) -> Any:
+        return fake(arguments(*flat))
+
+    signature = f"({_parameters(arguments, writes)}) -> {returns}"
+    registered = _register(name, signature, {"CPU": plain, "CUDA": on_gpu}, flat_fake)
     # an op of its own, too: compiled code takes it as one piece, as it takes the kernel
-    everywhere = _register(f"plain_{name}", signature, {"default": plain}, fake)
-    return Op(registered, launch, everywhere)
+    everywhere = _register(f"plain_{name}", signature, {"default": plain}, flat_fake)
+    return Op(registered, launcher, everywhere)
+
+
+def _parameters(arguments: type[tuple[Any, ...]], writes: Collection[str]) -> str:
+    """The fields as a schema writes them: ``Tensor x, Tensor(a1!)? counts, float eps``."""
+    parameters = []
+    for place, (name, kind) in enumerate(get_type_hints(arguments).items()):
+        written = f"Tensor(a{place}!)" if name in writes else "Tensor"
+        parameters.append(f"{_SCHEMA_TYPES[kind].replace('Tensor', written)} {name}")
+    return ", ".join(parameters)
 
 
 def _register(

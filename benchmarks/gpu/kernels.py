@@ -19,10 +19,16 @@ from fastprompt.kernels import (
     prefix_attention,
 )
 
-from ..common import plain
 from ..common.gpu_timing import DEVICE, Rungs, copy_bandwidth, event_rounds
 from ..common.paths import ROOT
 from ..common.timing import difference
+from ..ladder.kernel_groups import (
+    consistency_formula,
+    copied_prefix,
+    gram_mixture,
+    layers_formula,
+    mixture_formula,
+)
 
 
 def pgd_bandwidth() -> dict[str, Any]:
@@ -81,13 +87,13 @@ def mixture() -> dict[str, Any]:
         inputs = [v.to(DEVICE, dtype).requires_grad_() for v in (f, t)]
         inputs += [v.to(DEVICE).requires_grad_() for v in (router, torch.tensor(100.0))]
         functions: dict[str, Callable[..., Tensor]] = {
-            "eager plain": plain.mixture,
-            "compiled plain": torch.compile(plain.mixture),
-            "eager Gram": plain.gram_mixture,
-            "compiled Gram": torch.compile(plain.gram_mixture),
+            "eager plain": mixture_formula,
+            "compiled plain": torch.compile(mixture_formula),
+            "eager Gram": gram_mixture,
+            "compiled Gram": torch.compile(gram_mixture),
             "kernel": lambda *inputs: mixture_logits(*inputs, impl="triton"),
         }
-        exact = plain.mixture(*(v.detach().double() for v in inputs))
+        exact = mixture_formula(*(v.detach().double() for v in inputs))
         errors = {name: difference(call(*inputs), exact) for name, call in functions.items()}
         if not errors["kernel"] <= 2 * errors["eager plain"] + 1e-6:
             raise RuntimeError(f"further from float64 than the plain code: {errors}")
@@ -131,7 +137,7 @@ def attention(classes: int = 1000, heads: int = 8, prefix: int = 17, d: int = 64
             return prefix_attention(*inputs, cu, impl="triton")
 
         def theirs(*inputs: Tensor) -> Tensor:
-            return plain.copied_prefix(*inputs, mask)
+            return copied_prefix(*inputs, mask)
 
         got = mine(*packed, *front)[0]
         expected = theirs(*padded, *front).transpose(1, 2)[used.to(DEVICE)]
@@ -165,9 +171,9 @@ def consistency() -> dict[str, Any]:
         torch.randn(batch, tokens, width, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
         for _ in range(2 * layers)
     ]
-    compiled = torch.compile(plain.layers)
+    compiled = torch.compile(layers_formula)
     rungs = {
-        "eager": with_gradients(plain.layers, *features),
+        "eager": with_gradients(layers_formula, *features),
         "compiled": with_gradients(compiled, *features),
         "kernel": with_gradients(
             lambda *f: layer_consistency(f[:layers], f[layers:], impl="triton"), *features
@@ -187,7 +193,7 @@ def consistency() -> dict[str, Any]:
     labels = torch.randint(classes, (256,), device=DEVICE)
 
     def formula(adv: Tensor) -> Tensor:
-        return plain.consistency(adv, logits[1], logits[2], labels)
+        return consistency_formula(adv, logits[1], logits[2], labels)
 
     def mine(adv: Tensor) -> Tensor:
         return consistency_loss(adv, logits[1], logits[2], labels, alpha=0.5, impl="triton")

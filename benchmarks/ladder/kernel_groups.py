@@ -16,19 +16,66 @@ from fastprompt.kernels import (
     consistency_loss,
     layer_consistency,
     mixture_logits,
-    momentum_step,
     pgd_step,
     prefix_attention,
     random_start,
 )
 from fastprompt.kernels._dispatch import Impl
+from fastprompt.kernels.consistency_loss import reference as consistency_reference
+from fastprompt.kernels.layer_consistency import reference as layers_reference
+from fastprompt.kernels.mixture_logits import reference as mixture_reference
+from fastprompt.kernels.pgd_step import reference as step_reference
 
-from ..common import plain
 from ..common.sizes import DEVICE
 from ..common.timing import count_flops
 from .group import Group
 
 ALPHA, EPS = 2 / 255, 8 / 255
+
+
+# formulas as functions of tensors, and other spellings that are no formula
+
+
+def mixture_formula(*inputs: Tensor) -> Tensor:
+    """AMPT's logits ``[B, C]``, a text feature for each image and class."""
+    return mixture_reference.mixture_logits(*inputs)[0]
+
+
+def layers_formula(*features: Tensor) -> Tensor:
+    """NAP's distance ``[B]``; one side's layers, then the other's."""
+    half = len(features) // 2
+    return layers_reference.layer_consistency(features[:half], features[half:])
+
+
+def consistency_formula(adv: Tensor, clean: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
+    """CAPT's loss ``[B]``, equal weights."""
+    return consistency_reference.consistency_loss(adv, clean, frozen, labels, alpha=0.5)[0]
+
+
+def gram_mixture(f: Tensor, t: Tensor, router: Tensor, s: Tensor) -> Tensor:
+    """AMPT's logits by the Gram matrix."""
+    weights = router.float().softmax(-1)
+    t = F.normalize(t, dim=-1)
+    gram = torch.einsum("kcd,lcd->klc", t, t).float()
+    products = torch.einsum("bd,kcd->bkc", f, t).float()
+    square = torch.einsum("bk,bl,klc->bc", weights, weights, gram)
+    return s * torch.einsum("bk,bkc->bc", weights, products) * square.rsqrt()
+
+
+def copied_prefix(
+    q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, mask: Tensor
+) -> Tensor:
+    """Fused attention with a copy of the prefix in front of each padded class: ``[C, H, S, d]``."""
+    keys, values = (
+        torch.cat([p.transpose(1, 2).expand(len(q), -1, -1, -1), own], dim=2)
+        for p, own in ((prefix_k, k), (prefix_v, v))
+    )
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+
+
+def uniform_start(x: Tensor, eps: float) -> Tensor:
+    """Uniform in the ball, drawn by torch's own generator."""
+    return torch.clamp(x + torch.empty_like(x).uniform_(-eps, eps), min=0, max=1)
 
 
 def _all(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -109,7 +156,7 @@ def mixture(n_images: int, classes: int, prompts: int, width: int = 512, **how: 
     ]
     direction = _random(n_images, classes, seed=4)
     ways = {
-        "eager": Way(plain.mixture, inputs, direction),
+        "eager": Way(mixture_formula, inputs, direction),
         "fastprompt": Way(mixture_logits, inputs, direction),
     }
     size = {"batch": n_images, "classes": classes, "prompts": prompts, "width": width}
@@ -141,7 +188,7 @@ def attention(
     wide = [padded(x).requires_grad_() for x in packed]
     ways = {
         "eager": Way(
-            partial(plain.copied_prefix, mask=mask), [*wide, *front], padded(direction), unpadded
+            partial(copied_prefix, mask=mask), [*wide, *front], padded(direction), unpadded
         ),
         "fastprompt": Way(
             lambda *inputs: prefix_attention(*inputs, cu), [*packed, *front], direction
@@ -164,7 +211,7 @@ def layers(
 
     direction = _random(n_images, seed=99)
     ways = {
-        "eager": Way(plain.layers, features, direction),
+        "eager": Way(layers_formula, features, direction),
         "fastprompt": Way(fast, features, direction),
     }
     read = sum(x.numel() * x.itemsize for x in features)
@@ -184,7 +231,7 @@ def consistency(n_images: int, classes: int, **how: Any) -> Group:
 
     direction = _random(n_images, seed=9)
     ways = {
-        "eager": Way(plain.consistency, inputs, direction),
+        "eager": Way(consistency_formula, inputs, direction),
         "fastprompt": Way(fast, inputs, direction),
     }
     read = 3 * adv.numel() * adv.itemsize
@@ -209,7 +256,7 @@ def sign_step(n_images: int, image_size: int = 224, **how: Any) -> Group:
     """PGD's step on pictures."""
     x, size = _pictures(n_images, image_size)
     inputs = [(x + 0.01).clamp(0, 1), x, _random(*x.shape)]
-    ways = _steps(plain.sign_step, pgd_step, inputs, alpha=ALPHA)
+    ways = _steps(step_reference.pgd_step, pgd_step, inputs, alpha=ALPHA)
     return group(ways, moved=4 * x.numel() * x.itemsize, size=size, **how)
 
 
@@ -218,16 +265,8 @@ def two_point_step(n_images: int, image_size: int = 224, **how: Any) -> Group:
     x, size = _pictures(n_images, image_size)
     inputs = [(x + 0.01).clamp(0, 1), (x - 0.01).clamp(0, 1), x, _random(*x.shape)]
     alpha = torch.full((n_images,), ALPHA, device=DEVICE)
-    ways = _steps(plain.two_point_step, apgd_step, inputs, alpha=alpha)
+    ways = _steps(step_reference.apgd_step, apgd_step, inputs, alpha=alpha)
     return group(ways, moved=5 * x.numel() * x.itemsize, size=size, **how)
-
-
-def with_momentum(n_images: int, image_size: int = 224, **how: Any) -> Group:
-    """MI-FGSM's step: it reads the gradient twice."""
-    x, size = _pictures(n_images, image_size)
-    inputs = [(x + 0.01).clamp(0, 1), x, _random(*x.shape), _random(*x.shape, seed=1)]
-    ways = _steps(plain.momentum_step, momentum_step, inputs, alpha=ALPHA)
-    return group(ways, moved=7 * x.numel() * x.itemsize, size=size, **how)
 
 
 def start(n_images: int, image_size: int = 224, **how: Any) -> Group:
@@ -244,7 +283,7 @@ def start(n_images: int, image_size: int = 224, **how: Any) -> Group:
         return random_start(x, indices, key, eps=EPS, impl=impl)
 
     ways = {
-        "eager": Way(partial(plain.uniform_start, eps=EPS), [x], x),
+        "eager": Way(partial(uniform_start, eps=EPS), [x], x),
         "fastprompt": Way(fast, [x], x),
     }
     made = group(ways, moved=2 * x.numel() * x.itemsize, size=size, **how)

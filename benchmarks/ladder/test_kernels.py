@@ -58,7 +58,6 @@ def on_pictures() -> list[Spec]:
     builds: dict[str, tuple[Callable[..., Group], bool]] = {
         "pgd_step": (kernel_groups.sign_step, True),
         "apgd_step": (kernel_groups.two_point_step, True),
-        "momentum_step": (kernel_groups.with_momentum, True),
         "random_start": (kernel_groups.start, False),
     }
     images = (8,) if SIZE == SMALL else (256, 32)

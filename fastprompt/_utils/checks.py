@@ -7,6 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..kernels._check import check_choice as check_choice
+
 Fraction: TypeAlias = float | int | str
 
 
@@ -58,12 +60,6 @@ def check_number(value: float, name: str, *, zero: bool = False) -> float:
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value}")
     return value
-
-
-def check_choice(value: str, name: str, known: Sequence[str]) -> None:
-    """Raise unless ``value`` is one of ``known``."""
-    if value not in known:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
 
 
 def check_templates(templates: str | Sequence[str], name: str = "templates") -> list[str]:

@@ -12,29 +12,29 @@ _ANCHOR = "adv_logits"
 
 def check_logits(adv_logits: Tensor, **others: Tensor) -> None:
     """``[B, C]`` of one shape, on one device, each of any floating dtype."""
-    check_tensor(_ANCHOR, adv_logits)
+    check_tensor(adv_logits, _ANCHOR)
     if adv_logits.ndim != 2 or not adv_logits.shape[1]:
         raise ValueError(f"adv_logits must be [B, C] with C >= 1, got {list(adv_logits.shape)}")
-    check_floating(_ANCHOR, adv_logits)
+    check_floating(adv_logits, _ANCHOR)
     for name, logits in others.items():
-        check_tensor(name, logits)
-        check_floating(name, logits)
-        check_shape(name, logits, _ANCHOR, adv_logits)
-        check_device(name, logits, _ANCHOR, adv_logits)
+        check_tensor(logits, name)
+        check_floating(logits, name)
+        check_shape(logits, name, adv_logits, _ANCHOR)
+        check_device(logits, name, adv_logits, _ANCHOR)
 
 
 def check_labels(adv_logits: Tensor, labels: Tensor) -> None:
     """Int64 ``[B]``; the values are looked at where they are read."""
-    check_tensor("labels", labels)
+    check_tensor(labels, "labels")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64 class indices, got {labels.dtype}: call .long()")
     if labels.shape != adv_logits.shape[:1]:
         raise ValueError(f"labels must be [{adv_logits.shape[0]}], got {list(labels.shape)}")
-    check_device("labels", labels, _ANCHOR, adv_logits)
+    check_device(labels, "labels", adv_logits, _ANCHOR)
 
 
 def check_weight(
-    name: str, value: float | Tensor, adv_logits: Tensor, most: float | None = None
+    value: float | Tensor, name: str, adv_logits: Tensor, most: float | None = None
 ) -> None:
     """A finite number from 0 to ``most``, or one for each sample."""
-    check_per_sample(name, value, _ANCHOR, adv_logits, low=0.0, high=most)
+    check_per_sample(value, name, adv_logits, _ANCHOR, low=0.0, high=most)

@@ -5,12 +5,11 @@
 and ``log s`` apart, which is as exact for logits of 1e4 as for logits of 1.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from .._dispatch import wide_dtype
+from .arguments import Loss, LossBackward
 
 # columns of what the backward formula reads: the references of adversarial, clean and frozen
 # logits, the logarithms of their sums, the two divergences, and the weights of these
@@ -54,44 +53,27 @@ def _per_sample(value: float, values: Tensor | None, like: Tensor) -> Tensor:
     return torch.full_like(like, value) if values is None else values.to(like.dtype)
 
 
-def consistency_loss(
-    adv: Tensor,
-    clean: Tensor,
-    frozen: Tensor,
-    labels: Tensor,
-    alphas: Tensor | None,
-    lams: Tensor | None,
-    alpha: float,
-    lam: float,
-    ce_clean: bool,
-    train_reversed: bool,
-    frozen_reversed: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def consistency_loss(given: Loss) -> tuple[Tensor, Tensor, Tensor]:
     """``CE + lam * ((1 - alpha) * L_train + alpha * L_frozen)`` of each sample.
-
-    Args:
-        adv, clean, frozen: logits ``[B, C]``, each of any floating dtype.
-        labels: int64 ``[B]``.
-        alphas, lams: ``[B]``, stand for ``alpha`` and ``lam`` where they are given.
-        ce_clean: cross-entropy of ``clean``, not of ``adv``.
-        train_reversed, frozen_reversed: the target's distribution comes first in the KL.
 
     Returns:
         The loss ``[B]``, its terms ``[B, 3]``, and what the backward formula reads.
     """
+    adv, clean, frozen, labels = given[:4]
     check_range(labels, adv.shape[1])
     dtype = wide_dtype(adv, clean, frozen)
     log_p = [t.to(dtype).log_softmax(dim=1) for t in (adv, clean, frozen)]
-    cross_entropy = _cross_entropy(log_p[int(ce_clean)], labels)
-    weight = log_p[0].exp() if not (train_reversed and frozen_reversed) else None
+    cross_entropy = _cross_entropy(log_p[int(given.ce_clean)], labels)
+    reverse = given.train_reversed, given.frozen_reversed
+    weight = log_p[0].exp() if not all(reverse) else None
     divergences = []
-    for target, swapped in ((1, train_reversed), (2, frozen_reversed)):
+    for target, swapped in zip((1, 2), reverse, strict=True):
         if swapped or weight is None:
             divergences.append(_divergence(log_p[target].exp(), log_p[target], log_p[0]))
         else:
             divergences.append(_divergence(weight, log_p[0], log_p[target]))
-    share = _per_sample(alpha, alphas, cross_entropy)
-    scale = _per_sample(lam, lams, cross_entropy)
+    share = _per_sample(given.alpha, given.alphas, cross_entropy)
+    scale = _per_sample(given.lam, given.lams, cross_entropy)
     weights = scale * (1 - share), scale * share
     # rounding may take a divergence below 0
     terms = [cross_entropy, *(d.clamp(min=0) for d in divergences)]
@@ -113,32 +95,21 @@ def _in_second(p: Tensor, q: Tensor, weight: Tensor) -> Tensor:
     return (q - p).mul_(weight).masked_fill_(weight == 0, 0.0)
 
 
-def consistency_loss_backward(
-    grad: Tensor,
-    adv: Tensor,
-    clean: Tensor,
-    frozen: Tensor,
-    labels: Tensor,
-    statistics: Tensor,
-    ce_clean: bool,
-    train_reversed: bool,
-    frozen_reversed: bool,
-    detach_targets: bool,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
+def consistency_loss_backward(given: LossBackward) -> list[Tensor]:
     """Gradients in the logits that are ``wanted``, of adversarial, clean and frozen ones.
 
     With p, q the first and second distribution of a KL they are ``p * ((log p - log q) - KL)``
     in the logits of p and ``q - p`` in those of q; of the cross-entropy ``p - onehot``.
     """
-    logits = (adv, clean, frozen)
+    logits = (given.adv, given.clean, given.frozen)
+    labels, statistics, wanted = given.labels, given.statistics, given.wanted
     columns = statistics[:, :, None].unbind(dim=1)  # [B, 1] each
     log_p = [
         t.to(statistics.dtype).sub(columns[i]).sub_(columns[3 + i]) for i, t in enumerate(logits)
     ]
     made: dict[int, Tensor] = {}
-    valid, chosen = _valid(labels, adv.shape[1])
-    grad = torch.where(valid, grad, torch.nan)[:, None]
+    valid, chosen = _valid(labels, given.adv.shape[1])
+    grad = torch.where(valid, given.grad, torch.nan)[:, None]
     found: list[Tensor | None] = [None, None, None]
 
     def p(which: int) -> Tensor:
@@ -150,15 +121,15 @@ def consistency_loss_backward(
         so_far = found[which]
         found[which] = part if so_far is None else so_far.add_(part)
 
-    for target, swapped in ((1, train_reversed), (2, frozen_reversed)):
+    for target, swapped in ((1, given.train_reversed), (2, given.frozen_reversed)):
         weight, kl = grad * columns[7 + target], columns[5 + target]
         first, second = (target, 0) if swapped else (0, target)
-        taking = [i for i in (0, target) if wanted[i] and (i == 0 or not detach_targets)]
+        taking = [i for i in (0, target) if wanted[i] and (i == 0 or not given.detach_targets)]
         if first in taking:
             add(first, _in_first(p(first), log_p[first], log_p[second], kl, weight))
         if second in taking:
             add(second, _in_second(p(first), p(second), weight))
-    read = int(ce_clean)
+    read = int(given.ce_clean)
     if wanted[read]:
         rows = torch.arange(len(labels), device=labels.device)
         slope = p(read) * grad

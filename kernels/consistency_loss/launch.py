@@ -1,9 +1,10 @@
-"""How the kernels of CAPT's loss are started: layouts, grids, outputs."""
+"""How the kernels of CAPT's loss are started: memory formats, grids, outputs."""
 
 import torch
 import triton
 from torch import Tensor
 
+from .arguments import Loss, LossBackward
 from .eager import STATISTICS
 from .kernel import _consistency_loss_backward_kernel, _consistency_loss_kernel
 
@@ -21,20 +22,9 @@ def _aligned(*logits: Tensor) -> bool:
     return all(n % 8 == 0 for t in logits for n in (t.stride(0), t.shape[1]))
 
 
-def launch_consistency_loss(
-    adv: Tensor,
-    clean: Tensor,
-    frozen: Tensor,
-    labels: Tensor,
-    alphas: Tensor | None,
-    lams: Tensor | None,
-    alpha: float,
-    lam: float,
-    ce_clean: bool,
-    train_reversed: bool,
-    frozen_reversed: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def launch_consistency_loss(given: Loss) -> tuple[Tensor, Tensor, Tensor]:
     """`eager.consistency_loss`."""
+    adv, clean, frozen = given[:3]
     rows, classes = adv.shape
     loss = torch.empty(rows, dtype=torch.float32, device=adv.device)
     terms = torch.empty(rows, 3, dtype=torch.float32, device=adv.device)
@@ -47,21 +37,21 @@ def launch_consistency_loss(
         adv,
         clean,
         frozen,
-        labels.contiguous(),
-        alphas,
-        lams,
+        given.labels.contiguous(),
+        given.alphas,
+        given.lams,
         loss,
         terms,
         statistics,
-        alpha,
-        lam,
+        given.alpha,
+        given.lam,
         classes,
         adv.stride(0),
         clean.stride(0),
         frozen.stride(0),
-        CE_CLEAN=ce_clean,
-        TRAIN_REVERSED=train_reversed,
-        FROZEN_REVERSED=frozen_reversed,
+        CE_CLEAN=given.ce_clean,
+        TRAIN_REVERSED=given.train_reversed,
+        FROZEN_REVERSED=given.frozen_reversed,
         STATISTICS=STATISTICS,
         ALIGNED=_aligned(adv, clean, frozen),
         BLOCK=block,
@@ -71,25 +61,14 @@ def launch_consistency_loss(
     return loss, terms, statistics
 
 
-def launch_consistency_loss_backward(
-    grad: Tensor,
-    adv: Tensor,
-    clean: Tensor,
-    frozen: Tensor,
-    labels: Tensor,
-    statistics: Tensor,
-    ce_clean: bool,
-    train_reversed: bool,
-    frozen_reversed: bool,
-    detach_targets: bool,
-    wanted: list[bool],
-) -> list[Tensor]:
+def launch_consistency_loss_backward(given: LossBackward) -> list[Tensor]:
     """`eager.consistency_loss_backward`."""
+    adv, clean, frozen = given[1:4]
     rows, classes = adv.shape
     logits = (adv, clean, frozen)
     places = [
         torch.empty(rows, classes, dtype=t.dtype, device=t.device) if want else None
-        for t, want in zip(logits, wanted, strict=True)
+        for t, want in zip(logits, given.wanted, strict=True)
     ]
     found = [place for place in places if place is not None]
     if not rows or not found:
@@ -97,22 +76,22 @@ def launch_consistency_loss_backward(
     adv, clean, frozen = _dense_rows(*logits)
     chunks = triton.cdiv(classes, _BLOCK_GRADIENT)
     _consistency_loss_backward_kernel[(rows * chunks,)](
-        grad.contiguous(),
+        given.grad.contiguous(),
         adv,
         clean,
         frozen,
-        labels.contiguous(),
-        statistics,
+        given.labels.contiguous(),
+        given.statistics,
         *places,
         classes,
         chunks,
         adv.stride(0),
         clean.stride(0),
         frozen.stride(0),
-        CE_CLEAN=ce_clean,
-        TRAIN_REVERSED=train_reversed,
-        FROZEN_REVERSED=frozen_reversed,
-        DETACH=detach_targets,
+        CE_CLEAN=given.ce_clean,
+        TRAIN_REVERSED=given.train_reversed,
+        FROZEN_REVERSED=given.frozen_reversed,
+        DETACH=given.detach_targets,
         STATISTICS=STATISTICS,
         ALIGNED=_aligned(adv, clean, frozen),
         BLOCK=_BLOCK_GRADIENT,

@@ -7,47 +7,38 @@ from torch import Tensor
 
 from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
+from .arguments import Loss, LossBackward
 from .check import DIRECTIONS, check_choice, check_labels, check_logits, check_weight
 
 Direction = Literal["adv||target", "target||adv"]
 
-_LOGITS = "Tensor adv, Tensor clean, Tensor frozen, Tensor labels"
-_FLAGS = "bool ce_clean, bool train_reversed, bool frozen_reversed"
 
-
-def _launch(name: str, *arguments: Any) -> Any:
-    from . import launch
-
-    return getattr(launch, f"launch_{name}")(*arguments)
-
-
-def _fake(adv: Tensor, clean: Tensor, frozen: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = wide_dtype(adv, clean, frozen)
-    rows = adv.shape[0]
+def _fake(given: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, rows = wide_dtype(*given[:3]), given.adv.shape[0]
     shapes = [(rows,), (rows, 3), (rows, eager.STATISTICS)]
-    loss, terms, statistics = (adv.new_empty(shape, dtype=dtype) for shape in shapes)
+    loss, terms, statistics = (given.adv.new_empty(shape, dtype=dtype) for shape in shapes)
     return loss, terms, statistics
 
 
-def _fake_backward(
-    grad: Tensor, adv: Tensor, clean: Tensor, frozen: Tensor, *arguments: Any
-) -> list[Tensor]:
-    triples = zip((adv, clean, frozen), arguments[-1], strict=True)
-    return [logits.new_empty(logits.shape) for logits, want in triples if want]
+def _fake_backward(given: LossBackward) -> list[Tensor]:
+    pairs = zip((given.adv, given.clean, given.frozen), given.wanted, strict=True)
+    return [logits.new_empty(logits.shape) for logits, want in pairs if want]
 
 
 _forward = define(
-    f"consistency_loss({_LOGITS}, Tensor? alphas, Tensor? lams, float alpha, float lam, {_FLAGS}) "
-    "-> (Tensor loss, Tensor terms, Tensor statistics)",
+    "consistency_loss",
+    Loss,
+    "(Tensor loss, Tensor terms, Tensor statistics)",
     eager=eager.consistency_loss,
-    launch=lambda *arguments: _launch("consistency_loss", *arguments),
+    launch=".launch:launch_consistency_loss",
     fake=_fake,
 )
 _backward = define(
-    f"consistency_loss_backward(Tensor grad, {_LOGITS}, Tensor statistics, {_FLAGS}, "
-    "bool detach_targets, bool[] wanted) -> Tensor[]",
+    "consistency_loss_backward",
+    LossBackward,
+    "Tensor[]",
     eager=eager.consistency_loss_backward,
-    launch=lambda *arguments: _launch("consistency_loss_backward", *arguments),
+    launch=".launch:launch_consistency_loss_backward",
     fake=_fake_backward,
 )
 
@@ -55,30 +46,24 @@ _backward = define(
 class _ConsistencyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        impl: Impl,
-        adv: Tensor,
-        clean: Tensor,
-        frozen: Tensor,
-        labels: Tensor,
-        weights: tuple[Tensor | None, Tensor | None, float, float],
-        flags: tuple[bool, bool, bool],
-        detach_targets: bool,
+        ctx: Any, impl: Impl, detach_targets: bool, *arguments: Any
     ) -> tuple[Tensor, Tensor]:
-        logits = (adv, clean, frozen)
-        loss, terms, statistics = _forward(impl, *logits, labels, *weights, *flags)
-        ctx.save_for_backward(*logits, labels, statistics)
+        given = Loss(*arguments)
+        loss, terms, statistics = _forward(impl, given)
+        ctx.save_for_backward(*given[:4], statistics)
         ctx.mark_non_differentiable(terms)
-        ctx.impl, ctx.flags = impl, (*flags, detach_targets)
+        reverse = given.train_reversed, given.frozen_reversed
+        ctx.impl, ctx.flags = impl, (given.ce_clean, *reverse, detach_targets)
         return loss, terms
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = list(ctx.needs_input_grad[1:4])
-        found = iter(_backward(ctx.impl, grad, *ctx.saved_tensors, *ctx.flags, wanted))
+        wanted = list(ctx.needs_input_grad[2:5])
+        given = LossBackward._make((grad, *ctx.saved_tensors, *ctx.flags, wanted))
+        found = iter(_backward(ctx.impl, given))
         gradients = [next(found) if want else None for want in wanted]
-        return None, *gradients, None, None, None, None
+        return None, None, *gradients, *(None,) * (len(Loss._fields) - 3)
 
 
 def _split(value: float | Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:
@@ -187,11 +172,11 @@ def consistency_loss(
     """
     check_logits(adv_logits, clean_logits=clean_logits, frozen_logits=frozen_logits)
     check_labels(adv_logits, labels)
-    check_weight("alpha", alpha, adv_logits, most=1.0)
-    check_weight("lam", lam, adv_logits)
-    check_choice("ce", ce, ("adv", "clean"))
-    check_choice("train_kl", train_kl, DIRECTIONS)
-    check_choice("frozen_kl", frozen_kl, DIRECTIONS)
+    check_weight(alpha, "alpha", adv_logits, most=1.0)
+    check_weight(lam, "lam", adv_logits)
+    check_choice(ce, "ce", ("adv", "clean"))
+    check_choice(train_kl, "train_kl", DIRECTIONS)
+    check_choice(frozen_kl, "frozen_kl", DIRECTIONS)
     chosen = resolve(impl, adv_logits, clean_logits, frozen_logits)
     dtype = wide_dtype(adv_logits, clean_logits, frozen_logits)
     (alphas, alpha), (lams, lam) = _split(alpha, dtype), _split(lam, dtype)
@@ -199,14 +184,10 @@ def consistency_loss(
         frozen_logits = frozen_logits.detach()
         if ce == "adv":
             clean_logits = clean_logits.detach()
-    loss, terms = _ConsistencyLoss.apply(
-        chosen,
-        adv_logits,
-        clean_logits,
-        frozen_logits,
-        labels,
-        (alphas, lams, alpha, lam),
-        (ce == "clean", train_kl == DIRECTIONS[1], frozen_kl == DIRECTIONS[1]),
-        detach_targets,
+    given = Loss(
+        *(adv_logits, clean_logits, frozen_logits, labels),
+        *(alphas, lams, alpha, lam),
+        *(ce == "clean", train_kl == DIRECTIONS[1], frozen_kl == DIRECTIONS[1]),
     )
+    loss, terms = _ConsistencyLoss.apply(chosen, detach_targets, *given)
     return (loss, terms) if return_terms else loss

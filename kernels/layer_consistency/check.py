@@ -12,15 +12,15 @@ def check_layers(
 ) -> tuple[list[Tensor], list[Tensor], int]:
     """Two lists of tensors ``[k * B, ...]``, and B: a stack is one tensor of L * B rows."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        _check_stack("a", a)
-        _check_stack("b", b)
-        _check_pair("a", a, "b", b)
+        _check_stack(a, "a")
+        _check_stack(b, "b")
+        _check_pair(a, "a", b, "b")
         return [a.flatten(0, 1)], [b.flatten(0, 1)], a.shape[1]
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         got = f"{type(a).__name__} and {type(b).__name__}"
         raise TypeError(f"a and b must be two lists of tensors or two stacked tensors, got {got}")
-    _check_list("a", a)
-    _check_list("b", b)
+    _check_list(a, "a")
+    _check_list(b, "b")
     if len(a) != len(b):
         raise ValueError(f"b must have as many layers as a, {len(a)}, got {len(b)}")
     for layer, (x, y) in enumerate(zip(a, b, strict=True)):
@@ -30,8 +30,8 @@ def check_layers(
         if x.shape[0] != a[0].shape[0]:
             wanted = f"the batch of a[0], {a[0].shape[0]}"
             raise ValueError(f"{name} must have {wanted}, got {x.shape[0]}: samples come first")
-        _check_kind(name, x, "a[0]", a[0])
-        _check_pair(name, x, f"b[{layer}]", y)
+        _check_kind(x, name, a[0], "a[0]")
+        _check_pair(x, name, y, f"b[{layer}]")
     return list(a), list(b), a[0].shape[0]
 
 
@@ -39,7 +39,7 @@ def _shape(tensor: Tensor) -> str:
     return f"got {list(tensor.shape)}"
 
 
-def _check_stack(name: str, stack: Tensor) -> None:
+def _check_stack(stack: Tensor, name: str) -> None:
     if stack.ndim < 3:
         raise ValueError(
             f"{name} must be a stack [L, B, ...] with three dimensions or more, {_shape(stack)}: "
@@ -49,22 +49,22 @@ def _check_stack(name: str, stack: Tensor) -> None:
         raise ValueError(f"{name} must have one layer or more, {_shape(stack)}")
 
 
-def _check_list(name: str, layers: Sequence[Tensor]) -> None:
+def _check_list(layers: Sequence[Tensor], name: str) -> None:
     if not isinstance(layers, (list, tuple)):
         kind = type(layers).__name__
         raise TypeError(f"{name} must be a list of tensors or a stacked tensor, got {kind}")
     if not layers:
         raise ValueError(f"{name} must have one layer or more, got an empty list")
     for layer, tensor in enumerate(layers):
-        check_tensor(f"{name}[{layer}]", tensor)
+        check_tensor(tensor, f"{name}[{layer}]")
 
 
-def _check_pair(name: str, x: Tensor, other_name: str, y: Tensor) -> None:
-    check_shape(other_name, y, name, x)
-    check_floating(name, x)
-    _check_kind(other_name, y, name, x)
+def _check_pair(x: Tensor, name: str, y: Tensor, other_name: str) -> None:
+    check_shape(y, other_name, x, name)
+    check_floating(x, name)
+    _check_kind(y, other_name, x, name)
 
 
-def _check_kind(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    check_dtype(name, tensor, other_name, other)
-    check_device(name, tensor, other_name, other)
+def _check_kind(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:
+    check_dtype(tensor, name, other, other_name)
+    check_device(tensor, name, other, other_name)

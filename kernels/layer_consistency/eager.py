@@ -9,30 +9,25 @@ No term is a small difference of large ones while ``a`` is near ``b``. Where the
 much that ``gap^2 > n_a n_b`` (by a factor above 2.6), ``1 - sum(a b) / (n_a n_b)`` loses less.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from .._dispatch import wide_dtype
-from .layout import gradient_like
+from .arguments import Layers, LayersBackward
+from .memory_format import gradient_like
 
 
-def layer_consistency(a: list[Tensor], b: list[Tensor], samples: int) -> tuple[Tensor, Tensor]:
+def layer_consistency(layers: Layers) -> tuple[Tensor, Tensor]:
     """``sum_l (1 - cos)`` of each sample, and what the backward formula reads.
-
-    Args:
-        a, b: ``[k * samples, ...]`` for some k each; sample r % samples stands in row r.
-        samples: B.
 
     Returns:
         The sums ``[B]``, and ``n_a, n_b, gap, 1 - cos`` of each row in the order of the list,
         ``[R, 4]``; both in float32 at least.
     """
-    norms = torch.cat([_row_norms(x, y) for x, y in zip(a, b, strict=True)])
-    if not samples:
+    norms = torch.cat([_row_norms(x, y) for x, y in zip(layers.a, layers.b, strict=True)])
+    if not layers.samples:
         return norms.new_empty(0), norms
-    return norms[:, 3].view(-1, samples).sum(dim=0), norms
+    return norms[:, 3].view(-1, layers.samples).sum(dim=0), norms
 
 
 def _row_norms(a: Tensor, b: Tensor) -> Tensor:
@@ -74,17 +69,9 @@ def _coefficients(norms: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def layer_consistency_backward(
-    grad: Tensor, norms: Tensor, a: list[Tensor], b: list[Tensor], wanted: Sequence[bool]
-) -> list[Tensor]:
-    """Gradients in each a, then in each b, of those that are ``wanted``.
-
-    Args:
-        grad: of the sums, ``[B]``.
-        norms: `layer_consistency`'s second result.
-        a, b: its inputs.
-        wanted: for each a, then for each b.
-    """
+def layer_consistency_backward(given: LayersBackward) -> list[Tensor]:
+    """Gradients in each a, then in each b, of those that are ``wanted``."""
+    grad, norms, a, b, wanted = given
     out = [gradient_like(x) for x, want in zip([*a, *a], wanted, strict=True) if want]
     if not len(grad):
         return out

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import gradient_like, order_of
+from .arguments import Layers, LayersBackward
+from .memory_format import gradient_like, order_of
 
 _BLOCK = 1024
 # versions of Triton differ in what they do without a word on fusion
@@ -25,7 +26,9 @@ _MIN_BLOCKS = 4
 
 
 @triton.jit
-def _sums_kernel(a_ptr, b_ptr, sums_ptr, n, a_stride, b_stride, span, splits, BLOCK: tl.constexpr):
+def _row_sums_kernel(
+    a_ptr, b_ptr, sums_ptr, n, a_stride, b_stride, span, splits, BLOCK: tl.constexpr
+):
     """Five sums over one of the ``splits`` parts of a row, ``span`` entries long."""
     program = tl.program_id(0).to(tl.int64)
     row = program // splits
@@ -64,7 +67,7 @@ def _total(sums_ptr, row, which, splits, mask, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _finish_kernel(
+def _row_distance_kernel(
     sums_ptr,
     value_ptr,
     norms_ptr,
@@ -104,7 +107,7 @@ def _finish_kernel(
 
 
 @triton.jit
-def _gradient_kernel(
+def _row_gradient_kernel(
     grad_ptr,
     norms_ptr,
     a_ptr,
@@ -153,10 +156,9 @@ def _splits(rows: int, n: int) -> int:
     return min(_MAX_SPLITS, enough, max(1, triton.cdiv(n, _BLOCK) // _MIN_BLOCKS))
 
 
-def launch_layer_consistency(
-    a: list[Tensor], b: list[Tensor], samples: int
-) -> tuple[Tensor, Tensor]:
+def launch_layer_consistency(layers: Layers) -> tuple[Tensor, Tensor]:
     """`eager.layer_consistency`: a launch for each tensor, and one for all."""
+    a, b, samples = layers
     device = a[0].device
     rows = sum(len(x) for x in a)
     value = torch.empty(samples, dtype=torch.float32, device=device)
@@ -169,10 +171,10 @@ def launch_layer_consistency(
         order, n = order_of(x), x[0].numel()
         x, y = _dense(x, order), _dense(y, order)
         span = triton.cdiv(triton.cdiv(n, _BLOCK), splits) * _BLOCK
-        _sums_kernel[(len(x) * splits,)](
+        _row_sums_kernel[(len(x) * splits,)](
             x, y, part, n, x.stride(0), y.stride(0), span, splits, BLOCK=_BLOCK, **_LAUNCH
         )
-    _finish_kernel[(samples,)](
+    _row_distance_kernel[(samples,)](
         sums,
         value,
         norms,
@@ -187,10 +189,9 @@ def launch_layer_consistency(
     return value, norms
 
 
-def launch_layer_consistency_backward(
-    grad: Tensor, norms: Tensor, a: list[Tensor], b: list[Tensor], wanted: list[bool]
-) -> list[Tensor]:
+def launch_layer_consistency_backward(given: LayersBackward) -> list[Tensor]:
     """`eager.layer_consistency_backward`: a launch for each pair of tensors."""
+    grad, norms, a, b, wanted = given
     grad = grad.contiguous()
     places: list[Any] = [
         gradient_like(x) if want else None for x, want in zip([*a, *a], wanted, strict=True)
@@ -202,7 +203,7 @@ def launch_layer_consistency_backward(
         order, n = order_of(x), x[0].numel()
         x, y = _dense(x, order), _dense(y, order)
         chunks = triton.cdiv(n, _BLOCK_GRADIENT)
-        _gradient_kernel[(len(x) * chunks,)](
+        _row_gradient_kernel[(len(x) * chunks,)](
             grad,
             part,
             x,

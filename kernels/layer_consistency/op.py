@@ -8,45 +8,37 @@ from torch import Tensor
 
 from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
+from .arguments import Layers, LayersBackward
 from .check import check_layers
-from .layout import gradient_like
+from .memory_format import gradient_like
 
 
-def _launch(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from .kernel import launch_layer_consistency
-
-    return launch_layer_consistency(*arguments)
-
-
-def _launch_backward(*arguments: Any) -> list[Tensor]:
-    from .kernel import launch_layer_consistency_backward
-
-    return launch_layer_consistency_backward(*arguments)
-
-
-def _fake(a: list[Tensor], b: list[Tensor], samples: int) -> tuple[Tensor, Tensor]:
+def _fake(layers: Layers) -> tuple[Tensor, Tensor]:
+    a = layers.a
     dtype = wide_dtype(a[0])
     rows = sum(x.shape[0] for x in a)  # len() would fix a symbolic size
-    return a[0].new_empty(samples, dtype=dtype), a[0].new_empty(rows, 4, dtype=dtype)
+    return a[0].new_empty(layers.samples, dtype=dtype), a[0].new_empty(rows, 4, dtype=dtype)
 
 
-def _fake_backward(
-    grad: Tensor, norms: Tensor, a: list[Tensor], b: list[Tensor], wanted: list[bool]
-) -> list[Tensor]:
-    return [gradient_like(x) for x, want in zip([*a, *a], wanted, strict=True) if want]
+def _fake_backward(given: LayersBackward) -> list[Tensor]:
+    pairs = zip([*given.a, *given.a], given.wanted, strict=True)
+    return [gradient_like(x) for x, want in pairs if want]
 
 
 _forward = define(
-    "layer_consistency(Tensor[] a, Tensor[] b, SymInt samples) -> (Tensor value, Tensor norms)",
+    "layer_consistency",
+    Layers,
+    "(Tensor value, Tensor norms)",
     eager=eager.layer_consistency,
-    launch=_launch,
+    launch=".kernel:launch_layer_consistency",
     fake=_fake,
 )
 _backward = define(
-    "layer_consistency_backward(Tensor grad, Tensor norms, Tensor[] a, Tensor[] b, bool[] wanted) "
-    "-> Tensor[]",
+    "layer_consistency_backward",
+    LayersBackward,
+    "Tensor[]",
     eager=eager.layer_consistency_backward,
-    launch=_launch_backward,
+    launch=".kernel:launch_layer_consistency_backward",
     fake=_fake_backward,
 )
 
@@ -55,7 +47,8 @@ class _LayerConsistency(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, impl: Impl, samples: int, *tensors: Tensor) -> Tensor:
         layers = len(tensors) // 2
-        value, norms = _forward(impl, list(tensors[:layers]), list(tensors[layers:]), samples)
+        given = Layers(list(tensors[:layers]), list(tensors[layers:]), samples)
+        value, norms = _forward(impl, given)
         ctx.save_for_backward(norms, *tensors)
         ctx.impl = impl
         return value
@@ -66,8 +59,8 @@ class _LayerConsistency(torch.autograd.Function):
         norms, *tensors = ctx.saved_tensors
         layers = len(tensors) // 2
         wanted = list(ctx.needs_input_grad[2:])
-        found = _backward(ctx.impl, grad, norms, tensors[:layers], tensors[layers:], wanted)
-        places = iter(found)
+        given = LayersBackward(grad, norms, tensors[:layers], tensors[layers:], wanted)
+        places = iter(_backward(ctx.impl, given))
         return None, None, *(next(places) if want else None for want in wanted)
 
 

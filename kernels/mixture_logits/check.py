@@ -19,9 +19,9 @@ _ANCHOR = "text_features"
 
 def check_text(text_features: Tensor, mix: str) -> None:
     """``[K, C, D]`` within the limits, and how to mix."""
-    check_choice("mix", mix, _MIXES)
-    check_tensor(_ANCHOR, text_features, "stack the prompts first")
-    check_floating(_ANCHOR, text_features)
+    check_choice(mix, "mix", _MIXES)
+    check_tensor(text_features, _ANCHOR, "stack the prompts first")
+    check_floating(text_features, _ANCHOR)
     shape = list(text_features.shape)
     if text_features.ndim != 3:
         raise ValueError(f"text_features must be [K, C, D], got {shape}: stack the prompts first")
@@ -42,41 +42,41 @@ def check_mixture(
 ) -> None:
     """What goes with ``text_features``, which were checked before."""
     n_prompts, _, width = text_features.shape
-    check_tensor("image_features", image_features)
-    check_tensor("router_logits", router_logits)
+    check_tensor(image_features, "image_features")
+    check_tensor(router_logits, "router_logits")
     if image_features.ndim != 2 or image_features.shape[1] != width:
         raise ValueError(
             f"image_features must be [B, {width}], as wide as text_features; "
             f"got {list(image_features.shape)}"
         )
-    check_dtype("image_features", image_features, _ANCHOR, text_features)
+    check_dtype(image_features, "image_features", text_features, _ANCHOR)
     n_images = image_features.shape[0]
     if router_logits.ndim != 2 or router_logits.shape != (n_images, n_prompts):
         raise ValueError(
             f"router_logits must be [{n_images}, {n_prompts}], one for each image and prompt; "
             f"got {list(router_logits.shape)}"
         )
-    check_floating("router_logits", router_logits)
+    check_floating(router_logits, "router_logits")
     if router_logits.dtype == torch.float64 and text_features.dtype != torch.float64:
         raise TypeError(
             f"router_logits may be float64 only with float64 features, got features in "
             f"{text_features.dtype}: cast router_logits to float32"
         )
-    check_device("image_features", image_features, _ANCHOR, text_features)
-    check_device("router_logits", router_logits, _ANCHOR, text_features)
+    check_device(image_features, "image_features", text_features, _ANCHOR)
+    check_device(router_logits, "router_logits", text_features, _ANCHOR)
     if isinstance(logit_scale, Tensor):
-        check_floating("logit_scale", logit_scale)
+        check_floating(logit_scale, "logit_scale")
         if logit_scale.ndim:
             raise ValueError(
                 f"logit_scale must be a number or a tensor without dimensions, "
                 f"got {list(logit_scale.shape)}: squeeze it"
             )
-        check_device("logit_scale", logit_scale, _ANCHOR, text_features)
+        check_device(logit_scale, "logit_scale", text_features, _ANCHOR)
     else:
-        check_number("logit_scale", logit_scale)
+        check_number(logit_scale, "logit_scale")
     # nor is a GPU waited for, to read it
     remedy = "no gradient would reach it, divide router_logits by it"
-    check_number("temperature", temperature, above=0.0, remedy=remedy)
+    check_number(temperature, "temperature", above=0.0, remedy=remedy)
 
 
 def check_gram(
@@ -88,10 +88,10 @@ def check_gram(
         raise ValueError(f"gram was made with mix={given!r}, got mix={mix!r}: make it with that")
     wanted = {"gram": (n_prompts, n_prompts, n_classes), "inv_norm": (n_prompts, n_classes)}
     for (name, shape), tensor in zip(wanted.items(), (gram, inv_norm), strict=True):
-        check_tensor(f"gram.{name}", tensor)
+        check_tensor(tensor, f"gram.{name}")
         if tensor.shape != shape or tensor.dtype != dtype:
             raise ValueError(
                 f"gram.{name} must be {dtype} {list(shape)}, got {tensor.dtype} "
                 f"{list(tensor.shape)}: make it with mixture_gram(text_features)"
             )
-        check_device(f"gram.{name}", tensor, _ANCHOR, text_features)
+        check_device(tensor, f"gram.{name}", text_features, _ANCHOR)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._dispatch import wide_dtype
+from .arguments import Mixture, MixtureBackward, Prompts
 
 # entries of the text gradient that are worked on at once: they stay in a core's cache
 _CHUNK = 1 << 19
@@ -24,26 +25,20 @@ def _pairs(weights: Tensor) -> Tensor:
     return (weights[:, :, None] * weights[:, None]).flatten(1)  # [B, K*K]
 
 
-def mixture_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
+def mixture_gram(given: Prompts) -> tuple[Tensor, Tensor]:
     """``G_c[k, l] = t^_kc . t^_lc``, ``[K, K, C]``, and ``1 / |t_kc|`` (1 for raw), ``[K, C]``."""
+    text = given.text
     prompts = text.to(wide_dtype(text)).transpose(0, 1)  # [C, K, D]
     gram = torch.bmm(prompts, prompts.transpose(1, 2)).permute(1, 2, 0).contiguous()
-    if not normalized:
+    if not given.normalized:
         return gram, gram.new_ones(text.shape[:2])
     inv_norm = _inverse_root(gram.diagonal().T)  # [K, C]
     return gram.mul_(inv_norm[:, None]).mul_(inv_norm), inv_norm.contiguous()
 
 
-def mixture_logits(
-    image: Tensor,
-    text: Tensor,
-    router: Tensor,
-    scale: Tensor,
-    gram: Tensor,
-    inv_norm: Tensor,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mixture_logits(given: Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``s * cos`` and the weights; ``cos`` and ``r``, ``[B, C]``, for the backward."""
+    image, text, router, scale, gram, inv_norm, temperature = given
     dtype = gram.dtype
     image, router = image.to(dtype), router.to(dtype)
     # the largest is taken off before the division, which may overflow
@@ -59,23 +54,7 @@ def mixture_logits(
 
 
 def mixture_logits_backward(
-    dlogits: Tensor,
-    dweights: Tensor | None,
-    image: Tensor,
-    text: Tensor,
-    router: Tensor,
-    scale: Tensor,
-    gram: Tensor,
-    inv_norm: Tensor,
-    weights: Tensor,
-    cosine: Tensor,
-    inverse: Tensor,
-    temperature: float,
-    normalized: bool,
-    wants_image: bool,
-    wants_text: bool,
-    wants_router: bool,
-    wants_scale: bool,
+    given: MixtureBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of image, text, router and scale; without entries where one is not wanted.
 
@@ -86,76 +65,67 @@ def mixture_logits_backward(
         dt^_kc = sum_b w_bk alpha_bc f_b + sum_l Gamma_c[k, l] t^_lc
         Gamma_c[k, l] = 2 sum_b beta_bc w_bk w_bl
     """
-    alpha = dlogits * inverse * scale
-    twice_beta = -alpha * cosine * inverse
+    dlogits, image, text, router = given.dlogits, given.image, given.text, given.router
+    scale, gram, weights, cosine = given.scale, given.gram, given.weights, given.cosine
+    alpha = dlogits * given.inverse * scale
+    twice_beta = -alpha * cosine * given.inverse
     wide_image = image.to(gram.dtype)
     dimage, drouter = image.new_empty(0), router.new_empty(0)
     dtext, dscale = text.new_empty(0), scale.new_empty(0)
-    if wants_image or wants_router:
-        found, dmix = _through_products(alpha, wide_image, text, inv_norm, weights, wants_router)
-        dimage = found.to(image.dtype) if wants_image else dimage
-    if wants_router:
+    if given.wants_image or given.wants_router:
+        found, dmix = _through_products(alpha, wide_image, given)
+        dimage = found.to(image.dtype) if given.wants_image else dimage
+    if given.wants_router:
         n_prompts = weights.shape[1]
         spread = (twice_beta @ gram.flatten(0, 1).T).view(-1, n_prompts, n_prompts)
         dmix.baddbmm_(spread, weights[:, :, None])
-        dw = dmix.squeeze(2) if dweights is None else dmix.squeeze(2) + dweights
+        dw = dmix.squeeze(2)
+        dw = dw if given.dweights is None else dw + given.dweights
         centered = dw - (weights * dw).sum(dim=1, keepdim=True)
-        drouter = (weights * centered / temperature).to(router.dtype)
-    if wants_text:
-        dtext = _text_gradient(
-            alpha, twice_beta, wide_image, text, weights, gram, inv_norm, normalized
-        )
-    if wants_scale:
+        drouter = (weights * centered / given.temperature).to(router.dtype)
+    if given.wants_text:
+        dtext = _text_gradient(alpha, twice_beta, wide_image, given)
+    if given.wants_scale:
         dscale = (dlogits * cosine).sum().to(scale.dtype)
     return dimage, dtext, drouter, dscale
 
 
 def _through_products(
-    alpha: Tensor,
-    image: Tensor,
-    text: Tensor,
-    inv_norm: Tensor,
-    weights: Tensor,
-    wants_router: bool,
+    alpha: Tensor, image: Tensor, given: MixtureBackward
 ) -> tuple[Tensor, Tensor]:
     """The image gradient, and ``f_b . Z_bk`` as ``[B, K, 1]``."""
+    weights = given.weights
     dimage = torch.zeros_like(image)
     dmix = weights.new_empty(*weights.shape, 1)
-    for k, features in enumerate(text):
-        back = (alpha * inv_norm[k]) @ features.to(alpha.dtype)  # [B, D]
+    for k, features in enumerate(given.text):
+        back = (alpha * given.inv_norm[k]) @ features.to(alpha.dtype)  # [B, D]
         dimage.addcmul_(back, weights[:, k, None])
-        if wants_router:
+        if given.wants_router:
             dmix[:, k, 0] = (image * back).sum(dim=1)
     return dimage, dmix
 
 
 def _text_gradient(
-    alpha: Tensor,
-    twice_beta: Tensor,
-    image: Tensor,
-    text: Tensor,
-    weights: Tensor,
-    gram: Tensor,
-    inv_norm: Tensor,
-    normalized: bool,
+    alpha: Tensor, twice_beta: Tensor, image: Tensor, given: MixtureBackward
 ) -> Tensor:
     """A few classes at once, all their prompts: one product, one batched product, one write.
 
     What normalizing takes off along ``t_kc`` goes onto the diagonal of ``Gamma``.
     """
+    text, weights = given.text, given.weights
     n_prompts, n_classes, width = text.shape
     dtext = torch.empty_like(text, memory_format=torch.contiguous_format)
     pairs = _pairs(weights)
     step = max(1, _CHUNK // (n_prompts * width))
     for first in range(0, n_classes, step):
         part = slice(first, first + step)
-        inv = inv_norm[:, part].T[:, :, None]  # [c, K, 1]
+        inv = given.inv_norm[:, part].T[:, :, None]  # [c, K, 1]
         prompts = text[:, part].to(alpha.dtype).transpose(0, 1)  # [c, K, D]
         shares = alpha[:, part].T[:, None] * weights.T * inv  # [c, K, B]
         found = (shares.flatten(0, 1) @ image).view(prompts.shape)
         gamma = (twice_beta[:, part].T @ pairs).view(-1, n_prompts, n_prompts)
-        if normalized:
-            along = (gamma * gram[:, :, part].permute(2, 0, 1)).sum(dim=2)
+        if given.normalized:
+            along = (gamma * given.gram[:, :, part].permute(2, 0, 1)).sum(dim=2)
             along += (found * prompts).sum(dim=2)  # dt^ . t^
             gamma.diagonal(dim1=1, dim2=2).sub_(along)
         gamma.mul_(inv).mul_(inv.transpose(1, 2))  # of t, no longer of t^

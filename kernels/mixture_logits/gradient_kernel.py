@@ -207,7 +207,7 @@ def _router_gradient(
 
 
 @triton.jit
-def _finish_kernel(
+def _image_router_scale_gradient_kernel(
     parts_ptr,
     dw_ptr,
     dweights_ptr,

@@ -56,7 +56,7 @@ def _weights(router_ptr, at, mask, peak, temperature):
 
 
 @triton.jit
-def _forward_kernel(
+def _mixture_logits_kernel(
     image_ptr,
     text_ptr,
     router_ptr,

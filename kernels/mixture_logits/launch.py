@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .._dispatch import dot_precision, interpreted
 from . import gradient_kernel, kernel
+from .arguments import Mixture, MixtureBackward, Prompts
 
 # programs that keep a big GPU busy: below these smaller tiles are taken, and sums split
 _PROGRAMS = 256
@@ -16,7 +17,7 @@ _ROWS = 64
 # the least that `tl.dot` takes
 _SLICE = 16
 # of the width, in a program that adds up parts
-_FINISH_BLOCK = 128
+_SUM_BLOCK = 128
 # said, as Triton's versions differ in what they take by themselves
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
@@ -69,8 +70,9 @@ def _tile_options(features: Tensor, block_b: int, block_c: int) -> dict[str, obj
     }
 
 
-def launch_mixture_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
+def launch_mixture_gram(given: Prompts) -> tuple[Tensor, Tensor]:
     """`eager.mixture_gram`."""
+    text = given.text
     n_prompts, n_classes, width = text.shape
     gram = torch.empty(n_prompts, n_prompts, n_classes, dtype=torch.float32, device=text.device)
     inv_norm = torch.empty(n_prompts, n_classes, dtype=torch.float32, device=text.device)
@@ -81,7 +83,7 @@ def launch_mixture_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]
         n_classes,
         n_prompts,
         width,
-        NORMALIZED=normalized,
+        NORMALIZED=given.normalized,
         # a mixture's length, where its prompts almost cancel, lies in the last digits
         PRECISION="ieee" if text.dtype == torch.float32 else dot_precision(text.dtype),
         WIDEN=interpreted(),
@@ -93,16 +95,9 @@ def launch_mixture_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]
     return gram, inv_norm
 
 
-def launch_mixture_logits(
-    image: Tensor,
-    text: Tensor,
-    router: Tensor,
-    scale: Tensor,
-    gram: Tensor,
-    inv_norm: Tensor,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def launch_mixture_logits(given: Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`eager.mixture_logits`."""
+    image, text, router, scale, gram, inv_norm, temperature = given
     sizes = n_images, n_classes, n_prompts, _ = _sizes(image, text)
     logits, cosine, inverse = (
         torch.empty(sizes[:2], dtype=torch.float32, device=image.device) for _ in range(3)
@@ -111,7 +106,7 @@ def launch_mixture_logits(
     if not n_images:
         return logits, weights, cosine, inverse
     block_b, block_c, tiles_b, tiles_c = _tiles(n_images, n_classes)
-    kernel._forward_kernel[(tiles_b * tiles_c,)](
+    kernel._mixture_logits_kernel[(tiles_b * tiles_c,)](
         image.contiguous(),
         text.contiguous(),
         router.contiguous(),
@@ -131,25 +126,12 @@ def launch_mixture_logits(
 
 
 def launch_mixture_logits_backward(
-    dlogits: Tensor,
-    dweights: Tensor | None,
-    image: Tensor,
-    text: Tensor,
-    router: Tensor,
-    scale: Tensor,
-    gram: Tensor,
-    inv_norm: Tensor,
-    weights: Tensor,
-    cosine: Tensor,
-    inverse: Tensor,
-    temperature: float,
-    normalized: bool,
-    wants_image: bool,
-    wants_text: bool,
-    wants_router: bool,
-    wants_scale: bool,
+    given: MixtureBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`eager.mixture_logits_backward`."""
+    dlogits, dweights, image, text, router, scale, gram, inv_norm = given[:8]
+    weights, cosine, inverse, temperature, normalized = given[8:13]
+    wants_image, wants_text, wants_router, wants_scale = given[13:]
     sizes = n_images, n_classes, n_prompts, width = _sizes(image, text)
     dimage, dtext = _room(image, wants_image), _room(text, wants_text)
     drouter, dscale = _room(router, wants_router), _room(scale, wants_scale)
@@ -189,8 +171,8 @@ def launch_mixture_logits_backward(
         _text_gradient(image, text, inv_norm, weights, alpha, twice_beta, along, dtext)
     parts = _image_parts(image, text, inv_norm, weights, alpha) if wants_image else None
     if wants_image or wants_router or wants_scale:
-        blocks = triton.cdiv(width, _FINISH_BLOCK) if wants_image else 1
-        gradient_kernel._finish_kernel[(n_images * blocks,)](
+        blocks = triton.cdiv(width, _SUM_BLOCK) if wants_image else 1
+        gradient_kernel._image_router_scale_gradient_kernel[(n_images * blocks,)](
             parts,
             dw,
             None if dweights is None else dweights.contiguous(),
@@ -207,7 +189,7 @@ def launch_mixture_logits_backward(
             n_prompts,
             width,
             KP=_padded(n_prompts),
-            BLOCK_D=_FINISH_BLOCK,
+            BLOCK_D=_SUM_BLOCK,
             BLOCK_PARTS=16,
             **_OPTIONS,
         )

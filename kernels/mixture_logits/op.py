@@ -8,6 +8,7 @@ from torch import Tensor
 from .._check import check_type
 from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
+from .arguments import Mixture, MixtureBackward, Prompts
 from .check import check_gram, check_mixture, check_text
 
 Mix = Literal["normalized", "raw"]
@@ -27,83 +28,60 @@ class MixtureGram(NamedTuple):
     mix: Mix
 
 
-def _launch(name: str, *arguments: Any) -> Any:
-    from . import launch
-
-    return getattr(launch, f"launch_{name}")(*arguments)
-
-
-def _fake_gram(text: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
+def _fake_gram(given: Prompts) -> tuple[Tensor, Tensor]:
+    text = given.text
     n_prompts, n_classes, _ = text.shape
     dtype = wide_dtype(text)
     gram = text.new_empty(n_prompts, n_prompts, n_classes, dtype=dtype)
     return gram, text.new_empty(n_prompts, n_classes, dtype=dtype)
 
 
-def _fake_forward(
-    image: Tensor, text: Tensor, router: Tensor, scale: Tensor, gram: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_forward(given: Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def room() -> Tensor:
-        return gram.new_empty(image.shape[0], text.shape[1])
+        return given.gram.new_empty(given.image.shape[0], given.text.shape[1])
 
-    return room(), gram.new_empty(router.shape), room(), room()
+    return room(), given.gram.new_empty(given.router.shape), room(), room()
 
 
-def _fake_backward(
-    dlogits: Tensor,
-    dweights: Tensor | None,
-    image: Tensor,
-    text: Tensor,
-    router: Tensor,
-    scale: Tensor,
-    *others: Any,
-) -> tuple[Tensor, ...]:
-    wanted = zip((image, text, router, scale), others[-4:], strict=True)
+def _fake_backward(given: MixtureBackward) -> tuple[Tensor, ...]:
+    inputs = given.image, given.text, given.router, given.scale
+    wanted = zip(inputs, given[-4:], strict=True)
     return tuple(like.new_empty(like.shape if wants else 0) for like, wants in wanted)
 
 
 _gram = define(
-    "mixture_gram(Tensor text, bool normalized) -> (Tensor, Tensor)",
+    "mixture_gram",
+    Prompts,
+    "(Tensor, Tensor)",
     eager=eager.mixture_gram,
-    launch=lambda *arguments: _launch("mixture_gram", *arguments),
+    launch=".launch:launch_mixture_gram",
     fake=_fake_gram,
 )
 _forward = define(
-    "mixture_logits(Tensor image, Tensor text, Tensor router, Tensor scale, Tensor gram, "
-    "Tensor inv_norm, float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
+    "mixture_logits",
+    Mixture,
+    "(Tensor, Tensor, Tensor, Tensor)",
     eager=eager.mixture_logits,
-    launch=lambda *arguments: _launch("mixture_logits", *arguments),
+    launch=".launch:launch_mixture_logits",
     fake=_fake_forward,
 )
 _backward = define(
-    "mixture_logits_backward(Tensor dlogits, Tensor? dweights, Tensor image, Tensor text, "
-    "Tensor router, Tensor scale, Tensor gram, Tensor inv_norm, Tensor weights, Tensor cosine, "
-    "Tensor inverse, float temperature, bool normalized, bool wants_image, bool wants_text, "
-    "bool wants_router, bool wants_scale) -> (Tensor, Tensor, Tensor, Tensor)",
+    "mixture_logits_backward",
+    MixtureBackward,
+    "(Tensor, Tensor, Tensor, Tensor)",
     eager=eager.mixture_logits_backward,
-    launch=lambda *arguments: _launch("mixture_logits_backward", *arguments),
+    launch=".launch:launch_mixture_logits_backward",
     fake=_fake_backward,
 )
 
 
 class _MixtureLogits(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        impl: Impl,
-        image: Tensor,
-        text: Tensor,
-        router: Tensor,
-        scale: Tensor,
-        gram: Tensor,
-        inv_norm: Tensor,
-        temperature: float,
-        normalized: bool,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = (image, text, router, scale, gram, inv_norm)
-        logits, weights, cosine, inverse = _forward(impl, *inputs, temperature)
-        ctx.save_for_backward(*inputs, weights, cosine, inverse)
-        ctx.impl, ctx.temperature, ctx.normalized = impl, temperature, normalized
+    def forward(ctx: Any, impl: Impl, normalized: bool, *arguments: Any) -> tuple[Tensor, Tensor]:
+        given = Mixture(*arguments)
+        logits, weights, cosine, inverse = _forward(impl, given)
+        ctx.save_for_backward(*given[:6], weights, cosine, inverse)
+        ctx.impl, ctx.settings = impl, (given.temperature, normalized)
         # without a term on the weights their gradient is None, not a tensor of zeros
         ctx.set_materialize_grads(False)
         return logits, weights
@@ -111,20 +89,12 @@ class _MixtureLogits(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dlogits: Tensor | None, dweights: Tensor | None) -> tuple[Any, ...]:
-        wants = ctx.needs_input_grad[1:5]
+        wants = ctx.needs_input_grad[2:6]
         saved = ctx.saved_tensors  # read once: a checkpoint unpacks them once
         dlogits = torch.zeros_like(saved[7]) if dlogits is None else dlogits
-        grads = _backward(
-            ctx.impl,
-            dlogits,
-            dweights,
-            *saved,
-            ctx.temperature,
-            ctx.normalized,
-            *wants,
-        )
-        given = (grad if wanted else None for grad, wanted in zip(grads, wants, strict=True))
-        return (None, *given, None, None, None, None)
+        given = MixtureBackward(dlogits, dweights, *saved, *ctx.settings, *wants)
+        found = zip(_backward(ctx.impl, given), wants, strict=True)
+        return None, None, *(grad if want else None for grad, want in found), None, None, None
 
 
 def mixture_gram(
@@ -151,7 +121,7 @@ def mixture_gram(
     """
     check_text(text_features, mix)
     text = text_features.detach()
-    gram, inv_norm = _gram(resolve(impl, text), text, mix == "normalized")
+    gram, inv_norm = _gram(resolve(impl, text), Prompts(text, mix == "normalized"))
     return MixtureGram(gram, inv_norm, mix)
 
 
@@ -241,22 +211,14 @@ def mixture_logits(
     resolved = resolve(impl, text_features, image_features, router_logits)
     if gram is None:
         gram = mixture_gram(text_features, mix=mix, impl=impl)
-    check_type("gram", gram, MixtureGram, "a MixtureGram", "make it with mixture_gram")
+    check_type(gram, "gram", MixtureGram, "a MixtureGram", "make it with mixture_gram")
     dtype = wide_dtype(text_features)
     check_gram(gram.gram, gram.inv_norm, gram.mix, text_features, mix, dtype)
     if isinstance(logit_scale, Tensor):
         scale = logit_scale.to(dtype)
     else:
         scale = torch.full((), float(logit_scale), dtype=dtype, device=text_features.device)
-    logits, weights = _MixtureLogits.apply(
-        resolved,
-        image_features,
-        text_features,
-        router_logits,
-        scale,
-        gram.gram,
-        gram.inv_norm,
-        float(temperature),
-        mix == "normalized",
-    )
+    inputs = image_features, text_features, router_logits, scale
+    mixture = Mixture(*inputs, gram.gram, gram.inv_norm, float(temperature))
+    logits, weights = _MixtureLogits.apply(resolved, mix == "normalized", *mixture)
     return (logits, weights) if return_weights else logits

@@ -1,5 +1,5 @@
-"""One projected sign step of an L-inf attack: PGD's, APGD's and MI-FGSM's."""
+"""One projected sign step of an L-inf attack: PGD's and APGD's."""
 
-from .op import apgd_step, momentum_step, pgd_step, pgd_step_
+from .op import apgd_step, pgd_step, pgd_step_
 
-__all__ = ["apgd_step", "momentum_step", "pgd_step", "pgd_step_"]
+__all__ = ["apgd_step", "pgd_step", "pgd_step_"]

@@ -14,7 +14,6 @@ from .._check import (
     check_pixels,
     check_shape,
     check_tensor,
-    check_writable,
 )
 
 PerImage: TypeAlias = float | Tensor
@@ -22,22 +21,22 @@ PerImage: TypeAlias = float | Tensor
 
 def check_images(x_adv: Tensor, **others: Tensor) -> None:
     """Shapes, dtypes and devices; all but ``grad`` have ``x_adv``'s dtype."""
-    check_pixels("x_adv", x_adv)
+    check_pixels(x_adv, "x_adv")
     for name, tensor in others.items():
-        check_tensor(name, tensor)
+        check_tensor(tensor, name)
         if name == "grad":
-            check_floating(name, tensor)
+            check_floating(tensor, name)
         else:
-            check_dtype(name, tensor, "x_adv", x_adv)
-        check_shape(name, tensor, "x_adv", x_adv)
-        check_device(name, tensor, "x_adv", x_adv)
+            check_dtype(tensor, name, x_adv, "x_adv")
+        check_shape(tensor, name, x_adv, "x_adv")
+        check_device(tensor, name, x_adv, "x_adv")
 
 
 def check_radius(x_adv: Tensor, alpha: PerImage, eps: PerImage, lo: float, hi: float) -> None:
     """Step size, radius and box; without a ball, ``eps`` is infinite."""
     # an infinite step times a sign of 0 is NaN
-    check_per_sample("alpha", alpha, "x_adv", x_adv, low=0.0)
-    check_per_sample("eps", eps, "x_adv", x_adv, low=0.0, finite=False)
+    check_per_sample(alpha, "alpha", x_adv, "x_adv", low=0.0)
+    check_per_sample(eps, "eps", x_adv, "x_adv", low=0.0, finite=False)
     check_box(lo, hi)
 
 
@@ -45,47 +44,14 @@ def check_counts(x_adv: Tensor, counts: Tensor | None) -> None:
     """Int64 ``[B, 2]``, contiguous."""
     if counts is None:
         return
-    check_tensor("counts", counts)
+    check_tensor(counts, "counts")
     if counts.shape != (x_adv.shape[0], 2) or counts.dtype != torch.int64:
         raise ValueError(
             f"counts must be int64 [{x_adv.shape[0]}, 2], got {counts.dtype} {list(counts.shape)}"
         )
     if not counts.is_contiguous():
         raise ValueError("counts must be contiguous: it is written in place")
-    check_device("counts", counts, "x_adv", x_adv)
-
-
-def check_copy(
-    x_adv: Tensor, normalized: Tensor | None, mean: Tensor | None, std: Tensor | None
-) -> None:
-    """The normalized copy with its statistics, or none of the three."""
-    given = {
-        name: tensor
-        for name, tensor in (("normalized", normalized), ("mean", mean), ("std", std))
-        if tensor is not None
-    }
-    if not given:
-        return
-    for name, tensor in given.items():
-        check_tensor(name, tensor)
-    if normalized is None or mean is None or std is None:
-        raise ValueError(f"normalized, mean and std go together, got only {' and '.join(given)}")
-    if x_adv.ndim < 2:
-        raise ValueError(f"normalized needs images [B, C, ...], got {list(x_adv.shape)}")
-    if normalized.shape != x_adv.shape or not normalized.is_floating_point():
-        raise ValueError(
-            f"normalized must be floating and have x_adv's shape {list(x_adv.shape)}, "
-            f"got {normalized.dtype} {list(normalized.shape)}"
-        )
-    check_writable("normalized", normalized)
-    check_device("normalized", normalized, "x_adv", x_adv)
-    for name, tensor in (("mean", mean), ("std", std)):
-        if tensor.shape != x_adv.shape[1:2] or tensor.dtype != x_adv.dtype:
-            raise ValueError(
-                f"{name} must be {x_adv.dtype} [{x_adv.shape[1]}], "
-                f"got {tensor.dtype} {list(tensor.shape)}"
-            )
-        check_device(name, tensor, "x_adv", x_adv)
+    check_device(counts, "counts", x_adv, "x_adv")
 
 
 def split(value: PerImage, x_adv: Tensor) -> tuple[float, Tensor | None]:

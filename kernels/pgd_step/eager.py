@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .layout import channel_of, output_format
+from .arguments import Step, TwoPointStep
+from .memory_format import output_format
 
 
 def _each(value: float, values: Tensor | None, like: Tensor) -> float | Tensor:
@@ -24,103 +25,37 @@ def _sign(grad: Tensor, targeted: bool, like: Tensor) -> Tensor:
     return sign.neg_() if targeted else sign
 
 
-def pgd_step(
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-    normalized: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-) -> Tensor:
+def pgd_step(step: Step) -> Tensor:
     """``clip(x + clip(x_adv + alpha * sign(grad) - x, -eps, eps), lo, hi)``, images alike.
 
-    A NaN in ``grad`` stands still: `torch.sign` gives 0 for it. ``alphas`` and ``epses``, ``[B]``,
-    stand for ``alpha`` and ``eps`` where they are given. ``counts`` and ``normalized`` are written.
+    A NaN in ``grad`` stands still: `torch.sign` gives 0 for it. ``counts`` is written.
     """
-    step = _each(alpha, alphas, x_adv) * _sign(grad, targeted, x_adv)
-    out = _project(x_adv + step, x, _each(eps, epses, x_adv), lo, hi)
-    count_gradients(grad, counts)
-    out = out.contiguous(memory_format=output_format(x_adv))
-    if normalized is not None:
-        assert mean is not None
-        assert std is not None
-        channel = channel_of(x_adv)
-        normalized.copy_((out - mean.view(channel)) / std.view(channel))
-    return out
+    x_adv = step.x_adv
+    moved = x_adv + _each(step.alpha, step.alphas, x_adv) * _sign(step.grad, step.targeted, x_adv)
+    radius = _each(step.eps, step.epses, x_adv)
+    out = _project(moved, step.x, radius, step.lo, step.hi)
+    count_gradients(step.grad, step.counts)
+    return out.contiguous(memory_format=output_format(x_adv))
 
 
-def pgd_step_(x_adv: Tensor, *arguments: Tensor | float | bool | None) -> None:
+def pgd_step_(step: Step) -> None:
     """`pgd_step`, written over ``x_adv``."""
-    x_adv.copy_(pgd_step(x_adv, *arguments))  # type: ignore[arg-type]
+    step.x_adv.copy_(pgd_step(step))
 
 
-def apgd_step(
-    x_adv: Tensor,
-    x_prev: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    momentum: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-) -> Tensor:
+def apgd_step(step: TwoPointStep) -> Tensor:
     """The two-point step, with ``z`` the point that `pgd_step` gives and ``P`` its projection.
 
     ``P(x_adv + momentum * (z - x_adv) + (1 - momentum) * (x_adv - x_prev))``
     """
-    radius = _each(eps, epses, x_adv)
-    step = _each(alpha, alphas, x_adv) * _sign(grad, targeted, x_adv)
-    tried = _project(x_adv + step, x, radius, lo, hi)
-    moved = x_adv + (tried - x_adv) * momentum + (x_adv - x_prev) * (1 - momentum)
-    count_gradients(grad, counts)
-    out = _project(moved, x, radius, lo, hi)
+    x_adv, momentum = step.x_adv, step.momentum
+    radius = _each(step.eps, step.epses, x_adv)
+    tried = x_adv + _each(step.alpha, step.alphas, x_adv) * _sign(step.grad, step.targeted, x_adv)
+    tried = _project(tried, step.x, radius, step.lo, step.hi)
+    moved = x_adv + (tried - x_adv) * momentum + (x_adv - step.x_prev) * (1 - momentum)
+    count_gradients(step.grad, step.counts)
+    out = _project(moved, step.x, radius, step.lo, step.hi)
     return out.contiguous(memory_format=output_format(x_adv))
-
-
-def momentum_step(
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    velocity: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    decay: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """``v' = decay * v + grad / mean|grad|``, then the sign step along ``v'``: images and ``v'``.
-
-    Entries that are not finite count as 0, and so does a gradient without a single other entry.
-    """
-    wide = grad.to(x_adv.dtype)
-    wide = torch.where(wide.isfinite(), wide, 0.0)
-    # each share by itself: the sum of large gradients would overflow
-    share = wide.flatten(1).abs() * (1 / max(1, x[0:1].numel()))
-    mean = share.sum(dim=1).view(-1, *[1] * (x_adv.ndim - 1))
-    direction = torch.where(mean > 0, wide / mean, 0.0)
-    out_velocity = decay * velocity + direction
-    step = _each(alpha, alphas, x_adv) * _sign(out_velocity, targeted, x_adv)
-    out = _project(x_adv + step, x, _each(eps, epses, x_adv), lo, hi)
-    count_gradients(grad, counts)
-    layout = output_format(x_adv)
-    return out.contiguous(memory_format=layout), out_velocity.contiguous(memory_format=layout)
 
 
 def count_gradients(grad: Tensor, counts: Tensor | None) -> None:

@@ -1,7 +1,7 @@
 """The same on a GPU: one read of each input, one write of each output.
 
 The address of every entry is computed in 64 bits. Bits equal those of the plain code: nothing is
-contracted into a fused multiply-add, and divisions are rounded as IEEE says.
+contracted into a fused multiply-add.
 """
 
 import triton
@@ -67,17 +67,12 @@ def _pgd_step_kernel(
     alphas_ptr,
     epses_ptr,
     counts_ptr,
-    normalized_ptr,
-    mean_ptr,
-    std_ptr,
     alpha,
     eps,
     lo,
     hi,
     n,
     chunks,
-    N_CHANNELS: tl.constexpr,
-    CHANNEL_STRIDE: tl.constexpr,
     TARGETED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -93,12 +88,6 @@ def _pgd_step_kernel(
     tl.store(out_ptr + at, out, mask=mask)
     if counts_ptr is not None:
         _count(counts_ptr, image, g, mask)
-    if normalized_ptr is not None:
-        # constants: a division by a variable would cost more than the rest of the kernel
-        channel = (entries // CHANNEL_STRIDE) % N_CHANNELS
-        mean = tl.load(mean_ptr + channel, mask=mask, other=0.0)
-        std = tl.load(std_ptr + channel, mask=mask, other=1.0)
-        tl.store(normalized_ptr + at, tl.div_rn(out - mean, std), mask=mask)
 
 
 @triton.jit
@@ -137,67 +126,3 @@ def _apgd_step_kernel(
     tl.store(out_ptr + at, _project(moved, x, eps, lo, hi), mask=mask)
     if counts_ptr is not None:
         _count(counts_ptr, image, g, mask)
-
-
-@triton.jit
-def _finite(g):
-    return tl.where(tl.abs(g) < float("inf"), g, 0.0)
-
-
-@triton.jit
-def _gradient_mean_kernel(grad_ptr, means_ptr, counts_ptr, share, n, chunks, BLOCK: tl.constexpr):
-    """What each chunk adds to an image's ``mean |grad|``, and the counts."""
-    image, entries, mask = _place(n, chunks, BLOCK)
-    g = tl.load(grad_ptr + image * n + entries, mask=mask, other=1.0).to(tl.float32)
-    # each share by itself: the sum of large gradients would overflow
-    total = tl.sum(tl.where(mask, tl.abs(_finite(g)) * tl.cast(share, tl.float32), 0.0))
-    tl.store(means_ptr + tl.program_id(0).to(tl.int64), total)
-    if counts_ptr is not None:
-        _count(counts_ptr, image, g, mask)
-
-
-@triton.jit
-def _momentum_step_kernel(
-    x_adv_ptr,
-    x_ptr,
-    grad_ptr,
-    velocity_ptr,
-    means_ptr,
-    out_ptr,
-    out_velocity_ptr,
-    alphas_ptr,
-    epses_ptr,
-    alpha,
-    eps,
-    decay,
-    lo,
-    hi,
-    n,
-    chunks,
-    TARGETED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_MEANS: tl.constexpr,
-):
-    image, entries, mask = _place(n, chunks, BLOCK)
-    at = image * n + entries
-    # the same order of summation in every program: all of an image's divide by one number
-    total = tl.zeros([BLOCK_MEANS], tl.float32)
-    for first in range(0, chunks, BLOCK_MEANS):
-        part = first + tl.arange(0, BLOCK_MEANS)
-        total += tl.load(means_ptr + image * chunks + part, mask=part < chunks, other=0.0)
-    mean = tl.sum(total)
-    g = _finite(tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32))
-    direction = tl.where(mean > 0, tl.div_rn(g, tl.where(mean > 0, mean, 1.0)), 0.0)
-    velocity = tl.load(velocity_ptr + at, mask=mask, other=0.0)
-    velocity = tl.cast(decay, tl.float32) * velocity + direction
-    tl.store(out_velocity_ptr + at, velocity, mask=mask)
-    x_adv = tl.load(x_adv_ptr + at, mask=mask, other=0.0)
-    x = tl.load(x_ptr + at, mask=mask, other=0.0)
-    alpha = _of_image(alpha, alphas_ptr, image)
-    eps = _of_image(eps, epses_ptr, image)
-    moved = x_adv + alpha * _sign(velocity, TARGETED)
-    tl.store(
-        out_ptr + at,
-        _project(moved, x, eps, tl.cast(lo, tl.float32), tl.cast(hi, tl.float32)),
-        mask=mask,
-    )

@@ -1,189 +1,89 @@
-"""How the step kernels are started: layouts, grids, outputs."""
-
-from typing import Any
+"""How the step kernels are started: memory formats, grids, outputs."""
 
 import torch
 import triton
 from torch import Tensor
 
-from .kernel import (
-    _apgd_step_kernel,
-    _gradient_mean_kernel,
-    _momentum_step_kernel,
-    _pgd_step_kernel,
-)
-from .layout import output_format
+from .arguments import Step, TwoPointStep
+from .kernel import _apgd_step_kernel, _pgd_step_kernel
+from .memory_format import output_format
 
 _BLOCK = 2048
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
 
 
-def _rows(x_adv: Tensor) -> tuple[int, int]:
+def _rows(images: Tensor) -> tuple[int, int]:
     """Entries of an image, and programs that share one."""
-    n = x_adv[0].numel() if len(x_adv) else 0
+    n = images[0].numel()
     return n, triton.cdiv(n, _BLOCK)
 
 
 def _dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """In the layout in which ``like`` is written; copied where they are not."""
-    layout = output_format(like)
-    return [t.contiguous(memory_format=layout) for t in tensors]
+    """In the memory format in which ``like`` is written; copied where they are not."""
+    memory_format = output_format(like)
+    return [t.contiguous(memory_format=memory_format) for t in tensors]
 
 
-def launch_pgd_step(x_adv: Tensor, *arguments: Any) -> Tensor:
+def launch_pgd_step(step: Step) -> Tensor:
     """`eager.pgd_step`."""
-    out = torch.empty_like(x_adv, memory_format=output_format(x_adv))
-    _write_pgd_step(out, x_adv, *arguments)
+    out = torch.empty_like(step.x_adv, memory_format=output_format(step.x_adv))
+    _write_pgd_step(out, step)
     return out
 
 
-def launch_pgd_step_(x_adv: Tensor, *arguments: Any) -> None:
+def launch_pgd_step_(step: Step) -> None:
     """`eager.pgd_step_`."""
-    (out,) = _dense(x_adv, x_adv)
-    _write_pgd_step(out, out, *arguments)
-    if out is not x_adv:
-        x_adv.copy_(out)
+    (out,) = _dense(step.x_adv, step.x_adv)
+    _write_pgd_step(out, step._replace(x_adv=out))
+    if out is not step.x_adv:
+        step.x_adv.copy_(out)
 
 
-def _write_pgd_step(
-    out: Tensor,
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-    normalized: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-) -> None:
+def _write_pgd_step(out: Tensor, step: Step) -> None:
     """``out`` is dense, and may be ``x_adv``."""
-    n, chunks = _rows(out)
     if not out.numel():
         return
-    copy = None if normalized is None else _dense(out, normalized)[0]
-    n_channels, channel_stride = 1, 1
-    if copy is not None:
-        n_channels = out.shape[1]
-        last = output_format(out) == torch.channels_last
-        channel_stride = 1 if last else n // n_channels
+    n, chunks = _rows(out)
     _pgd_step_kernel[(len(out) * chunks,)](
-        *_dense(out, x_adv, x, grad),
+        *_dense(out, step.x_adv, step.x, step.grad),
         out,
-        alphas,
-        epses,
-        counts,
-        copy,
-        mean,
-        std,
-        alpha,
-        eps,
-        lo,
-        hi,
+        step.alphas,
+        step.epses,
+        step.counts,
+        step.alpha,
+        step.eps,
+        step.lo,
+        step.hi,
         n,
         chunks,
-        N_CHANNELS=n_channels,
-        CHANNEL_STRIDE=channel_stride,
-        TARGETED=targeted,
+        TARGETED=step.targeted,
         BLOCK=_BLOCK,
         **_LAUNCH,
     )
-    if normalized is not None and copy is not None and copy is not normalized:
-        normalized.copy_(copy)
 
 
-def launch_apgd_step(
-    x_adv: Tensor,
-    x_prev: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    momentum: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-) -> Tensor:
+def launch_apgd_step(step: TwoPointStep) -> Tensor:
     """`eager.apgd_step`."""
-    out = torch.empty_like(x_adv, memory_format=output_format(x_adv))
-    n, chunks = _rows(out)
+    out = torch.empty_like(step.x_adv, memory_format=output_format(step.x_adv))
     if not out.numel():
         return out
+    n, chunks = _rows(out)
     _apgd_step_kernel[(len(out) * chunks,)](
-        *_dense(x_adv, x_adv, x_prev, x, grad),
+        *_dense(out, step.x_adv, step.x_prev, step.x, step.grad),
         out,
-        alphas,
-        epses,
-        counts,
-        alpha,
-        eps,
-        momentum,
-        1 - momentum,
-        lo,
-        hi,
+        step.alphas,
+        step.epses,
+        step.counts,
+        step.alpha,
+        step.eps,
+        step.momentum,
+        1 - step.momentum,
+        step.lo,
+        step.hi,
         n,
         chunks,
-        TARGETED=targeted,
+        TARGETED=step.targeted,
         BLOCK=_BLOCK,
         **_LAUNCH,
     )
     return out
-
-
-def launch_momentum_step(
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    velocity: Tensor,
-    alphas: Tensor | None,
-    epses: Tensor | None,
-    alpha: float,
-    eps: float,
-    decay: float,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    counts: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """`eager.momentum_step`: one pass for the mean, one for the step."""
-    layout = output_format(x_adv)
-    out = torch.empty_like(x_adv, memory_format=layout)
-    out_velocity = torch.empty_like(x_adv, memory_format=layout)
-    n, chunks = _rows(out)
-    if not out.numel():
-        return out, out_velocity
-    x_dense, x, grad, velocity = _dense(x_adv, x_adv, x, grad, velocity)
-    means = torch.empty(len(out), chunks, dtype=torch.float32, device=out.device)
-    grid = (len(out) * chunks,)
-    _gradient_mean_kernel[grid](grad, means, counts, 1 / n, n, chunks, BLOCK=_BLOCK, **_LAUNCH)
-    _momentum_step_kernel[grid](
-        x_dense,
-        x,
-        grad,
-        velocity,
-        means,
-        out,
-        out_velocity,
-        alphas,
-        epses,
-        alpha,
-        eps,
-        decay,
-        lo,
-        hi,
-        n,
-        chunks,
-        TARGETED=targeted,
-        BLOCK=_BLOCK,
-        BLOCK_MEANS=128,
-        **_LAUNCH,
-    )
-    return out, out_velocity

@@ -1,57 +1,46 @@
 """Schemas, implementations, fakes, and the public functions."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .._check import check_number, check_writable
 from .._dispatch import Impl, define, resolve
 from . import eager
-from .check import PerImage, check_copy, check_counts, check_images, check_radius, split
-from .layout import output_format
-
-_STEP = "float alpha, float eps, float lo, float hi, bool targeted, Tensor(a!)? counts"
-_COPY = "Tensor(b!)? normalized, Tensor? mean, Tensor? std"
-_EACH = "Tensor? alphas, Tensor? epses"
+from .arguments import Step, TwoPointStep
+from .check import PerImage, check_counts, check_images, check_radius, split
+from .memory_format import output_format
 
 
-def _like(x_adv: Tensor) -> Tensor:
-    return torch.empty_like(x_adv, memory_format=output_format(x_adv))
-
-
-def _launch(name: str, *arguments: Any) -> Any:
-    from . import launch
-
-    return getattr(launch, f"launch_{name}")(*arguments)
+def _like_x_adv(step: Step | TwoPointStep) -> Tensor:
+    return torch.empty_like(step.x_adv, memory_format=output_format(step.x_adv))
 
 
 _pgd_step = define(
-    f"pgd_step(Tensor x_adv, Tensor x, Tensor grad, {_EACH}, {_STEP}, {_COPY}) -> Tensor",
+    "pgd_step",
+    Step,
+    "Tensor",
     eager=eager.pgd_step,
-    launch=lambda *arguments: _launch("pgd_step", *arguments),
-    fake=lambda x_adv, *_: _like(x_adv),
+    launch=".launch:launch_pgd_step",
+    fake=_like_x_adv,
+    writes={"counts"},
 )
 _pgd_step_ = define(
-    f"pgd_step_(Tensor(c!) x_adv, Tensor x, Tensor grad, {_EACH}, {_STEP}, {_COPY}) -> ()",
+    "pgd_step_",
+    Step,
+    "()",
     eager=eager.pgd_step_,
-    launch=lambda *arguments: _launch("pgd_step_", *arguments),
-    fake=lambda *_: None,
+    launch=".launch:launch_pgd_step_",
+    fake=lambda _: None,
+    writes={"x_adv", "counts"},
 )
 _apgd_step = define(
-    f"apgd_step(Tensor x_adv, Tensor x_prev, Tensor x, Tensor grad, {_EACH}, float alpha, "
-    "float eps, float momentum, float lo, float hi, bool targeted, Tensor(a!)? counts) -> Tensor",
+    "apgd_step",
+    TwoPointStep,
+    "Tensor",
     eager=eager.apgd_step,
-    launch=lambda *arguments: _launch("apgd_step", *arguments),
-    fake=lambda x_adv, *_: _like(x_adv),
-)
-_momentum_step = define(
-    f"momentum_step(Tensor x_adv, Tensor x, Tensor grad, Tensor velocity, {_EACH}, float alpha, "
-    "float eps, float decay, float lo, float hi, bool targeted, Tensor(a!)? counts) "
-    "-> (Tensor, Tensor)",
-    eager=eager.momentum_step,
-    launch=lambda *arguments: _launch("momentum_step", *arguments),
-    fake=lambda x_adv, *_: (_like(x_adv), _like(x_adv)),
+    launch=".launch:launch_apgd_step",
+    fake=_like_x_adv,
+    writes={"counts"},
 )
 
 
@@ -66,9 +55,6 @@ def pgd_step(
     hi: float = 1.0,
     targeted: bool = False,
     counts: Tensor | None = None,
-    normalized: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """One projected sign step: ``clip(x + clip(x_adv + alpha*sign(grad) - x, -eps, eps), lo, hi)``.
@@ -88,9 +74,6 @@ def pgd_step(
         targeted: step against the gradient.
         counts: int64 ``[B, 2]``; adds each image's number of zero and of non-finite entries of
             ``grad``, so that a stalled attack can be told from a robust model.
-        normalized: shape of ``x_adv``, ``[B, C, ...]``, any floating dtype: written with
-            ``(result - mean) / std``, what a tower in low precision reads next.
-        mean, std: of each channel, ``[C]``, dtype of ``x_adv``; they go with ``normalized``.
         impl: ``"triton"`` (a GPU kernel), ``"torch"`` (plain code, any device), or ``"auto"``: the
             kernel for float32 images on a GPU, plain code elsewhere. Bits are the same.
 
@@ -103,10 +86,8 @@ def pgd_step(
             that is not finite, ``lo > hi``. The values of tensors are not looked at.
         RuntimeError: ``impl="triton"`` where it can't run.
     """
-    arguments = _pgd_arguments(
-        x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalized, mean, std
-    )
-    return _pgd_step(resolve(impl, *arguments[:5]), *arguments)
+    step = _step(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
+    return _pgd_step(resolve(impl, *step[:5]), step)
 
 
 def pgd_step_(
@@ -120,21 +101,16 @@ def pgd_step_(
     hi: float = 1.0,
     targeted: bool = False,
     counts: Tensor | None = None,
-    normalized: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """`pgd_step`, written over ``x_adv``, which is handed back."""
-    arguments = _pgd_arguments(
-        x_adv, x, grad, alpha, eps, lo, hi, targeted, counts, normalized, mean, std
-    )
-    check_writable("x_adv", x_adv)
-    _pgd_step_(resolve(impl, *arguments[:5]), *arguments)
+    step = _step(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
+    check_writable(x_adv, "x_adv")
+    _pgd_step_(resolve(impl, *step[:5]), step)
     return x_adv
 
 
-def _pgd_arguments(
+def _step(
     x_adv: Tensor,
     x: Tensor,
     grad: Tensor,
@@ -144,18 +120,13 @@ def _pgd_arguments(
     hi: float,
     targeted: bool,
     counts: Tensor | None,
-    normalized: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-) -> tuple[Any, ...]:
+) -> Step:
     check_images(x_adv, x=x, grad=grad)
     check_radius(x_adv, alpha, eps, lo, hi)
     check_counts(x_adv, counts)
-    check_copy(x_adv, normalized, mean, std)
     (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
-    images = (x_adv.detach(), x.detach(), grad.detach())
-    box = (float(lo), float(hi))
-    return (*images, alphas, epses, alpha, eps, *box, targeted, counts, normalized, mean, std)
+    images = x_adv.detach(), x.detach(), grad.detach()
+    return Step(*images, alphas, epses, alpha, eps, float(lo), float(hi), targeted, counts)
 
 
 def apgd_step(
@@ -199,74 +170,9 @@ def apgd_step(
     check_images(x_adv, x_prev=x_prev, x=x, grad=grad)
     check_radius(x_adv, alpha, eps, lo, hi)
     check_counts(x_adv, counts)
-    momentum = check_number("momentum", momentum, low=0.0, high=1.0)
+    momentum = check_number(momentum, "momentum", low=0.0, high=1.0)
     (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
-    images = (x_adv.detach(), x_prev.detach(), x.detach(), grad.detach())
-    return _apgd_step(
-        resolve(impl, *images),
-        *images,
-        alphas,
-        epses,
-        alpha,
-        eps,
-        momentum,
-        float(lo),
-        float(hi),
-        targeted,
-        counts,
-    )
-
-
-def momentum_step(
-    x_adv: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    velocity: Tensor,
-    *,
-    alpha: PerImage,
-    eps: PerImage,
-    decay: float = 1.0,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    targeted: bool = False,
-    counts: Tensor | None = None,
-    impl: Impl = "auto",
-) -> tuple[Tensor, Tensor]:
-    """MI-FGSM's step: ``v' = decay * v + grad / mean|grad|``, then the sign step along ``v'``.
-
-    Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018, equation 6, with the mean
-    over an image's entries for the L1 norm, as `torchattacks` has it: a constant factor, which the
-    sign does not see. Two passes: one for the mean, one for the step. Entries of ``grad`` that are
-    not finite count as 0; they would stay in the momentum for ever.
-
-    Args:
-        x_adv, x, grad: as for `pgd_step`.
-        velocity: the momentum so far, like ``x_adv``; zeros at first.
-        decay: of the momentum in each step.
-        alpha, eps, lo, hi, targeted, counts, impl: as for `pgd_step`.
-
-    Returns:
-        The next images and the next momentum, new tensors like ``x_adv``.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: as `pgd_step`; a negative ``decay``.
-    """
-    check_images(x_adv, x=x, grad=grad, velocity=velocity)
-    check_radius(x_adv, alpha, eps, lo, hi)
-    check_counts(x_adv, counts)
-    decay = check_number("decay", decay, low=0.0)
-    (alpha, alphas), (eps, epses) = split(alpha, x_adv), split(eps, x_adv)
-    images = (x_adv.detach(), x.detach(), grad.detach(), velocity.detach())
-    return _momentum_step(
-        resolve(impl, *images),
-        *images,
-        alphas,
-        epses,
-        alpha,
-        eps,
-        decay,
-        float(lo),
-        float(hi),
-        targeted,
-        counts,
-    )
+    images = x_adv.detach(), x_prev.detach(), x.detach(), grad.detach()
+    settings = alphas, epses, alpha, eps, momentum, float(lo), float(hi), targeted, counts
+    step = TwoPointStep._make((*images, *settings))
+    return _apgd_step(resolve(impl, *images), step)

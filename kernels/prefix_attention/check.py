@@ -18,22 +18,22 @@ def check_arguments(
 ) -> None:
     """Shapes, dtypes, devices; not the values of ``cu_seqlens``."""
     tensors = {"q": q, "k": k, "v": v, "prefix_k": prefix_k, "prefix_v": prefix_v}
-    check_tensor("q", q)
-    check_floating("q", q)
+    check_tensor(q, "q")
+    check_floating(q, "q")
     for name, tensor in tensors.items():
-        check_tensor(name, tensor)
+        check_tensor(tensor, name)
         if tensor.ndim != 4:
             raise ValueError(
                 f"{name} must be [K or 1, tokens, heads, d], got {list(tensor.shape)}: "
                 "tokens stand before heads"
             )
-        check_dtype(name, tensor, "q", q)
+        check_dtype(tensor, name, q, "q")
         if tensor.shape[2:] != q.shape[2:]:
             raise ValueError(
                 f"{name} must have q's heads and width {list(q.shape[2:])}, "
                 f"got {list(tensor.shape[2:])} of {list(tensor.shape)}"
             )
-        check_device(name, tensor, "q", q)
+        check_device(tensor, name, q, "q")
     for name, tensor, like, other in (
         ("v", v, "k", k),
         ("prefix_v", prefix_v, "prefix_k", prefix_k),
@@ -52,7 +52,7 @@ def check_arguments(
     if scale is not None:
         # nor is a GPU waited for, to read it
         remedy = "no gradient would reach it, multiply q by it and give scale=1"
-        check_number("scale", scale, remedy=remedy)
+        check_number(scale, "scale", remedy=remedy)
 
 
 def _check_prompts(tensors: dict[str, Tensor]) -> None:
@@ -65,7 +65,7 @@ def _check_prompts(tensors: dict[str, Tensor]) -> None:
 
 
 def _check_lengths(q: Tensor, k: Tensor, cu_seqlens: Tensor, last_only: bool) -> None:
-    check_tensor("cu_seqlens", cu_seqlens)
+    check_tensor(cu_seqlens, "cu_seqlens")
     if cu_seqlens.dtype != torch.int32:
         raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}: call .int()")
     if cu_seqlens.ndim != 1 or not len(cu_seqlens):
@@ -73,7 +73,7 @@ def _check_lengths(q: Tensor, k: Tensor, cu_seqlens: Tensor, last_only: bool) ->
             f"cu_seqlens must be [classes + 1], got {list(cu_seqlens.shape)}: "
             "the cumulative sum of the classes' lengths behind a 0"
         )
-    check_device("cu_seqlens", cu_seqlens, "q", q)
+    check_device(cu_seqlens, "cu_seqlens", q, "q")
     wanted, whose = (len(cu_seqlens) - 1, "class") if last_only else (k.shape[1], "token of k")
     if q.shape[1] != wanted:
         raise ValueError(

@@ -9,32 +9,19 @@ import torch
 from torch import Tensor
 
 from .._dispatch import wide_dtype
+from .arguments import Attention, AttentionBackward
 from .groups import Group, group
 
 
-def prefix_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    cu_seqlens: Tensor,
-    last_only: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def prefix_attention(given: Attention) -> tuple[Tensor, Tensor]:
     """``softmax(scale * q [prefix_k; own k]^T) [prefix_v; own v]``, and the sums' logarithms.
 
     A query sees the whole prefix and, of its own class's tokens, itself and what stands before it.
 
-    Args:
-        q: ``[K, M, H, d]``, M = N, or with ``last_only`` M = C.
-        k, v: ``[K, N, H, d]``.
-        prefix_k, prefix_v: ``[K, P, H, d]``.
-        cu_seqlens: ``[C + 1]``; its values are read.
-
     Returns:
         Like ``q``, and ``log sum exp`` of each query's scores, ``[K, M, H]``, at least float32.
     """
+    q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale = given
     dtype, wide = q.dtype, wide_dtype(q)
     groups = group(cu_seqlens, k.shape[1], last_only)
     q = _take(q, groups.queries, wide)
@@ -85,26 +72,15 @@ def _attend_group(
 
 
 def prefix_attention_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    cu_seqlens: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    last_only: bool,
-    scale: float,
-    need_q: bool,
-    need_kv: bool,
-    need_prefix: bool,
+    given: AttentionBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``q``, ``k``, ``v``, ``prefix_k``, ``prefix_v``; empty where not needed.
 
     With ``w = exp(scores - lse)``: ``dv = w^T dout``, ``ds = w (dout v^T - sum(dout * out))``,
     ``dq = scale * ds k``, ``dk = scale * ds^T q``.
     """
+    dout, q, k, v, prefix_k, prefix_v, cu_seqlens, out, lse = given[:9]
+    last_only, scale, need_q, need_kv, need_prefix = given[9:]
     dtypes, wide = (q.dtype, k.dtype), lse.dtype
     groups = group(cu_seqlens, k.shape[1], last_only)
     q, dout, out = (_take(t, groups.queries, wide) for t in (q, dout, out))

@@ -19,7 +19,7 @@ def _key_gradients(k, v, q, dout, seen, scale, lse, delta, dk, dv, PRECISION: tl
 
 
 @triton.jit
-def _own_backward_kernel(
+def _suffix_keys_backward_kernel(
     dout_ptr,
     q_ptr,
     k_ptr,
@@ -90,7 +90,7 @@ def _own_backward_kernel(
 
 
 @triton.jit
-def _prefix_backward_kernel(
+def _prefix_keys_backward_kernel(
     dout_ptr,
     q_ptr,
     prefix_k_ptr,
@@ -161,7 +161,7 @@ def _prefix_backward_kernel(
 
 
 @triton.jit
-def _sum_parts_kernel(
+def _sum_prefix_parts_kernel(
     parts_ptr,
     dk_ptr,
     dv_ptr,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._dispatch import dot_precision
 from . import kernel, key_kernel
+from .arguments import Attention, AttentionBackward
 
 # programs that share the sum over all queries into the prefix: at least so many in all if there is
 # work for them, and at most so many of one head
@@ -84,17 +85,9 @@ def _classes(cu_seqlens: Tensor) -> tuple[int, int]:
     return classes, (classes - 1).bit_length()
 
 
-def launch_prefix_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    cu_seqlens: Tensor,
-    last_only: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def launch_prefix_attention(given: Attention) -> tuple[Tensor, Tensor]:
     """`eager.prefix_attention`, in one launch."""
+    q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale = given
     prompts, rows, heads, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
@@ -126,22 +119,11 @@ def launch_prefix_attention(
 
 
 def launch_prefix_attention_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    cu_seqlens: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    last_only: bool,
-    scale: float,
-    need_q: bool,
-    need_kv: bool,
-    need_prefix: bool,
+    given: AttentionBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`eager.prefix_attention_backward`: dq, own keys, prefix, sum: four launches."""
+    dout, q, k, v, prefix_k, prefix_v, cu_seqlens, out, lse = given[:9]
+    last_only, scale, need_q, need_kv, need_prefix = given[9:]
     if not q.numel():
         kept = (need_q, need_kv, need_kv, need_prefix, need_prefix)
         inputs = (q, k, v, prefix_k, prefix_v)
@@ -186,17 +168,17 @@ def launch_prefix_attention_backward(
         **options,
     )
     if need_kv:
-        dk, dv = _own_backward(
+        dk, dv = _suffix_keys_backward(
             dout, q, k, v, cu_seqlens, lse, delta, last_only, scale, tiles, options
         )
     if need_prefix:
-        dprefix_k, dprefix_v = _prefix_backward(
+        dprefix_k, dprefix_v = _prefix_keys_backward(
             dout, q, prefix_k, prefix_v, lse, delta, scale, tiles, options
         )
     return dq, dk, dv, dprefix_k, dprefix_v
 
 
-def _own_backward(
+def _suffix_keys_backward(
     dout: Tensor,
     q: Tensor,
     k: Tensor,
@@ -212,7 +194,7 @@ def _own_backward(
     prompts, tokens, heads, _ = k.shape
     dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
     n_tiles = triton.cdiv(tokens, tiles.held)
-    key_kernel._own_backward_kernel[(n_tiles * heads * prompts,)](
+    key_kernel._suffix_keys_backward_kernel[(n_tiles * heads * prompts,)](
         dout,
         q,
         k,
@@ -238,7 +220,7 @@ def _own_backward(
     return dk, dv
 
 
-def _prefix_backward(
+def _prefix_keys_backward(
     dout: Tensor,
     q: Tensor,
     prefix_k: Tensor,
@@ -260,7 +242,7 @@ def _prefix_backward(
     chunks = triton.cdiv(rows, chunk)
     shape = (chunks, 2, prompts, n_prefix, heads, d)
     parts = torch.empty(shape, dtype=torch.float32, device=q.device)
-    key_kernel._prefix_backward_kernel[(chunks * blocks * heads * prompts,)](
+    key_kernel._prefix_keys_backward_kernel[(chunks * blocks * heads * prompts,)](
         dout,
         q,
         prefix_k,
@@ -286,7 +268,7 @@ def _prefix_backward(
         torch.empty(prefix_k.shape, dtype=prefix_k.dtype, device=q.device) for _ in range(2)
     )
     n = dprefix_k.numel()
-    key_kernel._sum_parts_kernel[(triton.cdiv(n, 64),)](
+    key_kernel._sum_prefix_parts_kernel[(triton.cdiv(n, 64),)](
         parts,
         dprefix_k,
         dprefix_v,

@@ -7,107 +7,65 @@ from torch import Tensor
 
 from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
+from .arguments import Attention, AttentionBackward
 from .check import check_arguments
 
 # the widest head whose tiles fit into registers
 _WIDEST = 128
-_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor prefix_k, Tensor prefix_v, Tensor cu_seqlens"
 
 
-def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    wide = wide_dtype(q)
-    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=wide)
+def _fake_forward(given: Attention) -> tuple[Tensor, Tensor]:
+    q = given.q
+    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=wide_dtype(q))
 
 
-def _fake_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    cu_seqlens: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    last_only: bool,
-    scale: float,
-    need_q: bool,
-    need_kv: bool,
-    need_prefix: bool,
-) -> tuple[Tensor, ...]:
-    needed = (need_q, need_kv, need_kv, need_prefix, need_prefix)
-    inputs = (q, k, v, prefix_k, prefix_v)
-    return tuple(
-        t.new_empty(t.shape if need else 0) for t, need in zip(inputs, needed, strict=True)
-    )
+def _fake_backward(given: AttentionBackward) -> tuple[Tensor, ...]:
+    needed = given.need_q, given.need_kv, given.need_kv, given.need_prefix, given.need_prefix
+    pairs = zip(given[1:6], needed, strict=True)
+    return tuple(t.new_empty(t.shape if need else 0) for t, need in pairs)
 
 
-def _launch_forward(*arguments: Any) -> Any:
-    from . import launch
-
-    return launch.launch_prefix_attention(*arguments)
-
-
-def _launch_backward(*arguments: Any) -> Any:
-    from . import launch
-
-    return launch.launch_prefix_attention_backward(*arguments)
+def _too_wide(given: Attention | AttentionBackward) -> bool:
+    return given.q.shape[-1] > _WIDEST
 
 
 _forward = define(
-    f"prefix_attention({_INPUTS}, bool last_only, float scale) -> (Tensor, Tensor)",
+    "prefix_attention",
+    Attention,
+    "(Tensor, Tensor)",
     eager=eager.prefix_attention,
-    launch=_launch_forward,
+    launch=".launch:launch_prefix_attention",
     fake=_fake_forward,
-    unfit=lambda q, *_: q.shape[-1] > _WIDEST,
+    unfit=_too_wide,
 )
 _backward = define(
-    f"prefix_attention_backward(Tensor dout, {_INPUTS}, Tensor out, Tensor lse, bool last_only, "
-    "float scale, bool need_q, bool need_kv, bool need_prefix) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "prefix_attention_backward",
+    AttentionBackward,
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
     eager=eager.prefix_attention_backward,
-    launch=_launch_backward,
+    launch=".launch:launch_prefix_attention_backward",
     fake=_fake_backward,
-    unfit=lambda dout, *_: dout.shape[-1] > _WIDEST,
+    unfit=_too_wide,
 )
 
 
 class _PrefixAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        impl: Impl,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        prefix_k: Tensor,
-        prefix_v: Tensor,
-        cu_seqlens: Tensor,
-        last_only: bool,
-        scale: float,
-    ) -> Tensor:
-        out, lse = _forward(impl, q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale)
-        ctx.save_for_backward(q, k, v, prefix_k, prefix_v, cu_seqlens, out, lse)
-        ctx.impl, ctx.last_only, ctx.scale = impl, last_only, scale
+    def forward(ctx: Any, impl: Impl, *arguments: Any) -> Tensor:
+        given = Attention(*arguments)
+        out, lse = _forward(impl, given)
+        ctx.save_for_backward(*given[:6], out, lse)
+        ctx.impl, ctx.settings = impl, (given.last_only, given.scale)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         need_q, need_k, need_v, need_pk, need_pv = ctx.needs_input_grad[1:6]
-        gradients = _backward(
-            ctx.impl,
-            dout,
-            *ctx.saved_tensors,
-            ctx.last_only,
-            ctx.scale,
-            need_q,
-            need_k or need_v,
-            need_pk or need_pv,
-        )
-        needed = (need_q, need_k, need_v, need_pk, need_pv)
-        kept = (g if need else None for g, need in zip(gradients, needed, strict=True))
-        return (None, *kept, None, None, None)
+        needs = need_q, need_k or need_v, need_pk or need_pv
+        given = AttentionBackward._make((dout, *ctx.saved_tensors, *ctx.settings, *needs))
+        found = zip(_backward(ctx.impl, given), ctx.needs_input_grad[1:6], strict=True)
+        return None, *(grad if need else None for grad, need in found), None, None, None
 
 
 def prefix_attention(
@@ -169,4 +127,5 @@ def prefix_attention(
             f"q: the kernels take heads of d <= {_WIDEST}, got {list(q.shape)}; "
             "use impl='auto' or 'torch'"
         )
-    return _PrefixAttention.apply(resolve(impl, *tensors), *tensors, cu_seqlens, last_only, scale)
+    given = Attention._make((*tensors, cu_seqlens, last_only, scale))
+    return _PrefixAttention.apply(resolve(impl, *tensors), *given)

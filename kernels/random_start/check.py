@@ -25,15 +25,15 @@ def check_start(
     hi: float,
 ) -> None:
     """All arguments but ``impl``."""
-    check_pixels("x", x)
+    check_pixels(x, "x")
     for name, tensor, shape in (("indices", indices, x.shape[:1]), ("key", key, (2,))):
-        check_tensor(name, tensor)
+        check_tensor(tensor, name)
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
         if tensor.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, got {tensor.dtype}: call .long()")
-        check_device(name, tensor, "x", x)
+        check_device(tensor, name, x, "x")
     # an infinite radius has no uniform noise
-    check_per_sample("eps", eps, "x", x, low=0.0)
-    check_choice("sides", sides, SIDES)
+    check_per_sample(eps, "eps", x, "x", low=0.0)
+    check_choice(sides, "sides", SIDES)
     check_box(lo, hi)

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from .arguments import Start
+
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -53,21 +55,12 @@ def uniform(indices: Tensor, n: int, key: Tensor) -> Tensor:
     return _to_unit(torch.stack(words, dim=2)).flatten(1)[:, :n]
 
 
-def random_start(
-    x: Tensor,
-    indices: Tensor,
-    key: Tensor,
-    epses: Tensor | None,
-    eps: float,
-    lo: float,
-    hi: float,
-    one_sided: bool,
-) -> Tensor:
+def random_start(start: Start) -> Tensor:
     """``clip(x + noise, lo, hi)``, the noise uniform in [-eps, eps], one-sided in [0, eps]."""
-    unit = uniform(indices, math.prod(x.shape[1:]), key).view(x.shape).to(x.dtype)
-    if epses is not None:
-        radius = epses.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-        noise = unit * radius if one_sided else (unit * 2 - 1) * radius
-    else:
-        noise = unit * eps if one_sided else (unit * 2 - 1) * eps
-    return (x + noise).clamp_(lo, hi).contiguous()
+    x = start.x
+    radius: float | Tensor = start.eps
+    unit = uniform(start.indices, math.prod(x.shape[1:]), start.key).view(x.shape).to(x.dtype)
+    if start.epses is not None:
+        radius = start.epses.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    noise = unit * radius if start.one_sided else (unit * 2 - 1) * radius
+    return (x + noise).clamp_(start.lo, start.hi).contiguous()

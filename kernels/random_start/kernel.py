@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arguments import Start
+
 _COUNTERS = 512  # of a program, four entries each
 
 
@@ -54,18 +56,9 @@ def _random_start_kernel(
     tl.store(out_ptr + row * n + entries, moved, mask=mask)
 
 
-def launch_random_start(
-    x: Tensor,
-    indices: Tensor,
-    key: Tensor,
-    epses: Tensor | None,
-    eps: float,
-    lo: float,
-    hi: float,
-    one_sided: bool,
-) -> Tensor:
+def launch_random_start(start: Start) -> Tensor:
     """`eager.random_start`."""
-    x = x.contiguous()
+    x = start.x.contiguous()
     out = torch.empty_like(x)
     if not out.numel():
         return out
@@ -73,16 +66,16 @@ def launch_random_start(
     chunks = triton.cdiv(n, 4 * _COUNTERS)
     _random_start_kernel[(len(x) * chunks,)](
         x,
-        indices.contiguous(),
-        key.contiguous(),
+        start.indices.contiguous(),
+        start.key.contiguous(),
         out,
-        epses,
-        eps,
-        lo,
-        hi,
+        start.epses,
+        start.eps,
+        start.lo,
+        start.hi,
         n,
         chunks,
-        ONE_SIDED=one_sided,
+        ONE_SIDED=start.one_sided,
         COUNTERS=_COUNTERS,
         num_warps=4,
         enable_fp_fusion=False,

@@ -7,23 +7,19 @@ from torch import Tensor
 
 from .._dispatch import Impl, define, resolve
 from . import eager
+from .arguments import Start
 from .check import check_start
 
 Sides: TypeAlias = Literal["two-sided", "one-sided"]
 
 
-def _launch(*arguments: object) -> Tensor:
-    from .kernel import launch_random_start
-
-    return launch_random_start(*arguments)  # type: ignore[arg-type]
-
-
 _random_start = define(
-    "random_start(Tensor x, Tensor indices, Tensor key, Tensor? epses, float eps, float lo, "
-    "float hi, bool one_sided) -> Tensor",
+    "random_start",
+    Start,
+    "Tensor",
     eager=eager.random_start,
-    launch=_launch,
-    fake=lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
+    launch=".kernel:launch_random_start",
+    fake=lambda start: torch.empty_like(start.x, memory_format=torch.contiguous_format),
 )
 
 
@@ -69,6 +65,5 @@ def random_start(
     epses = eps.detach().contiguous() if isinstance(eps, Tensor) else None
     radius = 0.0 if isinstance(eps, Tensor) else float(eps)
     one_sided = sides == "one-sided"
-    chosen = resolve(impl, x)
-    box = (float(lo), float(hi))
-    return _random_start(chosen, x.detach(), indices, key, epses, radius, *box, one_sided)
+    start = Start(x.detach(), indices, key, epses, radius, float(lo), float(hi), one_sided)
+    return _random_start(resolve(impl, x), start)

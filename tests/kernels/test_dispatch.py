@@ -4,6 +4,8 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -70,6 +72,31 @@ def test_how_a_kernel_multiplies(monkeypatch, version, dtype, precision, expecte
         torch.set_float32_matmul_precision(before)
 
 
+class Given(NamedTuple):
+    number: float
+    tensor: torch.Tensor
+
+
+class Every(NamedTuple):
+    x: torch.Tensor
+    out: torch.Tensor | None
+    several: list[torch.Tensor]
+    flags: list[bool]
+    n: int
+    eps: float
+    flag: bool
+
+
+def test_the_schema_is_that_of_the_fields():
+    got = _dispatch._parameters(Every, {"out"})
+    assert got == (
+        "Tensor x, Tensor(a1!)? out, Tensor[] several, bool[] flags, SymInt n, float eps, bool flag"
+    )
+    schema = torch._C.parse_schema(f"op({got}) -> ()")
+    assert [a.name for a in schema.arguments] == list(Every._fields)
+    assert [a.is_write for a in schema.arguments] == [name == "out" for name in Every._fields]
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_on_a_gpu_the_launcher_runs_but_for_float64(monkeypatch, double):
     """The implementation registered for GPUs, called by hand."""
@@ -86,17 +113,23 @@ def test_on_a_gpu_the_launcher_runs_but_for_float64(monkeypatch, double):
     monkeypatch.setattr(torch.library, "impl", remember)
     monkeypatch.setattr(torch.cuda, "device", current)
     name = f"a_new_op_{int(double)}"
+    launcher = SimpleNamespace(launch=lambda given: f"kernel of {given.number}")
+    monkeypatch.setitem(sys.modules, "a_package.kernel", launcher)
+    monkeypatch.setitem(sys.modules, "a_package", ModuleType("a_package"))
+    monkeypatch.setattr(Given, "__module__", "a_package.arguments")
     _dispatch.define(
-        f"{name}(Tensor x) -> Tensor",
-        eager=lambda *_: "plain",
-        launch=lambda *_: "kernel",
-        fake=lambda *_: None,
+        name,
+        Given,
+        "Tensor",
+        eager=lambda given: f"plain of {given.number}",
+        launch=".kernel:launch",
+        fake=lambda _: None,
     )
     tensor = on_gpu(torch.float64 if double else torch.float32)
     assert set(registered) == {"CPU", "CUDA", "default"}
-    assert registered["CUDA"](1.0, tensor) == ("plain" if double else "kernel")
+    assert registered["CUDA"](1.0, tensor) == ("plain of 1.0" if double else "kernel of 1.0")
     assert entered == ([] if double else [tensor.device])
-    assert registered["CPU"](torch.zeros(2)) == "plain"
+    assert registered["CPU"](2.0, torch.zeros(2)) == "plain of 2.0"
 
 
 def test_the_checkout_may_be_found_under_its_folder_s_name():

@@ -1,12 +1,11 @@
-"""The mixture's logits against the form with ``[B, C, D]``, its gradients, and what it refuses."""
-
-import math
+"""The mixture's logits against their formula, its gradients, and what it refuses."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fastprompt.kernels import MixtureGram, mixture_gram, mixture_logits
+from fastprompt.kernels.mixture_logits.reference import mixture_logits as formula
 
 NAMES = ("image_features", "text_features", "router_logits", "logit_scale")
 
@@ -17,29 +16,6 @@ def batch(n=5, classes=7, prompts=3, width=11, dtype=torch.float64, seed=0):
     text = torch.randn(prompts, classes, width, generator=gen, dtype=dtype)
     router = torch.randn(n, prompts, generator=gen, dtype=dtype)
     return F.normalize(image, dim=1), text, router, torch.tensor(7.0, dtype=dtype)
-
-
-def slow_mixture(image, text, router, scale, temperature=1.0, mix="normalized"):
-    """One image and class after the other."""
-    rows = []
-    for f, of_prompts in zip(image, router, strict=True):
-        powers = [math.exp(r / temperature) for r in of_prompts.tolist()]
-        row = []
-        for c in range(text.shape[1]):
-            mixed = torch.zeros_like(f)
-            for power, t in zip(powers, text[:, c], strict=True):
-                mixed += power / sum(powers) * (t / t.norm() if mix == "normalized" else t)
-            row.append(float(scale) * float(f @ mixed) / float(mixed.norm()))
-        rows.append(row)
-    return torch.tensor(rows, dtype=image.dtype)
-
-
-def plain_mixture(image, text, router, scale, temperature=1.0, mix="normalized"):
-    """The form with ``[B, C, D]``, which autograd differentiates."""
-    weights = (router / temperature).softmax(dim=1)
-    text = F.normalize(text, dim=-1) if mix == "normalized" else text
-    mixed = F.normalize(torch.einsum("bk,kcd->bcd", weights, text), dim=-1)
-    return scale * torch.einsum("bd,bcd->bc", image, mixed), weights
 
 
 def gradients(function, inputs, *, of_weights=True, wanted=range(4), **named):
@@ -69,21 +45,22 @@ def assert_same(got, expected, limit):
 
 @pytest.mark.parametrize("mix", ["normalized", "raw"])
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
-def test_equals_the_slow_spelling(mix, temperature):
+def test_equals_the_formula(mix, temperature):
     inputs = batch()
-    got = mixture_logits(*inputs, temperature=temperature, mix=mix)
-    expected = slow_mixture(*inputs, temperature, mix)
+    got, weights = ours(*inputs, temperature=temperature, mix=mix)
+    expected, expected_weights = formula(*inputs, temperature, mix)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-13 * 7)
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("of_weights", [True, False])
 @pytest.mark.parametrize("mix", ["normalized", "raw"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 7, 3, 11), (9, 33, 8, 64), (4, 6, 64, 20)])
-def test_gradients_equal_those_of_the_plain_form(shape, mix, of_weights):
+def test_gradients_equal_those_of_the_formula(shape, mix, of_weights):
     named = {"mix": mix, "temperature": 0.7, "of_weights": of_weights}
     inputs = batch(*shape)
     got = gradients(ours, inputs, **named)
-    expected = gradients(plain_mixture, inputs, **named)
+    expected = gradients(formula, inputs, **named)
     if shape[-1] == 1:  # of width 1 a cosine is a sign: without a gradient in the text
         assert got.pop("text_features").abs().max() < 1e-13
         expected.pop("text_features")
@@ -95,7 +72,7 @@ def test_more_classes_than_one_chunk(monkeypatch):
 
     monkeypatch.setattr(eager, "_CHUNK", 5 * 3 * 11)
     inputs = batch(classes=12)
-    assert_same(gradients(ours, inputs), gradients(plain_mixture, inputs), 1e-12)
+    assert_same(gradients(ours, inputs), gradients(formula, inputs), 1e-12)
 
 
 @pytest.mark.parametrize("mix", ["normalized", "raw"])
@@ -108,7 +85,7 @@ def test_gradcheck(mix):
 def test_only_what_is_asked_for(wanted):
     inputs = batch()
     got = gradients(ours, inputs, wanted=wanted, of_weights=False)
-    assert_same(got, gradients(plain_mixture, inputs, wanted=wanted, of_weights=False), 1e-12)
+    assert_same(got, gradients(formula, inputs, wanted=wanted, of_weights=False), 1e-12)
 
 
 def test_an_attack_does_no_work_for_the_text(monkeypatch):
@@ -179,7 +156,7 @@ def test_a_feature_of_zeros_counts_as_none():
     found = gradients(ours, (image, text, router, scale))
     assert all(value.isfinite().all() for value in found.values())
     assert found["logits"][:, 2].abs().max() == 0
-    torch.testing.assert_close(found["logits"], plain_mixture(image, text, router, scale)[0])
+    torch.testing.assert_close(found["logits"], formula(image, text, router, scale)[0])
 
 
 @pytest.mark.parametrize("gap", [1e-1, 1e-2])
@@ -191,8 +168,8 @@ def test_prompts_that_nearly_cancel(gap):
     exact = image, torch.stack([text[0], opposite]), router * 0, scale
     rounded = [t.float() for t in exact]
     exact = [t.double() for t in rounded]
-    truth = plain_mixture(*exact)[0]
-    plain = (plain_mixture(*rounded)[0] - truth).abs().max()
+    truth = formula(*exact)[0]
+    plain = (formula(*rounded)[0] - truth).abs().max()
     # 4: an entry of G is rounded three times more than one of t^: product and two lengths
     assert (mixture_logits(*rounded) - truth).abs().max() <= 4 * plain / (gap / 2)
     torch.testing.assert_close(mixture_logits(*exact), truth, rtol=0, atol=1e-9)
@@ -214,8 +191,8 @@ def test_sharp_routers_choose_one_prompt():
 def test_low_precision(dtype):
     """No worse than the plain form in float32 on the same values, plus the rounding of the grad."""
     low = [t.to(dtype) for t in batch(20, 30, 4, 64)]
-    exact = gradients(plain_mixture, [t.double() for t in low])
-    plain = gradients(plain_mixture, [t.float() for t in low])
+    exact = gradients(formula, [t.double() for t in low])
+    plain = gradients(formula, [t.float() for t in low])
     got = gradients(ours, low)
     assert got["logits"].dtype == got["weights"].dtype == torch.float32
     for name, value in exact.items():
@@ -235,7 +212,7 @@ def test_routers_of_another_dtype():
     assert expected["router_logits"].dtype == expected["logit_scale"].dtype == torch.bfloat16
 
 
-def test_numbers_empty_batches_and_layouts():
+def test_numbers_empty_batches_and_strides():
     image, text, router, scale = batch()
     expected = mixture_logits(image, text, router, scale)
     assert torch.equal(mixture_logits(image, text, router, 7.0), expected)

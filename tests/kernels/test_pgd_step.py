@@ -1,38 +1,24 @@
-"""The sign step against a slow spelling, its counts, and what it refuses."""
+"""The sign step against its formula, its counts, and what it refuses."""
 
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from helpers.steps import batch, given_anew
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastprompt.kernels import pgd_step, pgd_step_
+from fastprompt.kernels.pgd_step import reference
 
 
-def batch(n=3, size=5, dtype=torch.float32, seed=0):
-    gen = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 3, size, size, generator=gen, dtype=dtype)
-    x_adv = (x + 0.1 * (torch.rand(x.shape, generator=gen, dtype=dtype) - 0.5)).clamp(0, 1)
-    return x_adv, x, torch.randn(x.shape, generator=gen, dtype=dtype)
-
-
-def slow_step(x_adv, x, grad, alpha, eps, lo=0.0, hi=1.0):
-    """One pixel after the other, in Python's floats."""
-    out = []
-    for a, c, g in zip(x_adv.flatten(), x.flatten(), grad.flatten(), strict=True):
-        sign = (g > 0).item() - (g < 0).item()
-        delta = min(max(a.item() + alpha * sign - c.item(), -eps), eps)
-        out.append(min(max(c.item() + delta, lo), hi))
-    return torch.tensor(out, dtype=x.dtype).view_as(x)
-
-
-def test_equals_the_slow_spelling():
+def test_equals_the_formula():
     x_adv, x, grad = batch(dtype=torch.float64)
     grad[0, 0, 0] = 0.0
     got = pgd_step(x_adv, x, grad, alpha=0.02, eps=0.04)
-    torch.testing.assert_close(got, slow_step(x_adv, x, grad, 0.02, 0.04), rtol=0, atol=1e-15)
+    expected = reference.pgd_step(x_adv, x, grad, 0.02, 0.04)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-15)
 
 
 def test_targeted_steps_against_the_gradient():
@@ -113,9 +99,6 @@ def test_non_contiguous_and_channels_last_give_the_same():
     assert torch.equal(pgd_step(*flipped, alpha=0.02, eps=0.04), expected)
 
 
-STATISTICS = torch.tensor([0.1, 0.4, 0.7]), torch.tensor([0.2, 0.3, 0.9])
-
-
 def test_a_step_for_each_image_equals_single_ones():
     x_adv, x, grad = batch()
     alphas, radii = torch.tensor([0.0, 0.01, 0.2]), torch.tensor([0.02, 0.0, 0.07])
@@ -127,25 +110,9 @@ def test_a_step_for_each_image_equals_single_ones():
     assert torch.equal(got[1], x[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_normalized_copy(dtype, layout):
-    x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
-    mean, std = STATISTICS
-    copy = torch.full_like(x, float("nan"), dtype=dtype)
-    named = {"alpha": 0.02, "eps": 0.04}
-    got = pgd_step(x_adv, x, grad, normalized=copy, mean=mean, std=std, **named)
-    assert torch.equal(got, pgd_step(x_adv, x, grad, **named))
-    for channel in range(3):
-        exact = (got[:, channel].double() - mean[channel].item()) / std[channel].item()
-        error = (copy[:, channel].double() - exact).abs()
-        # a rounded difference, a rounded quotient, and the rounding to the copy's dtype
-        assert (error <= exact.abs() * 0.51 * torch.finfo(dtype).eps + 4e-7).all()
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_in_place_is_the_same_and_hands_back_what_it_wrote_over(layout):
-    x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_in_place_is_the_same_and_hands_back_what_it_wrote_over(memory_format):
+    x_adv, x, grad = (t.contiguous(memory_format=memory_format) for t in batch(size=6))
     counts, expected_counts = torch.zeros(2, 3, 2, dtype=torch.int64)
     named = {"alpha": 0.02, "eps": 0.04, "targeted": True}
     expected = pgd_step(x_adv, x, grad, counts=expected_counts, **named)
@@ -172,21 +139,17 @@ def test_implementations_agree():
     assert torch.equal(auto, pgd_step(x_adv, x, grad, impl="torch", **named))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_opcheck(layout):
-    x_adv, x, grad = (t.contiguous(memory_format=layout) for t in batch(size=6))
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_opcheck(memory_format):
+    x_adv, x, grad = (t.contiguous(memory_format=memory_format) for t in batch(size=6))
     each, counts = torch.full((3,), 0.1), torch.zeros(3, 2, dtype=torch.int64)
     scalars = (0.1, 0.2, 0.0, 1.0, True)
-    plain = (x_adv, x, grad, None, None, *scalars, None, None, None, None)
-    whole = (x_adv, x, grad, each, each, *scalars, counts, x.bfloat16(), *STATISTICS)
+    plain = (x_adv, x, grad, None, None, *scalars, None)
+    whole = (x_adv, x, grad, each, each, *scalars, counts)
     for arguments in (plain, whole):
         for name in ("pgd_step", "pgd_step_"):
             operator = getattr(torch.ops.fastprompt, name).default
             torch.library.opcheck(operator, tuple(given_anew(arguments)))
-
-
-def given_anew(arguments):
-    return [t.clone() if isinstance(t, torch.Tensor) else t for t in arguments]
 
 
 @pytest.mark.parametrize("step", [pgd_step, pgd_step_])
@@ -237,24 +200,14 @@ def test_what_it_refuses():
     refused(ValueError, "lo must not be above hi", lo=1.0, hi=0.0)
     refused(ValueError, r"counts must be int64 \[3, 2\]", counts=torch.zeros(3, 2))
     refused(ValueError, "counts must be contiguous", counts=torch.zeros(2, 3).long().T)
-    copy, (mean, std) = torch.zeros(3, 3, 5, 5), STATISTICS
-    refused(ValueError, "go together, got only normalized and mean", normalized=copy, mean=mean)
-    named = {"normalized": copy, "mean": mean, "std": std}
-    refused(ValueError, r"std must be torch.float32 \[3\]", **named | {"std": torch.ones(4)})
-    refused(ValueError, "mean must be torch.float32", **named | {"mean": mean.double()})
-    refused(ValueError, "normalized must be floating", **named | {"normalized": copy.long()})
-    named["normalized"] = torch.zeros(3, 3, 5, 5, requires_grad=True)
-    refused(ValueError, "normalized must not require a gradient .* detach it", **named)
     refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
     refused(ValueError, "impl must be", impl="cuda")
 
 
-@pytest.mark.parametrize("name", ["x_adv", "x", "grad", "counts", "normalized", "mean", "std"])
+@pytest.mark.parametrize("name", ["x_adv", "x", "grad", "counts"])
 def test_tensors_are_wanted(name):
-    copy = {"normalized": torch.zeros(3, 3, 5, 5), "mean": STATISTICS[0], "std": STATISTICS[1]}
-    named = copy if name in copy else {}
-    refused(TypeError, f"{name} must be a tensor, got list", **named | {name: [[0.1]]})
-    if name in ("x_adv", "x", "grad"):
+    refused(TypeError, f"{name} must be a tensor, got list", **{name: [[0.1]]})
+    if name != "counts":
         refused(TypeError, f"{name} must be a tensor, got NoneType", **{name: None})
 
 

@@ -1,7 +1,6 @@
-"""Prefix attention against a loop over queries, its gradients, and what it refuses."""
+"""Prefix attention against its formula, its gradients, and what it refuses."""
 
 import functools
-from itertools import pairwise
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastprompt.kernels import prefix_attention
 from fastprompt.kernels.prefix_attention.groups import group
+from fastprompt.kernels.prefix_attention.reference import prefix_attention as formula
 
 SORTED, MIXED = [1, 2, 2, 4], [3, 1, 4, 1, 2, 3]
 LENGTHS = pytest.mark.parametrize("lengths", [SORTED, MIXED, [1], [5]], ids=str)
@@ -30,41 +30,24 @@ def inputs(lengths=MIXED, prompts=2, prefix=3, heads=2, d=4, last_only=False, **
     return [*tensors, cu_seqlens]
 
 
-def slow(q, k, v, prefix_k, prefix_v, cu_seqlens, last_only=False, scale=None):
-    """Query after query, over its keys written out."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    bounds = cu_seqlens.tolist()
-    out = torch.empty_like(q)
-    for c, (start, end) in enumerate(pairwise(bounds)):
-        for i in [end - 1] if last_only else range(start, end):
-            at = c if last_only else i
-            for n in range(len(q)):
-                for h in range(q.shape[2]):
-                    keys = torch.cat([prefix_k[n, :, h], k[n, start : i + 1, h]])
-                    values = torch.cat([prefix_v[n, :, h], v[n, start : i + 1, h]])
-                    weights = torch.exp(scale * (keys @ q[n, at, h]))
-                    out[n, at, h] = (weights / weights.sum()) @ values
-    return out
-
-
 @LAST
 @LENGTHS
 @pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_equals_the_slow_spelling(lengths, prefix, last_only):
+def test_equals_the_formula(lengths, prefix, last_only):
     given = inputs(lengths, prefix=prefix, last_only=last_only)
     got = prefix_attention(*given, last_only=last_only)
-    torch.testing.assert_close(got, slow(*given, last_only), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(got, formula(*given, last_only), rtol=1e-12, atol=1e-13)
 
 
 @LAST
 @LENGTHS
 @pytest.mark.parametrize("prefix", [0, 3])
-def test_gradients_equal_those_of_the_slow_spelling(lengths, prefix, last_only):
+def test_gradients_equal_those_of_the_formula(lengths, prefix, last_only):
     *tensors, cu_seqlens = inputs(lengths, prefix=prefix, last_only=last_only)
     tensors = [t.requires_grad_() for t in tensors]
     weight = torch.linspace(-1, 2, tensors[0].numel(), dtype=torch.float64).view_as(tensors[0])
     results = []
-    for function in (prefix_attention, slow):
+    for function in (prefix_attention, formula):
         out = function(*tensors, cu_seqlens, last_only=last_only)
         results.append(torch.autograd.grad((out * weight).sum(), tensors))
     for got, wanted in zip(*results, strict=True):
@@ -83,7 +66,7 @@ def test_gradcheck(lengths, last_only):
 def test_scale_is_taken():
     given = inputs()
     got = prefix_attention(*given, scale=-0.3)
-    torch.testing.assert_close(got, slow(*given, scale=-0.3), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(got, formula(*given, scale=-0.3), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("single", ["qkv", "prefix", "q"])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fastprompt.attacks.random_start import random_start as attack_start
 from fastprompt.attacks.random_start import start_key
 from fastprompt.kernels import random_start
+from fastprompt.kernels.random_start import reference
 from fastprompt.kernels.random_start.eager import philox, uniform
 
 CPU = torch.device("cpu")
@@ -32,6 +33,7 @@ def test_philox_equals_its_published_test_vectors():
     for counter, seed, expected in vectors:
         words = philox(tuple(torch.tensor([c]) for c in counter), start_key(seed, 0, CPU)[0])
         assert tuple(int(w) for w in words) == expected
+        assert reference.philox(counter, seed) == expected
 
 
 def test_uniform_is_uniform_and_keyed_by_each_part():
@@ -65,14 +67,15 @@ def start(x, seed=0, restart=0, indices=None, **named):
     return random_start(x, indices, start_key(seed, restart, CPU), **({"eps": 0.1} | named))
 
 
-def test_equals_the_slow_spelling():
-    x = images(2, 3, torch.float64)
-    got = start(x, seed=5, restart=2, indices=torch.tensor([7, 1]), eps=0.3, lo=0.1, hi=0.8)
-    for row, index in enumerate([7, 1]):
-        unit = uniform(torch.tensor([index]), 27, start_key(5, 2, CPU))[0].tolist()
-        for pixel, u, out in zip(x[row].flatten().tolist(), unit, got[row].flatten(), strict=True):
-            slow = min(max(pixel + (2 * u - 1) * 0.3, 0.1), 0.8)
-            assert out.item() == pytest.approx(slow, abs=1e-7)
+@pytest.mark.parametrize("sides", ["two-sided", "one-sided"])
+def test_equals_the_formula(sides):
+    x, indices, key = images(3, 3), torch.tensor([7, 2**40 + 1, -3]), start_key(-5, 2**31 + 2, CPU)
+    settings = {"eps": 0.3, "lo": 0.1, "hi": 0.8}
+    got = random_start(x, indices, key, sides=sides, **settings)
+    expected = reference.random_start(x, indices, key, one_sided=sides == "one-sided", **settings)
+    assert torch.equal(got, expected)
+    rounded = random_start(x.double(), indices, key, sides=sides, **settings)
+    torch.testing.assert_close(rounded, expected.double(), rtol=0, atol=1e-7)
 
 
 @settings(max_examples=40, deadline=None)
@@ -104,7 +107,7 @@ def test_the_attacks_draw_from_it():
     assert torch.equal(mine, start(x, 3, 1, indices.long(), sides="one-sided"))
 
 
-def test_inputs_are_left_alone_and_layouts_do_not_matter():
+def test_inputs_are_left_alone_and_memory_formats_do_not_matter():
     x = images(size=6)
     before = x.clone()
     expected = start(x)
@@ -119,8 +122,8 @@ def test_opcheck():
     x, each = images(), torch.full((3,), 0.1)
     key, indices = start_key(1, 2, CPU), torch.arange(3)
     for epses in (None, each):
-        for layout in (torch.contiguous_format, torch.channels_last):
-            given = x.contiguous(memory_format=layout)
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            given = x.contiguous(memory_format=memory_format)
             arguments = (given, indices, key, epses, 0.1, 0.0, 1.0, False)
             torch.library.opcheck(torch.ops.fastprompt.random_start.default, arguments)
 

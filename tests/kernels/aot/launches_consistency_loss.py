@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from fastprompt.kernels.consistency_loss import launch
+from fastprompt.kernels.consistency_loss.arguments import Loss, LossBackward
 
 # a row of 1,000 classes starts on 8 entries, which the launcher tells the kernels
 ELEMENTWISE = {"_consistency_loss_kernel", "_consistency_loss_backward_kernel"}
@@ -21,17 +22,9 @@ def _labels(rows: int) -> torch.Tensor:
 
 def _forward(dtype: torch.dtype, rows: int, classes: int, *, each: bool, other: bool) -> None:
     weights = torch.empty(rows, device="meta") if each else None
-    launch.launch_consistency_loss(
-        *_logits(dtype, rows, classes),
-        _labels(rows),
-        weights,
-        weights,
-        0.3,
-        1.0,
-        other,
-        other,
-        other,
-    )
+    settings = weights, weights, 0.3, 1.0, other, other, other
+    given = Loss(*_logits(dtype, rows, classes), _labels(rows), *settings)
+    launch.launch_consistency_loss(given)
 
 
 def _backward(
@@ -39,17 +32,10 @@ def _backward(
 ) -> None:
     grad = torch.empty(rows, device="meta")
     statistics = torch.empty(rows, 10, device="meta")
-    launch.launch_consistency_loss_backward(
-        grad,
-        *_logits(dtype, rows, classes),
-        _labels(rows),
-        statistics,
-        other,
-        other,
-        other,
-        not all(wanted),
-        wanted,
-    )
+    settings = other, other, other, not all(wanted), wanted
+    logits = _logits(dtype, rows, classes)
+    given = LossBackward(grad, *logits, _labels(rows), statistics, *settings)
+    launch.launch_consistency_loss_backward(given)
 
 
 def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 
 from fastprompt.kernels.layer_consistency import kernel
+from fastprompt.kernels.layer_consistency.arguments import Layers, LayersBackward
 
-ELEMENTWISE = {"_sums_kernel", "_gradient_kernel"}
+ELEMENTWISE = {"_row_sums_kernel", "_row_gradient_kernel"}
 MAY_SPILL: set[str] = set()
 _SAMPLES, _TOKENS = 32, (213, 768)
 
@@ -17,14 +18,15 @@ def _layers(dtype: torch.dtype, rows: int, count: int) -> list[torch.Tensor]:
 
 def _forward(dtype: torch.dtype, rows: int, count: int) -> None:
     layers = _layers(dtype, rows, count)
-    kernel.launch_layer_consistency(layers, layers, _SAMPLES)
+    kernel.launch_layer_consistency(Layers(layers, layers, _SAMPLES))
 
 
 def _backward(dtype: torch.dtype, rows: int, wanted: list[bool]) -> None:
     layers = _layers(dtype, rows, len(wanted) // 2)
     grad = torch.empty(_SAMPLES, device="meta")
     norms = torch.empty(rows * len(layers), 4, device="meta")
-    kernel.launch_layer_consistency_backward(grad, norms, layers, layers, wanted)
+    given = LayersBackward(grad, norms, layers, layers, wanted)
+    kernel.launch_layer_consistency_backward(given)
 
 
 def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:

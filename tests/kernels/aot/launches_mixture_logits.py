@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastprompt.kernels.mixture_logits import launch
+from fastprompt.kernels.mixture_logits.arguments import Mixture, MixtureBackward, Prompts
 
 # products and single reads of small tensors: no kernel only streams memory
 ELEMENTWISE: set[str] = set()
@@ -46,8 +47,8 @@ def _inputs(size: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 def _forward(size: str, dtype: torch.dtype) -> None:
     inputs = _inputs(size, dtype)
-    launch.launch_mixture_gram(inputs[1], True)
-    launch.launch_mixture_logits(*inputs, 1.0)
+    launch.launch_mixture_gram(Prompts(inputs[1], True))
+    launch.launch_mixture_logits(Mixture(*inputs, 1.0))
 
 
 def _backward(
@@ -56,20 +57,10 @@ def _backward(
     n_images, n_classes, n_prompts, _ = (_SIZES | _TRAPS)[size]
     each = _room(n_images, n_classes)
     weights = _room(n_images, n_prompts)
-    launch.launch_mixture_logits_backward(
-        each,
-        weights if text else None,
-        *_inputs(size, dtype),
-        weights,
-        each,
-        each,
-        1.0,
-        True,
-        image,
-        text,
-        True,
-        scale,
-    )
+    gradients = each, weights if text else None
+    settings = 1.0, True, image, text, True, scale
+    saved = *_inputs(size, dtype), weights, each, each
+    launch.launch_mixture_logits_backward(MixtureBackward(*gradients, *saved, *settings))
 
 
 def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:

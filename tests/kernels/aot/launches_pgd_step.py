@@ -5,13 +5,9 @@ from collections.abc import Callable
 import torch
 
 from fastprompt.kernels.pgd_step import launch
+from fastprompt.kernels.pgd_step.arguments import Step, TwoPointStep
 
-ELEMENTWISE = {
-    "_pgd_step_kernel",
-    "_apgd_step_kernel",
-    "_momentum_step_kernel",
-    "_gradient_mean_kernel",
-}
+ELEMENTWISE = {"_pgd_step_kernel", "_apgd_step_kernel"}
 MAY_SPILL: set[str] = set()
 _SHAPE = (256, 3, 224, 224)
 
@@ -24,36 +20,15 @@ def _pgd(dtype: torch.dtype, *, full: bool) -> None:
     grad = _images(dtype)
     counts = torch.empty(256, 2, dtype=torch.int64, device="meta")
     each = torch.empty(256, device="meta") if full else None
-    statistic = torch.empty(3, device="meta") if full else None
-    copy = _images(dtype) if full else None
-    launch.launch_pgd_step(
-        _images(),
-        _images(),
-        grad,
-        each,
-        each,
-        0.01,
-        0.02,
-        0.0,
-        1.0,
-        full,
-        counts if full else None,
-        copy,
-        statistic,
-        statistic,
-    )
+    settings = each, each, 0.01, 0.02, 0.0, 1.0, full, counts if full else None
+    launch.launch_pgd_step(Step(_images(), _images(), grad, *settings))
 
 
 def _apgd(dtype: torch.dtype) -> None:
     each = torch.empty(256, device="meta")
     images = (_images(), _images(), _images(), _images(dtype))
-    launch.launch_apgd_step(*images, each, None, 0.0, 0.02, 0.75, 0.0, 1.0, False, None)
-
-
-def _momentum(dtype: torch.dtype) -> None:
-    images = (_images(), _images(), _images(dtype), _images())
-    counts = torch.empty(256, 2, dtype=torch.int64, device="meta")
-    launch.launch_momentum_step(*images, None, None, 0.01, 0.02, 1.0, 0.0, 1.0, False, counts)
+    settings = each, None, 0.0, 0.02, 0.75, 0.0, 1.0, False, None
+    launch.launch_apgd_step(TwoPointStep(*images, *settings))
 
 
 def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
@@ -62,5 +37,4 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
         "pgd_step": lambda: _pgd(dtype, full=False),
         "pgd_step-all-outputs": lambda: _pgd(dtype, full=True),
         "apgd_step": lambda: _apgd(dtype),
-        "momentum_step": lambda: _momentum(dtype),
     }

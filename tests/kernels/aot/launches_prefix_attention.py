@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 
 from fastprompt.kernels.prefix_attention import launch
+from fastprompt.kernels.prefix_attention.arguments import Attention, AttentionBackward
 
 ELEMENTWISE: set[str] = set()
 # 8 bytes where every size is 1, which is a constant then
-MAY_SPILL = {"_own_backward_kernel"}
+MAY_SPILL = {"_suffix_keys_backward_kernel"}
 _CLASSES, _TOKENS, _PREFIX, _HEADS = 1000, 6000, 17, 8
 
 
@@ -31,10 +32,10 @@ def _both_ways(
     dtype: torch.dtype, prompts: int, last_only: bool, d: int = 64, *, alone: bool = False
 ) -> None:
     inputs = _inputs(dtype, prompts, last_only, d, alone)
-    out, lse = launch.launch_prefix_attention(*inputs, last_only, 0.125)
-    launch.launch_prefix_attention_backward(
-        torch.empty_like(out), *inputs, out, lse, last_only, 0.125, True, True, True
-    )
+    out, lse = launch.launch_prefix_attention(Attention(*inputs, last_only, 0.125))
+    settings = last_only, 0.125, True, True, True
+    given = AttentionBackward(torch.empty_like(out), *inputs, out, lse, *settings)
+    launch.launch_prefix_attention_backward(given)
 
 
 def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:

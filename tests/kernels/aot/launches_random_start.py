@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from fastprompt.kernels.random_start import kernel
+from fastprompt.kernels.random_start.arguments import Start
 
 ELEMENTWISE = {"_random_start_kernel"}
 MAY_SPILL: set[str] = set()
@@ -15,7 +16,7 @@ def _start(*, each: bool) -> None:
     indices = torch.empty(256, dtype=torch.int64, device="meta")
     key = torch.empty(2, dtype=torch.int64, device="meta")
     radii = torch.empty(256, device="meta") if each else None
-    kernel.launch_random_start(x, indices, key, radii, 0.1, 0.0, 1.0, each)
+    kernel.launch_random_start(Start(x, indices, key, radii, 0.1, 0.0, 1.0, each))
 
 
 def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:

@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every kernel, for every target.
 
-python tests/kernels/aot/resources.py  # write resources.json anew, after a look
+python tests/kernels/aot/resources.py            # write resources.json anew
 python tests/kernels/aot/resources.py pgd_step  # only print, for one op
 """
 
@@ -12,13 +12,11 @@ from pathlib import Path
 import triton
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 
 def main(only: list[str]) -> None:
-    from compiled import usage
-    from test_compiled import TABLE, all_cases
-    from test_compiled import compiled as built_of
+    from helpers.compiled_kernels import TABLE, all_cases, compiled, usage
 
     table = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -26,7 +24,7 @@ def main(only: list[str]) -> None:
             op, case, dtype, target = parameters.values
             if only and op not in only:
                 continue
-            for name, _, built in built_of(op, case, dtype, target):
+            for name, _, built in compiled(op, case, dtype, target):
                 found = usage(built, target, Path(folder))
                 table[f"{case}/{name}/{dtype}/{target}"] = found
                 print(case, name, dtype, target, found, flush=True)

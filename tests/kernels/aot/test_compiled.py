@@ -1,41 +1,15 @@
 """Every kernel, dtype and target: it compiles, in 32 bits, with 64-bit addresses, unspilled."""
 
-import importlib
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
-import torch
 import triton
-from compiled import TARGETS, build, launches, usage
+from helpers.compiled_kernels import TABLE, all_cases, compiled, usage
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles for real targets", allow_module_level=True)
-
-HERE = Path(__file__).parent
-TABLE = HERE / "resources.json"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OPS = sorted(p.stem.removeprefix("launches_") for p in HERE.glob("launches_*.py"))
-
-
-def all_cases():
-    for op in OPS:
-        module = importlib.import_module(f"launches_{op}")
-        for dtype in DTYPES:
-            for case in module.cases(DTYPES[dtype]):
-                for target in TARGETS:
-                    yield pytest.param(op, case, dtype, target, id=f"{case}-{dtype}-{target}")
-
-
-def compiled(op, case, dtype, target):
-    """Name, module of launches and compiled kernel of each launch."""
-    module = importlib.import_module(f"launches_{op}")
-    call = module.cases(DTYPES[dtype])[case]
-    found = launches(call, hip=target.startswith("gfx"))
-    assert found
-    return [(launch.name, module, build(launch, target)) for launch in found]
 
 
 @pytest.mark.parametrize(("op", "case", "dtype", "target"), list(all_cases()))

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
-from place import DEVICE, DTYPE_IDS, DTYPES, EPSILON, INTERPRETED, MARKS, _poisoned, strided  # noqa: F401
+from helpers.kernel_place import DEVICE, DTYPE_IDS, DTYPES, EPSILON, INTERPRETED, MARKS, strided
 
 from fastprompt.kernels import consistency_loss
 from fastprompt.kernels.consistency_loss import eager
+from fastprompt.kernels.consistency_loss.arguments import Loss
 
 pytestmark = MARKS
 
@@ -292,8 +293,8 @@ def test_statistics_are_those_of_the_plain_code():
 
     *logits, labels = batch(classes=2500)
     arguments = (labels, None, None, 0.3, 1.7, False, True, False)
-    got = launch_consistency_loss(*logits, *arguments)[2]
-    want = eager.consistency_loss(*[t.double() for t in logits], *arguments)[2]
+    got = launch_consistency_loss(Loss(*logits, *arguments))[2]
+    want = eager.consistency_loss(Loss(*[t.double() for t in logits], *arguments))[2]
     torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from place import DEVICE, DTYPE_IDS, DTYPES, EPSILON, INTERPRETED, MARKS, _poisoned, strided  # noqa: F401
+from helpers.kernel_place import DEVICE, DTYPE_IDS, DTYPES, EPSILON, INTERPRETED, MARKS, strided
 
 from fastprompt.kernels import layer_consistency
 

