@@ -127,15 +127,15 @@ def _by_name(
         return model, open_clip.get_tokenizer(name, cache_dir=cache_dir)
     except (UnpicklingError, SafetensorError, EOFError) as error:
         raise ValueError(
-            f"the checkpoint for {name} ({pretrained or 'its default'}) is damaged, or holds more "
-            f"than tensors, which is never run: {first_line(error)}"
+            f"pretrained: the checkpoint for {name} ({pretrained or 'its default'}) is damaged, or "
+            f"holds more than tensors, which is never run: {first_line(error)}"
         ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"could not load {name}: {error}") from error
     except Exception as error:  # a foreign file can make the unpickler raise anything
         if pretrained and Path(pretrained).is_file():
             raise ValueError(
-                f"the checkpoint {pretrained} is damaged or does not fit {name}: "
+                f"pretrained: the checkpoint {pretrained} is damaged or does not fit {name}: "
                 f"{first_line(error)}"
             ) from error
         if not isinstance(error, (RuntimeError, OSError, ValueError)):

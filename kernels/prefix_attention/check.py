@@ -61,7 +61,8 @@ def _check_prompts(tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} must hold K prompts or 1, got none: {list(tensor.shape)}")
     several = {name: len(t) for name, t in tensors.items() if len(t) != 1}
     if len(set(several.values())) > 1:
-        raise ValueError(f"all tensors must hold K prompts or 1, got {several}")
+        name = ", ".join(several)
+        raise ValueError(f"{name} must hold the same K prompts, or 1, got {several}")
 
 
 def _check_lengths(q: Tensor, k: Tensor, cu_seqlens: Tensor, last_only: bool) -> None:
