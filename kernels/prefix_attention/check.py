@@ -62,7 +62,7 @@ def _check_prompts(tensors: dict[str, Tensor]) -> None:
     several = {name: len(t) for name, t in tensors.items() if len(t) != 1}
     if len(set(several.values())) > 1:
         name = ", ".join(several)
-        raise ValueError(f"{name} must hold the same K prompts, or 1, got {several}")
+        raise ValueError(f"{name} must hold the same K prompts or 1, got {several}")
 
 
 def _check_lengths(q: Tensor, k: Tensor, cu_seqlens: Tensor, last_only: bool) -> None:
