@@ -14,7 +14,12 @@ FILES = [
 ]
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in FILES}
 # what a message may begin with beside an argument's name: a variable that holds one, or a file
-HELD = ("name", "what", "key", "where", "path", "file", "folder", "pretrained", "both")
+HELD = ("name", "what", "key", "where", "path", "file", "folder")
+# how a message goes on behind the name
+SAID = (
+    *(" must", " is ", " are ", " needs", " need ", " has ", " have ", " holds", " goes", " go "),
+    *(" gives", " takes", " sets", " may ", " was ", " above ", " of ", " or ", " and ", " {", "."),
+)
 # what names no argument of a call, and why
 KNOWN = {
     "interop/checkpoints.py": "read_prompts puts the path in front",
@@ -69,10 +74,15 @@ def messages(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def names_its_argument(message: str) -> bool:
-    head = re.match(r"(?:--|`)?([A-Za-z_]\w*)|\{([\w.]+)", message)
+    """Whether it begins with an argument's name and goes on about it, or with a file's path."""
+    head = re.match(r"(?:--|`)?([A-Za-z_]\w*)`?(?=:|,|\W|$)|\{([\w.]+)[ !}]", message)
     if head is None:
         return False
-    return head[1] in NAMES if head[1] else head[2].rpartition(".")[2] in HELD
+    if head[1] is None:
+        variable, _, attribute = head[2].rpartition(".")
+        return attribute in (("path", "folder") if variable else HELD)
+    rest = message[head.end() :]
+    return head[1] in NAMES and rest.startswith((":", *SAID))
 
 
 def test_errors_begin_with_what_they_are_about():
@@ -88,5 +98,7 @@ def test_errors_begin_with_what_they_are_about():
 
 def test_the_check_finds_a_message_that_names_nothing():
     assert not names_its_argument("something is wrong")
+    assert not names_its_argument("a file is broken")
+    assert not names_its_argument("{clip.name} takes no prompts")
     assert names_its_argument("eps must be at most 1, got {value!r}")
     assert sum(len(list(messages(path))) for path in FILES) > 200

@@ -15,7 +15,7 @@ from .base import Attack, Batch
 from .fab_square import FAB, Square
 from .result import AttackResult, untouched
 
-TARGETS = 9  # of 80 or of 1,000 classes: the likeliest
+TARGETS = 9  # the likeliest wrong classes
 
 
 @dataclass(frozen=True)

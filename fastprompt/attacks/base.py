@@ -21,13 +21,11 @@ class Batch:
     images: ``[B, 3, H, W]``, on the model's device, a copy of the caller's.
     labels: int64 ``[B]``: the true classes, or the targets of a targeted attack.
     indices: of the images in their data set, int64 ``[B]``.
-    largest: the largest label.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
-    largest: int
 
     def __len__(self) -> int:
         return len(self.images)
@@ -36,7 +34,7 @@ class Batch:
         """Parts of at most ``size`` images; one part, if there are none."""
         images, labels, indices = (t.split(size) for t in (self.images, self.labels, self.indices))
         parts = zip(images, labels, indices, strict=True)
-        return [Batch(x, y, i, self.largest) for x, y, i in parts]
+        return [Batch(x, y, i) for x, y, i in parts]
 
 
 def fooled(logits: Tensor, labels: Tensor, *, targeted: bool = False) -> Tensor:
@@ -106,7 +104,7 @@ class Attack(ABC):
         self, images: Tensor, labels: Tensor, indices: Tensor | None, *, ask: bool
     ) -> AttackResult:
         check_images(images)
-        largest = check_labels(labels, len(images))
+        check_labels(labels, len(images))
         if indices is None:
             indices = torch.arange(len(images), device=images.device)
         elif indices.shape != (len(images),):
@@ -114,7 +112,7 @@ class Attack(ABC):
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model):
             where = module_device(self.model, images.device)
             x, labels, indices = (t.detach().clone().to(where) for t in (images, labels, indices))
-            return self._attack(Batch(x, labels.long(), indices, largest), ask)
+            return self._attack(Batch(x, labels.long(), indices), ask)
 
     @abstractmethod
     def _attack(self, batch: Batch, ask: bool) -> AttackResult:

@@ -112,7 +112,7 @@ class _PGDAscent:
 
     def loss(self, logits: Tensor, state: State) -> Tensor:
         loss = self.attack.loss(logits, state["labels"])
-        return loss / len(loss) if self.attack.reduction == "mean" else loss
+        return loss / len(logits) if self.attack.reduction == "mean" else loss
 
     def advance(self, state: State, loss: Tensor, grad: Tensor, first: list[int]) -> None:
         state["adv"] = pgd_step(

@@ -150,9 +150,10 @@ class _Run:
             fresh = self.ascent.begin(where, attempt)
             fresh["labels"] = self.labels[where]
             fresh["counts"] = torch.zeros_like(self.counts[where])
-            fresh["hit"] = torch.zeros_like(where, dtype=torch.bool)
-            fresh["hit_at"], fresh["step"] = torch.zeros_like(where), torch.zeros_like(where)
-            fresh["felled"] = fresh["adv"].clone()
+            fresh["step"] = torch.zeros_like(where)
+            if self.judge is not None:
+                fresh["hit"] = torch.zeros_like(where, dtype=torch.bool)
+                fresh["hit_at"], fresh["felled"] = torch.zeros_like(where), fresh["adv"].clone()
             old = self.state
             self.state = {k: torch.cat([old[k], v]) if old else v for k, v in fresh.items()}
             self.rows += rows
@@ -200,6 +201,10 @@ class _Run:
         def loss_of(adv: Tensor) -> Tensor:
             logits = self._logits(adv)
             loss = self.ascent.loss(logits, self.state)
+            if loss.shape != (len(adv),):
+                raise ValueError(
+                    f"loss must give [{len(adv)}], one an image, got {list(loss.shape)}"
+                )
             kept.append((logits.detach(), loss.detach()))
             return loss.sum()
 
@@ -226,10 +231,10 @@ class _Run:
             self._note_last(finished)
             fell = self._confirmed()
         fallen = [slot for slot, down in enumerate(fell) if down]
-        self._keep(fallen, self.state["felled"])
-        hit_at = self.state["hit_at"][fallen].tolist() if fallen else []
-        for slot, at in zip(fallen, hit_at, strict=True):
-            self.fell_at[self.rows[slot]] = self.attempt[slot] * (self.ascent.steps + 1) + at
+        if fallen:
+            self._keep(fallen, self.state["felled"])
+            for slot, at in zip(fallen, self.state["hit_at"][fallen].tolist(), strict=True):
+                self.fell_at[self.rows[slot]] = self.attempt[slot] * (self.ascent.steps + 1) + at
         # other attempts at an image that has fallen end with it
         down = [self.fell_at[row] >= 0 for row in self.rows]
         done = [slot for slot, last in enumerate(finished) if last and not down[slot]]

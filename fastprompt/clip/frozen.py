@@ -143,7 +143,7 @@ class FrozenCLIP(nn.Module):
             ValueError: prompts can't be put into it; the message says why.
         """
         if reason := self.why_no_text_prompts():
-            raise ValueError(f"{self.name} takes no text prompts: {reason}")
+            raise ValueError(f"clip: {self.name} takes no text prompts: {reason}")
         return text_parts(self.model)
 
     def why_no_text_prompts(self) -> str:

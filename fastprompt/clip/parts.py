@@ -126,7 +126,7 @@ def text_parts(model: nn.Module) -> TextParts | HFTextParts:
             embedding,
             embedding.weight.shape[1],
             int(config.pad_token_id or 0),
-            config.num_hidden_layers,
+            getattr(config, "num_hidden_layers", 12),  # only how many classes fit is guessed by it
         )
     return TextParts(
         owner,

@@ -72,7 +72,8 @@ def import_prompts(
     known = field_names(TUNERS[method].Config)
     own = {key: value for key, value in decided.items() if key in known}
     if both := sorted(own.keys() & settings.keys()):
-        raise ValueError(f"{both[0]} is decided by {path} ({own[both[0]]}): leave it out")
+        name = both[0]
+        raise ValueError(f"{name} is decided by {path} ({own[name]}): leave it out")
     names = check_classnames(classnames)
     if prompts.context.ndim == 3 and len(names) != len(prompts.context):
         raise ValueError(

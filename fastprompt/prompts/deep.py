@@ -81,7 +81,7 @@ class DeepPrompts(nn.Module):
                 layers than ``depth``.
         """
         if why := why_no_deep_prompts(clip):
-            raise ValueError(f"{clip.name} takes no deep prompts: {why}")
+            raise ValueError(f"clip: {clip.name} takes no deep prompts: {why}")
         parts = clip.text_parts
         visual: Any = clip.model.visual
         layers = len(visual.transformer.resblocks)

@@ -131,4 +131,6 @@ class PlainImageTower(Tower):
         """Raise what `forward` would of prompts and refiners."""
         if prompts is not None or refiners is not None or keep_layers:
             reason = why_no_visual_prompts(self.clip.model)
-            raise ValueError(f"{self.clip.name} takes no visual prompts or refiners: {reason}")
+            raise ValueError(
+                f"clip: {self.clip.name} takes no visual prompts or refiners: {reason}"
+            )

@@ -51,7 +51,7 @@ class ImageTower(Tower):
     ) -> None:
         super().__init__(clip)
         if reason := why_no_visual_prompts(clip.model):
-            raise ValueError(f"{clip.name} takes no visual prompts: {reason}")
+            raise ValueError(f"clip: {clip.name} takes no visual prompts: {reason}")
         self._cast = dtype
         for name in ("patch_weight", "patch_bias"):
             self.register_buffer(name, None, persistent=False)

@@ -94,7 +94,7 @@ class ReferenceImageTower(Tower):
     def __init__(self, clip: FrozenCLIP, layers: Sequence[int] = ()) -> None:
         super().__init__(clip)
         if reason := why_no_visual_prompts(clip.model):
-            raise ValueError(f"{clip.name} takes no visual prompts: {reason}")
+            raise ValueError(f"clip: {clip.name} takes no visual prompts: {reason}")
         visual: Any = clip.model.visual
         depth = len(visual.transformer.resblocks)
         self.layers = check_layers(layers, depth, f"image tower of {clip.name}")

@@ -63,8 +63,8 @@ def text_ends(clip: FrozenCLIP, tokens: Tensor, pool_type: str, eos_id: int) -> 
         is_end = tokens == eos_id
         if not bool(is_end.any(dim=1).all()):
             raise ValueError(
-                f"{clip.name}: the text tower ends a text at eos_id {eos_id}, which the tokenizer "
-                "never writes: hand in the tokenizer or the eos_id that belong together"
+                f"clip: {clip.name}: the text tower ends a text at eos_id {eos_id}, which the "
+                "tokenizer never writes: hand in the tokenizer or the eos_id that belong together"
             )
         return is_end.int().argmax(dim=1)
     two = clip.tokenizer(["cat", "dog"])

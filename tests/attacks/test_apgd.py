@@ -142,7 +142,7 @@ def test_targets_are_the_likeliest_wrong_classes():
     from fastprompt.attacks.apgd import _APGDAscent
     from fastprompt.attacks.base import Batch
 
-    ascent = _APGDAscent(attack, Batch(x, y, torch.arange(8), 4))
+    ascent = _APGDAscent(attack, Batch(x, y, torch.arange(8)))
     rows = torch.arange(8)
     for attempt in range(3):
         assert torch.equal(ascent.begin(rows, attempt)["targets"], order[:, attempt + 1])

@@ -118,7 +118,7 @@ def test_the_host_may_look_seldom():
         from fastprompt.attacks.base import Batch
         from fastprompt.attacks.pgd import _PGDAscent
 
-        ascent = _PGDAscent(attack, Batch(x, y, torch.arange(40), int(y.max())))
+        ascent = _PGDAscent(attack, Batch(x, y, torch.arange(40)))
         return climb(model, ascent, x, y, slots=9, look=look, judge=attack.judge)
 
     often = climbed(1)
