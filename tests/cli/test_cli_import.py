@@ -71,7 +71,7 @@ def test_multi_modal_prompts_become_a_run_of_capt(maple, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "by --data or by --classnames, one of the two"),
+        ([], "--data or --classnames must name the classes"),
         (["--data=patterns", "--classnames=x"], "one of the two"),
         (["--classnames=missing.txt"], "there is no file missing.txt"),
         (["--data=patterns", "--method=nap"], "nap"),
