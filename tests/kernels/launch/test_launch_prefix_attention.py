@@ -58,8 +58,8 @@ def assert_as_good_as_the_formula(tensors, starts, **options):
     """Errors against float64 are at most four times the formula's in the same precision.
 
     The worst entry differs that much between two orders of summation: three times is not enough for
-    dv in one case of `test_scale`. Two steps of the dtype are given besides: where the formula happens to be exact,
-    and as what the interpreter stores in bfloat16 is cut off, not rounded.
+    dv in one case of `test_scale`. Two steps of the dtype are given besides: where the formula
+    happens to be exact, and as what the interpreter stores in bfloat16 is cut off, not rounded.
     """
     dtype = tensors[0].dtype
     exact = run_formula([t.double() for t in tensors], starts, **options)
