@@ -83,6 +83,8 @@ def test_only_names_that_changed_are_changed():
         "optimizer": "sgd",
         **{k: v for k, v in given.items() if k != "optimiser"},
     }
+    assert renamed({"weigh": None, "lam": 1.0}) == {"lam": 1.0}
+    assert "weigh" in renamed({"weigh": "mine.alpha"})  # refused by name, not dropped
     assert renamed_config({"config": {}, "classnames": ["optimiser"], "job": None}) == {
         "config": {},
         "classnames": ["optimiser"],
