@@ -81,10 +81,10 @@ def _limits(low: float | None, high: float | None, above: float | None, finite: 
         return f"between {low:g} and {high:g}"
     if low is not None:
         return f"at least {low:g}"
+    if above is not None:
+        return f"above {above:g}" + ("" if high is None else f" and at most {high:g}")
     if high is not None:
         return f"at most {high:g}"
-    if above is not None:
-        return f"above {above:g}"
     return "finite" if finite else "a number"
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels._check import check_choice as check_choice
+from ..kernels._check import check_number as check_number
 
 Fraction: TypeAlias = float | int | str
 
@@ -50,15 +51,6 @@ def check_count(value: int, name: str, *, least: int = 1) -> int:
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
-def check_number(value: float, name: str, *, zero: bool = False) -> float:
-    """``value`` if it is a finite number above 0, or 0 where that is allowed."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value}")
     return value
 
 

@@ -135,7 +135,7 @@ class RandomCrops:
 def _rising(pair: tuple[float, float], name: str) -> tuple[float, float]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"{name} must be a pair (low, high), got {pair!r}")
-    low, high = (float(check_number(value, name)) for value in pair)
+    low, high = (check_number(value, name, above=0) for value in pair)
     if low > high:
         raise ValueError(f"{name} must be (low, high) with low <= high, got {pair}")
     return low, high

@@ -30,7 +30,8 @@ class RandomResizePad(Defense):
 
     def __init__(self, low: float = 0.9, high: float = 1.0) -> None:
         super().__init__()
-        self.low, self.high = check_number(low, "low"), check_number(high, "high")
+        self.low = check_number(low, "low", above=0)
+        self.high = check_number(high, "high", above=0)
         if not low < high:
             raise ValueError(f"low must be below high, got {low} and {high}")
 
@@ -73,9 +74,7 @@ class GaussianSmoothing(Defense):
 
     def __init__(self, sigma: float, kernel_size: int | None = None) -> None:
         super().__init__()
-        self.sigma = check_number(sigma, "sigma")
-        if not 0.01 <= sigma <= 100:
-            raise ValueError(f"sigma must be from 0.01 to 100 pixels, got {sigma}")
+        self.sigma = check_number(sigma, "sigma", low=0.01, high=100)
         # -(-a // 1) rounds up
         size = 2 * int(-(-3 * sigma // 1)) + 1 if kernel_size is None else kernel_size
         if check_count(size, "kernel_size") % 2 == 0:

@@ -47,13 +47,12 @@ class AMPTConfig(OnlineConfig):
         super().__post_init__()
         if check_count(self.n_prompts, "n_prompts") > 64:
             raise ValueError(f"n_prompts must be at most 64, got {self.n_prompts}")
-        check_number(self.temperature, "temperature")
+        check_number(self.temperature, "temperature", above=0)
         check_choice(self.mix, "mix", get_args(Mix))
         if self.router_width is not None:
             check_count(self.router_width, "router_width")
-        if check_number(self.clean_share, "clean_share", zero=True) > 1:
-            raise ValueError(f"clean_share must be in [0, 1], got {self.clean_share}")
-        check_number(self.load_balance, "load_balance", zero=True)
+        check_number(self.clean_share, "clean_share", low=0, high=1)
+        check_number(self.load_balance, "load_balance", low=0)
 
 
 class AMPTTuner(OnlineTuner):

@@ -63,10 +63,9 @@ class CAPTConfig(OnlineConfig):
         super().__post_init__()
         if self.depth is not None:
             check_count(self.depth, "depth")
-        check_number(self.lam, "lam", zero=True)
+        check_number(self.lam, "lam", low=0)
         check_choice(self.balance, "balance", get_args(Balance))
-        if check_number(self.balance_value, "balance_value", zero=True) > 1:
-            raise ValueError(f"balance_value must be in [0, 1], got {self.balance_value}")
+        check_number(self.balance_value, "balance_value", low=0, high=1)
         check_choice(self.ce, "ce", ("adv", "clean"))
         check_templates(self.guide_template, "guide_template")
         for name in ("train_kl", "frozen_kl"):

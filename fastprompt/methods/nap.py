@@ -62,8 +62,7 @@ class NAPConfig(OnlineConfig):
             check_count(self.depth, "depth")
         check_choice(self.refiner_start, "refiner_start", get_args(RefinerStart))
         check_choice(self.schedule, "schedule", ("linear", "fixed"))
-        if check_number(self.adv_share, "adv_share", zero=True) > 1:
-            raise ValueError(f"adv_share must be in [0, 1], got {self.adv_share}")
+        check_number(self.adv_share, "adv_share", low=0, high=1)
         check_choice(self.consistency, "consistency", get_args(Consistency))
 
 

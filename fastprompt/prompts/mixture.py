@@ -75,7 +75,7 @@ class MixtureHead(nn.Module):
         super().__init__()
         check_choice(mix, "mix", get_args(Mix))
         self.router, self.mix = router, mix
-        self.temperature = float(check_number(temperature, "temperature"))
+        self.temperature = check_number(temperature, "temperature", above=0)
 
     def extra_repr(self) -> str:
         # an evaluation knows a model by its weights and by this: no state dict holds these two

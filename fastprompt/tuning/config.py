@@ -74,9 +74,9 @@ class TunerConfig:
             check_count(getattr(self, name), name, least=0)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
-        check_number(self.lr, "lr")
+        check_number(self.lr, "lr", above=0)
         for name in ("warmup_lr", "momentum", "weight_decay"):
-            check_number(getattr(self, name), name, zero=True)
+            check_number(getattr(self, name), name, low=0)
         for name in ("patience", "class_chunk"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)

@@ -64,8 +64,7 @@ class OnlineConfig(TunerConfig):
         parse_distances(self, "eps", "eps_min", "alpha", zero=("eps_min",))
         if self.eps_min is not None and float(self.eps_min) > self.radius:
             raise ValueError(f"eps_min must be at most eps, {self.eps}, got {self.eps_min}")
-        if check_number(self.crop_min, "crop_min") > 1:
-            raise ValueError(f"crop_min must be at most 1, the whole image, got {self.crop_min}")
+        check_number(self.crop_min, "crop_min", above=0, high=1)
 
     @property
     def radius(self) -> float:

@@ -48,7 +48,7 @@ def test_a_distance_is_read_from_a_number_or_a_fraction(value, number):
 def test_a_fraction_is_the_nearest_float_to_it(above, below):
     exact = Fraction(above, below)
     if exact > 1:
-        with pytest.raises(ValueError, match="at most 1"):
+        with pytest.raises(ValueError, match=r"^eps .*\b1\b"):
             parse_fraction(f"{above}/{below}", "eps")
     else:
         assert parse_fraction(f"{above}/{below}", "eps") == float(exact)
@@ -64,34 +64,32 @@ def test_a_float_in_range_stays_as_it_is(number):
 @pytest.mark.parametrize("zero", [0, 0.0, "0", "0/255", "-0.0"])
 def test_zero_only_where_it_is_allowed(zero):
     assert parse_fraction(zero, "eps", zero=True) == 0.0
-    with pytest.raises(ValueError, match=r"^eps must be above 0, got"):
+    with pytest.raises(ValueError, match=rf"^eps .*\b0\b.* {zero!r}"):
         parse_fraction(zero, "eps")
 
 
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("negative", [-1, -1e-9, "-4/255", "4/-255", "-8"])
 def test_negative_distances_are_refused(negative, zero):
-    wanted = "at least 0" if zero else "above 0"
-    with pytest.raises(ValueError, match=re.escape(f"alpha must be {wanted}, got {negative!r}")):
+    with pytest.raises(ValueError, match=rf"^alpha .*\b0\b.* {negative!r}"):
         parse_fraction(negative, "alpha", zero=zero)
 
 
 @pytest.mark.parametrize("value", [8, 8.0, "8", "8.0", "16/2"])
 def test_whole_pixel_values_are_taken_for_a_forgotten_255(value):
-    with pytest.raises(ValueError, match=r"pixels are in \[0, 1\]: did you mean 8/255\?") as error:
+    with pytest.raises(ValueError, match=r"^eps .*\b1\b.* 8/255"):
         parse_fraction(value, "eps")
-    assert str(error.value).startswith("eps must be at most 1, got")
 
 
 def test_no_impossible_fraction_is_offered():
-    with pytest.raises(ValueError, match="at most 1") as error:
+    with pytest.raises(ValueError, match=r"^eps .*\b1\b.* 300\b") as error:
         parse_fraction(300, "eps")
-    assert "did you mean" not in str(error.value)
+    assert "/255" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan", "inf", "1/nan", "1e400"])
 def test_distances_are_finite(value):
-    with pytest.raises(ValueError, match=r"^eps must be finite, got"):
+    with pytest.raises(ValueError, match=r"^eps .*finite"):
         parse_fraction(value, "eps", zero=True)
 
 
@@ -100,13 +98,13 @@ def test_distances_are_finite(value):
     ["", " ", "/", "4/", "/255", "1/", "8/0", "0/0", "1/2/3", "four", "4:255", "0x1", "½", 10**400],
 )
 def test_what_is_no_number_is_refused(value):
-    with pytest.raises(ValueError, match=r'^eps must be a number or like "4/255", got'):
+    with pytest.raises(ValueError, match=r'^eps .*"4/255"'):
         parse_fraction(value, "eps", zero=True)
 
 
 @pytest.mark.parametrize("value", [True, False, None, b"4/255", [0.1], 1j, torch.tensor(0.1)])
 def test_only_numbers_and_strings_are_distances(value):
-    with pytest.raises(TypeError, match=r'^eps must be a number or a string like "4/255", got'):
+    with pytest.raises(TypeError, match=r'^eps .*"4/255"'):
         parse_fraction(value, "eps", zero=True)
 
 
@@ -116,7 +114,7 @@ def test_every_answer_is_in_range_or_a_value_error_that_names_the_argument(value
     try:
         number = parse_fraction(value, "eps", zero=zero)
     except ValueError:
-        with pytest.raises(ValueError, match=r"^eps must be "):
+        with pytest.raises(ValueError, match=r"^eps "):
             parse_fraction(value, "eps", zero=zero)
     else:
         assert 0 <= number <= 1
@@ -130,24 +128,28 @@ def test_counts_are_whole_numbers_of_at_least_the_least():
     assert check_count(1, "steps") == 1
     assert check_count(0, "seed", least=0) == 0
     for value in (0, -3):
-        with pytest.raises(ValueError, match=f"^steps must be at least 1, got {value}$"):
+        with pytest.raises(ValueError, match=rf"^steps .*\b1\b.* {value}\b"):
             check_count(value, "steps")
     for value in (1.0, "1", True, None):
-        with pytest.raises(TypeError, match=r"^steps must be a whole number, got"):
+        with pytest.raises(TypeError, match=f"^steps .*{value!r}"):
             check_count(value, "steps")
 
 
-def test_numbers_are_finite_and_not_negative():
-    assert check_number(1e-5, "lr") == 1e-5
-    assert check_number(0, "momentum", zero=True) == 0
+def test_numbers_are_finite_and_within_their_limits():
+    assert check_number(1e-5, "lr", above=0) == 1e-5
+    assert check_number(0, "momentum", low=0) == 0
+    assert check_number(1, "crop_min", above=0, high=1) == 1
     for value in (0, 0.0, -1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"^lr must be above 0, got"):
-            check_number(value, "lr")
-    with pytest.raises(ValueError, match=r"^momentum must be at least 0, got -0.1$"):
-        check_number(-0.1, "momentum", zero=True)
+        with pytest.raises(ValueError, match=rf"^lr .*(\b0\b|finite).* {value}"):
+            check_number(value, "lr", above=0)
+    with pytest.raises(ValueError, match=r"^momentum .*\b0\b.* -0\.1\b"):
+        check_number(-0.1, "momentum", low=0)
+    for value in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"^crop_min .*\b0\b.*\b1\b.* {value}"):
+            check_number(value, "crop_min", above=0, high=1)
     for value in ("0.1", None, True):
-        with pytest.raises(TypeError, match=r"^lr must be a number, got"):
-            check_number(value, "lr")
+        with pytest.raises(TypeError, match=r"^lr .*number"):
+            check_number(value, "lr", above=0)
 
 
 # ---- check_images ----------------------------------------------------------------------------
@@ -162,36 +164,36 @@ def test_images_in_range_pass(dtype):
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 1, 8, 8), (2, 8, 8, 3), (8,), (1, 2, 3, 4, 5)])
 def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=re.escape(f"must be [B, 3, H, W], got {list(shape)}")):
+    given = re.escape(str(list(shape)))
+    with pytest.raises(ValueError, match=rf"^images .*\[B, 3, H, W\].* {given}"):
         check_images(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
     ("dtype", "remedy"),
     [
-        (torch.uint8, "divide by 255"),
-        (torch.float16, "call .float()"),
-        (torch.bfloat16, "call .float()"),
-        (torch.int64, "call .float()"),
+        (torch.uint8, "255"),
+        (torch.float16, r"\.float\(\)"),
+        (torch.bfloat16, r"\.float\(\)"),
+        (torch.int64, r"\.float\(\)"),
     ],
 )
 def test_images_of_another_dtype_are_refused_with_a_remedy(dtype, remedy):
-    with pytest.raises(TypeError, match=re.escape(remedy)) as error:
+    with pytest.raises(TypeError, match=f"^x .*float32.* {dtype}.*{remedy}"):
         check_images(torch.zeros(1, 3, 2, 2, dtype=dtype), "x")
-    assert str(error.value).startswith("x must be float32 in [0, 1], got " + str(dtype))
 
 
 @pytest.mark.parametrize("wrong", [-0.01, 1.01, 255.0, math.nan, math.inf])
 def test_one_pixel_out_of_range_is_seen(wrong):
     images = torch.full((2, 3, 4, 4), 0.5)
     images[1, 2, 3, 0] = wrong
-    with pytest.raises(ValueError, match=r"^images must be in \[0, 1\], got values from"):
+    with pytest.raises(ValueError, match=r"^images .*\b0\b.*\b1\b"):
         check_images(images)
     check_images(images, values=False)
 
 
 def test_images_must_be_a_tensor():
-    with pytest.raises(TypeError, match=r"^images must be a tensor, got list"):
+    with pytest.raises(TypeError, match=r"^images .*tensor.* list"):
         check_images([[0.0]])
 
 
@@ -212,18 +214,18 @@ def test_no_labels_have_no_largest():
 
 @pytest.mark.parametrize("shape", [(2,), (4,), (3, 1), ()])
 def test_there_is_one_label_for_each_image(shape):
-    with pytest.raises(ValueError, match=r"^labels must be \[3\], one for each image, got"):
+    with pytest.raises(ValueError, match=r"^labels .*\[3\]"):
         check_labels(torch.zeros(shape, dtype=torch.int64), 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
 def test_labels_are_integers(dtype):
-    with pytest.raises(TypeError, match=f"^labels must hold integers, got {dtype}"):
+    with pytest.raises(TypeError, match=f"^labels .*{dtype}"):
         check_labels(torch.zeros(3, dtype=dtype), 3)
 
 
 def test_labels_must_be_a_tensor():
-    with pytest.raises(TypeError, match=r"^y must be a tensor, got list"):
+    with pytest.raises(TypeError, match=r"^y .*tensor.* list"):
         check_labels([0, 1], 2, name="y")
 
 
@@ -232,11 +234,11 @@ def test_labels_must_be_a_tensor():
 def test_labels_are_in_range_or_refused(values, classes):
     labels = torch.tensor(values)
     if min(values) < 0:
-        with pytest.raises(ValueError, match=f"^labels must be 0 or more, got {min(values)}$"):
+        with pytest.raises(ValueError, match=rf"^labels .*\b0\b.* {min(values)}\b"):
             check_labels(labels, len(values), classes)
     elif max(values) >= classes:
-        wanted = f"labels must be in 0..{classes - 1}, as there are {classes} classes"
-        with pytest.raises(ValueError, match=f"^{re.escape(wanted)}, got {max(values)}$"):
+        wanted = rf"\b0\b.*\b{classes - 1}\b.* {max(values)}\b"
+        with pytest.raises(ValueError, match=f"^labels .*{wanted}"):
             check_labels(labels, len(values), classes)
     else:
         assert check_labels(labels, len(values), classes) == max(values)
@@ -253,18 +255,18 @@ def test_class_names_come_back_as_a_list():
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
-        ("cat", TypeError, "classnames must be a list of names, got the single string 'cat'"),
-        (None, TypeError, "classnames must be a list of names, got None"),
-        (80, TypeError, "classnames must be a list of names, got 80"),
-        ([], ValueError, "classnames must not be empty"),
-        (["cat", 3], TypeError, "classnames must be strings, got 3"),
-        (["cat", ""], ValueError, "classnames must not hold a blank name"),
-        (["cat", " \t"], ValueError, "classnames must not hold a blank name"),
-        (["a", "b", "a"], ValueError, "classnames must be distinct: 'a' stands there twice"),
+        ("cat", TypeError, "string 'cat'"),
+        (None, TypeError, "list.* None"),
+        (80, TypeError, "list.* 80"),
+        ([], ValueError, "empty"),
+        (["cat", 3], TypeError, "strings.* 3"),
+        (["cat", ""], ValueError, "blank"),
+        (["cat", " \t"], ValueError, "blank"),
+        (["a", "b", "a"], ValueError, "'a'"),
     ],
 )
 def test_bad_class_names_are_refused(names, error, message):
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+    with pytest.raises(error, match=f"^classnames .*{message}"):
         check_classnames(names)
 
 

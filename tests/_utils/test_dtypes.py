@@ -85,12 +85,12 @@ def test_a_known_precision_is_its_dtype(name):
 
 
 def test_precisions_that_are_refused(bf16):
-    with pytest.raises(ValueError, match=r"precision must be one of fp64, .* got 'int8'"):
+    with pytest.raises(ValueError, match=r"^precision .*fp64.*'int8'"):
         check_precision("int8", CPU)
-    with pytest.raises(ValueError, match="precision: mps has no float64: use 'fp32'"):
+    with pytest.raises(ValueError, match=r"^precision.*mps .*'fp32'"):
         check_precision("fp64", MPS)
     bf16(False)
-    with pytest.raises(ValueError, match="precision: cuda has no bfloat16: use 'fp32'"):
+    with pytest.raises(ValueError, match=r"^precision.*cuda .*'fp32'"):
         check_precision("bf16", CUDA)
     assert check_precision("fp32", CUDA) == torch.float32
 
@@ -105,7 +105,7 @@ def test_the_weights_own_precision_is_the_default_on_the_cpu(engine, name):
     if engine == "fast":
         assert resolve_precision(clip, engine, other) == other
     else:
-        with pytest.raises(ValueError, match=f"precision must be {name!r} with engine='reference'"):
+        with pytest.raises(ValueError, match=f"^precision .*{name!r}.*'reference'.*{other!r}"):
             resolve_precision(clip, engine, other)
 
 
@@ -122,5 +122,5 @@ def test_the_reference_engine_stays_in_float32_where_the_fast_one_takes_bf16(sma
 
 
 def test_an_unknown_engine_is_refused_first(small_clip):
-    with pytest.raises(ValueError, match="engine must be 'fast' or 'reference', got 'slow'"):
+    with pytest.raises(ValueError, match=r"^engine .*'fast'.*'slow'"):
         resolve_precision(small_clip, "slow", "int8")

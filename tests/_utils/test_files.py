@@ -73,10 +73,10 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, full_disk, befor
         (tmp_path / name).write_bytes(data)
     path = tmp_path / "a.bin"
     write_bytes(tmp_path / "fits", b"x" * (1 << 20))
-    with pytest.raises(OSError, match="what was there is unchanged") as error:
+    with pytest.raises(OSError, match="unchanged") as error:
         write_bytes(path, b"n" * (3 << 20))
     assert error.value.errno == errno.EFBIG
-    assert f"could not write {path}: File too large" in str(error.value)
+    assert f"{path}: File too large" in str(error.value)
     (tmp_path / "fits").unlink()
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -99,7 +99,7 @@ def test_a_failure_at_any_step_leaves_the_old_file_and_no_other(tmp_path, monkey
     assert names(tmp_path) == ["a.bin"]
     if isinstance(error, OSError):
         assert raised.value.errno == errno.EIO
-        assert f"could not write {path}: broken disk" in str(raised.value)
+        assert f"{path}: broken disk" in str(raised.value)
 
 
 def test_data_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_json_cut_anywhere_is_refused_by_name(tmp_path):
     whole = path.read_bytes().rstrip()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="damaged or foreign") as error:
+        with pytest.raises(ValueError, match=r"JSON.* damaged") as error:
             read_json(path)
         assert str(path) in str(error.value)
 
@@ -160,7 +160,7 @@ def test_json_cut_anywhere_is_refused_by_name(tmp_path):
 def test_json_of_another_kind_is_refused_by_name(tmp_path, text, kind):
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"must hold a JSON object, not {kind}$") as error:
+    with pytest.raises(ValueError, match=rf"JSON.* {kind}\b") as error:
         read_json(path)
     assert str(path) in str(error.value)
 
@@ -169,7 +169,7 @@ def test_json_of_another_kind_is_refused_by_name(tmp_path, text, kind):
 def test_json_that_is_not_utf8_is_refused_by_name(tmp_path, data):
     path = tmp_path / "a.json"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="is not readable JSON") as error:
+    with pytest.raises(ValueError, match=r"JSON.*utf-8") as error:
         read_json(path)
     assert str(path) in str(error.value)
 
@@ -178,7 +178,7 @@ def test_missing_files_are_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
     for path in (tmp_path / "a.safetensors", tmp_path):
-        with pytest.raises(FileNotFoundError, match="there is no file"):
+        with pytest.raises(FileNotFoundError, match=path.name):
             read_tensors(path, "bank")
 
 
@@ -253,12 +253,12 @@ def test_a_file_cut_anywhere_is_refused(file):
     whole = file.read_bytes()
     for length in range(len(whole)):
         file.write_bytes(whole[:length])
-        refused(file, "is not a whole safetensors file.*remove it and run again")
+        refused(file, " safetensors .*remove")
 
 
 def test_a_file_with_more_behind_its_end_is_refused(file):
     file.write_bytes(file.read_bytes() + b"\0")
-    refused(file, "is not a whole safetensors file")
+    refused(file, " safetensors ")
 
 
 def header_length(data):
@@ -273,7 +273,7 @@ def test_one_changed_bit_in_the_data_is_refused(file):
         data = bytearray(whole)
         data[place] ^= 1
         file.write_bytes(data)
-        refused(file, "was changed after it was written.*run again")
+        refused(file, " digest .*remove")
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_a_changed_byte_anywhere_is_refused_or_changes_nothing(file, whole, data
     try:
         read, metadata = read_tensors(file, "bank")
     except ValueError:
-        refused(file, "is not|was changed")
+        refused(file, " safetensors | digest |'bank'")
     else:  # as when one blank of the header became another
         assert metadata == META
         assert read.keys() == tensors().keys()
@@ -302,13 +302,13 @@ def test_changed_metadata_is_refused(file, old, new):
     whole = file.read_bytes()
     assert whole.count(old) == 1
     file.write_bytes(whole.replace(old, new))
-    refused(file, "was changed after it was written")
+    refused(file, " digest ")
 
 
 def test_a_renamed_tensor_is_refused(file):
     whole = file.read_bytes()
     file.write_bytes(whole.replace(b"features", b"featurez"))
-    refused(file, "was changed after it was written")
+    refused(file, " digest ")
 
 
 def test_equal_contents_are_equal_bytes(file, tmp_path):
@@ -319,21 +319,21 @@ def test_equal_contents_are_equal_bytes(file, tmp_path):
 
 
 def test_another_kind_is_refused(file):
-    refused(file, "is not fastprompt's own 'state' file: kind 'bank'", kind="state")
+    refused(file, "'state'.*'bank'", kind="state")
 
 
 @pytest.mark.parametrize("metadata", [None, {"kind": "bank"}, {"sha256": "0" * 64}])
 def test_a_foreign_safetensors_file_is_refused(tmp_path, metadata):
     path = tmp_path / "foreign.safetensors"
     save_file(tensors(), path, metadata)
-    refused(path, "is not fastprompt's own 'bank' file")
+    refused(path, "'bank'.* None")
 
 
 def test_a_foreign_file_with_a_digest_of_its_own_is_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
     header = json.dumps(META | {"sha256": digest(tensors())})
     save_file(tensors(), path, {"fastprompt": header})
-    refused(path, "its digest does not match")
+    refused(path, " digest ")
 
 
 class Bomb:
@@ -358,5 +358,5 @@ def test_other_formats_by_that_name_are_refused_and_never_run(tmp_path, write):
             np.save(file, np.array([Bomb(trace)]), allow_pickle=True)
         else:
             file.write(json.dumps({"kind": "bank"}).encode())
-    refused(path, "is not a whole safetensors file")
+    refused(path, " safetensors ")
     assert not trace.exists()

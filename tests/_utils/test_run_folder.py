@@ -60,7 +60,7 @@ def test_a_folder_has_started_once_it_has_a_config(tmp_path, run):
     assert run.started
     for path in (tmp_path, tmp_path / "none"):
         assert not RunFolder(path).started
-        with pytest.raises(FileNotFoundError, match=r"is not a run folder: it has no config\.json"):
+        with pytest.raises(FileNotFoundError, match=r"run folder.* config\.json"):
             RunFolder(path).read_config()
 
 
@@ -69,27 +69,27 @@ def test_a_config_cut_anywhere_is_refused(run):
     whole = path.read_bytes().rstrip()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        refused(run.read_config, "is not readable JSON.*damaged or foreign", path)
+        refused(run.read_config, "JSON.* damaged", path)
 
 
 @pytest.mark.parametrize("format_", [0, 2, "1", None])
 def test_a_config_of_another_format_is_refused(run, format_):
     path = run.path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": format_}))
-    refused(run.read_config, f"has format {format_!r}, this version of fastprompt reads 1", path)
+    refused(run.read_config, f"format {format_!r}.* 1", path)
 
 
 @pytest.mark.parametrize("foreign", [{}, {"name": "a package", "scripts": {}}])
 def test_a_foreign_config_is_refused(run, foreign):
     path = run.path / "config.json"
     path.write_text(json.dumps(foreign))
-    refused(run.read_config, "has format None", path)
+    refused(run.read_config, "format None", path)
 
 
 def test_a_list_for_a_config_is_refused(run):
     path = run.path / "config.json"
     path.write_text("[]")
-    refused(run.read_config, "must hold a JSON object, not list", path)
+    refused(run.read_config, "JSON.* list", path)
 
 
 @pytest.mark.parametrize("key", CONFIG)
@@ -98,7 +98,7 @@ def test_a_config_without_its_main_parts_is_refused(run, key):
     config = json.loads(path.read_text())
     del config[key]
     path.write_text(json.dumps(config))
-    refused(run.read_config, f"lacks {key}: damaged", path)
+    refused(run.read_config, rf" {key}\b.*damaged", path)
 
 
 # ---- prompts and state -----------------------------------------------------------------------
@@ -112,23 +112,18 @@ def test_prompts_round_trip(run):
 
 def test_prompts_of_another_method_are_refused(run):
     run.write_prompts({"tokens": torch.zeros(1)}, "advpt", "me")
-    refused(
-        lambda: run.read_prompts("other", "me"),
-        "holds prompts of 'advpt', not of 'other'",
-        run.path / "prompts.safetensors",
-    )
+    path = run.path / "prompts.safetensors"
+    refused(lambda: run.read_prompts("other", "me"), "'advpt'.*'other'", path)
 
 
 def test_prompts_that_are_not_there_are_missing(run):
     path = run.path / "prompts.safetensors"
-    refused(lambda: run.read_prompts("advpt", "me"), "there is no file", path, FileNotFoundError)
+    refused(lambda: run.read_prompts("advpt", "me"), path.name, path, FileNotFoundError)
 
 
 def test_prompts_of_a_run_with_other_settings(run):
     run.write_prompts({"tokens": torch.zeros(1)}, "advpt", "me")
-    refused(
-        lambda: run.read_prompts("advpt", "other"), "are of different runs", run.path, ValueError
-    )
+    refused(lambda: run.read_prompts("advpt", "other"), r"prompts.* config\.json", run.path)
 
 
 def test_state_round_trip(run):
@@ -143,11 +138,8 @@ def test_state_round_trip(run):
 
 def test_state_of_another_run_is_refused(run):
     run.write_state({"a": torch.ones(2)}, 7, "key")
-    refused(
-        lambda: run.read_state("other"),
-        "is of another run: its settings, model or data differ",
-        run.path / "state.safetensors",
-    )
+    path = run.path / "state.safetensors"
+    refused(lambda: run.read_state("other"), "settings.* data", path)
 
 
 def test_prompts_are_no_state_and_a_state_no_prompts(run):
@@ -157,8 +149,8 @@ def test_prompts_are_no_state_and_a_state_no_prompts(run):
     old = prompts.read_bytes()
     prompts.write_bytes(state.read_bytes())
     state.write_bytes(old)
-    refused(lambda: run.read_prompts("advpt", "me"), "own 'prompts' file: kind 'state'", prompts)
-    refused(lambda: run.read_state("key"), "own 'state' file: kind 'prompts'", state)
+    refused(lambda: run.read_prompts("advpt", "me"), "'prompts'.*'state'", prompts)
+    refused(lambda: run.read_state("key"), "'state'.*'prompts'", state)
 
 
 # ---- metrics.jsonl ---------------------------------------------------------------------------
@@ -230,5 +222,5 @@ def test_parts_of_a_wrong_type_are_damage(run, change):
     parts = {"method": "m", "config": {}, "classnames": ["a"]}
     clip = {"name": "n", "source": None, "fingerprint": "f"}
     run.write_config({**parts, "clip": clip} | change)
-    with pytest.raises(ValueError, match=f"has a bad {next(iter(change))}: damaged"):
+    with pytest.raises(ValueError, match=rf" {next(iter(change))}\b.*damaged"):
         run.read_config()

@@ -62,11 +62,11 @@ def test_splitting_a_batch_changes_no_image(small_clip, images):
 
 def test_bad_settings(small_clip):
     encode = small_clip.encode_image
-    with pytest.raises(ValueError, match="no gradient"):
+    with pytest.raises(ValueError, match=r"^start .*'none'"):
         FeaturePGD(encode, start="none")
-    with pytest.raises(ValueError, match="eps must be above 0"):
+    with pytest.raises(ValueError, match=r"^eps .*0.*0"):
         FeaturePGD(encode, eps=0)
-    with pytest.raises(ValueError, match="steps must be at least 1"):
+    with pytest.raises(ValueError, match=r"^steps .*1.*0"):
         FeaturePGD(encode, steps=0)
 
 

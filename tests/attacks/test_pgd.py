@@ -235,8 +235,8 @@ def test_a_model_without_gradients_is_reported(model):
     result = attack.run(x, y)
     assert not result.trusted
     assert result.health.stalled.all()
-    assert "no usable gradient for 4 of 4 images" in result.health.reasons[0]
-    with pytest.warns(UserWarning, match="not to be trusted"):
+    assert "4 of 4 images" in result.health.reasons[0]
+    with pytest.warns(UserWarning, match="4 of 4 images"):
         attack(x, y)
 
 
@@ -267,17 +267,17 @@ def test_one_stalled_image_is_found_among_many():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"eps": -0.1}, ValueError, "eps must be at least 0"),
-        ({"eps": 8}, ValueError, "did you mean 8/255"),
-        ({"alpha": 0}, ValueError, "alpha must be above 0"),
-        ({"alpha": 2}, ValueError, "did you mean 2/255"),
-        ({"eps": "8/0"}, ValueError, "eps must be a number"),
-        ({"eps": None}, TypeError, "eps must be a number or a string"),
-        ({"steps": 0}, ValueError, "steps must be at least 1"),
-        ({"restarts": 0}, ValueError, "restarts must be at least 1"),
-        ({"restarts": 2, "random_start": False}, ValueError, "need random_start"),
-        ({"reduction": "max"}, ValueError, "reduction must be"),
-        ({"loss": "ce"}, TypeError, "loss must be callable"),
+        ({"eps": -0.1}, ValueError, "^eps .*-0.1"),
+        ({"eps": 8}, ValueError, "^eps .*8/255"),
+        ({"alpha": 0}, ValueError, "^alpha .*0.*0"),
+        ({"alpha": 2}, ValueError, "^alpha .*2/255"),
+        ({"eps": "8/0"}, ValueError, "^eps .*8/0"),
+        ({"eps": None}, TypeError, "^eps .*None"),
+        ({"steps": 0}, ValueError, "^steps .*1.*0"),
+        ({"restarts": 0}, ValueError, "^restarts .*1.*0"),
+        ({"restarts": 2, "random_start": False}, ValueError, "^restarts .*random_start=True"),
+        ({"reduction": "max"}, ValueError, "^reduction .*'max'"),
+        ({"loss": "ce"}, TypeError, "^loss .*'ce'"),
     ],
 )
 def test_bad_settings(options, error, match):
@@ -293,24 +293,24 @@ def test_bad_images_and_labels():
     attack = PGD(Linear())
     x, y = batch()
     cases = [
-        (x * 2, y, ValueError, r"images must be in \[0, 1\]"),
-        (x - 1, y, ValueError, r"images must be in \[0, 1\]"),
-        (x * float("nan"), y, ValueError, r"images must be in \[0, 1\]"),
-        ((x * 255).byte(), y, TypeError, "divide by 255"),
-        (x.half(), y, TypeError, "must be float32"),
-        (x[0], y, ValueError, r"images must be \[B, 3, H, W\]"),
-        (x[:, :1], y, ValueError, r"images must be \[B, 3, H, W\]"),
-        (x, y[:2], ValueError, r"labels must be \[4\]"),
-        (x, y.float(), TypeError, "labels must hold integers"),
-        (x, y - 9, ValueError, "labels must be 0 or more"),
-        (x, y + 5, ValueError, r"labels must be in 0\.\.4"),
+        (x * 2, y, ValueError, r"^images .*\[0, 1\]"),
+        (x - 1, y, ValueError, r"^images .*\[0, 1\]"),
+        (x * float("nan"), y, ValueError, r"^images .*\[0, 1\]"),
+        ((x * 255).byte(), y, TypeError, "^images .*255"),
+        (x.half(), y, TypeError, "^images .*float32.*float16"),
+        (x[0], y, ValueError, r"^images .*\[B, 3, H, W\]"),
+        (x[:, :1], y, ValueError, r"^images .*\[B, 3, H, W\]"),
+        (x, y[:2], ValueError, r"^labels .*\[4\].*\[2\]"),
+        (x, y.float(), TypeError, "^labels .*torch.float32"),
+        (x, y - 9, ValueError, "^labels .* 0 .*-[0-9]"),
+        (x, y + 5, ValueError, r"^labels .*0\.\.4"),
     ]
     for images, labels, error, match in cases:
         with pytest.raises(error, match=match):
             attack(images, labels)
-    with pytest.raises(ValueError, match="indices must be"):
+    with pytest.raises(ValueError, match=r"^indices .*\[4\].*\[3\]"):
         attack(x, y, indices=torch.arange(3))
-    with pytest.raises(ValueError, match=r"model must give logits \[4, C\]"):
+    with pytest.raises(ValueError, match=r"^model .*\[4, C\]"):
         PGD(lambda v: v)(x, y)
-    with pytest.raises(TypeError, match="model must be callable"):
+    with pytest.raises(TypeError, match=r"^model .*callable.*str"):
         PGD("resnet")

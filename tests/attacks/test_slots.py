@@ -201,9 +201,9 @@ def test_gradients_are_means_over_the_samples():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"batch": 0}, ValueError, "batch must be at least 1"),
-        ({"batch": 1.5}, TypeError, "batch must be"),
-        ({"samples": 0}, ValueError, "samples must be at least 1"),
+        ({"batch": 0}, ValueError, "^batch .*1.*0"),
+        ({"batch": 1.5}, TypeError, "^batch .*1.5"),
+        ({"samples": 0}, ValueError, "^samples .*1.*0"),
     ],
 )
 def test_bad_arguments(options, error, match):

@@ -150,43 +150,43 @@ def test_help_of_a_method_lists_its_settings_and_the_jobs(call):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ("tun", ["unknown command 'tun'", "did you mean 'tune'?"]),
-        ("--version", ["unknown command '--version'", "doctor", "tune"]),
-        ("tune advp", ["unknown method 'advp'", "did you mean 'advpt'"]),
-        ("tune advpt --epocs 3", ["unknown option --epocs", "did you mean '--epochs'"]),
-        ("tune advpt --epoch 3", ["unknown option --epoch", "did you mean '--epochs'"]),
-        ("tune advpt --epoch=3", ["unknown option --epoch", "did you mean '--epochs'"]),
-        ("tune advpt --dta shapes", ["unknown option --dta", "'--data'"]),
+        ("tun", ["command", "'tun'", "'tune'"]),
+        ("--version", ["command", "'--version'", "doctor", "tune"]),
+        ("tune advp", ["method", "'advp'", "'advpt'"]),
+        ("tune advpt --epocs 3", ["option", "--epocs", "'--epochs'"]),
+        ("tune advpt --epoch 3", ["option", "'--epochs'"]),
+        ("tune advpt --epoch=3", ["option", "'--epochs'"]),
+        ("tune advpt --dta shapes", ["option", "--dta", "'--data'"]),
         ("tune advpt extra", ["extra"]),
-        ("tune advpt --epochs", ["--epochs", "expected one argument"]),
-        ("tune advpt --clip tiny-shape", ["unknown model", "did you mean 'tiny-shapes'"]),
-        ("tune advpt --clip ViT-B-33", ["unknown model", "'ViT-B-32'"]),
-        ("tune advpt --clip ViT-B-32", ["pretrained is missing"]),
-        ("tune advpt --data shpes", ["unknown data set 'shpes'", "did you mean 'shapes'"]),
-        ("tune advpt --data ./none", ["data: there is no folder ./none"]),
-        ("tune advpt --shots 0", ["shots must be at least 1, got 0"]),
+        ("tune advpt --epochs", ["--epochs", "one argument"]),
+        ("tune advpt --clip tiny-shape", ["model", "'tiny-shapes'"]),
+        ("tune advpt --clip ViT-B-33", ["model", "'ViT-B-32'"]),
+        ("tune advpt --clip ViT-B-32", ["error: pretrained ", "ViT-B-32"]),
+        ("tune advpt --data shpes", ["data", "'shpes'", "'shapes'"]),
+        ("tune advpt --data ./none", ["error: data", "./none"]),
+        ("tune advpt --shots 0", ["error: shots ", " 1", " 0"]),
         ("tune advpt --shots few", ["shots", "few"]),
         ("tune advpt --classes some", ["classes", "'base'", "some"]),
-        ("tune advpt --device gpu", ["device must be such as cpu or cuda:0, got 'gpu'"]),
-        ("tune advpt --attacks [pdg-20]", ["unknown attack 'pdg-20'", "did you mean 'pgd-20'"]),
-        ("tune advpt --attacks pgd-0", ["unknown attack 'pgd-0'"]),
-        ("tune advpt --attacks []", ["attacks must not be empty"]),
-        ("tune advpt --eval_eps 8", ["eval_eps must be at most 1", "did you mean 8/255?"]),
-        ("tune advpt --eval_eps [4/255,-1]", ["eval_eps must be at least 0, got -1"]),
-        ("tune advpt --eval_eps []", ["eps must not be empty"]),
-        ("tune advpt --eval_limit 0", ["eval_limit must be at least 1, got 0"]),
-        ("tune advpt --eval_batch 0", ["eval_batch must be at least 1, got 0"]),
-        ("tune advpt --eps 8", ["eps must be at most 1", "did you mean 8/255?"]),
-        ("tune advpt --eps 0", ["eps must be above 0, got 0"]),
+        ("tune advpt --device gpu", ["error: device ", "cuda:0", "'gpu'"]),
+        ("tune advpt --attacks [pdg-20]", ["attack", "'pdg-20'", "'pgd-20'"]),
+        ("tune advpt --attacks pgd-0", ["attack", "'pgd-0'"]),
+        ("tune advpt --attacks []", ["error: attacks ", "empty"]),
+        ("tune advpt --eval_eps 8", ["error: eval_eps ", "8/255"]),
+        ("tune advpt --eval_eps [4/255,-1]", ["error: eval_eps ", " 0", " -1"]),
+        ("tune advpt --eval_eps []", ["eps ", "empty"]),
+        ("tune advpt --eval_limit 0", ["error: eval_limit ", " 1", " 0"]),
+        ("tune advpt --eval_batch 0", ["error: eval_batch ", " 1", " 0"]),
+        ("tune advpt --eps 8", ["error: eps ", "8/255"]),
+        ("tune advpt --eps 0", ["error: eps ", " 0"]),
         ("tune advpt --eps -4/255", ["--eps", "expected one argument"]),
-        ("tune advpt --eps=-4/255", ["eps must be above 0, got '-4/255'"]),
-        ("tune advpt --eps 8/0", ["eps must be a number or like \"4/255\", got '8/0'"]),
+        ("tune advpt --eps=-4/255", ["error: eps ", " 0", "'-4/255'"]),
+        ("tune advpt --eps 8/0", ["error: eps ", "4/255", "'8/0'"]),
         ("tune advpt --epochs 2.5", ["epochs", "int", "2.5"]),
-        ("tune advpt --n_ctx 0", ["n_ctx must be at least 1, got 0"]),
-        ("tune advpt --n_ctx 80", ["n_ctx", "77", "shorten the name or lower n_ctx"]),
+        ("tune advpt --n_ctx 0", ["error: n_ctx ", " 1", " 0"]),
+        ("tune advpt --n_ctx 80", ["error: classnames", "77", "n_ctx"]),
         ("tune advpt --start middle", ["start", "'two-sided'", "middle"]),
-        ("tune advpt --config none.yaml", ["config: there is no file none.yaml"]),
-        ("doctor now", ["doctor takes no options, got 'now'"]),
+        ("tune advpt --config none.yaml", ["error: config", "none.yaml"]),
+        ("doctor now", ["doctor", "options", "'now'"]),
     ],
 )
 def test_a_wrong_argument_is_one_line_with_a_remedy(
@@ -200,11 +200,11 @@ def test_a_wrong_argument_is_one_line_with_a_remedy(
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("epoch: 3", ["unknown config key 'epoch'", "did you mean 'epochs'"]),
+        ("epoch: 3", ["config", "'epoch'", "'epochs'"]),
         ("epochs: many", ["config", "epochs", "many"]),
-        ("eps: 8", ["did you mean 8/255?"]),
-        ("lr: [1", ["settings.yaml is not readable YAML or JSON"]),
-        ("- 1", ["must hold settings by name, got list"]),
+        ("eps: 8", ["error: eps ", "8/255"]),
+        ("lr: [1", ["error: config", "settings.yaml", "YAML"]),
+        ("- 1", ["error: config", "settings.yaml", " list"]),
     ],
 )
 def test_a_wrong_config_file_is_one_line_with_a_remedy(refused, tmp_path, text, parts):
@@ -231,7 +231,7 @@ def test_what_the_evaluation_refuses_is_told_before_the_model_is_loaded(
 def test_a_folder_that_is_taken_is_told_before_anything_is_printed(call, finished):
     code, out, err = call(*SMALL_RUN, "--out", finished.path)
     assert (code, out) == (2, "")
-    assert "holds a run already" in err
+    assert "--resume" in err
 
 
 def test_a_tuning_is_judged_at_small_radii_too(finished):
@@ -251,7 +251,7 @@ def test_the_process_ends_with_the_exit_code(monkeypatch, capsys):
     with pytest.raises(SystemExit) as done:
         runpy.run_module("fastprompt.cli", run_name="__main__")
     assert done.value.code == 2
-    assert capsys.readouterr().err.startswith("error: unknown option --epocs: did you mean")
+    assert "'--epochs'" in capsys.readouterr().err
 
 
 def test_the_command_is_installed():
@@ -266,7 +266,7 @@ def test_stopping_by_hand_says_how_to_go_on(call, tmp_path, monkeypatch):
     monkeypatch.setattr(Tuner, "fit", fit)
     code, _, err = call(*SMALL_RUN, "--out", tmp_path / "run")
     assert code == 130
-    assert err == "stopped; go on with --resume and the run folder\n"
+    assert "--resume" in err
 
 
 # ---- a whole run -----------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def test_a_damaged_bank_is_not_used(refused, call, tmp_path):
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
         file.write_bytes(data)
-    refused(*command, tmp_path / "second", parts=[banks, "was changed", "remove it and run again"])
+    refused(*command, tmp_path / "second", parts=[banks, " digest ", "remove"])
 
 
 # ---- --out -----------------------------------------------------------------------------------
@@ -451,13 +451,13 @@ def contents(folder):
 
 def test_out_may_not_hold_a_run(refused, run_folder):
     before = contents(run_folder)
-    refused(*SMALL_RUN, "--out", run_folder, parts=[run_folder, "holds a run already", "resume"])
+    refused(*SMALL_RUN, "--out", run_folder, parts=["error: out", run_folder, "--resume"])
     assert contents(run_folder) == before
 
 
 def test_out_may_not_hold_other_files(refused, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    refused(*SMALL_RUN, "--out", tmp_path, parts=[tmp_path, "other files", "choose a new folder"])
+    refused(*SMALL_RUN, "--out", tmp_path, parts=["error: out", tmp_path, "files"])
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
 
@@ -483,9 +483,7 @@ def test_resuming_a_finished_run_changes_nothing_but_the_times(call, finished, r
 def test_resume_takes_no_other_options(refused, run_folder, option):
     before = contents(run_folder)
     name = option.split("=")[0]
-    refused(
-        "tune", "advpt", "--resume", run_folder, option, parts=["--resume", f"leave out {name}"]
-    )
+    refused("tune", "advpt", "--resume", run_folder, option, parts=["error: --resume", name])
     assert contents(run_folder) == before
 
 
@@ -494,45 +492,44 @@ def test_resume_needs_a_run(refused, tmp_path, there):
     folder = tmp_path / "run"
     if there:
         folder.mkdir()
-    parts = [folder, "is not a run folder: it has no config.json"]
-    refused("tune", "advpt", "--resume", folder, parts=parts)
+    refused("tune", "advpt", "--resume", folder, parts=[folder, "run folder", "config.json"])
     assert folder.exists() == there
 
 
 def test_resume_needs_a_whole_config(refused, run_folder):
     path = run_folder / "config.json"
     path.write_bytes(path.read_bytes()[:-20])
-    refused("tune", "advpt", "--resume", run_folder, parts=[path, "not readable JSON", "damaged"])
+    refused("tune", "advpt", "--resume", run_folder, parts=[path, "JSON", "damaged"])
 
 
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"method": "other"}, ["is a run of 'other', not 'advpt'"]),
-        ({"format": 2}, ["has format 2, this version of fastprompt reads 1"]),
-        ({"job": None}, ["was not started from the command line"]),
-        ({"job": {"clip": "tiny-shapes"}}, ["the job in", "lacks 'pretrained'"]),
-        ({"config": {"epochs": 3}}, ["other settings, another model or other data"]),
-        ({"config": {"epoch": 3}}, ["unknown config key 'epoch'", "'epochs'"]),
-        ({"key": "0"}, ["other settings, another model or other data"]),
+        ({"method": "other"}, ["'other'", "'advpt'"]),
+        ({"format": 2}, ["config.json", "format 2", " 1"]),
+        ({"job": None}, ["command line"]),
+        ({"job": {"clip": "tiny-shapes"}}, ["config.json", "'pretrained'"]),
+        ({"config": {"epochs": 3}}, ["error: resume", "settings", "model", "data"]),
+        ({"config": {"epoch": 3}}, ["config", "'epoch'", "'epochs'"]),
+        ({"key": "0"}, ["error: resume", "settings", "model", "data"]),
     ],
 )
 def test_resume_refuses_a_config_that_does_not_fit(refused, run_folder, changes, parts):
     change_config(run_folder, **changes)
     before = contents(run_folder)
-    refused("tune", "advpt", "--resume", run_folder, parts=[run_folder, *parts][1:])
+    refused("tune", "advpt", "--resume", run_folder, parts=parts)
     assert contents(run_folder) == before
 
 
 def test_resume_refuses_other_weights(refused, run_folder, monkeypatch):
     monkeypatch.setattr(bundled, "load", lambda name: small_model(seed=1))
-    refused("tune", "advpt", "--resume", run_folder, parts=[run_folder, "another model"])
+    refused("tune", "advpt", "--resume", run_folder, parts=[run_folder, "settings", "model"])
 
 
 def test_resume_refuses_a_run_that_was_not_started_here(refused, tmp_path, small_clip):
     AdvPTTuner(small_clip, ["a", "b"], n_ctx=2).save(tmp_path / "run")
-    parts = [tmp_path / "run", "was not started from the command line"]
-    refused("tune", "advpt", "--resume", tmp_path / "run", parts=parts)
+    run = tmp_path / "run"
+    refused("tune", "advpt", "--resume", run, parts=["error: --resume", run, "command line"])
 
 
 def test_resume_refuses_a_changed_state(refused, run_folder):
@@ -540,14 +537,14 @@ def test_resume_refuses_a_changed_state(refused, run_folder):
     data = bytearray(path.read_bytes())
     data[-3] ^= 4
     path.write_bytes(data)
-    refused("tune", "advpt", "--resume", run_folder, parts=[path, "was changed", "run again"])
+    refused("tune", "advpt", "--resume", run_folder, parts=[path, " digest ", "remove"])
 
 
 def test_resume_refuses_the_state_of_another_run(refused, run_folder):
     path = run_folder / "state.safetensors"
     tensors, metadata = read_tensors(path, "state")
     write_tensors(path, tensors, metadata | {"key": "0" * 64})
-    refused("tune", "advpt", "--resume", run_folder, parts=[path, "is of another run"])
+    refused("tune", "advpt", "--resume", run_folder, parts=[path, "settings", "data"])
 
 
 # ---- the prompts of a run --------------------------------------------------------------------
@@ -564,7 +561,7 @@ def test_changed_prompts_are_refused(tiny, run_folder):
     path = run_folder / "prompts.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 128]))
-    with pytest.raises(ValueError, match="was changed after it was written") as error:
+    with pytest.raises(ValueError, match=" digest ") as error:
         AdvPTTuner.load(run_folder)
     assert str(path) in str(error.value)
 

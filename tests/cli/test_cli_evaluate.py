@@ -171,12 +171,12 @@ def test_what_was_refused_leaves_its_folder_free(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "is not a run folder"),
-        ([], "name a run folder"),
-        (["--attacks=pdg-20", "RUN"], "did you mean 'pgd-20'"),
-        (["--eps=4", "RUN"], "did you mean 4/255"),
-        (["--defenses=jpg-75", "RUN"], "did you mean"),
-        (["--seeds", "1", "1", "--data=patterns", "--out=x"], "seeds must be distinct"),
+        (["nowhere"], "config.json"),
+        ([], "--clip"),
+        (["--attacks=pdg-20", "RUN"], "'pgd-20'"),
+        (["--eps=4", "RUN"], " 4/255"),
+        (["--defenses=jpg-75", "RUN"], "'jpeg'"),
+        (["--seeds", "1", "1", "--data=patterns", "--out=x"], "[1, 1]"),
         (["--data=nothing", "RUN"], "nothing"),
     ],
 )
@@ -188,4 +188,4 @@ def test_bad_input(tuned, arguments, message, capsys, tmp_path, monkeypatch):
     assert message in capsys.readouterr().err
     assert set(tuned.iterdir()) - before <= {tuned / "evaluations"}
     assert main(["evaluate", f"--resume={tmp_path}"]) == 2
-    assert "no job.json" in capsys.readouterr().err
+    assert "job.json" in capsys.readouterr().err

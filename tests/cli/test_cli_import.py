@@ -71,9 +71,9 @@ def test_multi_modal_prompts_become_a_run_of_capt(maple, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "--data or --classnames must name the classes"),
-        (["--data=patterns", "--classnames=x"], "one of the two"),
-        (["--classnames=missing.txt"], "there is no file missing.txt"),
+        ([], "--data or --classnames"),
+        (["--data=patterns", "--classnames=x"], "--data or --classnames"),
+        (["--classnames=missing.txt"], "missing.txt"),
         (["--data=patterns", "--method=nap"], "nap"),
         (["--data=patterns", "--clip=ViT-B-33"], "ViT-B-33"),
     ],
@@ -95,4 +95,4 @@ def test_a_file_that_is_no_checkpoint(tmp_path, capsys):
 
 def test_the_missing_option_is_called_by_its_name(capsys):
     assert main(["import", "nothing.pth"]) == 2
-    assert "--out is missing" in capsys.readouterr().err
+    assert "--out" in capsys.readouterr().err

@@ -96,8 +96,8 @@ def test_resuming_runs_what_is_left(three, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", 1, 1], "seeds must be distinct"),
-        (["--seeds", -1], "seeds"),
+        (["--seeds", 1, 1], "[1, 1]"),
+        (["--seeds", -1], "-1"),
         (["--seeds", 1, "--seed=2"], "drop --seed"),
         (["--seeds", 1, "--data_seed=2"], "drop --data_seed"),
         (["--seeds", "one"], "seeds"),
@@ -111,9 +111,9 @@ def test_bad_seeds_are_refused(arguments, message, tmp_path, capsys):
 
 def test_a_folder_in_use_is_refused(three, capsys):
     assert call("--seeds", 4, f"--out={three}") == 2
-    assert "is not empty: resume it, or choose a new folder" in capsys.readouterr().err
+    assert "resume" in capsys.readouterr().err
     assert main(["tune", "ampt", f"--resume={three}"]) == 2
-    assert "holds runs of 'apt', not 'ampt'" in capsys.readouterr().err
+    assert "'apt'" in capsys.readouterr().err
 
 
 def test_a_settings_file_is_read_once(tmp_path):
@@ -138,9 +138,9 @@ def test_spread_of_hand_made_evaluations():
     assert not one["trusted"]
     assert " 60.0 % (50.0 to 70.0) !" in spread_table([one])
     assert spread([Evaluation([row(0.5)])])[0]["std"] == 0.0
-    with pytest.raises(ValueError, match="must not be empty"):
+    with pytest.raises(ValueError, match=r"^evaluations .*empty"):
         spread([])
-    with pytest.raises(ValueError, match="same models, attacks and radii"):
+    with pytest.raises(ValueError, match=r"^evaluations .*attacks"):
         spread([Evaluation([row(0.5)]), Evaluation([row(0.5, attack="pgd-20")])])
 
 
@@ -151,4 +151,4 @@ def test_an_interruption_says_how_all_seeds_go_on(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(APTTuner, "fit", interrupted)
     folder = tmp_path / "runs"
     assert call("--seeds", 1, 2, f"--out={folder}") == 130
-    assert f"all seeds go on with --resume {folder}\n" in capsys.readouterr().err
+    assert f"--resume {folder}\n" in capsys.readouterr().err

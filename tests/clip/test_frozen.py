@@ -210,18 +210,18 @@ def test_the_attention_shortcut_is_restored_after_an_error(
     ("bad", "error", "message"),
     [
         (torch.zeros(2, 3, 32, 48), ValueError, r"\[B, 3, 48, 48\].*\[2, 3, 32, 48\]"),
-        (torch.zeros(2, 3, 64, 64), ValueError, "load the data with image_size=48"),
-        (torch.zeros(2, 1, 48, 48), ValueError, r"\[B, 3, H, W\], got \[2, 1, 48, 48\]"),
-        (torch.zeros(3, 48, 48), ValueError, r"\[B, 3, H, W\], got \[3, 48, 48\]"),
-        (torch.zeros(2, 3, 48, 48, dtype=torch.uint8), TypeError, "uint8: divide by 255"),
-        (torch.zeros(2, 3, 48, 48, dtype=torch.float16), TypeError, r"float16: call \.float\(\)"),
-        ([[0.0]], TypeError, "must be a tensor, got list"),
+        (torch.zeros(2, 3, 64, 64), ValueError, "image_size=48"),
+        (torch.zeros(2, 1, 48, 48), ValueError, r"\[B, 3, H, W\].* \[2, 1, 48, 48\]"),
+        (torch.zeros(3, 48, 48), ValueError, r"\[B, 3, H, W\].* \[3, 48, 48\]"),
+        (torch.zeros(2, 3, 48, 48, dtype=torch.uint8), TypeError, "uint8.* 255"),
+        (torch.zeros(2, 3, 48, 48, dtype=torch.float16), TypeError, r"float16.*\.float\(\)"),
+        ([[0.0]], TypeError, "tensor.* list"),
     ],
 )
 def test_bad_pixels_are_told(
     small_clip: FrozenCLIP, bad: object, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^images .*{message}"):
         small_clip.encode_image(bad)
 
 
@@ -295,25 +295,25 @@ def test_the_logit_bias_is_added(images: torch.Tensor, layout: type, vector: boo
     [[], "", ["a photo"], ["{}", "a photo"], ["{} and {}"], ["a {name}"]],
 )
 def test_bad_templates_are_told(small_clip: FrozenCLIP, templates: object) -> None:
-    with pytest.raises(ValueError, match=r"templates must each hold one '\{\}'"):
+    with pytest.raises(ValueError, match=r"^templates .*'\{\}'"):
         small_clip.zero_shot(NAMES, templates)
 
 
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
-        ([], ValueError, "must not be empty"),
-        (["cat", "dog", "cat"], ValueError, "'cat' stands there twice"),
-        (["cat", " "], ValueError, "blank name"),
-        (["cat", ""], ValueError, "blank name"),
-        ("cat", TypeError, "single string 'cat'"),
-        (["cat", 3], TypeError, "must be strings, got 3"),
+        ([], ValueError, "empty"),
+        (["cat", "dog", "cat"], ValueError, "'cat'"),
+        (["cat", " "], ValueError, "blank"),
+        (["cat", ""], ValueError, "blank"),
+        ("cat", TypeError, "string 'cat'"),
+        (["cat", 3], TypeError, "strings.* 3"),
     ],
 )
 def test_bad_class_names_are_told(
     small_clip: FrozenCLIP, names: object, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^classnames .*{message}"):
         small_clip.zero_shot(names)
 
 
@@ -322,7 +322,7 @@ def test_a_classifier_needs_one_text_feature_a_class(
     small_clip: FrozenCLIP, shape: tuple[int, ...]
 ) -> None:
     kind = type(small_clip.zero_shot(NAMES))
-    with pytest.raises(ValueError, match=r"text_features must be \[3, D\]"):
+    with pytest.raises(ValueError, match=r"^text_features .*\[3, D\]"):
         kind(small_clip, torch.ones(shape), NAMES)
 
 
@@ -466,7 +466,7 @@ def test_fingerprints_differ_by_seed() -> None:
 
 def test_a_name_that_the_tokenizer_would_cut_is_refused(small_clip):
     long = "word " * 90
-    with pytest.raises(ValueError, match=r"classnames: 'word .* longer than the 77 tokens"):
+    with pytest.raises(ValueError, match=r"^classnames.*'word .* 77 tokens"):
         small_clip.zero_shot(["cat", long + "dog"])
     fits = " ".join(["cat"] * 70)
     small_clip.zero_shot([fits], ["{}."])
@@ -475,7 +475,7 @@ def test_a_name_that_the_tokenizer_would_cut_is_refused(small_clip):
 def test_underscores_are_spaces_in_every_prompt(small_clip):
     with_spaces = small_clip.zero_shot(["red circle"]).text_features
     assert torch.equal(small_clip.zero_shot(["red_circle"]).text_features, with_spaces)
-    with pytest.raises(ValueError, match="stands there twice"):
+    with pytest.raises(ValueError, match=r"^classnames .*'red.circle'"):
         small_clip.zero_shot(["red_circle", "red circle"])
 
 
@@ -509,6 +509,6 @@ def test_text_parts_are_refused_with_the_reason() -> None:
     config = copy.deepcopy(SMALL)
     config["text_cfg"]["pool_type"] = "first"
     clip = load_clip(open_clip.CustomTextCLIP(**config))
-    assert "no prompt reaches" in clip.why_no_text_prompts()
-    with pytest.raises(ValueError, match=r"takes no text prompts: .* no prompt reaches"):
+    assert "first token" in clip.why_no_text_prompts()
+    with pytest.raises(ValueError, match=r"^clip.*text prompts.*first token"):
         _ = clip.text_parts

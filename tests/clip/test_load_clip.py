@@ -68,40 +68,40 @@ class Trap:
 
 
 def test_an_unknown_model_offers_the_nearest_names() -> None:
-    with pytest.raises(ValueError, match=r"unknown model 'ViT-B-17': did you mean 'ViT-B-16'"):
+    with pytest.raises(ValueError, match=r"model.*'ViT-B-17'.*'ViT-B-16'"):
         load_clip("ViT-B-17", "openai")
 
 
 def test_missing_pretrained_offers_tags() -> None:
-    with pytest.raises(ValueError, match=r"pretrained is missing: ViT-B-16 needs .*openai"):
+    with pytest.raises(ValueError, match=r"^pretrained .*ViT-B-16 .*openai"):
         load_clip("ViT-B-16")
 
 
 def test_an_unknown_tag_offers_the_nearest() -> None:
-    with pytest.raises(ValueError, match="weight tag of ViT-B-16 'opena': did you mean 'openai'"):
+    with pytest.raises(ValueError, match=r"ViT-B-16 .*'opena'.*'openai'"):
         load_clip("ViT-B-16", "opena")
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("missing", ["nowhere.pt", "nowhere.safetensors", "nowhere", ""])
 def test_a_checkpoint_that_is_not_there(tmp_path: Path, missing: str, kind: type) -> None:
-    with pytest.raises(FileNotFoundError, match="pretrained: there is no checkpoint"):
+    with pytest.raises(FileNotFoundError, match=f"^pretrained.*{missing}"):
         load_clip("ViT-B-16", kind(tmp_path / missing))
 
 
 @pytest.mark.parametrize("wrong", [3, None, {"model": "ViT-B-16"}])
 def test_other_things_than_names_and_models_are_refused(wrong: object) -> None:
-    with pytest.raises(TypeError, match="must be a name or an open_clip model, got"):
+    with pytest.raises(TypeError, match=f"^model .*open_clip.* {type(wrong).__name__}"):
         load_clip(wrong)
 
 
 def test_a_module_that_is_no_clip_is_refused() -> None:
-    with pytest.raises(TypeError, match="Linear has no visual, encode_image, encode_text"):
+    with pytest.raises(TypeError, match=r"^model .*Linear.* visual, encode_image, encode_text"):
         load_clip(nn.Linear(2, 2))
 
 
 def test_a_model_object_takes_no_pretrained() -> None:
-    with pytest.raises(ValueError, match="with a model name, not with a model object"):
+    with pytest.raises(ValueError, match=r"^pretrained .*model name"):
         load_clip(small_model(), "openai")
 
 
@@ -168,7 +168,7 @@ def test_a_truncated_checkpoint_is_told(
     file = write(model.state_dict(), tmp_path / f"weights{suffix}")
     whole = file.read_bytes()
     file.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    with pytest.raises(ValueError, match=rf"the checkpoint .*weights{suffix}.*damaged"):
+    with pytest.raises(ValueError, match=rf"^pretrained.*weights{suffix}.*damaged"):
         load_clip(NAME, file)
 
 
@@ -177,19 +177,19 @@ def test_a_checkpoint_without_a_state_dict_is_told(
     config_file: Path, tmp_path: Path, content: object
 ) -> None:
     torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match=r"odd\.pt is damaged or does not fit"):
+    with pytest.raises(ValueError, match=r"^pretrained.*odd\.pt.*damaged"):
         load_clip(NAME, tmp_path / "odd.pt")
 
 
 def test_a_text_file_as_a_checkpoint_is_told(config_file: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.pt").write_text("hello")
-    with pytest.raises(ValueError, match=r"notes\.pt is damaged or does not fit"):
+    with pytest.raises(ValueError, match=r"^pretrained.*notes\.pt.*damaged"):
         load_clip(NAME, tmp_path / "notes.pt")
 
 
 def test_another_models_checkpoint_is_told(config_file: Path, tmp_path: Path) -> None:
     file = write(small_model(width=32).state_dict(), tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt is damaged or does not fit ViT-small-48"):
+    with pytest.raises(ValueError, match=r"^pretrained.*other\.pt.* ViT-small-48"):
         load_clip(NAME, file)
 
 
@@ -206,7 +206,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
 ) -> None:
     trapped = tmp_path / "the code ran"
     file = write({**model.state_dict(), "zz": Trap(trapped)}, tmp_path / "trap.pt")
-    with pytest.raises(ValueError, match=r"which is never (made or )?run"):
+    with pytest.raises(ValueError, match=r"^(pretrained|image_weights).*trap\.pt.* never"):
         load(file)
     assert not trapped.exists()
     torch.load(file, weights_only=False)
@@ -237,25 +237,25 @@ def test_a_local_folder_is_loaded(local_dir: Path, model: nn.Module) -> None:
 
 
 def test_a_local_folder_takes_no_pretrained(local_dir: Path) -> None:
-    with pytest.raises(ValueError, match="brings its own weights: leave pretrained out"):
+    with pytest.raises(ValueError, match=r"local-dir:.* pretrained"):
         load_clip(f"local-dir:{local_dir}", "openai")
 
 
 def test_a_local_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="could not load local-dir:"):
+    with pytest.raises(FileNotFoundError, match=r"local-dir:.*nowhere"):
         load_clip(f"local-dir:{tmp_path / 'nowhere'}")
 
 
 def test_a_local_folder_without_weights(local_dir: Path) -> None:
     (local_dir / "open_clip_model.safetensors").unlink()
-    with pytest.raises(RuntimeError, match="could not load local-dir:"):
+    with pytest.raises(RuntimeError, match=r"local-dir:.* pretrained"):
         load_clip(f"local-dir:{local_dir}")
 
 
 def test_a_local_folder_with_damaged_weights(local_dir: Path) -> None:
     file = local_dir / "open_clip_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"the checkpoint for local-dir:.* is damaged"):
+    with pytest.raises(ValueError, match=r"^pretrained.*local-dir:.*damaged"):
         load_clip(f"local-dir:{local_dir}")
 
 
@@ -273,7 +273,7 @@ def test_a_failed_download_names_the_remedy(
         raise OSError("no route to host")
 
     monkeypatch.setattr(factory, function, no_network)
-    with pytest.raises(RuntimeError, match=r"no route to host.*pass the path of a checkpoint"):
+    with pytest.raises(RuntimeError, match=r"no route to host.*checkpoint.* pretrained"):
         load_clip(*arguments)
 
 
@@ -283,7 +283,7 @@ def test_a_failed_download_names_the_remedy(
 @pytest.mark.parametrize("layout", [open_clip.CLIP, open_clip.CustomTextCLIP])
 def test_an_odd_vocabulary_needs_its_tokenizer(layout: type) -> None:
     model = small_model(layout, vocab_size=300)
-    with pytest.raises(ValueError, match=r"tokenizer is missing: .* 300 .*get_tokenizer\(name\)"):
+    with pytest.raises(ValueError, match=r"^tokenizer .* 300 .*get_tokenizer\(name\)"):
         load_clip(model)
     tokens = torch.tensor([1, 299] + [0] * 75)
     clip = load_clip(model, tokenizer=lambda texts: tokens.expand(len(texts), -1))
@@ -305,13 +305,13 @@ def test_a_model_with_its_own_tokenizer_does_not_claim_to_be_reloadable(
 @pytest.mark.parametrize("argument", ["mean", "std"])
 @pytest.mark.parametrize("values", [(), (0.5,), (0.5, 0.5), (0.5,) * 4])
 def test_normalization_takes_three_values(argument: str, values: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=f"{argument} must hold three values"):
+    with pytest.raises(ValueError, match=f"^{argument} .*three"):
         load_clip(small_model(), **{argument: values})
 
 
 @pytest.mark.parametrize("std", [(0.5, 0.0, 0.5), (0.5, -1.0, 0.5), (0.5, float("nan"), 0.5)])
 def test_std_must_be_positive(std: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="std must be positive"):
+    with pytest.raises(ValueError, match=r"^std .*positive"):
         load_clip(small_model(), std=std)
 
 
@@ -334,9 +334,9 @@ def test_normalization_may_be_a_tensor_and_is_kept_in_the_source(
 
 def test_a_frozen_clip_is_handed_back(small_clip: FrozenCLIP) -> None:
     assert load_clip(small_clip) is small_clip
-    with pytest.raises(ValueError, match=r"is a FrozenCLIP already: mean, std can't be changed"):
+    with pytest.raises(ValueError, match=r"^model .*FrozenCLIP.* mean, std"):
         load_clip(small_clip, mean=(0, 0, 0), std=(1, 1, 1))
-    with pytest.raises(ValueError, match=r"image_weights can't be changed"):
+    with pytest.raises(ValueError, match=r"^model .*FrozenCLIP.* image_weights"):
         load_clip(small_clip, image_weights="somewhere.pt")
 
 
@@ -424,7 +424,7 @@ def test_a_tower_of_another_width_is_told(tmp_path: Path) -> None:
     config = copy.deepcopy(SMALL)
     config["vision_cfg"]["width"] = 64
     file = write(open_clip.CLIP(**config).visual.state_dict(), tmp_path / "wide.pt")
-    with pytest.raises(ValueError, match=r"wide\.pt is for another image tower: .*64.* has .*32"):
+    with pytest.raises(ValueError, match=r"wide\.pt.* \[.*64.* \[.*32"):
         load_clip(small_model(), image_weights=file)
 
 
@@ -441,7 +441,7 @@ def test_a_tower_of_another_width_is_told(tmp_path: Path) -> None:
     ids=["empty", "no tensors", "one missing", "one no tensor", "text alone", "only in text"],
 )
 def test_missing_tensors_are_told(weights: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"\d+ of 32 tensors are missing"):
+    with pytest.raises(ValueError, match=r"^image_weights.*\d+ of 32"):
         load_clip(small_model(), image_weights=weights)
 
 
@@ -450,20 +450,18 @@ def test_missing_tensors_are_told(weights: dict[str, object]) -> None:
 def test_a_damaged_tower_is_told(tmp_path: Path, content: bytes | str, suffix: str) -> None:
     file = write(small_model().visual.state_dict(), tmp_path / f"tower{suffix}")
     file.write_bytes(file.read_bytes()[:5000] if content == "cut" else content)
-    with pytest.raises(
-        ValueError, match=rf"image_weights: .*tower{suffix} is no checkpoint, or damaged: ."
-    ):
+    with pytest.raises(ValueError, match=rf"^image_weights.*tower{suffix} .*damaged: ."):
         load_clip(small_model(), image_weights=file)
 
 
 def test_a_tower_file_without_a_mapping_is_told(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"list\.pt holds a list, no checkpoint"):
+    with pytest.raises(ValueError, match=r"^image_weights.*list\.pt .*list\b"):
         load_clip(small_model(), image_weights=tmp_path / "list.pt")
 
 
 def test_a_tower_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"image_weights: .*nowhere\.pt is not there"):
+    with pytest.raises(FileNotFoundError, match=r"^image_weights.*nowhere\.pt"):
         load_clip(small_model(), image_weights=tmp_path / "nowhere.pt")
 
 
@@ -472,7 +470,7 @@ def test_nothing_is_loaded_from_a_tower_that_does_not_fit() -> None:
     before = copy.deepcopy(model.state_dict())
     tower = small_model(seed=1).visual.state_dict()
     tower["proj"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="another image tower: proj"):
+    with pytest.raises(ValueError, match=r"^image_weights.*proj .*\[1\]"):
         load_image_weights(model, tower)
     assert same(model.state_dict(), before)
 
@@ -481,7 +479,7 @@ def test_a_deeper_tower_is_refused():
     deeper = copy.deepcopy(SMALL)
     deeper["vision_cfg"]["layers"] = 3
     state = open_clip.CLIP(**deeper).visual.state_dict()
-    with pytest.raises(ValueError, match=r"this model has no transformer\.resblocks\.2"):
+    with pytest.raises(ValueError, match=r"^image_weights.*transformer\.resblocks\.2"):
         load_clip(small_model(), image_weights=state)
 
 
@@ -499,5 +497,5 @@ def test_without_a_network_the_remedy_names_the_right_activation(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(factory, "download_pretrained", offline)
-    with pytest.raises(RuntimeError, match="ViT-B-16-quickgelu as the model"):
+    with pytest.raises(RuntimeError, match="ViT-B-16-quickgelu"):
         load_clip("ViT-B-16", "openai")

@@ -125,7 +125,7 @@ def test_an_image_tower_of_another_kind_runs_uncompiled(monkeypatch, caplog):
     logits = PromptedCLIP(clip, NAMES, prompts, compile=True)(x)
     torch.testing.assert_close(logits, PromptedCLIP(clip, NAMES, prompts)(x))
     assert compiled == ["_text_features"]
-    assert "its PlainImageTower runs uncompiled" in caplog.text
+    assert "PlainImageTower" in caplog.text
     torch._dynamo.reset()
 
 

@@ -303,19 +303,19 @@ def test_splitting_a_batch_changes_nothing():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"scale": (0.0, 1.0)}, ValueError, "scale must be above 0, got 0"),
-        ({"scale": (0.5, 1.5)}, ValueError, r"scale must be at most 1.*got \(0.5, 1.5\)"),
-        ({"scale": (0.5, 0.2)}, ValueError, r"scale must be \(low, high\) with low <= high"),
-        ({"scale": 0.5}, TypeError, r"scale must be a pair \(low, high\), got 0.5"),
-        ({"scale": (0.1, 0.5, 1.0)}, TypeError, "scale must be a pair"),
-        ({"scale": (0.1, math.nan)}, ValueError, "scale must be above 0, got nan"),
-        ({"ratio": (-1, 1)}, ValueError, "ratio must be above 0, got -1"),
-        ({"ratio": (4 / 3, 3 / 4)}, ValueError, r"ratio must be \(low, high\)"),
-        ({"ratio": ("3/4", 1)}, TypeError, "ratio must be a number, got '3/4'"),
-        ({"flip": 0.5}, TypeError, "flip must be True or False, got 0.5"),
-        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
-        ({"seed": 2**32}, ValueError, r"seed must be below 2\*\*32"),
-        ({"seed": 0.0}, TypeError, "seed must be a whole number"),
+        ({"scale": (0.0, 1.0)}, ValueError, r"^scale .*0\.0"),
+        ({"scale": (0.5, 1.5)}, ValueError, r"^scale .*\(0.5, 1.5\)"),
+        ({"scale": (0.5, 0.2)}, ValueError, "^scale .*low <= high"),
+        ({"scale": 0.5}, TypeError, r"^scale .*\(low, high\).* 0.5"),
+        ({"scale": (0.1, 0.5, 1.0)}, TypeError, r"^scale .*\(0.1, 0.5, 1.0\)"),
+        ({"scale": (0.1, math.nan)}, ValueError, "^scale .*nan"),
+        ({"ratio": (-1, 1)}, ValueError, "^ratio .*-1"),
+        ({"ratio": (4 / 3, 3 / 4)}, ValueError, "^ratio .*low <= high"),
+        ({"ratio": ("3/4", 1)}, TypeError, "^ratio .*'3/4'"),
+        ({"flip": 0.5}, TypeError, "^flip .*0.5"),
+        ({"seed": -1}, ValueError, "^seed .*-1"),
+        ({"seed": 2**32}, ValueError, r"^seed .*2\*\*32"),
+        ({"seed": 0.0}, TypeError, "^seed .*0.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, error, message):
@@ -326,13 +326,13 @@ def test_settings_out_of_range_are_refused(options, error, message):
 @pytest.mark.parametrize(
     ("x", "boxes", "error", "message"),
     [
-        (noise(2, 8)[0], WHOLE.expand(2, 5), ValueError, r"images must be \[B, 3, H, W\]"),
-        (noise(2, 8)[..., :6], WHOLE.expand(2, 5), ValueError, "images must be square"),
-        (noise(2, 8).byte(), WHOLE.expand(2, 5), TypeError, "divide by 255"),
-        (noise(2, 8), WHOLE.expand(3, 5), ValueError, r"boxes must be floating-point \[2, 5\]"),
-        (noise(2, 8), WHOLE[:4].expand(2, 4), ValueError, r"got torch.float32 \[2, 4\]"),
-        (noise(2, 8), WHOLE.long().expand(2, 5), ValueError, "got torch.int64"),
-        (noise(2, 8), torch.empty(2, 5, device="meta"), ValueError, "boxes must be on cpu .* meta"),
+        (noise(2, 8)[0], WHOLE.expand(2, 5), ValueError, r"^images .*\[B, 3, H, W\]"),
+        (noise(2, 8)[..., :6], WHOLE.expand(2, 5), ValueError, r"^images .*\[B, 3, S, S\]"),
+        (noise(2, 8).byte(), WHOLE.expand(2, 5), TypeError, "^images .*255"),
+        (noise(2, 8), WHOLE.expand(3, 5), ValueError, r"^boxes .*\[2, 5\].*\[3, 5\]"),
+        (noise(2, 8), WHOLE[:4].expand(2, 4), ValueError, r"^boxes .*\[2, 5\].*\[2, 4\]"),
+        (noise(2, 8), WHOLE.long().expand(2, 5), ValueError, "^boxes .*torch.int64"),
+        (noise(2, 8), torch.empty(2, 5, device="meta"), ValueError, "^boxes .*cpu.*meta"),
     ],
 )
 def test_images_and_boxes_that_do_not_fit_are_refused(x, boxes, error, message):
@@ -344,5 +344,5 @@ def test_images_and_boxes_that_do_not_fit_are_refused(x, boxes, error, message):
     ("n", "epoch", "error"), [(-1, 0, ValueError), (2.0, 0, TypeError), (1, -1, ValueError)]
 )
 def test_draws_out_of_range_are_refused(n, epoch, error):
-    with pytest.raises(error, match="must be"):
+    with pytest.raises(error, match=r"^(n|epoch) .*(-1|2\.0)"):
         RandomCrops().draw(n, epoch)

@@ -257,9 +257,9 @@ def test_what_the_data_set_raises_arrives(images, workers):
 @pytest.mark.parametrize(
     ("odd", "error", "message"),
     [
-        ((torch.zeros(3, 6, 7).byte(), 0), ValueError, r"images \[3, 6, 6\].*got .* \[3, 6, 7\]"),
-        ((torch.zeros(3, 6, 6), 0), ValueError, "got torch.float32"),
-        ((torch.zeros(3, 6, 6).byte(), 1.5), TypeError, "labels .* whole numbers, got 1.5"),
+        ((torch.zeros(3, 6, 7).byte(), 0), ValueError, r"^data .*\[3, 6, 6\].*\[3, 6, 7\]"),
+        ((torch.zeros(3, 6, 6), 0), ValueError, "^data .*uint8.*float32"),
+        ((torch.zeros(3, 6, 6).byte(), 1.5), TypeError, "^labels of data .*1.5"),
     ],
 )
 @BUDGETS
@@ -281,18 +281,13 @@ def test_labels_may_be_tensors(images):
 @pytest.mark.parametrize(
     ("order", "batch", "error", "message"),
     [
-        ([0, 1], 2, TypeError, "order must be a tensor, got list"),
-        (
-            torch.tensor([0.0]),
-            2,
-            ValueError,
-            r"order must be int64 \[n\] on the CPU, got .*float32",
-        ),
-        (torch.tensor([[0]]), 2, ValueError, r"order must be int64 \[n\].*got .* \[1, 1\]"),
-        (torch.tensor([0], device="meta"), 2, ValueError, "on meta"),
-        (torch.tensor([0, N]), 2, ValueError, f"rows in 0..{N - 1}, got {N}"),
-        (torch.tensor([-1]), 2, ValueError, "got -1"),
-        (ORDER, 0, ValueError, "batch must be at least 1"),
+        ([0, 1], 2, TypeError, "^order .*list"),
+        (torch.tensor([0.0]), 2, ValueError, r"^order .*int64 \[n\].*float32"),
+        (torch.tensor([[0]]), 2, ValueError, r"^order .*int64 \[n\].*\[1, 1\]"),
+        (torch.tensor([0], device="meta"), 2, ValueError, "^order .*meta"),
+        (torch.tensor([0, N]), 2, ValueError, f"^order .*0..{N - 1}.*{N}"),
+        (torch.tensor([-1]), 2, ValueError, "^order .*-1"),
+        (ORDER, 0, ValueError, "^batch .*1.*0"),
     ],
 )
 @BUDGETS
@@ -307,9 +302,9 @@ def test_an_order_that_does_not_fit_is_refused_at_once(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"budget": -1}, ValueError, "budget must be at least 0"),
-        ({"budget": 1e9}, TypeError, "budget must be a whole number"),
-        ({"workers": -1}, ValueError, "workers must be at least 0"),
+        ({"budget": -1}, ValueError, "^budget .*-1"),
+        ({"budget": 1e9}, TypeError, "^budget .*1000000000.0"),
+        ({"workers": -1}, ValueError, "^workers .*-1"),
     ],
 )
 def test_settings_out_of_range_are_refused(images, options, error, message):
@@ -318,7 +313,7 @@ def test_settings_out_of_range_are_refused(images, options, error, message):
 
 
 def test_unfit_data_sets_are_refused(images):
-    with pytest.raises(ValueError, match="data is empty"):
+    with pytest.raises(ValueError, match=r"^data .*empty"):
         Pictures(Files(images[:0], []), CPU)
-    with pytest.raises(TypeError, match="data must give uint8 images"):
+    with pytest.raises(TypeError, match=r"^data .*uint8.*float32"):
         Pictures(Files(images.float(), LABELS), CPU)

@@ -225,7 +225,7 @@ def test_a_broken_image_is_named(tmp_path: Path, draw: Callable[..., None]) -> N
     broken.write_bytes(b"no image")
     data = load_data(tmp_path, image_size=24)
     every = itertools.chain(data.train, data.val, data.test)
-    with pytest.raises(ValueError, match=f"data: .*{broken.name} can't be read: mend or remove it"):
+    with pytest.raises(ValueError, match=f"^data: .*{broken.name} .*remove"):
         list(every)
 
 
@@ -292,7 +292,7 @@ def test_a_test_folder_with_other_classes_is_told(
 ) -> None:
     draw(tmp_path / "train", {"ant": "RGB", "bee": "RGB"}, 2)
     draw(tmp_path / "test", {"ant": "RGB", "wasp": "RGB"}, 2)
-    with pytest.raises(ValueError, match=r"test has other classes than .*train"):
+    with pytest.raises(ValueError, match=r"^data: .*/test .*classes.*/train"):
         _ = load_data(tmp_path).test
 
 
@@ -365,7 +365,7 @@ def test_a_torchvision_set_takes_shots_and_halves(mnist: tuple[Path, Tensor, Ten
 
 @pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "DTD", "SUN397"])
 def test_a_torchvision_set_that_is_not_there_names_the_remedy(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"{name} is not in .*pass its folder as root, or"):
+    with pytest.raises(FileNotFoundError, match=f"^data: .*{name} .*root.*download=True"):
         load_data(name, root=tmp_path / "nowhere")
 
 
@@ -375,17 +375,17 @@ def test_a_torchvision_set_that_is_not_there_names_the_remedy(tmp_path: Path, na
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"name": "shape"}, ValueError, "unknown data set 'shape': did you mean 'shapes'"),
-        ({"name": "CIFAR-10"}, ValueError, "did you mean 'CIFAR10'"),
-        ({"name": "shapes", "shots": 0}, ValueError, "shots must be at least 1, got 0"),
-        ({"name": "shapes", "shots": -1}, ValueError, "shots must be at least 1, got -1"),
-        ({"name": "shapes", "shots": 1.5}, TypeError, r"shots must be a whole number, got 1\.5"),
-        ({"name": "shapes", "shots": "few"}, TypeError, "shots must be a whole number, got 'few'"),
-        ({"name": "shapes", "image_size": 8}, ValueError, "image_size must be at least 16, got 8"),
-        ({"name": "shapes", "classes": "bas"}, ValueError, "'bas': did you mean 'base'"),
-        ({"name": "/no/such/folder"}, FileNotFoundError, "there is no folder /no/such/folder"),
-        ({"name": "./pictures"}, FileNotFoundError, r"there is no folder \./pictures"),
-        ({"name": Path("pictures")}, FileNotFoundError, "there is no folder pictures"),
+        ({"name": "shape"}, ValueError, "'shape'.*'shapes'"),
+        ({"name": "CIFAR-10"}, ValueError, "'CIFAR-10'.*'CIFAR10'"),
+        ({"name": "shapes", "shots": 0}, ValueError, "^shots .*1.*0"),
+        ({"name": "shapes", "shots": -1}, ValueError, "^shots .*-1"),
+        ({"name": "shapes", "shots": 1.5}, TypeError, "^shots .*1.5"),
+        ({"name": "shapes", "shots": "few"}, TypeError, "^shots .*'few'"),
+        ({"name": "shapes", "image_size": 8}, ValueError, "^image_size .*16.*8"),
+        ({"name": "shapes", "classes": "bas"}, ValueError, "'bas'.*'base'"),
+        ({"name": "/no/such/folder"}, FileNotFoundError, "^data: .* /no/such/folder"),
+        ({"name": "./pictures"}, FileNotFoundError, r"^data: .* \./pictures"),
+        ({"name": Path("pictures")}, FileNotFoundError, "^data: .* pictures"),
     ],
 )
 def test_bad_arguments_are_told(
@@ -401,7 +401,7 @@ def test_a_folder_without_class_folders_is_told(tmp_path: Path, inside: str) -> 
         (tmp_path / inside).mkdir()
     elif inside:
         Image.new("RGB", (8, 8)).save(tmp_path / inside)
-    with pytest.raises(ValueError, match="must hold one folder of images a class"):
+    with pytest.raises(ValueError, match=f"^data: {tmp_path} .*folder.*class"):
         load_data(tmp_path)
 
 
@@ -413,13 +413,13 @@ BLACK = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("images", "labels", "error", "message"),
     [
-        (BLACK.float(), [0, 1, 2], ValueError, r"uint8 \[N, 3, H, W\], got torch.float32"),
-        (BLACK[0], [0, 1, 2], ValueError, r"uint8 \[N, 3, H, W\], got torch.uint8 \[3, 4, 4\]"),
-        (BLACK[:, :1], [0, 1, 2], ValueError, r"got torch.uint8 \[3, 1, 4, 4\]"),
-        (BLACK, [0, 1], ValueError, r"labels must be \[3\].*got \[2\]"),
-        (BLACK, [[0], [1], [2]], ValueError, r"labels must be \[3\].*got \[3, 1\]"),
-        (BLACK, [0.0, 1.0, 2.0], TypeError, "labels must hold integers, got torch.float32"),
-        (BLACK, [0, 1, -1], ValueError, "labels must be 0 or more, got -1"),
+        (BLACK.float(), [0, 1, 2], ValueError, r"^images .*\[N, 3, H, W\].*float32"),
+        (BLACK[0], [0, 1, 2], ValueError, r"^images .*\[N, 3, H, W\].*\[3, 4, 4\]"),
+        (BLACK[:, :1], [0, 1, 2], ValueError, r"^images .*\[3, 1, 4, 4\]"),
+        (BLACK, [0, 1], ValueError, r"^labels .*\[3\].*\[2\]"),
+        (BLACK, [[0], [1], [2]], ValueError, r"^labels .*\[3\].*\[3, 1\]"),
+        (BLACK, [0.0, 1.0, 2.0], TypeError, "^labels .*torch.float32"),
+        (BLACK, [0, 1, -1], ValueError, "^labels .*-1"),
     ],
 )
 def test_bad_tensors_are_told(
@@ -512,13 +512,13 @@ def test_no_rows_give_no_batches(numbered: Tensor, kind: str) -> None:
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (iter([]), TypeError, "data must be a map-style data set, got list_iterator"),
-        (Plain(BLACK[:0], []), ValueError, "data is empty"),
-        ([BLACK[0]], TypeError, r"must give \(image, label\) pairs"),
-        ([(BLACK[0].float(), 0)], TypeError, r"uint8 images \[3, H, W\], got torch.float32"),
-        ([("a.png", 0)], TypeError, r"uint8 images \[3, H, W\], got <class 'str'>"),
-        ([(BLACK[0], 0)], ValueError, r"images \[3, 4, 4\], the model takes \[3, 8, 8\]"),
-        (ImageTensors(BLACK, torch.tensor([0, 1, 2])), ValueError, "model takes"),
+        (iter([]), TypeError, "^data .*list_iterator"),
+        (Plain(BLACK[:0], []), ValueError, "^data .*empty"),
+        ([BLACK[0]], TypeError, r"^data .*\(image, label\)"),
+        ([(BLACK[0].float(), 0)], TypeError, r"^data .*\[3, H, W\].*float32"),
+        ([("a.png", 0)], TypeError, r"^data .*\[3, H, W\].*str"),
+        ([(BLACK[0], 0)], ValueError, r"^data .*\[3, 4, 4\].*image_size=8"),
+        (ImageTensors(BLACK, torch.tensor([0, 1, 2])), ValueError, "^data .*image_size=8"),
     ],
 )
 def test_unfit_data_sets_are_told(data: object, error: type[Exception], message: str) -> None:
@@ -527,7 +527,7 @@ def test_unfit_data_sets_are_told(data: object, error: type[Exception], message:
 
 
 def test_a_label_without_a_class_is_told() -> None:
-    with pytest.raises(ValueError, match=r"labels of data must be in 0\.\.1.*got 2"):
+    with pytest.raises(ValueError, match=r"^labels of data .*0\.\.1.*2"):
         check_dataset(ImageTensors(BLACK, torch.tensor([0, 1, 2])), "data", classes=2)
 
 
@@ -549,5 +549,5 @@ def test_a_folder_too_small_to_cut(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (20, 20)).save(tmp_path / name / "1.png")
-    with pytest.raises(ValueError, match="too few images for a test split"):
+    with pytest.raises(ValueError, match=r"^data: .* test .*\b5\b"):
         _ = load_data(tmp_path).test

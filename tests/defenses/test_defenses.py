@@ -96,23 +96,23 @@ def test_a_seed_gives_the_same_bits_and_only_random_ones_need_it(defense):
 
 
 @pytest.mark.parametrize(
-    ("images", "error"),
+    ("images", "error", "got"),
     [
-        (torch.zeros(3, 8, 8), ValueError),
-        (torch.zeros(1, 1, 8, 8), ValueError),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError),
-        ([0.5], TypeError),
+        (torch.zeros(3, 8, 8), ValueError, r"\[3, 8, 8\]"),
+        (torch.zeros(1, 1, 8, 8), ValueError, r"\[1, 1, 8, 8\]"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "uint8"),
+        ([0.5], TypeError, "list"),
     ],
 )
-def test_other_than_images_are_refused(images, error):
-    with pytest.raises(error, match="images must be"):
+def test_other_than_images_are_refused(images, error, got):
+    with pytest.raises(error, match=f"^images .*{got}"):
         BitDepth()(images)
 
 
 def test_names_say_the_settings():
     assert str(JPEG(quality=50)) == "JPEG(quality=50)"
     assert str(JPEG(50, gradient="identity")) == "JPEG(quality=50, gradient='identity')"
-    with pytest.raises(ValueError, match="gradient must be 'identity' or 'smooth', got 'none'"):
+    with pytest.raises(ValueError, match=r"^gradient .*'smooth'.*'none'"):
         JPEG(gradient="none")
     assert str(BitDepth(3)) == "BitDepth(bits=3)"
     assert str(RandomResizePad()) == "RandomResizePad(low=0.9, high=1)"
@@ -356,11 +356,11 @@ def test_it_passes_on_what_the_classifier_says_but_not_the_way_round(small_clip)
 
 
 def test_bad_parts_are_refused():
-    with pytest.raises(TypeError, match="classifier must take images, got None"):
+    with pytest.raises(TypeError, match=r"^classifier .*None"):
         Defended(None)
-    with pytest.raises(TypeError, match=r"defenses must be modules, got \[JPEG"):
+    with pytest.raises(TypeError, match=r"^defenses .*\[JPEG"):
         Defended(Brightness(), [JPEG()])
-    with pytest.raises(TypeError, match="defenses must be modules"):
+    with pytest.raises(TypeError, match=r"^defenses .*JPEG'>"):
         Defended(Brightness(), JPEG)
 
 
@@ -425,23 +425,23 @@ def test_names_are_parsed():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("jpg-75", "unknown defense 'jpg': did you mean 'jpeg'"),
-        ("bit-4", "unknown defense 'bit': did you mean 'bits'"),
-        ("resizepad", "did you mean 'resize-pad'"),
-        ("jpeg-75,", "unknown defense ''"),
-        ("", "defenses must not be empty"),
-        ("jpeg-0", "quality must be at least 1, got 0"),
-        ("jpeg-101", "quality must be at most 100, got 101"),
-        ("jpeg-4.5", "quality must be a whole number, got '4.5'"),
-        ("jpeg-", "quality must be a whole number, got ''"),
-        ("jpeg-75-80", "jpeg takes quality, such as 'jpeg-75'"),
-        ("bits-9", "bits must be at most 8, got 9"),
-        ("resize-pad-1", r"low must be below high, got 1\.0 and 1\.0"),
-        ("resize-pad-0", "low must be above 0"),
-        ("smooth", "smooth takes sigma, kernel_size, such as 'smooth-0.8'"),
-        ("smooth-0", "sigma must be above 0"),
-        ("smooth-1000", "sigma must be from 0.01 to 100 pixels"),
-        ("smooth-1-4", "kernel_size must be odd, got 4"),
+        ("jpg-75", "'jpg'.*'jpeg'"),
+        ("bit-4", "'bit'.*'bits'"),
+        ("resizepad", "'resizepad'.*'resize-pad'"),
+        ("jpeg-75,", "defense ''"),
+        ("", "^defenses .*''.*'jpeg-75,bits-4'"),
+        ("jpeg-0", "quality .*1.*0"),
+        ("jpeg-101", "quality .*100.*101"),
+        ("jpeg-4.5", "quality .*'4.5'"),
+        ("jpeg-", "quality .*''"),
+        ("jpeg-75-80", "'jpeg-75-80'.*quality.*'jpeg-75'"),
+        ("bits-9", "bits .*8.*9"),
+        ("resize-pad-1", "low .*high.*1.0.*1.0"),
+        ("resize-pad-0", "low .*0.0"),
+        ("smooth", "sigma.*kernel_size.*'smooth-0.8'"),
+        ("smooth-0", "sigma .*0.0"),
+        ("smooth-1000", "sigma .*0.01.*100.*1000"),
+        ("smooth-1-4", "kernel_size .*odd.*4"),
     ],
 )
 def test_bad_names_and_values_are_refused(text, message):

@@ -41,7 +41,7 @@ def test_counts_are_what_the_margins_say():
     assert result.accuracy("model", "pgd-5", "4/255") == 4 / 7
     assert result.accuracy("model", "pgd-5", "8/255") == 2 / 7
     assert result.trusted
-    with pytest.raises(KeyError, match="no row"):
+    with pytest.raises(KeyError, match="'pgd-9'"):
         result.accuracy("model", "pgd-9", "4/255")
 
 
@@ -291,7 +291,7 @@ PAIRS = [DATA[i] for i in range(len(DATA))]
     ],
 )
 def test_a_loader_that_chooses_or_changes_its_images_is_refused(options):
-    with pytest.raises(ValueError, match=r"data is a loader .* hand in"):
+    with pytest.raises(ValueError, match=r"^data .*loader.*(Sampler|list|collate_fn)"):
         evaluate(Brightness(), DataLoader(DATA, **options), progress=False)
 
 
@@ -306,23 +306,23 @@ def test_images_that_change_are_refused():
     def noisy(image):
         return image + torch.randint(2, image.shape, dtype=torch.uint8)
 
-    with pytest.raises(ValueError, match="each time that item 0 is read"):
+    with pytest.raises(ValueError, match=r"^data .*item 0"):
         evaluate(Brightness(), Items(PAIRS, noisy), progress=False)
 
 
 def test_labels_and_pixels_that_only_show_when_they_are_read():
-    for label, match in ((-1, "labels must be 0 or more, got -1"), (2, r"must be in 0\.\.1")):
+    for label, match in ((-1, "0 .* -1"), (2, r"0\b.*\b1\b.* 2")):
         pairs = [*PAIRS[:4], (PAIRS[4][0], label)]
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=f"^labels .*{match}"):
             evaluate(Brightness(), Items(pairs), progress=False)
     later = [*PAIRS[:4], (PAIRS[4][0].float() / 255, 1)]
-    with pytest.raises(TypeError, match=r"uint8 images, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"^data .*uint8.* torch\.float32"):
         evaluate(Brightness(), Items(later), batch=4, progress=False)
 
 
 def test_one_logit_for_each_class():
     named = ImageTensors(DATA.images, DATA.labels, classnames=["dark", "bright", "blue"])
-    with pytest.raises(ValueError, match="2 logits an image, the data has 3 classes"):
+    with pytest.raises(ValueError, match=r"^model .* 2 logits.* 3 classes"):
         evaluate(Brightness(), named, progress=False)
 
 
@@ -465,29 +465,29 @@ def test_a_stop_while_the_parts_of_the_examples_are_dropped(tmp_path, monkeypatc
 @pytest.mark.parametrize("line", [b"[]", b"5", b'{"unit": ["a"], "outcome": {}}', b"{}"])
 def test_a_damaged_record_is_told(tmp_path, line):
     (tmp_path / "progress.jsonl").write_bytes(line + b"\n")
-    with pytest.raises(ValueError, match="is damaged: remove it"):
+    with pytest.raises(ValueError, match=r"^resume.*progress\.jsonl .*damaged"):
         evaluate(Brightness(), DATA, out=tmp_path, resume=True, progress=False)
 
 
 def test_a_result_is_not_written_over(tmp_path):
     Evaluation(rows=[]).save(tmp_path / "result.json")
-    with pytest.raises(FileExistsError, match="holds an evaluation"):
+    with pytest.raises(FileExistsError, match=r"^out.*resume"):
         evaluate(Brightness(), DATA, out=tmp_path, progress=False)
 
 
 def test_an_evaluation_is_not_mixed_with_another(tmp_path):
     options = {"progress": False, "sanity": "off", "out": tmp_path}
     evaluate(Brightness(), DATA, ["pgd-2"], "4/255", **options)
-    with pytest.raises(FileExistsError, match="resume it, or choose a new folder"):
+    with pytest.raises(FileExistsError, match=r"^out.*resume"):
         evaluate(Brightness(), DATA, ["pgd-2"], "4/255", **options)
     for other in ({"seed": 1}, {"eps": "3/255"}, {"batch": 3}, {"attacks": ["pgd-3"]}):
         arguments = {"attacks": ["pgd-2"], "eps": "4/255", **options, **other}
-        with pytest.raises(ValueError, match="is of another evaluation"):
+        with pytest.raises(ValueError, match=r"^resume.*attacks"):
             evaluate(Brightness(), DATA, resume=True, **arguments)
     with pytest.raises(ValueError, match="resume needs out"):
         evaluate(Brightness(), DATA, resume=True)
     (tmp_path / "progress.jsonl").write_bytes(b"{")
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=r"^resume.*damaged"):
         evaluate(Brightness(), DATA, ["pgd-2"], "4/255", resume=True, **options)
 
 
@@ -592,33 +592,33 @@ def test_wilson_interval():
 
 def test_bad_input(small_clip):
     cases = [
-        ({"attacks": ["pdg-20"]}, "unknown attack 'pdg-20': did you mean 'pgd-20'"),
-        ({"attacks": []}, "attacks must not be empty"),
-        ({"eps": 4}, "did you mean 4/255"),
-        ({"eps": -0.1}, "eps must be at least 0"),
-        ({"limit": 0}, "limit must be at least 1"),
-        ({"batch": 0}, "batch must be at least 1"),
-        ({"attacks": ["feature-pgd-2"]}, "it has no .clip"),
-        ({"attacks": ["apgd-cE"]}, "unknown attack 'apgd-cE': did you mean 'apgd-ce'"),
-        ({"attacks": ["pgd"]}, "unknown attack 'pgd'"),
-        ({"attacks": ["pgd-2@other"]}, "unknown surrogate 'other'"),
-        ({"attacks": ["pgd-2@"]}, "unknown surrogate ''"),
-        ({"sanity": "most"}, "sanity must be"),
-        ({"samples": 0}, "samples must be at least 1"),
-        ({"seed": -1}, "seed must be at least 0"),
+        ({"attacks": ["pdg-20"]}, "attack.* 'pdg-20'.*'pgd-20'"),
+        ({"attacks": []}, "^attacks .*empty"),
+        ({"eps": 4}, "^eps .* 4/255"),
+        ({"eps": -0.1}, r"^eps .*0.* -0\.1"),
+        ({"limit": 0}, "^limit .*1.* 0"),
+        ({"batch": 0}, "^batch .*1.* 0"),
+        ({"attacks": ["feature-pgd-2"]}, r"^attack 'feature-pgd-2' .*\.clip"),
+        ({"attacks": ["apgd-cE"]}, "attack.* 'apgd-cE'.*'apgd-ce'"),
+        ({"attacks": ["pgd"]}, "attack.* 'pgd'"),
+        ({"attacks": ["pgd-2@other"]}, "surrogate.* 'other'"),
+        ({"attacks": ["pgd-2@"]}, "surrogate.* ''"),
+        ({"sanity": "most"}, "^sanity .*'most'"),
+        ({"samples": 0}, "^samples .*1.* 0"),
+        ({"seed": -1}, "^seed .*0.* -1"),
     ]
     for options, match in cases:
         with pytest.raises(ValueError, match=match):
             evaluate(Brightness(), DATA, progress=False, **options)
-    with pytest.raises(ValueError, match="models must not be empty"):
+    with pytest.raises(ValueError, match=r"^models .*empty"):
         evaluate({}, DATA)
-    with pytest.raises(TypeError, match="limit must be a whole number, got '5'"):
+    with pytest.raises(TypeError, match=r"^limit .*'5'"):
         evaluate(Brightness(), DATA, limit="5")
     with pytest.raises(ValueError, match="data is empty"):
         evaluate(Brightness(), ImageTensors(DATA.images[:0], DATA.labels[:0]))
-    with pytest.raises(ValueError, match=r"labels must be in 0\.\.1"):
+    with pytest.raises(ValueError, match=r"^labels .*\b0\b.*\b1\b.* 2"):
         evaluate(Brightness(), grays([3], [2]), progress=False)
-    with pytest.raises(ValueError, match="eps must be above 0 for 'feature-pgd-2'"):
+    with pytest.raises(ValueError, match=r"^eps .* 0 .*'feature-pgd-2'"):
         evaluate(small_clip.zero_shot(["a", "b"]), DATA, ["feature-pgd-2"], 0, progress=False)
 
 
@@ -630,13 +630,13 @@ def test_what_is_no_classifier_is_refused():
         return Brightness()(x).to("meta")
 
     for model, match in (
-        (probabilities, "model gives probabilities"),
-        (elsewhere, "logits on meta for images on cpu"),
-        (lambda x: x, r"model must give logits \[7, C\]"),
-        (lambda x: None, "got NoneType"),
-        (lambda x: Brightness()(x)[:, :1], "C at least 2"),
-        (nn.Linear(1, 1, device="meta"), "model 'model' is on meta"),
-        ({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1, device="meta")}, "model 'b' is on meta"),
+        (probabilities, "probabilities.* logits"),
+        (elsewhere, "logits .*meta.* cpu"),
+        (lambda x: x, r"\[7, C\].* \[7, 3"),
+        (lambda x: None, r"\[7, C\].* NoneType"),
+        (lambda x: Brightness()(x)[:, :1], r" 2\b.* \[7, 1\]"),
+        (nn.Linear(1, 1, device="meta"), "'model' .*meta"),
+        ({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1, device="meta")}, "'b' .*meta"),
     ):
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=f"^model .*{match}"):
             evaluate(model, DATA, progress=False)

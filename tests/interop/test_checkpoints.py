@@ -247,7 +247,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
         content = schedule()
         content["scheduler"]["successor"].T_max = Trap(trapped)
         path = write(coop(), **content)
-    with pytest.raises(ValueError, match=r"holds an object of \w+\.mkdir, which is never made"):
+    with pytest.raises(ValueError, match=r"^path.*\w+\.mkdir\b.* never"):
         read_prompts(path)
     assert not trapped.exists()
     torch.load(path, weights_only=False)
@@ -260,7 +260,7 @@ class Evaluated:
 
 
 def test_a_builtin_function_is_refused(write: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="holds an object of eval, which is never made"):
+    with pytest.raises(ValueError, match=r"^path.*eval\b.* never"):
         read_prompts(write(coop(), val_result=Evaluated()))
 
 
@@ -272,8 +272,8 @@ def test_other_classes_are_refused_by_name(
     scheduler = type("ConstantWarmupScheduler", (), {"__module__": "dassl.optim.lr_scheduler"})
     sys.modules["dassl.optim.lr_scheduler"].ConstantWarmupScheduler = scheduler  # type: ignore[attr-defined]
     path = write(coop(), scheduler=scheduler())
-    name = r"dassl\.optim\.lr_scheduler\.ConstantWarmupScheduler, which is never made or run"
-    with pytest.raises(ValueError, match=rf"{name}: .* save its \"state_dict\" alone"):
+    name = r"dassl\.optim\.lr_scheduler\.ConstantWarmupScheduler"
+    with pytest.raises(ValueError, match=f"^path.*{name}.* never .*state_dict"):
         read_prompts(path)
 
 
@@ -318,9 +318,9 @@ def test_a_state_dict_in_safetensors_is_read(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"path: .*nowhere is not there"):
+    with pytest.raises(FileNotFoundError, match=r"^path.*nowhere"):
         read_prompts(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"a folder: .*, such as model\.pth\.tar-50"):
+    with pytest.raises(FileNotFoundError, match=r"^path.*model\.pth\.tar-50"):
         read_prompts(tmp_path)
 
 
@@ -328,34 +328,31 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_truncated_file(write: Callable[..., Path], keep: int) -> None:
     path = write(coop())
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"model\.pth\.tar-50 is no checkpoint, or damaged: ."):
+    with pytest.raises(ValueError, match=r"^path.*model\.pth\.tar-50 .*damaged: ."):
         read_prompts(path)
 
 
 def test_a_text_file(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("epoch 50")
-    with pytest.raises(ValueError, match=r"log\.txt is no checkpoint, or damaged"):
+    with pytest.raises(ValueError, match=r"^path.*log\.txt .*damaged"):
         read_prompts(tmp_path / "log.txt")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch.ones(3), "holds a Tensor, no checkpoint"),
-        ([1, 2], "holds a list, no checkpoint"),
-        ({"state_dict": [1]}, "has a list for its state_dict, not a mapping"),
-        ({}, "holds no prompts: .* but nothing"),
-        ({"state_dict": {}}, "holds no prompts: .* but nothing"),
-        ({"ctx": "words"}, "holds no prompts: .* but ctx"),
-        (
-            {f"layer{i}.weight": torch.ones(1) for i in range(9)},
-            r"but layer0.*layer4\.weight, \.\.\.",
-        ),
+        (torch.ones(3), "Tensor.* checkpoint"),
+        ([1, 2], "list.* checkpoint"),
+        ({"state_dict": [1]}, "list.* state_dict"),
+        ({}, "ctx.* nothing"),
+        ({"state_dict": {}}, "ctx.* nothing"),
+        ({"ctx": "words"}, r"prompt_learner\.ctx.* ctx"),
+        ({f"layer{i}.w": torch.ones(1) for i in range(9)}, r"ctx.* layer0.*layer4\.w, \.\.\."),
     ],
 )
 def test_a_file_without_prompts(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^path.*odd\.pt .*{message}"):
         read_prompts(tmp_path / "odd.pt")
 
 
@@ -370,81 +367,78 @@ BAD_SHAPES = [(TEXT,), (2, 2, 3, TEXT), (0, TEXT), (3, 0)]
 REFUSED: dict[str, tuple[State, str]] = {
     "gap": (
         changed(**{f"{TEXTS}1": None, f"{MAPS}1__weight": None, f"{MAPS}1__bias": None}),
-        "compound prompts up to number 2, but no number 1",
+        "compound prompts.* 2.* 1",
     ),
     "first missing": (
         changed(**{f"{TEXTS}0": None, f"{MAPS}0__weight": None, f"{MAPS}0__bias": None}),
-        "compound prompts up to number 2, but no number 0",
+        "compound prompts.* 2.* 0",
     ),
-    "text missing": (changed(**{f"{TEXTS}2": None}), "incomplete: it has no compound.*text.2"),
-    "map missing": (
-        changed(**{f"{MAPS}2__weight": None}),
-        r"incomplete: it has no compound_prompt_projections\.2\.weight",
-    ),
-    "bias missing": (changed(**{f"{MAPS}0__bias": None}), r"no compound.*projections\.0\.bias"),
-    "proj missing": (changed(proj__weight=None, proj__bias=None), r"it has no proj\.weight"),
+    "text missing": (changed(**{f"{TEXTS}2": None}), r"compound_prompts_text\.2"),
+    "map missing": (changed(**{f"{MAPS}2__weight": None}), r"projections\.2\.weight"),
+    "bias missing": (changed(**{f"{MAPS}0__bias": None}), r"projections\.0\.bias"),
+    "proj missing": (changed(proj__weight=None, proj__bias=None), r" proj\.weight"),
     "proj transposed": (
         changed(proj__weight=random(0, TEXT, IMAGE)),
-        r"a proj with weight \[24, 32\] .* here \[32, 24\], and \[32\]; the weight is transposed",
+        r" proj .*\[24, 32\].* \[32, 24\].* \[32\].*transposed",
     ),
     "map the other way": (
         changed(proj__weight=random(0, TEXT, IMAGE), proj__bias=random(0, TEXT)),
-        "a proj with .* or maps the other way",
+        r" proj .*\[24, 32\].* \[24\].*transposed",
     ),
     "deeper map transposed": (
         changed(**{f"{MAPS}1__weight": random(0, TEXT, IMAGE)}),
-        r"compound_prompt_projections\.1 with .* the weight is transposed",
+        r"projections\.1 .*transposed",
     ),
     "maps to two widths": (
         changed(**{f"{MAPS}1__weight": random(0, 40, TEXT), f"{MAPS}1__bias": random(0, 40)}),
-        r"projections\.1 with weight \[40, 24\] and bias \[40\]: .* here \[32, 24\], and \[32\]$",
+        r"projections\.1 .*\[40, 24\].* \[40\].* \[32, 24\].* \[32\]$",
     ),
     "bias of another width": (
         changed(proj__bias=random(0, 40)),
-        r"weight \[32, 24\] and bias \[40\]: .* here \[40, 24\]",
+        r" proj .*\[32, 24\].* \[40\].* \[40, 24\]",
     ),
     "deep text of another width": (
         changed(**{f"{TEXTS}1": random(0, 3, 40)}),
-        r"a compound_prompts_text\.1 \[3, 40\]: must be \[3, 24\] as ctx",
+        r"text\.1 .*\[3, 40\].* \[3, 24\].* ctx",
     ),
     "deep text of another length": (
         changed(**{f"{TEXTS}1": random(0, 5, TEXT)}),
-        r"text\.1 \[5, 24\]: must be \[3, 24\]",
+        r"text\.1 .*\[5, 24\].* \[3, 24\]",
     ),
     "deep and class-specific": (
         changed(ctx=apt()["ctx"]),
-        r"a ctx \[3, 3, 24\]: must be \[M, width\] beside",
+        r" ctx .*\[3, 3, 24\].* \[M, width\] .*proj",
     ),
-    "two widths": (learner(coop()["ctx"]) | {"token_prefix": random(0, 3, 1, 40)}, "widths differ"),
+    "two widths": (learner(coop()["ctx"]) | {"token_prefix": random(0, 3, 1, 40)}, "widths"),
     "two numbers of classes": (
         learner(apt()["ctx"], 5),
-        r"\[3, 3, 24\] and .* \[5, 1, 24\]: their numbers of classes differ",
+        r"\[3, 3, 24\].* \[5, 1, 24\].* classes",
     ),
     "whole numbers": (
         {"ctx": torch.ones(3, TEXT).long()},
-        r"a ctx that is torch\.int64.* tensor of floats",
+        r" ctx .*torch\.int64.* floats",
     ),
     "sparse": (
         {"ctx": torch.ones(3, TEXT).to_sparse()},
-        "a ctx that is .*sparse.* must be a dense tensor",
+        " ctx .*sparse.* dense",
     ),
-    "meta": ({"ctx": torch.ones(3, TEXT, device="meta")}, "a ctx that is .* meta: must be a dense"),
+    "meta": ({"ctx": torch.ones(3, TEXT, device="meta")}, " ctx .* meta.* dense"),
     "CoCoOp": (
         coop() | {"meta_net.linear1.weight": random(0, 4, 4)},
-        r"learned more than is read here \(meta_net\.linear1\.weight\)",
+        r"meta_net\.linear1\.weight",
     ),
     "independent visual prompts": (
         within(
             coop(), **{"image_encoder.transformer.resblocks.1.VPT_shallow": random(0, 4, IMAGE)}
         ),
-        "learned more than is read here .*VPT_shallow",
+        "VPT_shallow",
     ),
     "numbering of another kind": (
         coop() | {"compound_prompts_text.a": random(0, 3)},
-        "learned more",
+        r"compound_prompts_text\.a",
     ),
     **{
-        f"ctx {list(shape)}": ({"ctx": torch.ones(shape)}, r"must be \[M, width\] or \[classes")
+        f"ctx {list(shape)}": ({"ctx": torch.ones(shape)}, r" ctx .*\[M, width\].*\[classes")
         for shape in BAD_SHAPES
     },
 }
@@ -453,7 +447,7 @@ REFUSED: dict[str, tuple[State, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_fit_together_is_refused(write: Callable[..., Path], name: str) -> None:
     state, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^path.*{message}"):
         read_prompts(write(state))
 
 
@@ -467,9 +461,7 @@ def test_the_states_that_are_changed_are_good(write: Callable[..., Path]) -> Non
 def test_values_that_are_not_finite(write: Callable[..., Path], key: str, value: float) -> None:
     state = changed()
     state[key].view(-1)[-1] = value
-    with pytest.raises(
-        ValueError, match=rf"values in {key} that are not finite: take an earlier epoch"
-    ):
+    with pytest.raises(ValueError, match=f"^path.*{key} .*finite"):
         read_prompts(write(state))
 
 
@@ -596,16 +588,16 @@ def test_a_context_is_for_other_classes_too(
 @pytest.mark.parametrize(
     ("state", "method", "message"),
     [
-        (coop(), "capt", r"method must be 'apt' or 'advpt' for .*a context, got 'capt'"),
-        (apt(), "advpt", r"must be 'apt' for .*a class-specific context, got 'advpt'"),
-        (maple(), "apt", r"must be 'capt' or 'nap' for .*multi-modal prompts, got 'apt'"),
-        (coop(), "coop", r"must be 'apt' or 'advpt' .* got 'coop'"),
+        (coop(), "capt", "'apt'.*'advpt'.* context.*'capt'"),
+        (apt(), "advpt", "'apt'.*class-specific.*'advpt'"),
+        (maple(), "apt", "'capt'.*'nap'.*multi-modal.*'apt'"),
+        (coop(), "coop", "'apt'.*'advpt'.*'coop'"),
     ],
 )
 def test_a_method_of_another_kind(
     write: Callable[..., Path], small_clip: FrozenCLIP, state: State, method: str, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^method .*{message}"):
         import_prompts(write(state), small_clip, NAMES, method=method)
 
 
@@ -628,16 +620,16 @@ def test_settings_that_the_checkpoint_decides(
     method: str,
     setting: dict[str, object],
 ) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(setting))} is decided by .*: leave it out"):
+    with pytest.raises(ValueError, match=rf"^{next(iter(setting))} .*model\.pth\.tar-50"):
         import_prompts(write(state), small_clip, NAMES, method=method, **setting)
 
 
 def test_class_specific_contexts_need_their_classes(
     write: Callable[..., Path], small_clip: FrozenCLIP
 ) -> None:
-    with pytest.raises(ValueError, match=r"must be the 3 that .* in their order.*; got 2"):
+    with pytest.raises(ValueError, match=r"^classnames .* 3 .* order.* 2\b"):
         import_prompts(write(apt()), small_clip, NAMES[:2])
-    with pytest.raises(ValueError, match="distinct"):
+    with pytest.raises(ValueError, match=r"^classnames .*'a'"):
         import_prompts(write(apt()), small_clip, ["a", "b", "a"])
 
 
@@ -646,8 +638,7 @@ def test_a_context_of_another_width(
     write: Callable[..., Path], small_clip: FrozenCLIP, width: int
 ) -> None:
     fitting = {512: "ViT-B-16, ViT-B-32", 768: "ViT-L-14", 640: "ViT-B-16-plus"}[width]
-    message = f"prompts of text width {width}, .* has text width {TEXT}: they fit .* {fitting}"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^clip.*width {width}.*width {TEXT}.* {fitting}"):
         import_prompts(write({"ctx": random(0, 4, width)}), small_clip, NAMES)
 
 
@@ -655,8 +646,7 @@ def test_visual_prompts_of_another_width(
     write: Callable[..., Path], small_clip: FrozenCLIP
 ) -> None:
     state = multi_modal(depth=1) | {"proj.weight": random(0, 40, TEXT), "proj.bias": random(0, 40)}
-    message = "text width 24, image width 40, .* has text width 24, image width 32$"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"^clip.*24.* 40.* 24.* 32$"):
         import_prompts(write(state), small_clip, NAMES)
 
 
@@ -676,8 +666,7 @@ def test_the_models_offered_have_the_widths() -> None:
 def test_more_layers_than_the_towers_have(
     write: Callable[..., Path], small_clip: FrozenCLIP
 ) -> None:
-    message = r"prompts for 3 layers of both towers, .* has 2 \(text\) and 2 \(image\)"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"^clip.*3 layers.* 2 \(text\).* 2 \(image\)"):
         import_prompts(write(multi_modal(depth=3)), small_clip, NAMES)
 
 

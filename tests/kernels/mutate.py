@@ -37,7 +37,8 @@ def copy_of_the_code(folder: Path) -> None:
 def run(folder: Path, op: str, seconds: int) -> str:
     """``passed``, ``failed``, ``crashed`` or ``no end``."""
     test = f"tests/kernels/launch/test_launch_{op}.py"
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", test]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"--confcutdir={Path(test).parent}", test]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(

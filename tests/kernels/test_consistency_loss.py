@@ -281,7 +281,7 @@ def test_a_label_out_of_range():
     *logits, labels = batch()
     for bad in (-1, 7):
         labels[2] = bad
-        with pytest.raises(ValueError, match=r"labels must be between 0 and 6, got"):
+        with pytest.raises(ValueError, match=f"^labels .*0 .*6.*{bad}"):
             consistency_loss(*logits, labels, alpha=0.5)
 
 
@@ -389,40 +389,38 @@ def refused(error, match, **changes):
 
 def test_what_it_refuses():
     wide = torch.zeros(4, 8)
-    refused(ValueError, r"adv_logits must be \[B, C\]", adv_logits=torch.zeros(4))
-    refused(ValueError, r"adv_logits must be \[B, C\] with C >= 1", adv_logits=torch.zeros(4, 0))
-    refused(ValueError, r"clean_logits must have .* \[4, 7\], got \[4, 8\]", clean_logits=wide)
-    refused(ValueError, r"frozen_logits must have .* got \[4, 8\]", frozen_logits=wide)
-    refused(TypeError, "frozen_logits must be float32", frozen_logits=wide[:, :7].int())
-    refused(
-        ValueError, "clean_logits must be on .* cpu, got meta", clean_logits=batch()[1].to("meta")
-    )
-    refused(ValueError, "labels must be on .* cpu, got meta", labels=batch()[3].to("meta"))
-    refused(ValueError, "alpha must be on .* cpu, got meta", alpha=torch.zeros(4, device="meta"))
-    refused(TypeError, "labels must be int64 .* call .long", labels=batch()[3].int())
-    refused(ValueError, r"labels must be \[4\], got \[3\]", labels=batch()[3][:3])
-    refused(ValueError, "alpha must be between 0 and 1, got 1.5", alpha=1.5)
-    refused(ValueError, "alpha must be between 0 and 1, got nan", alpha=float("nan"))
-    refused(ValueError, "lam must be at least 0, got -1", lam=-1)
-    refused(ValueError, "lam must be finite, got inf", lam=float("inf"))
-    refused(ValueError, r"alpha must be a number or \[4\], got \[4, 1\]", alpha=torch.zeros(4, 1))
-    refused(TypeError, "lam must be float32, .* got torch.int32", lam=torch.ones(4).int())
-    refused(ValueError, "ce must be 'adv' or 'clean', got 'both'", ce="both")
-    refused(ValueError, "train_kl must be 'adv||target' or", train_kl="adv")
-    refused(ValueError, "frozen_kl must be 'adv||target' or", frozen_kl="adv")
-    refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
-    refused(ValueError, "impl must be", impl="cuda")
+    refused(ValueError, r"^adv_logits .*\[B, C\].*\[4\]", adv_logits=torch.zeros(4))
+    refused(ValueError, r"^adv_logits .*\[B, C\].*\[4, 0\]", adv_logits=torch.zeros(4, 0))
+    refused(ValueError, r"^clean_logits .*\[4, 7\].*\[4, 8\]", clean_logits=wide)
+    refused(ValueError, r"^frozen_logits .*\[4, 7\].*\[4, 8\]", frozen_logits=wide)
+    refused(TypeError, "^frozen_logits .*float32.*int32", frozen_logits=wide[:, :7].int())
+    refused(ValueError, "^clean_logits .*cpu.*meta", clean_logits=batch()[1].to("meta"))
+    refused(ValueError, "^labels .*cpu.*meta", labels=batch()[3].to("meta"))
+    refused(ValueError, "^alpha .*cpu.*meta", alpha=torch.zeros(4, device="meta"))
+    refused(TypeError, "^labels .*int64.*int32.*long", labels=batch()[3].int())
+    refused(ValueError, r"^labels .*\[4\].*\[3\]", labels=batch()[3][:3])
+    refused(ValueError, "^alpha .*0.*1.*1.5", alpha=1.5)
+    refused(ValueError, "^alpha .*0.*1.*nan", alpha=float("nan"))
+    refused(ValueError, "^lam .*0.*-1", lam=-1)
+    refused(ValueError, "^lam .* inf", lam=float("inf"))
+    refused(ValueError, r"^alpha .*\[4\].*\[4, 1\]", alpha=torch.zeros(4, 1))
+    refused(TypeError, "^lam .*float32.*int32", lam=torch.ones(4).int())
+    refused(ValueError, "^ce .*'clean'.*'both'", ce="both")
+    refused(ValueError, r"^train_kl .*'adv\|\|target'", train_kl="adv")
+    refused(ValueError, r"^frozen_kl .*'adv\|\|target'", frozen_kl="adv")
+    refused(RuntimeError, "^impl.*'triton'.*cpu", impl="triton")
+    refused(ValueError, "^impl .*'cuda'", impl="cuda")
 
 
 @pytest.mark.parametrize("name", ["adv_logits", "clean_logits", "frozen_logits", "labels"])
 @pytest.mark.parametrize("value", [None, [[0.1]]])
 def test_tensors_are_wanted(name, value):
-    refused(TypeError, f"{name} must be a tensor, got {type(value).__name__}", **{name: value})
+    refused(TypeError, f"^{name} .*tensor.*{type(value).__name__}", **{name: value})
 
 
 @pytest.mark.parametrize("name", ["alpha", "lam"])
 def test_numbers_are_wanted(name):
-    refused(TypeError, rf"{name} must be a number or a tensor \[4\], got NoneType", **{name: None})
-    refused(TypeError, f"{name} must be a number .*, got list", **{name: [0.5] * 4})
-    refused(TypeError, f"{name} must be a number .*, got '1/2': without quotes", **{name: "1/2"})
-    refused(ValueError, f"{name} must be .*, got nan", **{name: float("nan")})
+    refused(TypeError, rf"^{name} .*\[4\].*NoneType", **{name: None})
+    refused(TypeError, f"^{name} .*number.*list", **{name: [0.5] * 4})
+    refused(TypeError, f"^{name} .*number.*'1/2'", **{name: "1/2"})
+    refused(ValueError, f"^{name} .*nan", **{name: float("nan")})

@@ -44,9 +44,9 @@ def test_which_implementation_is_called(monkeypatch):
     for impl in ("auto", "torch"):
         assert _dispatch.resolve(impl, None, plain) == impl
     assert _dispatch.resolve("triton", on_gpu()) == "auto"  # the registered op, which compiles
-    with pytest.raises(RuntimeError, match="use 'auto' or 'torch'"):
+    with pytest.raises(RuntimeError, match=r"^impl.*'triton'.*'auto'"):
         _dispatch.resolve("triton", plain)
-    with pytest.raises(ValueError, match="impl must be"):
+    with pytest.raises(ValueError, match=r"^impl .*'cuda'"):
         _dispatch.resolve("cuda", plain)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert _dispatch.resolve("triton", plain) == "triton"

@@ -20,6 +20,7 @@ def test_kernels_under_the_interpreter(name):
         "-q",
         "-p",
         "no:cacheprovider",
+        f"--confcutdir={LAUNCH}",  # the fixtures above import open_clip
         f"{LAUNCH}/{name}.py",
     ]
     done = subprocess.run(

@@ -311,76 +311,74 @@ def refused(error, match, **changes):
 
 def test_wrong_shapes():
     image, text, router, _ = batch(dtype=torch.float32)
-    refused(ValueError, r"text_features must be \[K, C, D\], got \[7, 11\]", text_features=text[0])
-    refused(ValueError, r"must hold a prompt.*\[0, 7, 11\]", text_features=text[:0])
-    refused(ValueError, r"must hold a prompt.*\[3, 0, 11\]", text_features=text[:, :0])
-    refused(ValueError, "64 prompts at most", text_features=torch.ones(65, 2, 11))
-    refused(ValueError, "1280 wide at most", text_features=torch.ones(3, 2, 1281))
-    refused(ValueError, r"image_features must be \[B, 11\].*\[5, 10\]", image_features=image[:, 1:])
-    refused(ValueError, r"image_features must be \[B, 11\].*\[11\]", image_features=image[0])
-    refused(ValueError, r"router_logits must be \[5, 3\].*\[4, 3\]", router_logits=router[1:])
-    refused(ValueError, r"router_logits must be \[5, 3\].*\[5\]", router_logits=router[:, 0])
-    refused(ValueError, r"without dimensions, got \[1\]", logit_scale=torch.ones(1))
+    refused(ValueError, r"^text_features .*\[K, C, D\].*\[7, 11\]", text_features=text[0])
+    refused(ValueError, r"^text_features .*\[0, 7, 11\]", text_features=text[:0])
+    refused(ValueError, r"^text_features .*\[3, 0, 11\]", text_features=text[:, :0])
+    refused(ValueError, "^text_features .*64.*65", text_features=torch.ones(65, 2, 11))
+    refused(ValueError, "^text_features .*1280.*1281", text_features=torch.ones(3, 2, 1281))
+    refused(ValueError, r"^image_features .*\[B, 11\].*\[5, 10\]", image_features=image[:, 1:])
+    refused(ValueError, r"^image_features .*\[B, 11\].*\[11\]", image_features=image[0])
+    refused(ValueError, r"^router_logits .*\[5, 3\].*\[4, 3\]", router_logits=router[1:])
+    refused(ValueError, r"^router_logits .*\[5, 3\].*\[5\]", router_logits=router[:, 0])
+    refused(ValueError, r"^logit_scale .*\[1\]", logit_scale=torch.ones(1))
 
 
 def test_wrong_dtypes():
     image, text, router, scale = batch(dtype=torch.float32)
-    refused(TypeError, "text_features must be float32", text_features=text.int())
-    refused(TypeError, "image_features must have text_features' dtype", image_features=image.half())
-    refused(TypeError, "router_logits must be float32", router_logits=router.long())
-    refused(TypeError, "float64 only with float64 features", router_logits=router.double())
-    refused(TypeError, "logit_scale must be float32", logit_scale=scale.int())
+    refused(TypeError, "^text_features .*float32.*int32", text_features=text.int())
+    refused(TypeError, "^image_features .*text_features.*dtype", image_features=image.half())
+    refused(TypeError, "^router_logits .*float32.*int64", router_logits=router.long())
+    refused(TypeError, "^router_logits .*float64.*float32", router_logits=router.double())
+    refused(TypeError, "^logit_scale .*float32.*int32", logit_scale=scale.int())
 
 
 def test_two_devices():
     for name, tensor in zip(NAMES, batch(dtype=torch.float32), strict=True):
         first = "image_features" if name == "text_features" else name
-        refused(
-            ValueError, f"{first} must be on text_features' device", **{name: tensor.to("meta")}
-        )
+        refused(ValueError, f"^{first} .*text_features.*meta", **{name: tensor.to("meta")})
 
 
 def test_wrong_settings():
-    refused(ValueError, "temperature must be above 0, got 0", temperature=0.0)
-    refused(ValueError, "temperature must be above 0, got nan", temperature=float("nan"))
-    refused(ValueError, "temperature must be finite, got inf", temperature=float("inf"))
+    refused(ValueError, "^temperature .*0.*0.0", temperature=0.0)
+    refused(ValueError, "^temperature .*nan", temperature=float("nan"))
+    refused(ValueError, "^temperature .* inf", temperature=float("inf"))
     learns = torch.ones((), requires_grad=True)
-    refused(TypeError, "temperature .* got a tensor: .* divide router_logits", temperature=learns)
-    refused(ValueError, "logit_scale must be finite, got inf", logit_scale=float("inf"))
-    refused(ValueError, "logit_scale must be finite, got nan", logit_scale=float("nan"))
-    refused(ValueError, "mix must be 'normalized' or 'raw', got 'mean'", mix="mean")
-    refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
-    refused(ValueError, "impl must be", impl="cuda")
+    refused(TypeError, "^temperature .*tensor.*router_logits", temperature=learns)
+    refused(ValueError, "^logit_scale .* inf", logit_scale=float("inf"))
+    refused(ValueError, "^logit_scale .* nan", logit_scale=float("nan"))
+    refused(ValueError, "^mix .*'raw'.*'mean'", mix="mean")
+    refused(RuntimeError, "^impl.*'triton'.*cpu", impl="triton")
+    refused(ValueError, "^impl .*'cuda'", impl="cuda")
 
 
 def test_wrong_gram():
     text = batch(dtype=torch.float32)[1]
     gram = mixture_gram(text)
-    refused(ValueError, "mix='normalized', got mix='raw'", gram=gram, mix="raw")
-    refused(ValueError, r"gram.gram must be .*\[3, 3, 7\]", gram=mixture_gram(text[:, :6]))
-    refused(ValueError, "gram.gram must be torch.float32", gram=mixture_gram(text.double()))
+    refused(ValueError, "^gram .*mix='normalized'.*mix='raw'", gram=gram, mix="raw")
+    refused(ValueError, r"^gram.gram .*\[3, 3, 7\]", gram=mixture_gram(text[:, :6]))
+    refused(ValueError, "^gram.gram .*float32.*float64", gram=mixture_gram(text.double()))
     short = MixtureGram(gram.gram, gram.inv_norm[:2], "normalized")
-    refused(ValueError, r"gram.inv_norm must be .*\[3, 7\]", gram=short)
+    refused(ValueError, r"^gram.inv_norm .*\[3, 7\]", gram=short)
     away = MixtureGram(gram.gram.to("meta"), gram.inv_norm, "normalized")
-    refused(ValueError, r"gram.gram must be on text_features' device", gram=away)
-    refused(TypeError, "gram must be a MixtureGram, got Tensor: make it", gram=gram.gram)
-    refused(TypeError, "gram must be a MixtureGram, got tuple", gram=tuple(gram))
+    refused(ValueError, "^gram.gram .*text_features.*meta", gram=away)
+    refused(TypeError, "^gram .*MixtureGram.*Tensor", gram=gram.gram)
+    refused(TypeError, "^gram .*MixtureGram.*tuple", gram=tuple(gram))
     nothing = MixtureGram(gram.gram, None, "normalized")
-    refused(TypeError, r"gram.inv_norm must be a tensor, got NoneType", gram=nothing)
-    with pytest.raises(ValueError, match="mix must be"):
+    refused(TypeError, "^gram.inv_norm .*tensor.*NoneType", gram=nothing)
+    with pytest.raises(ValueError, match=r"^mix .*'mean'"):
         mixture_gram(text, mix="mean")
 
 
 @pytest.mark.parametrize("name", NAMES[:3])
 @pytest.mark.parametrize("value", [None, [[0.1]]])
 def test_tensors_are_wanted(name, value):
-    refused(TypeError, f"{name} must be a tensor, got {type(value).__name__}", **{name: value})
+    refused(TypeError, f"^{name} .*tensor.*{type(value).__name__}", **{name: value})
     if name == "text_features":
-        with pytest.raises(TypeError, match="text_features must be a tensor"):
+        with pytest.raises(TypeError, match=r"^text_features .*tensor"):
             mixture_gram(value)
 
 
 @pytest.mark.parametrize("name", ["logit_scale", "temperature"])
 def test_numbers_are_wanted(name):
-    refused(TypeError, f"{name} must be a number, got NoneType", **{name: None})
-    refused(TypeError, f"{name} must be a number, got '100': without quotes", **{name: "100"})
+    refused(TypeError, f"^{name} .*number.*NoneType", **{name: None})
+    refused(TypeError, f"^{name} .*number.*'100'", **{name: "100"})

@@ -126,9 +126,9 @@ def test_in_place_is_the_same_and_hands_back_what_it_wrote_over(memory_format):
 def test_nothing_is_differentiated():
     x_adv, x, grad = (t.requires_grad_() for t in batch())
     assert not pgd_step(x_adv, x, grad, alpha=0.1, eps=0.1).requires_grad
-    with pytest.raises(ValueError, match="x_adv must not require a gradient"):
+    with pytest.raises(ValueError, match=r"^x_adv .*gradient.*detach"):
         pgd_step_(x_adv, x, grad, alpha=0.1, eps=0.1)
-    with pytest.raises(TypeError, match="x_adv must be a tensor, got NoneType"):
+    with pytest.raises(TypeError, match=r"^x_adv .*tensor.*NoneType"):
         pgd_step_(None, x, grad, alpha=0.1, eps=0.1)
 
 
@@ -184,44 +184,44 @@ def refused(error, match, **changes):
 
 
 def test_what_it_refuses():
-    refused(TypeError, "x_adv must be float32", x_adv=batch()[0].bfloat16())
-    refused(TypeError, "x must have x_adv's dtype", x=batch()[1].double())
-    refused(ValueError, r"shape \[3, 3, 5, 5\]", grad=torch.zeros(3, 3, 5, 4))
-    refused(ValueError, "device", grad=torch.zeros(3, 3, 5, 5, device="meta"))
-    refused(ValueError, "eps must be at least 0, got -0.1", eps=-0.1)
-    refused(ValueError, "alpha must be at least 0, got -0.1", alpha=-0.1)
-    refused(ValueError, r"eps must be a number or \[3\], got \[2\]", eps=torch.zeros(2))
-    refused(ValueError, r"alpha must be a number or \[3\], got \[3, 1\]", alpha=torch.zeros(3, 1))
-    refused(TypeError, "alpha must be float32, .* torch.int32", alpha=torch.zeros(3).int())
-    refused(ValueError, "alpha must be on x_adv's device", alpha=torch.zeros(3, device="meta"))
-    refused(TypeError, "grad must be float32, .* torch.int64", grad=batch()[2].long())
+    refused(TypeError, "^x_adv .*float32.*bfloat16", x_adv=batch()[0].bfloat16())
+    refused(TypeError, "^x .*x_adv.*dtype", x=batch()[1].double())
+    refused(ValueError, r"^grad .*\[3, 3, 5, 5\].*\[3, 3, 5, 4\]", grad=torch.zeros(3, 3, 5, 4))
+    refused(ValueError, "^grad .*cpu.*meta", grad=torch.zeros(3, 3, 5, 5, device="meta"))
+    refused(ValueError, "^eps .*-0.1", eps=-0.1)
+    refused(ValueError, "^alpha .*-0.1", alpha=-0.1)
+    refused(ValueError, r"^eps .*\[3\].*\[2\]", eps=torch.zeros(2))
+    refused(ValueError, r"^alpha .*\[3\].*\[3, 1\]", alpha=torch.zeros(3, 1))
+    refused(TypeError, "^alpha .*float32.*int32", alpha=torch.zeros(3).int())
+    refused(ValueError, "^alpha .*x_adv.*cpu.*meta", alpha=torch.zeros(3, device="meta"))
+    refused(TypeError, "^grad .*float32.*int64", grad=batch()[2].long())
     none = torch.zeros(())
-    refused(ValueError, r"x_adv must be \[B, \.\.\.\]", x_adv=none, x=none, grad=none)
-    refused(ValueError, "lo must not be above hi", lo=1.0, hi=0.0)
-    refused(ValueError, r"counts must be int64 \[3, 2\]", counts=torch.zeros(3, 2))
-    refused(ValueError, "counts must be contiguous", counts=torch.zeros(2, 3).long().T)
-    refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
-    refused(ValueError, "impl must be", impl="cuda")
+    refused(ValueError, r"^x_adv .*\[B, \.\.\.\]", x_adv=none, x=none, grad=none)
+    refused(ValueError, "^lo .*hi.*1.0.*0.0", lo=1.0, hi=0.0)
+    refused(ValueError, r"^counts .*int64 \[3, 2\]", counts=torch.zeros(3, 2))
+    refused(ValueError, "^counts .*contiguous", counts=torch.zeros(2, 3).long().T)
+    refused(RuntimeError, "^impl.*'triton'.*cpu", impl="triton")
+    refused(ValueError, "^impl .*'cuda'", impl="cuda")
 
 
 @pytest.mark.parametrize("name", ["x_adv", "x", "grad", "counts"])
 def test_tensors_are_wanted(name):
-    refused(TypeError, f"{name} must be a tensor, got list", **{name: [[0.1]]})
+    refused(TypeError, f"^{name} .*tensor.*list", **{name: [[0.1]]})
     if name != "counts":
-        refused(TypeError, f"{name} must be a tensor, got NoneType", **{name: None})
+        refused(TypeError, f"^{name} .*tensor.*NoneType", **{name: None})
 
 
 @pytest.mark.parametrize("name", ["alpha", "eps", "lo", "hi"])
 def test_numbers_are_wanted(name):
-    refused(TypeError, f"{name} must be a number.*, got NoneType", **{name: None})
-    refused(TypeError, f"{name} must be a number.*, got bool", **{name: True})
-    refused(TypeError, f"{name} must be a number.*, got '4/255': without quotes", **{name: "4/255"})
-    refused(ValueError, f"{name} must be .*, got nan", **{name: float("nan")})
+    refused(TypeError, f"^{name} .*number.*NoneType", **{name: None})
+    refused(TypeError, f"^{name} .*number.*bool", **{name: True})
+    refused(TypeError, f"^{name} .*number.*'4/255'", **{name: "4/255"})
+    refused(ValueError, f"^{name} .*nan", **{name: float("nan")})
 
 
 def test_infinite_settings():
-    refused(ValueError, "alpha must be finite, got inf", alpha=float("inf"))
-    refused(TypeError, "lo must be a number, got a tensor", lo=torch.zeros(()))
+    refused(ValueError, "^alpha .* inf", alpha=float("inf"))
+    refused(TypeError, "^lo .*number.*tensor", lo=torch.zeros(()))
     x_adv, x, grad = batch()
     infinite = float("inf")
     got = pgd_step(x_adv, x, grad, alpha=0.1, eps=infinite, lo=-infinite, hi=infinite)

@@ -261,53 +261,50 @@ def refused(error, match, last_only=False, scale=None, impl="auto", **changes):
 
 def test_what_it_refuses():
     q, k, _, prefix_k, _, cu_seqlens = inputs()
-    refused(TypeError, r"q must be float32, .* got torch.int64: cast it", q=q.long())
-    refused(TypeError, "k must have q's dtype torch.float64, got torch.float32", k=k.float())
-    refused(ValueError, r"v must be \[K or 1, tokens, heads, d\], got \[14, 2, 4\]", v=k[0])
-    refused(ValueError, r"k must have q's heads and width \[2, 4\], got \[2, 3\]", k=k[..., :3])
-    refused(ValueError, r"prefix_v must have .* got \[1, 4\]", prefix_v=prefix_k[:, :, :1])
-    refused(ValueError, "v must have k's 14 tokens, got 13", v=k[:, 1:])
-    refused(ValueError, "prefix_v must have prefix_k's 3 tokens, got 2", prefix_v=prefix_k[:, 1:])
-    refused(ValueError, "one query for each token of k, 14 .*, got 6", q=q[:, :6])
-    refused(ValueError, "one query for each class, 6 .*, got 14", last_only=True)
-    refused(ValueError, "K prompts or 1, got {'q': 3, 'k': 2", q=q[:1].expand(3, -1, -1, -1))
+    refused(TypeError, "^q .*float32.*int64", q=q.long())
+    refused(TypeError, "^k .*dtype.*float64.*float32", k=k.float())
+    refused(ValueError, r"^v .*\[K or 1, tokens, heads, d\].*\[14, 2, 4\]", v=k[0])
+    refused(ValueError, r"^k .*\[2, 4\].*\[2, 3\]", k=k[..., :3])
+    refused(ValueError, r"^prefix_v .*\[2, 4\].*\[1, 4\]", prefix_v=prefix_k[:, :, :1])
+    refused(ValueError, "^v .*14 tokens.*13", v=k[:, 1:])
+    refused(ValueError, "^prefix_v .*3 tokens.*2", prefix_v=prefix_k[:, 1:])
+    refused(ValueError, "^q .*token.*14.*6", q=q[:, :6])
+    refused(ValueError, "^q .*class.*6.*14", last_only=True)
+    refused(ValueError, "^q, k.*{'q': 3, 'k': 2", q=q[:1].expand(3, -1, -1, -1))
     flat = dict.fromkeys(NAMES[:3], q[..., :0]) | dict.fromkeys(NAMES[3:5], prefix_k[..., :0])
-    refused(ValueError, "width d of at least 1", **flat)
-    refused(ValueError, "k must be on q's device cpu, got meta: move it", k=k.to("meta"))
-    refused(ValueError, "cu_seqlens must be on q's device", cu_seqlens=cu_seqlens.to("meta"))
-    refused(TypeError, "cu_seqlens must be int32, got torch.int64", cu_seqlens=cu_seqlens.long())
-    refused(ValueError, r"cu_seqlens must be \[classes \+ 1\]", cu_seqlens=cu_seqlens[:0])
-    refused(ValueError, r"cu_seqlens must be \[classes \+ 1\]", cu_seqlens=cu_seqlens[None])
-    refused(ValueError, "scale must be finite, got inf", scale=float("inf"))
-    refused(ValueError, "scale must be finite, got nan", scale=float("nan"))
-    refused(TypeError, "scale must be a number, got '1/8': without quotes", scale="1/8")
-    refused(TypeError, "scale .* got a tensor: .* multiply q by it", scale=torch.ones(()))
-    refused(ValueError, "k must hold K prompts or 1, got none", k=k[:0])
+    refused(ValueError, "^q .*width", **flat)
+    refused(ValueError, "^k .*cpu.*meta", k=k.to("meta"))
+    refused(ValueError, "^cu_seqlens .*cpu.*meta", cu_seqlens=cu_seqlens.to("meta"))
+    refused(TypeError, "^cu_seqlens .*int32.*int64", cu_seqlens=cu_seqlens.long())
+    refused(ValueError, r"^cu_seqlens .*\[classes \+ 1\]", cu_seqlens=cu_seqlens[:0])
+    refused(ValueError, r"^cu_seqlens .*\[classes \+ 1\]", cu_seqlens=cu_seqlens[None])
+    refused(ValueError, "^scale .* inf", scale=float("inf"))
+    refused(ValueError, "^scale .* nan", scale=float("nan"))
+    refused(TypeError, "^scale .*number.*'1/8'", scale="1/8")
+    refused(TypeError, "^scale .*tensor.*multiply q", scale=torch.ones(()))
+    refused(ValueError, r"^k .*\[0, 14, 2, 4\]", k=k[:0])
     none = {n: t[:0] for n, t in zip(NAMES[:5], inputs()[:5], strict=True)}
-    refused(ValueError, "q must hold K prompts or 1, got none", **none)
+    refused(ValueError, r"^q .*\[0, 14, 2, 4\]", **none)
     flat = {n: t[:, :, :0] for n, t in zip(NAMES[:5], inputs()[:5], strict=True)}
-    refused(ValueError, "q must have a head", **flat)
-    refused(RuntimeError, "can't run: the kernels have no float64", impl="triton")
-    refused(ValueError, "impl must be", impl="cuda")
+    refused(ValueError, "^q .*head", **flat)
+    refused(RuntimeError, "^impl.*'triton'.*float64", impl="triton")
+    refused(ValueError, "^impl .*'cuda'", impl="cuda")
     single = {n: t.float() for n, t in zip(NAMES[:5], inputs()[:5], strict=True)}
-    refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton", **single)
+    refused(RuntimeError, "^impl.*'triton'.*cpu", impl="triton", **single)
     wide = {n: t.repeat(1, 1, 1, 33) for n, t in single.items()}
-    refused(ValueError, "heads of d <= 128, got .* 132", impl="triton", **wide)
+    refused(ValueError, "^q.*128.*132", impl="triton", **wide)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [None, [0, 1]])
 def test_tensors_are_wanted(name, value):
-    refused(TypeError, f"{name} must be a tensor, got {type(value).__name__}", **{name: value})
+    refused(TypeError, f"^{name} .*tensor.*{type(value).__name__}", **{name: value})
 
 
 @pytest.mark.parametrize("wrong", [[1, 7, 14], [0, 7, 13], [0, 7, 7, 14], [0, 9, 5, 14]], ids=str)
 def test_lengths_are_checked_on_the_cpu(wrong):
-    refused(
-        ValueError,
-        "cu_seqlens must rise strictly from 0 to k's 14 tokens, got",
-        cu_seqlens=torch.tensor(wrong, dtype=torch.int32),
-    )
+    lengths = torch.tensor(wrong, dtype=torch.int32)
+    refused(ValueError, rf"^cu_seqlens .*14 tokens.*\{wrong}", cu_seqlens=lengths)
     *tensors, _ = inputs()
-    with pytest.raises(ValueError, match=r"got \[0, 1, 2\] \.\.\. \[8, 9, 10\]"):
+    with pytest.raises(ValueError, match=r"^cu_seqlens .*\[0, 1, 2\] \.\.\. \[8, 9, 10\]"):
         prefix_attention(*tensors, torch.arange(11, dtype=torch.int32))

@@ -149,32 +149,32 @@ def refused(error, match, **changes):
 
 
 def test_what_it_refuses():
-    refused(TypeError, "x must be float32", x=images().bfloat16())
-    refused(ValueError, r"x must be \[B, \.\.\.\]", x=torch.zeros(()))
-    refused(ValueError, r"indices must be \[3\], got \[2\]", indices=torch.arange(2))
-    refused(TypeError, "indices must be int64", indices=torch.arange(3).float())
-    refused(ValueError, r"key must be \[2\]", key=torch.zeros(3, dtype=torch.int64))
-    refused(TypeError, "key must be int64", key=torch.zeros(2))
-    refused(ValueError, "key must be on x's device cpu", key=start_key(0, 0, torch.device("meta")))
-    refused(ValueError, "eps must be at least 0, got -0.1", eps=-0.1)
-    refused(ValueError, "eps must be finite, got inf", eps=float("inf"))
-    refused(ValueError, r"eps must be a number or \[3\], got \[2\]", eps=torch.zeros(2))
-    refused(ValueError, r"eps must be a number or \[3\], got \[3, 1\]", eps=torch.zeros(3, 1))
-    refused(TypeError, "eps must be float32, float16, .*, got torch.int64", eps=torch.arange(3))
-    refused(ValueError, "sides must be", sides="both")
-    refused(ValueError, "lo must not be above hi", lo=1.0, hi=0.0)
-    refused(RuntimeError, "can't run: the tensors are on cpu", impl="triton")
-    refused(ValueError, "impl must be", impl="cuda")
+    refused(TypeError, "^x .*float32.*bfloat16", x=images().bfloat16())
+    refused(ValueError, r"^x .*\[B, \.\.\.\]", x=torch.zeros(()))
+    refused(ValueError, r"^indices .*\[3\].*\[2\]", indices=torch.arange(2))
+    refused(TypeError, "^indices .*int64.*float32", indices=torch.arange(3).float())
+    refused(ValueError, r"^key .*\[2\].*\[3\]", key=torch.zeros(3, dtype=torch.int64))
+    refused(TypeError, "^key .*int64.*float32", key=torch.zeros(2))
+    refused(ValueError, "^key .*cpu.*meta", key=start_key(0, 0, torch.device("meta")))
+    refused(ValueError, "^eps .*-0.1", eps=-0.1)
+    refused(ValueError, "^eps .* inf", eps=float("inf"))
+    refused(ValueError, r"^eps .*\[3\].*\[2\]", eps=torch.zeros(2))
+    refused(ValueError, r"^eps .*\[3\].*\[3, 1\]", eps=torch.zeros(3, 1))
+    refused(TypeError, "^eps .*float32.*int64", eps=torch.arange(3))
+    refused(ValueError, "^sides .*'both'", sides="both")
+    refused(ValueError, "^lo .*hi.*1.0.*0.0", lo=1.0, hi=0.0)
+    refused(RuntimeError, "^impl.*'triton'.*cpu", impl="triton")
+    refused(ValueError, "^impl .*'cuda'", impl="cuda")
 
 
 @pytest.mark.parametrize("name", ["x", "indices", "key"])
 @pytest.mark.parametrize("value", [None, [0, 1, 2]])
 def test_tensors_are_wanted(name, value):
-    refused(TypeError, f"{name} must be a tensor, got {type(value).__name__}", **{name: value})
+    refused(TypeError, f"^{name} .*tensor.*{type(value).__name__}", **{name: value})
 
 
 @pytest.mark.parametrize("name", ["eps", "lo", "hi"])
 def test_numbers_are_wanted(name):
-    refused(TypeError, f"{name} must be a number.*, got NoneType", **{name: None})
-    refused(TypeError, f"{name} must be a number.*, got '4/255': without quotes", **{name: "4/255"})
-    refused(ValueError, f"{name} must be .*, got nan", **{name: float("nan")})
+    refused(TypeError, f"^{name} .*number.*NoneType", **{name: None})
+    refused(TypeError, f"^{name} .*number.*'4/255'", **{name: "4/255"})
+    refused(ValueError, f"^{name} .*nan", **{name: float("nan")})

@@ -85,17 +85,17 @@ def test_compiles_without_graph_breaks():
 def test_what_it_refuses():
     x_adv, x_prev, x, grad = points()
     named = {"alpha": 0.1, "eps": 0.1}
-    with pytest.raises(ValueError, match=r"momentum must be between 0 and 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"^momentum .*0.*1.*1\.5"):
         apgd_step(x_adv, x_prev, x, grad, momentum=1.5, **named)
-    with pytest.raises(TypeError, match="x_prev must have x_adv's dtype"):
+    with pytest.raises(TypeError, match=r"^x_prev .*x_adv.*dtype"):
         apgd_step(x_adv, x_prev.half(), x, grad, **named)
-    with pytest.raises(ValueError, match="x_prev must have x_adv's shape"):
+    with pytest.raises(ValueError, match=r"^x_prev .*x_adv.*shape"):
         apgd_step(x_adv, x_prev[:2], x, grad, **named)
-    with pytest.raises(TypeError, match="x_prev must be a tensor, got NoneType"):
+    with pytest.raises(TypeError, match=r"^x_prev .*tensor.*NoneType"):
         apgd_step(x_adv, None, x, grad, **named)
-    with pytest.raises(ValueError, match="alpha must be finite, got inf"):
+    with pytest.raises(ValueError, match=r"^alpha .* inf"):
         apgd_step(x_adv, x_prev, x, grad, eps=0.1, alpha=float("inf"))
-    with pytest.raises(RuntimeError, match="can't run"):
+    with pytest.raises(RuntimeError, match=r"^impl.*'triton'"):
         apgd_step(x_adv, x_prev, x, grad, impl="triton", **named)
 
 
@@ -103,5 +103,5 @@ def test_what_it_refuses():
 def test_momentum_is_a_finite_number(bad):
     x_adv, x_prev, x, grad = points()
     error = ValueError if isinstance(bad, float) else TypeError
-    with pytest.raises(error, match="momentum must be"):
+    with pytest.raises(error, match=r"^momentum .*(NoneType|'0\.5'|nan|inf|tensor)"):
         apgd_step(x_adv, x_prev, x, grad, alpha=0.1, eps=0.1, momentum=bad)

@@ -86,7 +86,7 @@ def test_bank_is_read_back_and_never_mixed_up(small_clip, data, tmp_path, monkey
     assert torch.equal(make("8/255").features, first.features)
     files = sorted(tmp_path.iterdir())
     files[0].write_bytes(files[1].read_bytes())
-    with pytest.raises(ValueError, match="another bank than its name says"):
+    with pytest.raises(ValueError, match=r"\.safetensors .*bank .*remove"):
         make("8/255"), make("4/255")
 
 
@@ -265,19 +265,19 @@ def test_save_and_load(tuner, data, tmp_path):
     assert again.config == tuner.config
     tuner.save(tmp_path / "kept")  # the same run may be saved again
     other = AdvPTTuner(tuner.clip, data.classnames, **FAST | {"seed": 9})
-    with pytest.raises(FileExistsError, match="holds another run"):
+    with pytest.raises(FileExistsError, match=r"^folder.*kept .*run"):
         other.save(tmp_path / "kept")
 
 
 def test_load_refuses_other_weights_and_methods(tuner, tmp_path):
     tuner.save(tmp_path)
-    with pytest.raises(ValueError, match=r"clip: .* was tuned on CLIP with weights"):
+    with pytest.raises(ValueError, match=r"^clip.*CLIP .*weights"):
         AdvPTTuner.load(tmp_path, load_clip(small_model(seed=5)))
-    with pytest.raises(ValueError, match="hand it in"):
+    with pytest.raises(ValueError, match=r"^clip.*model object"):
         AdvPTTuner.load(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"method": "nap"}))
-    with pytest.raises(ValueError, match="is a run of 'nap'"):
+    with pytest.raises(ValueError, match=r"'nap'.*'advpt'"):
         AdvPTTuner.load(tmp_path, tuner.clip)
 
 
@@ -286,7 +286,7 @@ def test_load_refuses_settings_that_were_changed(tuner, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["config"]["n_ctx"] = 5
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"config\.json was changed"):
+    with pytest.raises(ValueError, match=r"prompts\.safetensors .*config\.json"):
         AdvPTTuner.load(tmp_path, tuner.clip)
 
 
@@ -309,36 +309,36 @@ def test_classifier_is_a_module_of_pixels_to_logits(tuner, data):
 
 
 def test_refuses_what_does_not_fit(small_clip, data, tuner, tmp_path):
-    with pytest.raises(ValueError, match=r"advpt does not fit .* no prompt reaches"):
+    with pytest.raises(ValueError, match=r"^clip.*advpt .*first token"):
         AdvPTTuner(small_model(open_clip.CustomTextCLIP, pool_type="first"), ["a", "b"])
-    for names, match in (([], "must not be empty"), (["a", "a"], "stands there twice")):
-        with pytest.raises(ValueError, match=match):
+    for names, match in (([], "empty"), (["a", "a"], "'a'")):
+        with pytest.raises(ValueError, match=f"^classnames .*{match}"):
             AdvPTTuner(small_clip, names)
-    with pytest.raises(ValueError, match="'wor"):
+    with pytest.raises(ValueError, match=r"^classnames.*'wor"):
         AdvPTTuner(small_clip, [" ".join(["word"] * 60)])
-    with pytest.raises(ValueError, match=r"unknown config key 'epoch': did you mean 'epochs'"):
+    with pytest.raises(ValueError, match=r"config.* 'epoch'.*'epochs'"):
         AdvPTTuner(small_clip, data.classnames, epoch=3)
     big = load_data("patterns", shots=1, image_size=64)
-    with pytest.raises(ValueError, match="load the data with image_size=48"):
+    with pytest.raises(ValueError, match="image_size=48"):
         tuner.fit(big.train)
-    with pytest.raises(ValueError, match=r"labels of train must be in 0\.\.5"):
+    with pytest.raises(ValueError, match=r"^labels of train .*\b0\b.*\b5"):
         tuner.fit(ImageTensors(data.train.images, data.train.labels + 1))
     with pytest.raises(ValueError, match="train is empty"):
         tuner.fit(ImageTensors(data.train.images[:0], data.train.labels[:0]))
-    with pytest.raises(TypeError, match="train must be a map-style data set"):
+    with pytest.raises(TypeError, match=r"^train .*map-style"):
         tuner.fit(iter(data.train))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds other files"):
+    with pytest.raises(FileExistsError, match=r"^out.*other files"):
         tuner.fit(data.train, out=tmp_path)
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_run_is_not_overwritten_and_not_mixed_up(small_clip, data, tuner, tmp_path):
     tuner.fit(data.train, out=tmp_path / "run", progress=False)
-    with pytest.raises(FileExistsError, match="holds a run already"):
+    with pytest.raises(FileExistsError, match=r"^out.*resume"):
         tuner.fit(data.train, out=tmp_path / "run")
     other = AdvPTTuner(small_clip, data.classnames, **FAST | {"eps": "4/255"})
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match=r"^resume.*settings.* data"):
         other.fit(data.train, out=tmp_path / "run", resume=True)
 
 
@@ -353,7 +353,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
         return real(self, batch) * (float("nan") if len(calls) > 6 else 1.0)
 
     monkeypatch.setattr(AdvPTTuner, "loss", broken)
-    with pytest.raises(FloatingPointError, match="in epoch 3: lower lr"):
+    with pytest.raises(FloatingPointError, match=r"loss .*epoch 3.* lr"):
         tuner.fit(data.train, out=tmp_path / "run", progress=False)
     monkeypatch.undo()
     again = AdvPTTuner(small_clip, data.classnames, **FAST)

@@ -204,7 +204,7 @@ def test_a_classifier_keeps_its_router():
 
 def test_other_methods_have_no_routing_weights():
     tuner = tuner_of("apt")
-    with pytest.raises(ValueError, match="no router: it is not of a mixture of prompts"):
+    with pytest.raises(ValueError, match=r"router.* mixture"):
         tuner.classifier.routing_weights(first_step(tuner).images)
 
 
@@ -219,12 +219,12 @@ def test_the_mixture_serves_other_classes():
 # ---- bad input -------------------------------------------------------------------------------
 
 REFUSED = {
-    "n_prompts": ({"n_prompts": 0}, "n_prompts must be at least 1, got 0"),
-    "temperature": ({"temperature": 0}, "temperature must be above 0, got 0"),
-    "clean_share": ({"clean_share": 2}, r"clean_share must be in \[0, 1\], got 2"),
-    "clean_share_negative": ({"clean_share": -1}, "clean_share must be at least 0, got -1"),
-    "load_balance": ({"load_balance": -1}, "load_balance must be at least 0, got -1"),
-    "router_width": ({"router_width": 0}, "router_width must be at least 1, got 0"),
+    "n_prompts": ({"n_prompts": 0}, "^n_prompts .*1.* 0"),
+    "temperature": ({"temperature": 0}, "^temperature .*0.* 0"),
+    "clean_share": ({"clean_share": 2}, r"^clean_share .*0 .*1, .*2"),
+    "clean_share_negative": ({"clean_share": -1}, "^clean_share .*0.* -1"),
+    "load_balance": ({"load_balance": -1}, "^load_balance .*0.* -1"),
+    "router_width": ({"router_width": 0}, "^router_width .*1.* 0"),
 }
 
 
@@ -237,7 +237,7 @@ def test_settings_out_of_range_are_refused(options, message, small_clip):
 
 
 def test_an_unknown_mixing_is_refused(small_clip):
-    with pytest.raises(ValueError, match="mix must be 'normalized' or 'raw', got 'mean'"):
+    with pytest.raises(ValueError, match=r"^mix .*'normalized'.*'raw'.*'mean'"):
         AMPTConfig(mix="mean")
     with pytest.raises(ValueError, match=r"config: .*mix.*mean"):
         AMPTTuner(small_clip, NAMES, mix="mean")

@@ -58,7 +58,7 @@ def test_own_contexts_that_are_equal_give_the_shared_ones_loss():
 
 def test_own_contexts_serve_no_other_classes():
     tuner = tuner_of("apt", class_specific=True)
-    with pytest.raises(ValueError, match="each tuned class has a context of its own"):
+    with pytest.raises(ValueError, match=r"^classnames.*class .*context"):
         tuner.classifier_for(["horse", "cow"])
     assert tuner.classifier_for(NAMES)
     assert tuner_of("apt").classifier_for(["horse", "cow"]).text_features.shape == (2, 16)
@@ -79,19 +79,16 @@ def test_the_context_starts_from_words(own):
 # ---- bad input -------------------------------------------------------------------------------
 
 REFUSED = {
-    "steps": ({"steps": 0}, "steps must be at least 1, got 0"),
-    "n_ctx": ({"n_ctx": 0}, "n_ctx must be at least 1, got 0"),
-    "eps": ({"eps": 4}, "eps must be at most 1, got 4.*: did you mean 4/255"),
-    "eps_zero": ({"eps": 0}, "eps must be above 0, got 0"),
-    "eps_min": (
-        {"eps": "1/255", "eps_min": "2/255"},
-        r"eps_min must be at most eps, .*, got 0\.0078",
-    ),
-    "eps_min_negative": ({"eps_min": -0.1}, r"eps_min must be at least 0, got -0\.1"),
-    "alpha": ({"alpha": 0}, "alpha must be above 0, got 0"),
-    "crop_min": ({"crop_min": 2}, "crop_min must be at most 1, the whole image, got 2"),
-    "crop_min_zero": ({"crop_min": 0}, "crop_min must be above 0, got 0"),
-    "workers": ({"workers": -1}, "workers must be at least 0, got -1"),
+    "steps": ({"steps": 0}, "^steps .*1.* 0"),
+    "n_ctx": ({"n_ctx": 0}, "^n_ctx .*1.* 0"),
+    "eps": ({"eps": 4}, "^eps .*1.* 4/255"),
+    "eps_zero": ({"eps": 0}, "^eps .*0.* 0"),
+    "eps_min": ({"eps": "1/255", "eps_min": "2/255"}, r"^eps_min .*eps.* 0\.0078"),
+    "eps_min_negative": ({"eps_min": -0.1}, r"^eps_min .*0.* -0\.1"),
+    "alpha": ({"alpha": 0}, "^alpha .*0.* 0"),
+    "crop_min": ({"crop_min": 2}, "^crop_min .*1.* 2"),
+    "crop_min_zero": ({"crop_min": 0}, "^crop_min .*0.* 0"),
+    "workers": ({"workers": -1}, "^workers .*0.* -1"),
 }
 
 
@@ -105,7 +102,7 @@ def test_settings_out_of_range_are_refused(options, message, small_clip):
 
 @pytest.mark.parametrize("words", ["", "   "], ids=["empty", "blank"])
 def test_a_context_of_no_words_is_refused(words, small_clip):
-    with pytest.raises(ValueError, match="ctx_init must hold"):
+    with pytest.raises(ValueError, match=r"^ctx_init .*word"):
         APTTuner(small_clip, NAMES, ctx_init=words)
 
 
@@ -116,5 +113,5 @@ def test_of_many_words_the_first_tokens_are_taken():
 
 def test_a_text_tower_that_takes_no_prompts_is_refused():
     clip = load_clip(small_model(open_clip.CustomTextCLIP, pool_type="first"))
-    with pytest.raises(ValueError, match=r"apt does not fit .* which no prompt reaches"):
+    with pytest.raises(ValueError, match=r"^clip.*apt .*first token"):
         APTTuner(clip, NAMES)

@@ -153,10 +153,10 @@ def test_confidence_is_the_mean_probability_of_the_truth():
 # ---- bad input -------------------------------------------------------------------------------
 
 REFUSED = {
-    "lam": ({"lam": -1}, "lam must be at least 0, got -1"),
-    "balance_value": ({"balance_value": 1.5}, r"balance_value must be in \[0, 1\], got 1.5"),
-    "depth": ({"depth": 0}, "depth must be at least 1, got 0"),
-    "steps": ({"steps": 0}, "steps must be at least 1, got 0"),
+    "lam": ({"lam": -1}, "^lam .*0.* -1"),
+    "balance_value": ({"balance_value": 1.5}, r"^balance_value .*0 .*1, .*1\.5"),
+    "depth": ({"depth": 0}, "^depth .*1.* 0"),
+    "steps": ({"steps": 0}, "^steps .*1.* 0"),
 }
 
 
@@ -169,34 +169,34 @@ def test_settings_out_of_range_are_refused(options, message, small_clip):
 
 
 CHOICES = {
-    "balance": "'constant' or 'linear' or 'confidence'",
-    "ce": "'adv' or 'clean'",
-    "train_kl": r"'adv\|\|target' or 'target\|\|adv'",
-    "frozen_kl": r"'adv\|\|target' or 'target\|\|adv'",
+    "balance": "'constant'.*'linear'.*'confidence'",
+    "ce": "'adv'.*'clean'",
+    "train_kl": r"'adv\|\|target'.*'target\|\|adv'",
+    "frozen_kl": r"'adv\|\|target'.*'target\|\|adv'",
 }
 
 
 @pytest.mark.parametrize(("name", "known"), CHOICES.items(), ids=CHOICES)
 def test_an_unknown_choice_is_refused(name, known, small_clip):
-    with pytest.raises(ValueError, match=f"{name} must be {known}, got 'both'"):
+    with pytest.raises(ValueError, match=f"^{name} .*{known}.*'both'"):
         CAPTConfig(**{name: "both"})
     with pytest.raises(ValueError, match=f"{name}.*both"):
         CAPTTuner(small_clip, NAMES, **{name: "both"})
 
 
 def test_a_depth_that_a_tower_lacks_is_refused(bundled_clip):
-    with pytest.raises(ValueError, match=r"4 \(text\) and 6 \(image\) layers .* got 5"):
+    with pytest.raises(ValueError, match=r"^depth .* 4 \(text\).* 6 \(image\).* 5"):
         CAPTTuner(bundled_clip, NAMES, depth=5)
-    with pytest.raises(ValueError, match=r"depth must be in 1\.\.2 for CLIP, .* got 3"):
+    with pytest.raises(ValueError, match=r"^depth .*1\b.*\b2 .*CLIP.* 3"):
         CAPTTuner(clip_of(), NAMES, depth=3)
 
 
 def test_a_tower_that_takes_no_visual_prompts_is_refused():
-    with pytest.raises(ValueError, match=r"capt does not fit .* ModifiedResNet"):
+    with pytest.raises(ValueError, match=r"^clip.*capt .* ModifiedResNet"):
         CAPTTuner(resnet(), NAMES)
 
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}"], ids=["no_place", "two_places"])
 def test_a_guide_without_one_place_for_the_name_is_refused(template):
-    with pytest.raises(ValueError, match=r"one '\{\}' for the class name"):
+    with pytest.raises(ValueError, match=r"^guide_template .*'\{\}'"):
         tuner_of("capt", guide_template=template)

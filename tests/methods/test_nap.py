@@ -218,13 +218,13 @@ def test_an_identity_refiner_learns_in_its_first_steps():
 @pytest.mark.parametrize(
     ("name", "known"),
     [
-        ("refiner_start", "'identity' or 'linear'"),
-        ("schedule", "'linear' or 'fixed'"),
-        ("consistency", "'cosine' or 'mse' or 'none'"),
+        ("refiner_start", "'identity'.*'linear'"),
+        ("schedule", "'linear'.*'fixed'"),
+        ("consistency", "'cosine'.*'mse'.*'none'"),
     ],
 )
 def test_an_unknown_choice_is_refused(name, known, small_clip):
-    with pytest.raises(ValueError, match=f"{name} must be {known}, got 'other'"):
+    with pytest.raises(ValueError, match=f"^{name} .*{known}.*'other'"):
         NAPConfig(**{name: "other"})
     with pytest.raises(ValueError, match=f"{name}.*other"):
         NAPTuner(small_clip, NAMES, **{name: "other"})
@@ -232,21 +232,18 @@ def test_an_unknown_choice_is_refused(name, known, small_clip):
 
 @pytest.mark.parametrize("depth", [0, -1])
 def test_a_depth_below_one_is_refused(depth, small_clip):
-    with pytest.raises(ValueError, match=f"depth must be at least 1, got {depth}"):
+    with pytest.raises(ValueError, match=f"^depth .*1.* {depth}"):
         NAPTuner(small_clip, NAMES, depth=depth)
 
 
 def test_a_depth_beyond_a_tower_names_both(bundled_clip):
-    with pytest.raises(
-        ValueError,
-        match=r"depth must be in 1\.\.4 for .* have 4 \(text\) and 6 \(image\) layers .* got 5",
-    ):
+    with pytest.raises(ValueError, match=r"^depth .*1\b.*\b4 .* 4 \(text\).* 6 \(image\).* 5"):
         NAPTuner(bundled_clip, NAMES, depth=5)
     assert NAPTuner(bundled_clip, NAMES, depth=4, n_ctx=2).prompts.tokens.shape == (4, 2, 96)
 
 
 def test_a_resnet_takes_no_prompts_and_no_refiners():
-    with pytest.raises(ValueError, match=r"nap does not fit .* ModifiedResNet"):
+    with pytest.raises(ValueError, match=r"^clip.*nap .* ModifiedResNet"):
         NAPTuner(resnet(), NAMES)
 
 
@@ -270,7 +267,7 @@ def test_a_hugging_face_text_tower_takes_no_text_refiners():
     )
     model.context_length = 77
     clip = load_clip(model.eval())
-    with pytest.raises(ValueError, match=r"nap does not fit .*: no prompts fit its text layers"):
+    with pytest.raises(ValueError, match=r"^clip.*nap .*text layers"):
         NAPTuner(clip, NAMES, text_refiners=True)
 
     class Refined(nn.Module):
@@ -283,10 +280,10 @@ def test_a_hugging_face_text_tower_takes_no_text_refiners():
             return PromptValues(self.tokens)
 
     for engine in ("fast", "reference"):
-        with pytest.raises(ValueError, match="refiners must be None for the text tower of"):
+        with pytest.raises(ValueError, match=r"^refiners .*None .*text tower"):
             PromptedCLIP(clip, NAMES, Refined(), engine=engine)
 
 
 def test_a_prompt_that_is_too_long_is_refused():
-    with pytest.raises(ValueError, match=r"needs .* 74 context tokens"):
+    with pytest.raises(ValueError, match=r"^classnames.*74 .*n_ctx"):
         NAPTuner(clip_of(), NAMES, n_ctx=74)

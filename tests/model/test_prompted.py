@@ -281,7 +281,7 @@ def test_the_image_tower_of_a_zero_shot_classifier_is_the_engines(bundled_clip):
     fast, reference = (bundled_clip.zero_shot(NAMES, engine=e) for e in ("fast", "reference"))
     assert type(fast.image_tower) is not type(reference.image_tower)
     assert relative(fast(x), reference(x)) <= SINGLE
-    with pytest.raises(ValueError, match="engine must be 'fast' or 'reference', got 'quick'"):
+    with pytest.raises(ValueError, match=r"^engine .*'reference'.*'quick'"):
         bundled_clip.zero_shot(NAMES, engine="quick")
 
 
@@ -382,23 +382,17 @@ class RefinedContext(TextContext):
 
 
 REFUSED = {
-    "engine": ({"engine": "slow"}, "engine must be 'fast' or 'reference', got 'slow'"),
-    "precision": ({"precision": "int8"}, "precision must be one of fp64, .* got 'int8'"),
+    "engine": ({"engine": "slow"}, "^engine .*'reference'.*'slow'"),
+    "precision": ({"precision": "int8"}, "^precision .*fp64.*'int8'"),
     "precision_of_the_reference": (
         {"precision": "fp64", "engine": "reference"},
-        "precision must be 'fp32' with engine='reference', .* got 'fp64'",
+        "^precision .*'fp32'.*engine='reference'.*'fp64'",
     ),
-    "compiled_reference": (
-        {"compile": True, "engine": "reference"},
-        "compile must be False with engine='reference'",
-    ),
-    "chunked_reference": (
-        {"class_chunk": 2, "engine": "reference"},
-        "class_chunk must be None with engine='reference'",
-    ),
-    "class_chunk": ({"class_chunk": 0}, "class_chunk must be at least 1, got 0"),
-    "position": ({"position": "back"}, "position must be 'end', 'middle' or 'front', got 'back'"),
-    "layers": ({"layers": [0, 2]}, r"layers must be in 0\.\.1: .* got \[0, 2\]"),
+    "compiled_reference": ({"compile": True, "engine": "reference"}, "^compile .*'reference'"),
+    "chunked_reference": ({"class_chunk": 2, "engine": "reference"}, "^class_chunk .*'reference'"),
+    "class_chunk": ({"class_chunk": 0}, "^class_chunk .*1.*0"),
+    "position": ({"position": "back"}, "^position .*'front'.*'back'"),
+    "layers": ({"layers": [0, 2]}, r"^layers .*0\.\.1.*\[0, 2\]"),
 }
 
 
@@ -411,11 +405,11 @@ def test_settings_that_are_refused(options, message, small_clip):
 
 ENGINES = pytest.mark.parametrize("engine", ["fast", "reference"])
 MISFITS = {
-    "too_deep": (lambda: DeepPrompts(3, 2, 24, 32), "depth must be at most 2|layers must be in"),
-    "text_width": (lambda: TextContext(2, 25), r"context must be \[2, 24\], got \[2, 25\]"),
-    "image_width": (lambda: DeepPrompts(2, 2, 24, 31), r"prompts must be \[2, V, 32\], got .* 31"),
-    "no_room": (lambda: TextContext(74, 24), "'very small dog' needs .* 74 context tokens"),
-    "refiners": (lambda: RefinedContext(24, 2), "refiners must be 1, .* got 2"),
+    "too_deep": (lambda: DeepPrompts(3, 2, 24, 32), r"^depth .*2|^layers .*0\.\.1"),
+    "text_width": (lambda: TextContext(2, 25), r"^context .*\[2, 24\].*\[2, 25\]"),
+    "image_width": (lambda: DeepPrompts(2, 2, 24, 31), r"^prompts .*\[2, V, 32\].* 31"),
+    "no_room": (lambda: TextContext(74, 24), "^classnames: 'very small dog'.* 74 .*n_ctx"),
+    "refiners": (lambda: RefinedContext(24, 2), "^refiners .*1.*2"),
 }
 
 
@@ -432,7 +426,7 @@ def test_text_prompts_deeper_than_the_text_tower_are_refused(engine):
     """The bundled towers have four text layers and six image layers."""
     clip = clip_of("tiny-shapes")
     too_deep = DeepPrompts(5, 2, 96, 192).double()
-    with no_work(clip), pytest.raises(ValueError, match="depth must be at most 4 for the text tow"):
+    with no_work(clip), pytest.raises(ValueError, match=r"^depth .*4.*text tower"):
         PromptedCLIP(clip, NAMES, too_deep, engine=engine)
     assert PromptedCLIP(clip, NAMES, DeepPrompts(4, 2, 96, 192).double(), engine=engine)
 
@@ -440,9 +434,9 @@ def test_text_prompts_deeper_than_the_text_tower_are_refused(engine):
 @ENGINES
 def test_a_resnet_takes_neither_visual_prompts_nor_refiners(engine):
     clip = resnet()
-    with no_work(clip), pytest.raises(ValueError, match=r"visual prompts: .* ModifiedResNet"):
+    with no_work(clip), pytest.raises(ValueError, match=r"^clip: .*visual.*ModifiedResNet"):
         PromptedCLIP(clip, NAMES, DeepPrompts(1, 2, 24, 32), engine=engine)
-    with no_work(clip), pytest.raises(ValueError, match=r"prompts or refiners: .* ModifiedResNet"):
+    with no_work(clip), pytest.raises(ValueError, match=r"^clip: .*refiners.*ModifiedResNet"):
         PromptedCLIP(clip, NAMES, RefinedContext(24), engine=engine)
 
 
@@ -450,14 +444,14 @@ def test_a_resnet_takes_neither_visual_prompts_nor_refiners(engine):
 @pytest.mark.parametrize("build", [text_context, deep_prompts])
 def test_prompts_on_another_device_are_refused(engine, build, small_clip):
     prompts = build(small_clip).to("meta")
-    with pytest.raises(ValueError, match="prompts are on meta, CLIP is on cpu: move one of them"):
+    with pytest.raises(ValueError, match=r"^prompts .*meta.*cpu"):
         PromptedCLIP(small_clip, NAMES, prompts, engine=engine)
 
 
 def test_bf16_that_the_device_lacks_is_refused(small_clip, monkeypatch):
     monkeypatch.setattr(dtypes, "has_bf16", lambda device: False)
     prompts = text_context(small_clip)
-    with no_work(small_clip), pytest.raises(ValueError, match="precision: cpu has no bfloat16"):
+    with no_work(small_clip), pytest.raises(ValueError, match=r"^precision.*cpu.*'fp32'"):
         PromptedCLIP(small_clip, NAMES, prompts, precision="bf16")
     assert PromptedCLIP(small_clip, NAMES, prompts).precision == "fp32"
 
@@ -505,20 +499,18 @@ def test_class_chunk_says_how_many_classes_at_once(small_clip):
 
 
 def test_what_is_no_prompt_module_or_no_prompted_model(small_clip):
-    with pytest.raises(TypeError, match=r"prompts must be a module with values\(\).* got Linear"):
+    with pytest.raises(TypeError, match=r"^prompts .*values\(\).*Linear"):
         PromptedCLIP(small_clip, NAMES, torch.nn.Linear(2, 2))
-    with pytest.raises(
-        TypeError, match="model must be a PromptedCLIP, got CLIPClassifier: use PGD"
-    ):
+    with pytest.raises(TypeError, match=r"^model .*PromptedCLIP.*CLIPClassifier.*PGD"):
         OnlinePGD(small_clip.zero_shot(NAMES))
-    with pytest.raises(TypeError, match="layers must be a list of layers such as range"):
+    with pytest.raises(TypeError, match=r"^layers .*range\(.* 2"):
         PromptedCLIP(small_clip, NAMES, DeepPrompts.for_clip(small_clip, 2), layers=2)
     attack = OnlinePGD(PromptedCLIP(small_clip, NAMES, TextContext(2, 24)))
     x, rows = torch.rand(2, 3, 48, 48), torch.arange(2)
     for wrong, match in (
-        ((x, rows[:1], rows), r"labels must be \[2\], got \[1\]"),
-        ((x, rows, rows[:1]), r"indices must be \[2\], got \[1\]"),
-        ((x[0], rows, rows), r"images must be \[B, 3, H, W\]"),
+        ((x, rows[:1], rows), r"^labels .*\[2\].*\[1\]"),
+        ((x, rows, rows[:1]), r"^indices .*\[2\].*\[1\]"),
+        ((x[0], rows, rows), r"^images .*\[B, 3, H, W\]"),
     ):
         with pytest.raises(ValueError, match=match):
             attack(*wrong)

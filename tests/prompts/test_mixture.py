@@ -191,12 +191,12 @@ def test_a_temperature_near_zero_picks_and_a_high_one_averages():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: PromptRouter(D, 0), "n_prompts must be at least 1, got 0"),
-        (lambda: PromptRouter(D, K, hidden=0), "hidden must be at least 1, got 0"),
-        (lambda: head_of("mean"), "mix must be 'normalized' or 'raw', got 'mean'"),
-        (lambda: head_of(temperature=0), "temperature must be above 0, got 0"),
-        (lambda: head_of(temperature=-1.0), r"temperature must be above 0, got -1\.0"),
-        (lambda: head_of(temperature=math.nan), "temperature must be above 0, got nan"),
+        (lambda: PromptRouter(D, 0), "^n_prompts .*1.*0"),
+        (lambda: PromptRouter(D, K, hidden=0), "^hidden .*1.*0"),
+        (lambda: head_of("mean"), "^mix .*'raw'.*'mean'"),
+        (lambda: head_of(temperature=0), "^temperature .*0.*0"),
+        (lambda: head_of(temperature=-1.0), "^temperature .*-1.0"),
+        (lambda: head_of(temperature=math.nan), "^temperature .* nan"),
     ],
     ids=["no_prompts", "no_width", "mix", "temperature_0", "temperature_below", "temperature_nan"],
 )

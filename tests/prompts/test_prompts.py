@@ -220,7 +220,7 @@ def test_a_refiner_may_start_as_linear_layers_do():
 
 
 def test_an_unknown_start_of_a_refiner_is_refused():
-    with pytest.raises(ValueError, match="start must be 'identity' or 'linear', got 'zero'"):
+    with pytest.raises(ValueError, match=r"^start .*'linear'.*'zero'"):
         TokenRefiner(IMAGE, start="zero")
 
 
@@ -276,17 +276,17 @@ def test_prompts_for_a_model_have_its_widths(small_clip, depth):
 
 @pytest.mark.parametrize("depth", [0, 3])
 def test_a_depth_that_a_model_lacks_is_refused(small_clip, depth):
-    with pytest.raises(ValueError, match=rf"depth must be in 1\.\.2 for CLIP, .* got {depth}"):
+    with pytest.raises(ValueError, match=rf"^depth .*1\.\.2.* {depth}"):
         DeepPrompts.for_clip(small_clip, M, depth=depth)
 
 
 def test_a_tower_that_takes_no_deep_prompts_is_refused():
     resnet = copy.deepcopy(SMALL)
     resnet["vision_cfg"] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
-    with pytest.raises(ValueError, match=r"takes no deep prompts: .* ModifiedResNet"):
+    with pytest.raises(ValueError, match=r"^clip: .*deep.*ModifiedResNet"):
         DeepPrompts.for_clip(load_clip(open_clip.CLIP(**resnet)), M)
     first = small_model(open_clip.CustomTextCLIP, pool_type="first")
-    with pytest.raises(ValueError, match=r"takes no deep prompts: .* no prompt reaches"):
+    with pytest.raises(ValueError, match=r"^clip: .*deep.*causal"):
         DeepPrompts.for_clip(load_clip(first), M)
 
 
@@ -304,5 +304,5 @@ def test_a_tower_that_takes_no_deep_prompts_is_refused():
     ids=["context", "classes", "prompts", "mixture_context", "router", "depth", "deep_context"],
 )
 def test_counts_below_one_are_refused(build, name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"^{name} .*1.*0"):
         build()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 from helpers.made_up import bare, evaluation, examples, full_run, row, run
@@ -100,13 +101,13 @@ def nothing_new(folder):
 def test_a_run_without_a_result_is_refused(tmp_path, run):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty holds no result.json: `fastprompt eval"):
+    with pytest.raises(FileNotFoundError, match=r"empty .*result\.json.*`fastprompt evaluate"):
         write_report([run, empty], tmp_path / "out.html")
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"^runs: .*nowhere .*folder"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="is a file: name its folder"):
+    with pytest.raises(FileNotFoundError, match=r"^runs: .*result\.json .*folder"):
         write_report(run / "result.json")
-    with pytest.raises(ValueError, match="runs must not be empty"):
+    with pytest.raises(ValueError, match=r"^runs .*empty"):
         write_report([])
     assert nothing_new(tmp_path) == ["empty", "nap-run"]
     assert not list(empty.iterdir())
@@ -166,15 +167,15 @@ def other_images(folder):
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (cut, "damaged or foreign"),
-        (old, "evaluate again"),
-        (no_rows, "has no rows"),
-        (bad_row, r"rows\[0\]\.interval is damaged: evaluate again"),
-        (bad_flags, r"rows\[2\]\.flags is damaged"),
-        (bad_check, r"sanity\[0\]\.verdict is damaged"),
-        (bad_config, "config.json is not readable JSON"),
-        (bad_images, "not a whole safetensors file"),
-        (other_images, r"does not fit its result\.json"),
+        (cut, "result.json .*JSON"),
+        (old, "result.json .*format.*evaluate"),
+        (no_rows, "result.json .*no rows"),
+        (bad_row, r"rows\[0\]\.interval .*evaluate"),
+        (bad_flags, r"rows\[2\]\.flags .*evaluate"),
+        (bad_check, r"sanity\[0\]\.verdict .*evaluate"),
+        (bad_config, "config.json .*JSON"),
+        (bad_images, "examples.safetensors .*safetensors file"),
+        (other_images, "examples.safetensors .*result.json"),
     ],
 )
 def test_damage_is_told_and_nothing_is_written(run, damage, match):
@@ -215,9 +216,8 @@ def test_any_damaged_part_is_named(run, keys, value):
     path.write_text(json.dumps(found))
     before = nothing_new(run)
     first = f"{keys[0]}[{keys[1]}]" if keys[0] == "rows" else ".".join(map(str, keys[:2]))
-    with pytest.raises(ValueError, match="is damaged: evaluate again") as told:
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {first}") + ".*evaluate"):
         write_report(run)
-    assert str(told.value).startswith(f"{path}: {first}")
     assert nothing_new(run) == before
 
 
@@ -225,7 +225,7 @@ def test_out_names_the_page(run, tmp_path):
     page = write_report([run], tmp_path / "made" / "up.html")
     assert nothing_new(page.parent) == ["up.csv", "up.html", "up.md", "up.tex"]
     for out in (tmp_path / "report.csv", tmp_path):
-        with pytest.raises(ValueError, match=r"out must be a file name that ends in \.html"):
+        with pytest.raises(ValueError, match=r"^out .*\.html"):
             write_report([run], out)
 
 

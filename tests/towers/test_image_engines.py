@@ -333,13 +333,10 @@ def test_models_that_compute_their_layer_norms_in_float32_can_be_copied():
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ((1, 0), r"layers must rise, got \[1, 0\]"),
-        ((0, 0), r"layers must rise, got \[0, 0\]"),
-        (
-            (0, 5),
-            r"layers must be in 0\.\.4: the image tower of CLIP has 5 layers, got \[0, 5\]: lower",
-        ),
-        ((-1, 2), r"layers must be in 0\.\.4: .* got \[-1, 2\]: lower the prompt depth"),
+        ((1, 0), r"^layers .*\[1, 0\]"),
+        ((0, 0), r"^layers .*\[0, 0\]"),
+        ((0, 5), r"^layers .*0\.\.4.*image tower.*\[0, 5\].*depth"),
+        ((-1, 2), r"^layers .*0\.\.4.*\[-1, 2\].*depth"),
     ],
     ids=["falling", "twice", "too-deep", "negative"],
 )
@@ -353,11 +350,11 @@ def test_layers_that_the_tower_lacks(engine, layers, message):
 @pytest.mark.parametrize(
     ("layers", "shape", "message"),
     [
-        ((0, 2), None, r"prompts must be \[2, V, 32\], got None"),
-        ((0, 2), (3, 2, 32), r"prompts must be \[2, V, 32\], got \[3, 2, 32\]"),
-        ((0, 2), (2, 2, 24), r"prompts must be \[2, V, 32\], got \[2, 2, 24\]"),
-        ((0, 2), (2, 32), r"prompts must be \[2, V, 32\], got \[2, 32\]"),
-        ((), (1, 2, 32), r"prompts must be \[0, V, 32\], got \[1, 2, 32\]"),
+        ((0, 2), None, r"^prompts .*\[2, V, 32\].*None"),
+        ((0, 2), (3, 2, 32), r"^prompts .*\[2, V, 32\].*\[3, 2, 32\]"),
+        ((0, 2), (2, 2, 24), r"^prompts .*\[2, V, 32\].*\[2, 2, 24\]"),
+        ((0, 2), (2, 32), r"^prompts .*\[2, V, 32\].*\[2, 32\]"),
+        ((), (1, 2, 32), r"^prompts .*\[0, V, 32\].*\[1, 2, 32\]"),
     ],
     ids=["missing", "too-many", "width", "no-tokens-dimension", "no-layers"],
 )
@@ -374,8 +371,7 @@ def test_prompts_of_another_shape(engine, layers, shape, message):
 def test_wrong_number_of_refiners(engine, number):
     clip = image_clip()
     tower = engine(clip)
-    message = f"refiners must be 4, one for each block but the first, got {number}"
-    with no_work(clip), pytest.raises(ValueError, match=message):
+    with no_work(clip), pytest.raises(ValueError, match=f"^refiners .*4.*{number}"):
         tower(pixels(clip), None, [nn.Identity()] * number)
 
 
@@ -383,21 +379,18 @@ def test_wrong_number_of_refiners(engine, number):
 def test_images_of_another_size(engine):
     clip = image_clip()
     tower = engine(clip)
-    with no_work(clip), pytest.raises(ValueError, match=r"images must be \[B, 3, 48, 48\]"):
+    with no_work(clip), pytest.raises(ValueError, match=r"^images .*\[B, 3, 48, 48\]"):
         tower(torch.zeros(1, 3, 32, 32))
 
 
 OTHER_TOWERS = {
-    "resnet": ({"layers": [1, 1, 1, 1], "width": 8, "image_size": 48}, "is a ModifiedResNet, not"),
-    "timm": ({"timm_model_name": "resnet18", "image_size": 48}, "is a TimmModel, not open_clip's"),
+    "resnet": ({"layers": [1, 1, 1, 1], "width": 8, "image_size": 48}, "ModifiedResNet"),
+    "timm": ({"timm_model_name": "resnet18", "image_size": 48}, "TimmModel"),
     "attentional-pool": (
         {**SMALL["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2},
-        "the image tower pools by attention",
+        "pools.*attention",
     ),
-    "scaled-cosine": (
-        {**SMALL["vision_cfg"], "scaled_cosine_attn": True},
-        "its attention is a scaled cosine",
-    ),
+    "scaled-cosine": ({**SMALL["vision_cfg"], "scaled_cosine_attn": True}, "scaled cosine"),
 }
 
 
@@ -406,5 +399,5 @@ def test_other_image_towers_take_no_prompts(tower):
     vision, message = OTHER_TOWERS[tower]
     clip = load_clip(open_clip.CLIP(**{**SMALL, "vision_cfg": vision}))
     for engine in (ImageTower, ReferenceImageTower):
-        with pytest.raises(ValueError, match=f"CLIP takes no visual prompts: .*{message}"):
+        with pytest.raises(ValueError, match=f"^clip: .*visual.*{message}"):
             engine(clip, (0,))

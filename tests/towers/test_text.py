@@ -216,8 +216,8 @@ def test_a_tower_owns_nothing_of_the_model(engine):
 def test_a_context_of_another_shape(engine, options, shape, wanted):
     clip = text_clip()
     tower = engine(clip, NAMES, 4, **options)
-    message = f"context must be {wanted}, got {list(shape)}"
-    with no_work(clip), pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    message = f"^context .*{re.escape(wanted)}.*{re.escape(str(list(shape)))}"
+    with no_work(clip), pytest.raises(ValueError, match=message):
         tower(torch.zeros(shape))
 
 
@@ -237,8 +237,8 @@ def test_a_context_of_another_shape(engine, options, shape, wanted):
 def test_deep_prompts_of_another_shape(engine, many, shape, wanted):
     clip = text_clip()
     tower = engine(clip, NAMES, 4, n_prompts=many)
-    message = f"deep must be {wanted}, got {list(shape)}"
-    with no_work(clip), pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    message = f"^deep .*{re.escape(wanted)}.*{re.escape(str(list(shape)))}"
+    with no_work(clip), pytest.raises(ValueError, match=message):
         tower(torch.zeros(tower.context_shape), torch.zeros(shape))
 
 
@@ -247,8 +247,7 @@ def test_prompts_deeper_than_the_tower(engine):
     clip = text_clip()
     tower = engine(clip, NAMES, 4)
     assert tower(torch.zeros(4, 24), torch.zeros(2, 4, 24)).shape == (3, 16)
-    message = "depth must be at most 3 for the text tower of CLIP: it has 3 layers"
-    with no_work(clip), pytest.raises(ValueError, match=message):
+    with no_work(clip), pytest.raises(ValueError, match=r"^depth .*3.*text tower"):
         tower(torch.zeros(4, 24), torch.zeros(3, 4, 24))
 
 
@@ -256,14 +255,14 @@ def test_prompts_deeper_than_the_tower(engine):
 def test_a_name_longer_than_the_context(engine):
     clip = text_clip()
     long = ("word " * 80).strip()
-    with no_work(clip), pytest.raises(ValueError, match=r"classnames: 'word .* room for 71 of 77"):
+    with no_work(clip), pytest.raises(ValueError, match=r"^classnames: 'word .* 71 .*77"):
         engine(clip, ["cat", long], 4)
     fits = " ".join(["cat"] * 70)
     assert engine(clip, [fits], 4)(torch.zeros(4, 24)).shape == (1, 16)
-    message = rf"classnames: '{fits}' needs at least 71 tokens; 5 context tokens .* 70 of 77"
-    with no_work(clip), pytest.raises(ValueError, match=f"{message}: shorten the name or lower n_"):
+    message = f"^classnames: '{fits}'.* 71 .* 5 .* 70 .*77.*n_ctx"
+    with no_work(clip), pytest.raises(ValueError, match=message):
         engine(clip, ["cat", fits], 5)
-    with pytest.raises(ValueError, match="80 context tokens leave room for 0 of 77"):
+    with pytest.raises(ValueError, match=r"^classnames: .* 80 .* 0 .*77"):
         engine(clip, ["cat"], 80)
 
 
@@ -271,11 +270,11 @@ def test_a_name_longer_than_the_context(engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": "back"}, "position must be 'end', 'middle' or 'front', got 'back'"),
-        ({"n_prompts": 0}, "n_prompts must be at least 1, got 0"),
-        ({"n_ctx": -1}, "n_ctx must be at least 0, got -1"),
-        ({"classnames": []}, "classnames must not be empty"),
-        ({"classnames": ["a cat", "a_cat"]}, "classnames must be distinct: 'a_cat'"),
+        ({"position": "back"}, "^position .*'front'.*'back'"),
+        ({"n_prompts": 0}, "^n_prompts .*1.*0"),
+        ({"n_ctx": -1}, "^n_ctx .*0.*-1"),
+        ({"classnames": []}, "^classnames .*empty"),
+        ({"classnames": ["a cat", "a_cat"]}, "^classnames .*'a_cat'"),
     ],
     ids=["position", "n_prompts", "n_ctx", "no-names", "one-name-twice"],
 )
@@ -286,17 +285,14 @@ def test_settings_that_do_not_exist(engine, options, message):
 
 
 def test_a_chunk_of_no_class():
-    with pytest.raises(ValueError, match="class_chunk must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^class_chunk .*1.*0"):
         TextTower(text_clip(), NAMES, 4, class_chunk=0)
 
 
 UNFIT = {
-    "first-of-a-causal-tower": (
-        {"pool_type": "first"},
-        "the text tower is causal and reads its first token, which no prompt reaches",
-    ),
-    "class-token": ({"embed_cls": True}, "the text tower appends a class token"),
-    "scaled-cosine": ({"scaled_cosine_attn": True}, "its attention is a scaled cosine"),
+    "first-of-a-causal-tower": ({"pool_type": "first"}, "causal.*first token"),
+    "class-token": ({"embed_cls": True}, "class token"),
+    "scaled-cosine": ({"scaled_cosine_attn": True}, "scaled cosine"),
 }
 
 
@@ -305,7 +301,7 @@ UNFIT = {
 def test_text_towers_that_take_no_prompts(engine, case):
     options, reason = UNFIT[case]
     clip = frozen(small_model(CUSTOM, **options))
-    with no_work(clip), pytest.raises(ValueError, match=f"CLIP takes no text prompts: .*{reason}"):
+    with no_work(clip), pytest.raises(ValueError, match=f"^clip: .*text.*{reason}"):
         engine(clip, NAMES, 4)
 
 

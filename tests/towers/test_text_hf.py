@@ -124,11 +124,7 @@ def test_a_class_reads_its_own_context_alone(engine):
 def test_deep_prompts_are_refused_with_the_reason(engine):
     clip = hf_clip()
     tower = engine(clip, NAMES, 3)
-    message = "text tower of CustomTextCLIP: prompts can't be put into its layers"
-    with (
-        no_work(clip),
-        pytest.raises(ValueError, match=f"depth must be at most 1 for the {message}"),
-    ):
+    with no_work(clip), pytest.raises(ValueError, match=r"^depth .*1.*text tower.*layers"):
         tower(torch.zeros(3, WIDTH), torch.zeros(1, 3, WIDTH))
 
 
@@ -143,13 +139,7 @@ def test_a_depth_of_one_has_no_deep_prompts(engine):
 def test_a_context_that_does_not_fit(engine):
     clip = hf_clip()
     tower = engine(clip, NAMES, 3)
-    with (
-        no_work(clip),
-        pytest.raises(ValueError, match=r"context must be \[3, 24\], got \[2, 24\]"),
-    ):
+    with no_work(clip), pytest.raises(ValueError, match=r"^context .*\[3, 24\].*\[2, 24\]"):
         tower(torch.zeros(2, WIDTH))
-    with (
-        no_work(clip),
-        pytest.raises(ValueError, match=r"70 context tokens leave room for 5 of 77"),
-    ):
+    with no_work(clip), pytest.raises(ValueError, match=r"^classnames: .* 70 .* 5 .*77"):
         engine(clip, NAMES, 70)

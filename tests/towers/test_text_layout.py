@@ -97,12 +97,12 @@ def test_the_last_free_place(small_clip):
     name = " ".join(["cat"] * 10)
     layout = text_layout(small_clip, [name, "dog"], 77 - 13)
     assert layout.ends.tolist() == [76, 67]
-    with pytest.raises(ValueError, match="65 context tokens leave room for 10 of 77"):
+    with pytest.raises(ValueError, match=r"^classnames: .* 65 .* 10 .*77"):
         text_layout(small_clip, [name, "dog"], 77 - 12)
 
 
 def test_unknown_position(small_clip):
-    with pytest.raises(ValueError, match="position must be 'end', 'middle' or 'front', got 'mid'"):
+    with pytest.raises(ValueError, match=r"^position .*'front'.*'mid'"):
         text_layout(small_clip, NAMES, 3, position="mid")
 
 
@@ -224,7 +224,7 @@ def test_word_context_is_the_words_embeddings(small_clip):
         got = word_context(small_clip, words, n_ctx)
         assert got.shape == (kept, 24)
         assert torch.equal(got, embedded(small_clip, words)[:kept])
-    with pytest.raises(ValueError, match="ctx_init must hold a word, got ' '"):
+    with pytest.raises(ValueError, match=r"^ctx_init .*' '"):
         word_context(small_clip, " ", 4)
 
 

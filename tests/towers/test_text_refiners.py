@@ -452,7 +452,7 @@ def test_compiled_as_one_graph(model, chunk):
 def test_wrong_number_of_refiners(engine, number):
     clip = text_clip()
     tower = engine(clip, NAMES, 3)
-    message = f"refiners must be 2, one for each block but the first, got {number}"
+    message = f"^refiners .*2.*{number}"
     context = torch.zeros(3, 24, dtype=torch.float64)
     for refiners in ([nn.Identity()] * number, nn.ModuleList([nn.Identity()] * number)):
         with no_work(clip), pytest.raises(ValueError, match=message):
@@ -467,7 +467,7 @@ def test_wrong_number_of_refiners(engine, number):
 def test_a_function_is_no_refiner(engine):
     clip = text_clip()
     tower = engine(clip, NAMES, 3)
-    with no_work(clip), pytest.raises(TypeError, match=r"must be modules .*, got function"):
+    with no_work(clip), pytest.raises(TypeError, match=r"^refiners .*TokenRefiner.*function"):
         tower(torch.zeros(3, 24, dtype=torch.float64), None, [lambda x: x] * 2)
 
 
@@ -479,5 +479,5 @@ def test_hugging_face_towers_take_none(engine):
     clip = hf_clip()
     tower = engine(clip, NAMES, 3)
     context = noise(3, 24)
-    with no_work(clip), pytest.raises(ValueError, match=r"refiners must be None .* layers"):
+    with no_work(clip), pytest.raises(ValueError, match=r"^refiners .*None.*layers"):
         tower(context, None, [nn.Identity()])

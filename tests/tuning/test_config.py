@@ -235,26 +235,25 @@ def test_a_wrong_value_is_told_with_its_setting(tmp_path, name, value):
 
 def test_a_forgotten_255_is_offered(tmp_path):
     for config in ({"eps": 8}, {"eps": "8"}, config_file(tmp_path, "eps: 8")):
-        with pytest.raises(ValueError, match=re.escape("eps must be at most 1, got 8")) as error:
+        with pytest.raises(ValueError, match=r"^eps .*1.*8/255"):
             build(AdvPTConfig, {}, config, {})
-        assert "did you mean 8/255?" in str(error.value)
 
 
 def test_an_unknown_setting_is_told_with_the_nearest(tmp_path):
     path = config_file(tmp_path, "epoch: 3")
     for config, overrides in (({"epoch": 3}, {}), (None, {"epoch": 3}), (path, {})):
-        with pytest.raises(ValueError, match=r"^unknown config key 'epoch': did you mean 'epochs'"):
+        with pytest.raises(ValueError, match=r"config key 'epoch'.*'epochs'"):
             build(AdvPTConfig, {}, config, overrides)
 
 
 def test_another_methods_setting_is_unknown():
-    with pytest.raises(ValueError, match="unknown config key 'n_ctx'"):
+    with pytest.raises(ValueError, match="config key 'n_ctx'"):
         typed(TunerConfig, {"n_ctx": 4})
 
 
 @pytest.mark.parametrize("key", [1, None, True])
 def test_keys_that_are_no_names_are_unknown(tmp_path, key):
-    with pytest.raises(ValueError, match=f"unknown config key '{key}'"):
+    with pytest.raises(ValueError, match=f"config key '{key}'"):
         build(AdvPTConfig, {}, config_file(tmp_path, yaml.safe_dump({key: 2})), {})
 
 
@@ -263,35 +262,33 @@ def test_keys_that_are_no_names_are_unknown(tmp_path, key):
 )
 def test_a_broken_file_is_told_by_name(tmp_path, text):
     path = config_file(tmp_path, text)
-    with pytest.raises(ValueError, match="is not readable YAML or JSON") as error:
+    with pytest.raises(ValueError, match=rf"^config: {re.escape(str(path))} .*YAML") as error:
         read_config(AdvPTConfig, path)
-    assert str(error.value).startswith(f"config: {path} ")
     assert "\n" not in str(error.value)
 
 
 def test_a_binary_file_is_told_by_name(tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_bytes(b"\x80\x04\x95\xff")
-    with pytest.raises(ValueError, match=rf"^config: {re.escape(str(path))} is not readable"):
+    with pytest.raises(ValueError, match=rf"^config: {re.escape(str(path))} .*YAML"):
         read_config(AdvPTConfig, path)
 
 
 @pytest.mark.parametrize(("text", "kind"), [("- epochs", "list"), ("epochs", "str"), ("3", "int")])
 def test_a_file_without_names_is_told(tmp_path, text, kind):
-    with pytest.raises(ValueError, match=f"must hold settings by name, got {kind}$"):
+    with pytest.raises(ValueError, match=rf"^config: .* {kind}\b"):
         read_config(AdvPTConfig, config_file(tmp_path, text))
 
 
 def test_a_missing_file_is_told_by_name(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"^config: there is no file") as error:
+        with pytest.raises(FileNotFoundError, match=f"^config: .*{re.escape(str(path))}"):
             build(AdvPTConfig, {}, path, {})
-        assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("config", [3, ["epochs"], TunerConfig()])
 def test_a_config_of_another_type_is_refused(config):
-    with pytest.raises(TypeError, match=r"^config must be a AdvPTConfig, a mapping or a file, got"):
+    with pytest.raises(TypeError, match=f"^config .*AdvPTConfig.*{type(config).__name__}"):
         build(AdvPTConfig, {}, config, {})
 
 

@@ -132,17 +132,11 @@ REFUSED = {
     "precision": ({"precision": "int8"}, "precision"),
     "precision_of_the_reference": (
         {"precision": "fp64", "engine": "reference"},
-        "precision must be 'fp32' with engine='reference'",
+        "^precision .*'fp32'.*'reference'",
     ),
-    "compiled_reference": (
-        {"compile": True, "engine": "reference"},
-        "compile must be False with engine='reference'",
-    ),
-    "chunked_reference": (
-        {"class_chunk": 2, "engine": "reference"},
-        "class_chunk must be None with engine='reference'",
-    ),
-    "class_chunk": ({"class_chunk": 0}, "class_chunk must be at least 1, got 0"),
+    "compiled_reference": ({"compile": True, "engine": "reference"}, "^compile .*'reference'"),
+    "chunked_reference": ({"class_chunk": 2, "engine": "reference"}, "^class_chunk .*'reference'"),
+    "class_chunk": ({"class_chunk": 0}, "^class_chunk .*1.*0"),
     "kind_of_class_chunk": ({"class_chunk": "two"}, "class_chunk"),
     "kind_of_compile": ({"compile": "often"}, "compile"),
 }
@@ -156,7 +150,7 @@ def test_settings_that_are_refused(options, message, small_clip, no_work):
 
 def test_bf16_that_the_device_lacks_is_refused(small_clip, monkeypatch):
     monkeypatch.setattr(_dtypes, "has_bf16", lambda device: False)
-    with pytest.raises(ValueError, match="precision: cpu has no bfloat16: use 'fp32'"):
+    with pytest.raises(ValueError, match=r"^precision.*cpu.*'fp32'"):
         AdvPTTuner(small_clip, NAMES, FAST, precision="bf16")
     assert AdvPTTuner(small_clip, NAMES, FAST).config.precision == "fp32"
 
@@ -284,10 +278,10 @@ def test_a_resumed_run_refuses_another_way_of_execution(small_clip, data, stoppe
     folder = stopped(class_chunk=3)
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     for options, message in (
-        ({"class_chunk": 2}, "class_chunk: .* was begun with 3, got 2: leave it out"),
-        ({"compile": True}, "compile: .* was begun with False, got True: leave it out"),
-        ({"precision": "bf16"}, "other settings"),
-        ({"engine": "reference"}, "other settings"),
+        ({"class_chunk": 2}, "^class_chunk: .* 3.* 2"),
+        ({"compile": True}, "^compile: .* False.* True"),
+        ({"precision": "bf16"}, "^resume: .*new run"),
+        ({"engine": "reference"}, "^resume: .*new run"),
     ):
         with pytest.raises(ValueError, match=message):
             AdvPTTuner(small_clip, NAMES, FAST, **options).fit(
@@ -336,5 +330,5 @@ def test_a_run_is_loaded_where_its_precision_is_lacking(
     monkeypatch.setattr("fastprompt._utils.dtypes.has_bf16", lambda device: False)
     tuner = AdvPTTuner.load(tmp_path / "run", small_clip)
     assert tuner.config.precision == "fp32"
-    assert "bf16 was tuned with" in caplog.text
+    assert "bf16" in caplog.text
     assert tuner.classifier(pixels(2).float() / 255).isfinite().all()

@@ -82,7 +82,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(small_clip, tmp_path, monke
 
     monkeypatch.setattr(APTTuner, "loss", loss)
     tuner = APTTuner(small_clip, NAMES, FAST)
-    with pytest.raises(FloatingPointError, match=rf"in epoch {when[0] + 1}.*state after epoch"):
+    with pytest.raises(FloatingPointError, match=rf"epoch {when[0] + 1}\b.*lr.*epoch {when[0]}\b"):
         tuner.fit(data(), data(4), tmp_path / "run", progress=False)
     assert all(v.isfinite().all() for v in tokens(tuner).values())
     assert not (tmp_path / "run" / "prompts.safetensors").exists()
@@ -119,7 +119,7 @@ def test_a_run_that_is_all_warm_up_says_so(small_clip, caplog):
     APTTuner(small_clip, NAMES, FAST | {"epochs": 2, "warmup_epochs": 2}).fit(
         data(), progress=False
     )
-    assert "all 2 epochs are warm-up" in caplog.text
+    assert "warmup_epochs" in caplog.text
 
 
 # ---- data and settings ----------------------------------------------------------------------
@@ -142,15 +142,15 @@ def test_labels_of_streamed_images_are_looked_at(small_clip, monkeypatch, label,
     monkeypatch.setattr("fastprompt.data.device_images.total_memory", lambda device: 0)
     sets = {"train": data(), "val": data(6)}
     sets[split] = Listed(sets[split])
-    with pytest.raises(ValueError, match=rf"labels of {split} must be .*got {label}"):
+    with pytest.raises(ValueError, match=rf"^labels of {split} .* {label}"):
         APTTuner(small_clip, NAMES, FAST).fit(*sets.values(), progress=False)
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (AMPTTuner, {"n_prompts": 65}, "n_prompts must be at most 64"),
-        (CAPTTuner, {"guide_template": "a photo"}, r"guide_template must each hold one '\{\}'"),
+        (AMPTTuner, {"n_prompts": 65}, "^n_prompts .*64.*65"),
+        (CAPTTuner, {"guide_template": "a photo"}, r"^guide_template .*'\{\}'"),
     ],
 )
 def test_settings_are_refused_before_a_folder_is_claimed(small_clip, kind, options, message):
@@ -161,11 +161,11 @@ def test_settings_are_refused_before_a_folder_is_claimed(small_clip, kind, optio
 def test_contexts_of_other_classes_are_no_start(small_clip, tmp_path, caplog):
     options = FAST | {"class_specific": True}
     APTTuner(small_clip, NAMES, options).fit(data(), out=tmp_path / "run", progress=False)
-    with pytest.raises(ValueError, match=r"init_from: each context .* 'cat'.* 'dog'"):
+    with pytest.raises(ValueError, match=r"^init_from: .*'cat'.*'dog'"):
         APTTuner(small_clip, ["dog", *NAMES[1:]], options, init_from=tmp_path / "run")
-    assert "another model" not in caplog.text
+    assert "init_from" not in caplog.text
     APTTuner(load_clip(small_model(seed=4)), NAMES, options, init_from=tmp_path / "run")
-    assert "was tuned on another model's weights" in caplog.text
+    assert "init_from" in caplog.text
 
 
 def test_a_loaded_run_that_started_from_another_goes_on(small_clip, tmp_path):
@@ -179,7 +179,7 @@ def test_a_loaded_run_that_started_from_another_goes_on(small_clip, tmp_path):
 
 def test_saving_among_other_files_is_refused(small_clip, tmp_path):
     (tmp_path / "keep.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"folder: .* holds other files"):
+    with pytest.raises(FileExistsError, match=r"^folder: .*new folder"):
         APTTuner(small_clip, NAMES, FAST).save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["keep.txt"]
 

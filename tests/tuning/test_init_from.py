@@ -129,7 +129,7 @@ def test_a_changed_start_is_another_run(small_clip, tmp_path, monkeypatch):
     with pytest.raises(Stopped):
         fit(tuner, tmp_path / "then")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="is a run with other settings, another model or other"):
+    with pytest.raises(ValueError, match=r"^resume: .*new run"):
         fit(begun(2), tmp_path / "then", resume=True)
     resumed = fit(begun(1), tmp_path / "then", resume=True)
     assert equal(resumed.prompts.state_dict(), whole.prompts.state_dict())
@@ -151,24 +151,22 @@ def test_a_model_in_float64_takes_prompts_in_float32(small_clip, tmp_path):
         (APTTuner, AMPTTuner, {}, ("tokens [2, 24]", "[3, 2, 24]")),
         (AMPTTuner, AMPTTuner, {"n_prompts": 4}, ("head.router.second.bias [3]", "[4]")),
         (CAPTTuner, NAPTuner, {"depth": 1}, ("map_bias [2, 1, 32]", "[1, 1, 32]")),
-        (CAPTTuner, APTTuner, {}, ("map_bias [2, 1, 32]", "nothing of that name")),
-        (NAPTuner, CAPTTuner, {}, ("refiners.0.first.bias [64]", "nothing of that name")),
+        (CAPTTuner, APTTuner, {}, ("map_bias [2, 1, 32]", "nothing")),
+        (NAPTuner, CAPTTuner, {}, ("refiners.0.first.bias [64]", "nothing")),
     ],
 )
 def test_shapes_that_do_not_fit_are_told(small_clip, tmp_path, first, then, changes, shapes):
     fit(make(first, small_clip), tmp_path / "first")
-    with pytest.raises(ValueError, match=r"^init_from: ") as error:
+    parts = map(re.escape, (f"init_from: {tmp_path / 'first'} ", *shapes, "n_ctx"))
+    with pytest.raises(ValueError, match="^" + ".*".join(parts)):
         make(then, small_clip, init_from=tmp_path / "first", **changes)
-    had, makes = shapes
-    said = f"init_from: {tmp_path / 'first'} has {had}, these settings make {makes}: give both the"
-    assert str(error.value).startswith(said)
 
 
 def test_a_start_that_is_no_finished_run_is_told(small_clip, tmp_path):
     def start():
         return make(APTTuner, small_clip, init_from=tmp_path / "run")
 
-    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+    with pytest.raises(FileNotFoundError, match=r"/run .*config\.json"):
         start()
     make(APTTuner, small_clip).save(tmp_path / "run")
     start()
@@ -181,7 +179,7 @@ def test_a_start_that_is_no_finished_run_is_told(small_clip, tmp_path):
     config = json.loads(path.read_text())
     config["config"]["n_ctx"] = 5
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"are of different runs, or config\.json was"):
+    with pytest.raises(ValueError, match=r"/run: prompts\.safetensors .*config\.json"):
         start()
 
 
@@ -195,12 +193,8 @@ OTHERS = {
 }
 
 
-def told_both(error, name: str, others: list[str]) -> bool:
-    def shown(names):
-        return ", ".join(map(repr, names[:3])) + (", ... (4 in all)" if len(names) > 3 else "")
-
-    said = f"{name} has the classes {shown(others)}, the prompts are for {shown(NAMES)}: load"
-    return str(error.value).startswith(said)
+def shown(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (r".*\b4\b" if len(names) > 3 else "")
 
 
 @pytest.mark.parametrize("kind", [AdvPTTuner, APTTuner])
@@ -210,13 +204,11 @@ def test_images_of_other_classes_are_refused(small_clip, tmp_path, kind, others)
     other.labels %= len(others)
     tuner = make(kind, small_clip)
     for name, given in (("train", (other, same)), ("val", (same, other))):
-        with pytest.raises(ValueError, match=f"^{name} has the classes") as error:
+        with pytest.raises(ValueError, match=f"^{name} .*{shown(others)}.*{shown(NAMES)}"):
             tuner.fit(*given, tmp_path / "run", progress=False)
-        assert told_both(error, name, others)
         assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match=r"^test has the classes") as error:
+    with pytest.raises(ValueError, match=f"^test .*{shown(others)}.*{shown(NAMES)}"):
         tuner.evaluate(other, ["clean"], progress=False)
-    assert told_both(error, "test", others)
 
 
 def test_images_of_the_same_classes_or_of_none_said_are_taken(small_clip):
@@ -230,7 +222,7 @@ def test_halves_of_a_data_set_are_not_mixed_up(small_clip):
     base, new = (load_data("patterns", shots=1, classes=half) for half in ("base", "new"))
     tuner = make(APTTuner, small_clip, base.classnames)
     tuner.fit(base.train, base.val, progress=False)
-    with pytest.raises(ValueError, match=f"^test has the classes '{new.classnames[0]}'"):
+    with pytest.raises(ValueError, match=f"^test .*'{new.classnames[0]}'.*'{base.classnames[0]}'"):
         tuner.evaluate(new.test, ["clean"], progress=False)
 
 
@@ -240,9 +232,6 @@ def test_a_resume_with_other_classes_says_so(small_clip, tmp_path):
         train = data(8)
         train.labels %= len(others)
         files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        with pytest.raises(ValueError, match=r"^resume: ") as error:
+        with pytest.raises(ValueError, match=f"^resume: .*{shown(NAMES)}.*{shown(others)}"):
             make(APTTuner, small_clip, others).fit(train, out=tmp_path, resume=True)
-        told = str(error.value)
-        assert f"was begun with the classes {', '.join(map(repr, NAMES))}, these are " in told
-        assert told.split("these are ")[1].startswith(", ".join(map(repr, others[:3])))
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files

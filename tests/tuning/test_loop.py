@@ -1,7 +1,7 @@
 """The loop that all methods share: steps, rates, which prompts are kept, when it stops."""
 
-import json
 import math
+import re
 
 import pytest
 import torch
@@ -260,7 +260,7 @@ def test_without_a_folder_the_same_prompts_are_kept(small_clip, tmp_path, keep):
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_without_validation_the_last_are_kept(small_clip, tmp_path, by_epoch, keep):
-    with pytest.raises(ValueError, match="patience needs val"):
+    with pytest.raises(ValueError, match=r"^patience .*val"):
         fit(scripted(small_clip, keep=keep, patience=1), tmp_path, val=False)
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
     fit(scripted(small_clip, keep=keep), tmp_path, val=False)
@@ -355,10 +355,9 @@ def test_a_loss_that_is_not_finite_is_told_by_step_epoch_and_images(
     tuner.fails = fails
     with pytest.raises(FloatingPointError) as error:
         fit(tuner, tmp_path)
-    told = str(error.value)
-    assert told.startswith(f"the loss became nan in step {step}, in epoch {epoch}: lower lr")
-    assert f"training images {tuner.seen[fails][1]};" in told
-    assert f"the state after epoch {epoch - 1} is kept" in told
+    images = re.escape(str(tuner.seen[fails][1]))
+    told = rf"nan.* step {step}\b.* epoch {epoch}\b.*lr.*{images}.* epoch {epoch - 1}\b"
+    assert re.search(told, str(error.value))
     good = by_epoch[epoch - 1] if epoch > 1 else start
     assert torch.equal(tuner.prompts.tokens, good)
     assert not (tmp_path / "prompts.safetensors").exists()
@@ -375,11 +374,9 @@ def test_a_loss_that_is_not_finite_is_told_by_step_epoch_and_images(
 def test_an_infinite_loss_of_many_images_names_the_first_of_them(small_clip):
     tuner = Failing(small_clip, NAMES, FAST | {"batch": 70})
     tuner.fails, tuner.value = 0, float("inf")
-    with pytest.raises(FloatingPointError, match="the loss became inf in step 1") as error:
+    with pytest.raises(FloatingPointError, match=r" inf.* step 1\b") as error:
         fit(tuner, n=70)
-    shown = json.loads(str(error.value).split("training images ")[1].split(" and ")[0])
-    assert shown == tuner.seen[0][1][:64]
-    assert "and 6 more" in str(error.value)
+    assert re.search(rf"{re.escape(str(tuner.seen[0][1][:64]))}.*\b6\b", str(error.value))
 
 
 def test_no_step_is_taken_with_a_loss_that_is_not_finite(small_clip):

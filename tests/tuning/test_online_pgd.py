@@ -382,12 +382,12 @@ def test_gradient_health_counts_zeros_and_nans(clip, engine):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"eps": -0.1}, ValueError, "eps must be at least 0"),
-        ({"eps": 4}, ValueError, "eps must be at most 1, got 4.* 4/255"),
-        ({"alpha": 0}, ValueError, "alpha must be above 0"),
-        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
-        ({"steps": 1.5}, TypeError, "steps must be a whole number"),
-        ({"eps": None}, TypeError, "eps must be a number"),
+        ({"eps": -0.1}, ValueError, "^eps .*-0.1"),
+        ({"eps": 4}, ValueError, "^eps .*1.*4/255"),
+        ({"alpha": 0}, ValueError, "^alpha .*0.*0"),
+        ({"steps": 0}, ValueError, "^steps .*1.*0"),
+        ({"steps": 1.5}, TypeError, "^steps .*1.5"),
+        ({"eps": None}, TypeError, "^eps .*None"),
     ],
 )
 def test_settings_out_of_range_are_refused(clip, options, error, message):
@@ -481,7 +481,7 @@ def test_with_an_eps_of_zero_radii_may_be_zero_too(clip, engine):
 @pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), (1,), ()])
 def test_radii_of_a_wrong_shape_are_refused(clip, engine, shape):
     attack = OnlinePGD(prompted(clip, engine), EPS, ALPHA, 2)
-    with pytest.raises(ValueError, match=r"radius must be \[4\], got \["):
+    with pytest.raises(ValueError, match=r"^radius .*\[4\].*\["):
         attack(*batch(), radius=torch.zeros(shape))
 
 

@@ -111,7 +111,7 @@ def test_resident_and_streamed_images_give_the_same_bits(small_clip, tmp_path, m
 
 def test_labels_that_only_show_when_they_are_read_are_refused(small_clip):
     wrong = Listed(ImageTensors(TRAIN.images, TRAIN.labels + 1))
-    with pytest.raises(ValueError, match=r"labels of train must be in 0\.\.2"):
+    with pytest.raises(ValueError, match=r"^labels of train .*0\.\.2"):
         make(small_clip).fit(wrong, progress=False)
 
 
@@ -417,7 +417,7 @@ def test_contexts_of_single_classes_fit_no_others(small_clip):
     tuner = fit(make(small_clip, class_specific=True))
     assert tuner.prompts.tokens.shape == (3, 2, 24)
     for names in (["a bird", "ship"], ["a bird", "ship", "car"], NAMES[::-1]):
-        with pytest.raises(ValueError, match=r"classnames: each tuned class has a context of its"):
+        with pytest.raises(ValueError, match=r"^classnames: .*context"):
             tuner.classifier_for(names)
     x = VAL.images.float() / 255
     assert torch.equal(tuner.classifier_for(NAMES)(x), tuner.classifier(x))
@@ -426,9 +426,9 @@ def test_contexts_of_single_classes_fit_no_others(small_clip):
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
-        ([], ValueError, "classnames must not be empty"),
-        (["a", "a"], ValueError, "stands there twice"),
-        ("cat", TypeError, "got the single string 'cat'"),
+        ([], ValueError, "^classnames .*empty"),
+        (["a", "a"], ValueError, "^classnames .*'a'"),
+        ("cat", TypeError, "^classnames .*'cat'"),
     ],
 )
 def test_bad_class_lists_are_refused(small_clip, names, error, message):
@@ -442,16 +442,16 @@ def test_bad_class_lists_are_refused(small_clip, names, error, message):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"eps_min": "5/255"}, ValueError, "eps_min must be at most eps, 0.0156.*, got 0.0196"),
-        ({"eps_min": -0.1}, ValueError, "eps_min must be at least 0"),
-        ({"eps": 0}, ValueError, "eps must be above 0"),
-        ({"eps": 8}, ValueError, "did you mean 8/255"),
-        ({"alpha": 0}, ValueError, "alpha must be above 0"),
-        ({"steps": 0}, ValueError, "steps must be at least 1"),
-        ({"n_ctx": 0}, ValueError, "n_ctx must be at least 1"),
-        ({"workers": -1}, ValueError, "workers must be at least 0"),
-        ({"crop_min": 0}, ValueError, "crop_min must be above 0"),
-        ({"crop_min": 1.5}, ValueError, "crop_min must be at most 1"),
+        ({"eps_min": "5/255"}, ValueError, "^eps_min .*eps.*0.0156.*0.0196"),
+        ({"eps_min": -0.1}, ValueError, "^eps_min .*-0.1"),
+        ({"eps": 0}, ValueError, "^eps .*0.*0"),
+        ({"eps": 8}, ValueError, "^eps .*8/255"),
+        ({"alpha": 0}, ValueError, "^alpha .*0.*0"),
+        ({"steps": 0}, ValueError, "^steps .*1.*0"),
+        ({"n_ctx": 0}, ValueError, "^n_ctx .*1.*0"),
+        ({"workers": -1}, ValueError, "^workers .*-1"),
+        ({"crop_min": 0}, ValueError, "^crop_min .*0.*0"),
+        ({"crop_min": 1.5}, ValueError, "^crop_min .*1.*1.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, error, message):

@@ -73,7 +73,7 @@ def test_an_old_folder_is_not_written_into(old, bundled_clip, capsys):
         tuner.save(old)
     before = (old / "config.json").read_bytes()
     assert main(["tune", "ampt", f"--resume={old}"]) == 2
-    assert "earlier version" in capsys.readouterr().err
+    assert "new run" in capsys.readouterr().err
     assert (old / "config.json").read_bytes() == before
 
 

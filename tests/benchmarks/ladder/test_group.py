@@ -100,11 +100,11 @@ def test_what_differs_by_rounding_agrees_in_float64():
 
     found = groups.Group(right.rungs, rough, exact=lambda: exact(double)).differences()
     assert found["fastprompt"]["y"] == pytest.approx(1e-3, rel=0.05)  # in the dtype that is timed
-    with pytest.raises(RungsDifferError, match="above 1e-10"):
+    with pytest.raises(RungsDifferError, match=r"fastprompt.*1e-10"):
         groups.Group(right.rungs, rough, exact=lambda: exact(double, 1e-9)).differences()
     assert asked == [0, 1e-9]
     wrong = {**right.results, "fastprompt": {"y": right.results["eager"]["y"] * 1.02}}
-    with pytest.raises(RungsDifferError, match=r"above 0\.01"):
+    with pytest.raises(RungsDifferError, match=r"fastprompt.* 0\.01\b"):
         groups.Group(right.rungs, wrong, exact=lambda: exact(double)).differences()
     asked.clear()
     groups.Group(right.rungs, right.results, exact=lambda: exact(double)).differences()

@@ -21,7 +21,7 @@ from fastprompt.kernels.mixture_logits.reference import mixture_logits as formul
 pytestmark = MARKS
 NAMES = ("image", "text", "router", "scale")
 # images, classes, prompts, width: several tiles, blocks of width, slices of prompts, splits
-SHAPES = [(1, 1, 1, 1), (3, 3, 2, 3), (63, 65, 3, 70), (20, 127, 5, 33), (3, 9, 37, 20)]
+SHAPES = [(1, 1, 1, 1), (3, 3, 2, 3), (33, 35, 3, 70), (20, 31, 5, 33), (3, 9, 37, 20)]
 
 
 def batch(n, classes, prompts, width, dtype=torch.float32, seed=0):
@@ -113,7 +113,7 @@ def test_wider_than_every_block(dtype):
 
 
 def test_more_tiles_than_are_summed_at_once():
-    check(batch(2, 16 * 33, 2, 3), temperature=1.3)
+    check(batch(2, 16 * 17, 2, 3), temperature=1.3)
 
 
 def test_a_scale_with_more_tiles_than_are_summed_at_once():
@@ -221,7 +221,7 @@ def test_what_is_not_a_number_stays_so():
 
 
 def test_two_runs_give_the_same_bits():
-    inputs = batch(20, 70, 3, 40)
+    inputs = batch(17, 33, 3, 40)
     first, second = results(ours, inputs), results(ours, inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
