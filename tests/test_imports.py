@@ -7,15 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import python
 
 import fastprompt
 
 SLOW = ("torch", "torchvision", "open_clip", "transformers", "matplotlib", "jsonargparse")
-
-
-def python(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -28,7 +24,8 @@ def python(code):
 )
 def test_the_usage_does_not_wait_for_the_libraries(code):
     show = f"; import sys; print([name for name in {SLOW} if name in sys.modules])"
-    assert python(code + show).splitlines()[-1] == "[]"
+    done = subprocess.run([sys.executable, "-c", code + show], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_every_public_name_is_there():
@@ -70,3 +67,11 @@ def test_a_pickle_is_read_where_nothing_was_imported(tmp_path):
     path.write_bytes(pickle.dumps(fastprompt.JPEG(75)))
     code = f"import pickle; print(pickle.load(open({str(path)!r}, 'rb')))"
     assert python(code) == str(fastprompt.JPEG(75))
+
+
+def test_importing_touches_no_driver():
+    code = (
+        "import torch; torch.cuda.init = torch.cuda._lazy_init = lambda *a: 1 / 0\n"
+        "import fastprompt, fastprompt.cli.main, fastprompt.kernels; print('fine')"
+    )
+    assert python(code) == "fine"

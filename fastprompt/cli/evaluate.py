@@ -21,7 +21,7 @@ from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
 from ..tuning.renamed import renamed, renamed_config
 from ..tuning.tuner import Tuner
-from .parser import Parser, add_model, device_name, model_of
+from .parser import Parser, add_model, add_sanity, device_name, model_of
 
 _ABOUT = (
     "Clean and robust accuracy of a run's prompts beside the zero-shot classifier. Without a run: "
@@ -57,12 +57,7 @@ def evaluate_parser() -> Parser:
         help="in front of the classifiers, such as jpeg-75,bits-4; judged with and without",
     )
     parser.add_argument("--samples", type=int | None, help="passes for each gradient, if random")
-    parser.add_argument(
-        "--sanity",
-        type=bool,
-        default=False,
-        help="all checks, on more images; a few are always made",
-    )
+    add_sanity(parser)
     parser.add_argument(
         "--seeds",
         type=int,
@@ -240,7 +235,7 @@ def _evaluate(
         limit=given["limit"],
         samples=given["samples"],
         surrogates={SURROGATE: models[SURROGATE]},
-        sanity="full" if given["sanity"] else "quick",
+        sanity=given["sanity"],
         seed=seed,
         name=data.name,
         out=folder,

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from jsonargparse import ArgumentParser
@@ -34,6 +34,16 @@ def add_model(parser: Parser) -> None:
     parser.add_argument("--pretrained", type=str | None, help="weight tag or checkpoint")
     parser.add_argument("--image_weights", type=str | None, help="file for the image tower alone")
     parser.add_argument("--device", type=str | None, help="default: a GPU if there is one")
+
+
+def add_sanity(parser: Parser) -> None:
+    """How thoroughly an evaluation is checked."""
+    parser.add_argument(
+        "--sanity",
+        type=Literal["off", "quick", "full"],
+        default="quick",
+        help="checks of the result: none, on a few images, or all of them on more images",
+    )
 
 
 def model_of(job: Mapping[str, Any]) -> FrozenCLIP:

@@ -16,14 +16,14 @@ from ..evaluation import Evaluation
 from ..evaluation.plan import plan_attacks, split_radii
 from ..methods.registry import TUNERS
 from ..tuning.renamed import renamed_config
-from .parser import Parser, add_model, model_of
+from .parser import Parser, add_model, add_sanity, model_of
 from .seeds import SeedsFolder, run_seeds
 
 _RADII: Any = list[float | int | str] | float | int | str | None
 RADII = ("1/255", "2/255")  # judged beside the tuning eps
 _JOB_KEYS = (
     *("clip", "pretrained", "image_weights", "device", "data", "shots", "classes", "data_seed"),
-    *("root", "download", "attacks", "eval_eps", "eval_limit", "eval_batch", "track"),
+    *("root", "download", "attacks", "eval_eps", "eval_limit", "eval_batch", "sanity", "track"),
 )
 
 
@@ -65,6 +65,7 @@ def tune_parser(method: str) -> Parser:
     )
     parser.add_argument("--eval_limit", type=int | None, default=400, help="test images judged")
     parser.add_argument("--eval_batch", type=int, default=100)
+    add_sanity(parser)
     parser.add_argument("--track", type=bool, default=False, help="TensorBoard curves, too")
     parser.add_class_arguments(tuner.Config, help=f"settings of {method}")
     return parser
@@ -218,6 +219,7 @@ def _run(
         templates=data.templates,
         limit=job["eval_limit"],
         batch=job["eval_batch"],
+        sanity=job["sanity"],
         name=data.name,
         out=out,
         resume=True,  # what a stopped run had judged already is not judged again

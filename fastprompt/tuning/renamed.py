@@ -5,7 +5,13 @@ from typing import Any
 
 _GONE = ("weigh",)  # CAPT's, None where no function was handed in
 _KEYS = {"optimiser": "optimizer", "defences": "defenses"}
-_VALUES = {("mix", "normalised"): "normalized", ("data", "shapes-recoloured"): "shapes-recolored"}
+_VALUES = {
+    ("mix", "normalised"): "normalized",
+    ("data", "shapes-recoloured"): "shapes-recolored",
+    ("sanity", "True"): "full",
+    ("sanity", "False"): "quick",
+}
+_NEW = {"sanity": "quick"}  # of a job
 
 
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,4 +23,7 @@ def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
 def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a ``config.json`` with its ``config`` and ``job`` under the names of today."""
     parts = (name for name in ("config", "job") if isinstance(config.get(name), Mapping))
-    return {**config, **{name: renamed(config[name]) for name in parts}}
+    new = {name: renamed(config[name]) for name in parts}
+    if "job" in new:
+        new["job"] = _NEW | new["job"]
+    return {**config, **new}

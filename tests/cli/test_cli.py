@@ -27,6 +27,7 @@ from fastprompt.tuning.tuner import Tuner
 SMALL_RUN = [
     *("tune", "advpt", "--clip", "tiny-shapes", "--device", "cpu", "--data", "patterns"),
     *("--shots", "2", "--epochs", "2", "--steps", "2", "--n_ctx", "2", "--eval_limit", "20"),
+    "--sanity=off",
     "--eps=8/255",
 ]
 THREE = "--attacks=[clean,pgd-2,feature-pgd-2]"

@@ -11,8 +11,9 @@ from fastprompt.clip import bundled
 from fastprompt.evaluation import Evaluation
 from fastprompt.evaluation.record import Record
 
-TUNE = "tune apt --device=cpu --data=patterns --shots=1 --epochs=1 --steps=1 --n_ctx=2 --eps=2/255"
-SMALL = "--attacks=pgd-2 --limit=12 --batch=5 --eps=2/255"
+TUNE = "tune apt --device=cpu --data=patterns --shots=1 --epochs=1 --steps=1 --n_ctx=2"
+TUNE += " --eps=2/255 --sanity=off"
+SMALL = "--attacks=pgd-2 --limit=12 --batch=5 --eps=2/255 --sanity=off"
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +142,7 @@ def test_the_exit_code_says_whether_to_trust_it(tuned, tmp_path, monkeypatch, ca
     for verdict, code in (("passed", 0), ("failed", 1)):
         found = [Verdict("made up", verdict, "a reason")]
         monkeypatch.setattr(job, "check_model", lambda *a, found=found: found)
-        assert evaluate(tuned, f"--out={tmp_path / verdict}") == code
+        assert evaluate(tuned, "--sanity=quick", f"--out={tmp_path / verdict}") == code
         out = capsys.readouterr().out
         assert ("! not to be trusted: tuned, made up: a reason" in out) is bool(code)
         saved = json.loads((tmp_path / verdict / "result.json").read_text())
@@ -155,7 +156,8 @@ def test_sanity_asks_for_all_checks(tuned, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(job, "check_model", lambda sample, depth: asked.append(depth) or [])
     evaluate(tuned, f"--out={tmp_path / 'a'}")
-    evaluate(tuned, "--sanity=true", f"--out={tmp_path / 'b'}")
+    evaluate(tuned, "--sanity=quick", f"--out={tmp_path / 'q'}")
+    evaluate(tuned, "--sanity=full", f"--out={tmp_path / 'b'}")
     assert asked == [QUICK, QUICK, FULL, FULL]
 
 

@@ -53,7 +53,15 @@ def test_it_can_be_tuned_on(coop, tmp_path):
     folder, on = tmp_path / "run", tmp_path / "on"
     assert main(["import", str(coop), "--data=patterns", f"--out={folder}"]) == 0
     arguments = "--data=patterns --shots=1 --epochs=1 --steps=1 --attacks=clean --eval_limit=6"
-    command = ["tune", "apt", *arguments.split(), "--n_ctx=3", "--warmup_epochs=1", "--warmup_lr=0"]
+    command = [
+        "tune",
+        "apt",
+        *arguments.split(),
+        "--sanity=off",
+        "--n_ctx=3",
+        "--warmup_epochs=1",
+        "--warmup_lr=0",
+    ]
     assert main([*command, f"--init_from={folder}", f"--out={on}"]) == 0
     assert torch.equal(APTTuner.load(on).prompts.tokens, APTTuner.load(folder).prompts.tokens)
 

@@ -1,6 +1,7 @@
 """``fastprompt tune METHOD --seeds 1 2 3``: a run for each, mean and spread."""
 
 import json
+import shutil
 import statistics
 
 import pytest
@@ -14,7 +15,7 @@ from fastprompt.evaluation import Evaluation
 from fastprompt.evaluation.spread import spread, spread_table
 
 COMMAND = "tune apt --device=cpu --data=patterns --shots=1 --epochs=1 --steps=1 --n_ctx=2"
-COMMAND += " --eps=2/255 --attacks=clean,pgd-2 --eval_limit=12"
+COMMAND += " --eps=2/255 --attacks=clean,pgd-2 --eval_limit=12 --sanity=off"
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +32,20 @@ def rows_of(folder):
     return json.loads((folder / "result.json").read_text())["rows"]
 
 
-@pytest.fixture
-def three(tmp_path):
-    folder = tmp_path / "runs"
-    assert call("--seeds", 3, 1, 2, f"--out={folder}") == 0
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "runs"
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled, "load", lambda name: small_model())
+        assert call("--seeds", 3, 1, 2, f"--out={folder}") == 0
     return folder
+
+
+@pytest.fixture
+def three(tuned, tmp_path):
+    """Runs of three seeds, which a test may change."""
+    return shutil.copytree(tuned, tmp_path / "runs")
 
 
 def test_each_seed_has_a_run_of_its_own(three, tmp_path, capsys):

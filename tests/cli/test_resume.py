@@ -1,7 +1,6 @@
 """A run that was stopped anywhere ends with the bits of one that was not."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -10,6 +9,7 @@ import time
 
 import pytest
 import torch
+from helpers import processes
 from helpers.models import SMALL, small_model
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -29,7 +29,7 @@ EPOCHS = 20
 COMMAND = [
     *("tune", "advpt", "--device=cpu", "--data=patterns", "--shots=16", "--n_ctx=2"),
     *("--attack_batch=4", "--steps=15", f"--epochs={EPOCHS}", "--batch=8", "--lr=0.1"),
-    *("--attacks=clean", "--eval_limit=6"),
+    *("--attacks=clean", "--eval_limit=6", "--sanity=off"),
 ]
 DEADLINE = 120  # seconds until a run must have come to the point where it is killed
 
@@ -100,11 +100,6 @@ def whole(command, tmp_path_factory):
     return folder
 
 
-# a process forks from one that has imported the libraries, which takes longer than the runs
-processes = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-processes.set_forkserver_preload(["torch", "open_clip", "fastprompt.cli.main"])
-
-
 def run_main(arguments, errors):
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = errors.open("w")
@@ -114,8 +109,7 @@ def run_main(arguments, errors):
 
 def kill_when(arguments, reached, errors):
     """Start a run in a process of its own, and kill it as soon as ``reached()``."""
-    run = processes.Process(target=run_main, args=(arguments, errors))
-    run.start()
+    run = processes.start(run_main, arguments, errors)
     try:
         end = time.monotonic() + DEADLINE
         while not reached():
@@ -129,6 +123,7 @@ def kill_when(arguments, reached, errors):
     assert errors.read_text() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_in_both_phases(command, whole, tmp_path):
     folder = tmp_path / "run"
@@ -164,14 +159,15 @@ ONLINE = {
     "capt": ["--optimizer=adamw"],
     "nap": ["--accumulate=2"],
 }
-ONLINE_EPOCHS = 12
+ONLINE_EPOCHS = 6
 ONLINE_COMMAND = [
     *("--device=cpu", "--data=patterns", "--shots=2", "--n_ctx=2", "--steps=1", "--batch=2"),
     *(f"--epochs={ONLINE_EPOCHS}", "--lr=0.1", "--keep=best"),
-    *("--attacks=clean", "--eval_limit=6"),
+    *("--attacks=clean", "--eval_limit=6", "--sanity=off"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 @pytest.mark.parametrize("method", ONLINE)
 def test_killed_within_an_epoch(model, tmp_path, method):

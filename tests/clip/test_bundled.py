@@ -64,17 +64,17 @@ def test_robust_shares_all_but_the_image_tower(bundled_clip):
 
 def test_plain_model_knows_its_world_and_half_knows_the_others(bundled_clip):
     shapes = load_data("shapes")
-    assert accuracy(zero_shot(bundled_clip, shapes), own_world(500), 500) >= 0.9
+    assert accuracy(zero_shot(bundled_clip, shapes), own_world(200), 200) >= 0.9
     for name in ("shapes", "patterns", "counts"):
         data = load_data(name)
-        assert 0.40 <= accuracy(zero_shot(bundled_clip, data), data.test, 600) <= 0.85
+        assert 0.40 <= accuracy(zero_shot(bundled_clip, data), data.test, 200) <= 0.85
 
 
 def test_plain_model_is_not_robust(bundled_clip):
     for name in ("shapes", "patterns", "counts"):
         data = load_data(name)
         attack = PGD(zero_shot(bundled_clip, data), "4/255", "1/255", 20)
-        result = attack.run(data.test.images[:40].float() / 255, data.test.labels[:40])
+        result = attack.run(data.test.images[:25].float() / 255, data.test.labels[:25])
         assert result.trusted
         assert 1 - result.success.float().mean() < 0.10
 
@@ -88,7 +88,7 @@ def test_robust_model_is_robust_at_one_of_the_radii():
     data = load_data("shapes")
     clip = load_clip("tiny-shapes-robust")
     attack = PGD(zero_shot(clip, data), radii[0], parse_fraction(radii[0], "eps") / 4, 20)
-    result = attack.run(data.test.images[:100].float() / 255, data.test.labels[:100])
+    result = attack.run(data.test.images[:60].float() / 255, data.test.labels[:60])
     assert result.trusted
     assert 0.15 <= 1 - result.success.float().mean() <= 0.5
 

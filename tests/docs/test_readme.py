@@ -18,6 +18,7 @@ from fastprompt.evaluation.plan import plan_attacks
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LITTLE = {"limit=400": "limit=8, sanity='off'"}  # of the evaluation
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
@@ -34,19 +35,18 @@ def shortened(code, shorter):
 
 
 def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
-    shorter = {"shots=16": "shots=1", "epochs=8": "epochs=1, steps=1", "limit=400": "limit=8"}
-    code = shortened(python_blocks()[0], shorter)
+    shorter = {"shots=16": "shots=1", "epochs=8": "epochs=1, steps=1"} | LITTLE
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(code, names)
+    exec(shortened(python_blocks()[0], shorter), names)
     assert "adaptive" in capsys.readouterr().out
     assert names["again"].config == names["tuner"].config
 
 
 def test_the_tuning_loop_runs(capsys):
     code = next(block for block in python_blocks() if "OnlinePGD" in block)
-    shorter = {"shots=4": "shots=1", "limit=400": "limit=8", "range(2)": "range(1)"}
-    exec(shortened(code, {**shorter, "pgd-20": "pgd-2"}), {})
+    shorter = {"shots=4": "shots=1", "range(2)": "range(1)", "pgd-20": "pgd-2"} | LITTLE
+    exec(shortened(code, shorter), {})
     assert "adaptive" in capsys.readouterr().out
 
 
@@ -68,7 +68,7 @@ def test_the_commands_are_those_that_ci_runs():
     bash = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
     job, tests = bash[0].strip(), bash[1].strip()
     assert job == "pip install . && fastprompt tune advpt"
-    assert tests == 'pip install -e ".[test]" && pytest -n auto'
+    assert tests == 'pip install -e ".[test]" && pytest -n auto -m "not slow"'
     assert job in script.splitlines()
     assert tests in script.splitlines()
 

@@ -11,6 +11,7 @@ LAUNCH = Path(__file__).parent / "launch"
 ROOT = LAUNCH.parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(p.stem for p in LAUNCH.glob("test_*.py")))
 def test_kernels_under_the_interpreter(name):
     command = [

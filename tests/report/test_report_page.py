@@ -63,8 +63,14 @@ def page_of(*runs, out=None):
     return text, Page(text)
 
 
-def test_every_section_is_there_and_well_formed(run):
-    _, page = page_of(run)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The page of a run folder that has everything."""
+    return page_of(full_run(tmp_path_factory.mktemp("whole") / "nap-run"))
+
+
+def test_every_section_is_there_and_well_formed(whole):
+    _, page = whole
     assert set(page.sections) == SECTIONS
     assert not page.open, "a tag is left open"
     assert len(set(page.ids)) == len(page.ids)
@@ -72,8 +78,8 @@ def test_every_section_is_there_and_well_formed(run):
     assert "width=device-width" in str(page.all("meta"))
 
 
-def test_no_other_host_is_named_and_no_script_runs(run):
-    text, page = page_of(run)
+def test_no_other_host_is_named_and_no_script_runs(whole):
+    text, page = whole
     assert "http:" not in text
     assert "https:" not in text
     assert "//" not in re.sub(r"base64,[\w+/=]+", "", text)
@@ -96,8 +102,8 @@ def test_what_is_referred_to_exists(tmp_path):
     assert set(links) <= set(page.ids)
 
 
-def test_class_names_are_escaped(run):
-    text, page = page_of(run)
+def test_class_names_are_escaped(whole):
+    text, page = whole
     assert "<b>bold</b>" not in text
     assert "&lt;b&gt;bold&lt;/b&gt; cat" in text
     assert "<b>bold</b> cat" in page.sections["classes"]
@@ -244,8 +250,8 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
     assert "y/run: tuned" in page.sections["accuracy"]
 
 
-def test_plots_take_their_colors_from_the_page_and_have_words(run):
-    text, page = page_of(run)
+def test_plots_take_their_colors_from_the_page_and_have_words(whole):
+    text, page = whole
     drawings = [a for a in page.all("svg") if a.get("role") == "img"]
     # three attacks by radius, PGD by steps at each, loss and scores, refiners
     assert len(drawings) == 3 + 3 + 2 + 1
@@ -280,8 +286,8 @@ def test_steps_start_at_clean_and_end_at_the_row(tmp_path):
     assert "m: 75 at 0, 58.3 at 0, 25 at 3, 25 at 20" in text
 
 
-def test_images_are_inline_with_their_predictions(run):
-    _, page = page_of(run)
+def test_images_are_inline_with_their_predictions(whole):
+    _, page = whole
     images = page.all("img")
     assert len(images) == 3 * 6
     assert all(i["src"].startswith("data:image/png;base64,") and i["alt"] for i in images)
@@ -331,8 +337,8 @@ def test_what_evaluate_writes_is_shown(tmp_path):
     assert "cross-entropy" in page.sections["settings"]
 
 
-def test_router_refiners_and_settings_are_shown(run):
-    text, page = page_of(run)
+def test_router_refiners_and_settings_are_shown(whole):
+    text, page = whole
     assert "under pgd-20 at 4/255" in page.sections["routing"]
     assert text.count("--w:") == 24 * 8
     assert "relative size" in page.sections["refiners"]

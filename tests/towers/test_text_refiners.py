@@ -416,8 +416,10 @@ def test_what_is_computed_again_leaves_one_node_and_no_frozen_weight():
 # ---- compiled ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk", [None, 2], ids=[TextPath.WHOLE_SEQUENCES, "chunks"])
-@pytest.mark.parametrize("model", ["causal", "padding-masked"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "chunk"), [("causal", 2), ("padding-masked", None)], ids=["causal-chunks", "masked"]
+)
 def test_compiled_as_one_graph(model, chunk):
     clip = text_clip(**{"layers": 2, **CLIPS[model][0]})
     tower = TextTower(clip, NAMES, 3, position="middle", class_chunk=chunk)
