@@ -44,7 +44,7 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
     growth = _of_machines(results, growth_curves.FILE, _growth)
     profiles = _of_machines(results, profiling.RESULT.name, profiling.table)
     return {
-        README: {"ladder": f"{short}\n\n{gpu}"},
+        README: {"ladder": short},
         PAGE: {"ladder": whole, "growth": growth, "gpu": gpu},
         NOTES: {"profile": profiles},
     }

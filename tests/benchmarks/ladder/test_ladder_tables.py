@@ -8,13 +8,12 @@ from benchmarks.ladder import result_file, table
 def test_the_short_table_has_the_slowest_size_of_each_thing():
     lines = table.short_table(result_file.by_group(rows())).splitlines()
     assert lines == [
-        "| group | eager | eager-hoisted | eager-careful | fastprompt | by FLOPs | over hoisted | "
-        "over careful | share of the limit |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        f"| `{STEP}` | 45 s | 3.0x | 5.0x | **9.0x** | 9.6x | 3.0x | 1.8x | 78 % (matmul) |",
-        f"| `{TEXT}` | 12.8 s |  |  | **16.0x** | 9.6x |  |  | 78 % (matmul) |",
-        f"| `{PEER}` | 1.5 s (torchattacks) |  |  | **3.0x** | 9.6x |  |  | 78 % (matmul) |",
-        f"| `{OP}` | 300 ms |  |  | **6.0x** | 9.6x |  |  | 78 % (matmul) |",
+        "| group | eager | fastprompt | over eager-careful |",
+        "| --- | --- | --- | --- |",
+        f"| `{STEP}` | 45 s | **9.0x** | 1.8x |",
+        f"| `{TEXT}` | 12.8 s | **16.0x** |  |",
+        f"| `{PEER}` | 1.5 s (torchattacks) | **3.0x** |  |",
+        f"| `{OP}` | 300 ms | **6.0x** |  |",
     ]
 
 
@@ -35,9 +34,8 @@ def test_the_whole_table_has_every_group_and_spreads():
 def test_what_is_not_counted_stays_empty():
     found = rows(ceiling=None, share_of_limit=None, limit=None, largest_error=None)
     groups = result_file.by_group(found)
-    assert table.short_table(groups).splitlines()[-1] == (
-        f"| `{OP}` | 300 ms |  |  | **6.0x** |  |  |  |  |"
-    )
+    assert table.short_table(groups).splitlines()[-1] == f"| `{OP}` | 300 ms | **6.0x** |  |"
+    assert f"| `{OP}` | 300 ms |  |  | **6.0x** |  |  |  |  |" in table.whole_table(groups)
     assert "| 50 ms | 6.0x to 6.0x |  |" in table.whole_table(groups)
 
 

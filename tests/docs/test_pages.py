@@ -1,6 +1,8 @@
-"""The README tells the truth: its example runs, its figures are those of the committed files."""
+"""The README and the pages of docs/: examples run, and figures are those of the committed files."""
 
+import ast
 import difflib
+import inspect
 import json
 import re
 from pathlib import Path
@@ -11,15 +13,27 @@ import torch
 from benchmarks.accuracy import advpt, autoattack, strength
 from benchmarks.common.report import markdown
 from benchmarks.ladder import kernel_table, text_tower
-from fastprompt import APTTuner, load_data
+from fastprompt import APTTuner, NAPTuner, load_clip, load_data
 from fastprompt.attacks.autoattack import STANDARD
+from fastprompt.cli.evaluate import evaluate_parser
+from fastprompt.cli.import_ import import_parser
+from fastprompt.cli.report import report_parser
+from fastprompt.cli.tune import tune_parser
 from fastprompt.clip import bundled
 from fastprompt.evaluation.plan import plan_attacks
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def page(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+README = page("README.md")
+LOOP, ROBUSTNESS = page("docs/guides/own_loop.md"), page("docs/guides/robustness.md")
+BUNDLED, BENCHMARKS, KERNELS = (page(f"docs/{n}.md") for n in ("bundled", "benchmarks", "kernels"))
+PARSERS = {"evaluate": evaluate_parser, "import": import_parser, "report": report_parser}
 LITTLE = {"limit=400": "limit=8, sanity='off'"}  # of the evaluation
-EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
 def python_blocks(text=README):
@@ -38,13 +52,17 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
     shorter = {"shots=16": "shots=1", "epochs=8": "epochs=1, steps=1"} | LITTLE
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(shortened(python_blocks()[0], shorter), names)
+    (code,) = python_blocks()
+    assert code in page("docs/quickstart.md")
+    (beginning,) = python_blocks(page("docs/index.md"))
+    assert set(beginning.splitlines()) <= set(code.splitlines())
+    exec(shortened(code, shorter), names)
     assert "adaptive" in capsys.readouterr().out
     assert names["again"].config == names["tuner"].config
 
 
 def test_the_tuning_loop_runs(capsys):
-    code = next(block for block in python_blocks() if "OnlinePGD" in block)
+    code = python_blocks(LOOP)[0]
     shorter = {"shots=4": "shots=1", "range(2)": "range(1)", "pgd-20": "pgd-2"} | LITTLE
     exec(shortened(code, shorter), {})
     assert "adaptive" in capsys.readouterr().out
@@ -58,7 +76,7 @@ def test_other_libraries_take_a_classifier(bundled_clip):
         "images": data.test.images[:6].float() / 255,
         "labels": data.test.labels[:6],
     }
-    exec(next(block for block in python_blocks() if "foolbox" in block), names)
+    exec(python_blocks(LOOP)[1], names)
     assert names["fell"].any()
     assert not torch.equal(names["adv"], names["images"])
 
@@ -74,14 +92,14 @@ def test_the_commands_are_those_that_ci_runs():
 
 
 def test_the_results_table_is_the_committed_file():
-    assert advpt.table() in README
+    assert advpt.table() in BUNDLED
 
 
 def test_the_text_towers_memory_is_that_of_the_committed_file():
     found = json.loads(text_tower.RESULT.read_text("utf-8"))
     peaks, many = found["memory"]["peak_bytes"], found["many_classes"]
     eager, ours = (f"{peaks[rung] / 2**20:.0f} MiB" for rung in text_tower.RUNGS)
-    said = " ".join(README.split())
+    said = " ".join(BENCHMARKS.split())
     assert f"takes {eager} eager and {ours} here" in said
     whole = (
         f"{many['classes']:,} in chunks of {many['class_chunk']} {many['peak_bytes'] / 2**20:.0f}"
@@ -98,13 +116,13 @@ def test_the_drop_in_diffs_are_those_of_the_examples():
         )
         for line in difflib.unified_diff(plain, fast, n=0, lineterm=""):
             if not line.startswith(("---", "+++", "@@")):
-                assert line in README.splitlines(), line
+                assert line in LOOP.splitlines(), line
 
 
 def test_the_autoattack_table_is_the_committed_file():
     """Twice as fast where few images stand, with no more of them, by fewer gradients."""
     head, *rows = autoattack.lines()
-    assert markdown(head, rows) in EVALUATION
+    assert markdown(head, rows) in ROBUSTNESS
     for row in json.loads(autoattack.RESULT.read_text("utf-8"))["rows"]:
         ours, theirs = row["fastprompt"], row["torchattacks"]
         assert ours["standing"] <= theirs["standing"]
@@ -118,7 +136,7 @@ def test_the_autoattack_table_is_the_committed_file():
 def test_the_strength_table_is_the_committed_file():
     """PGD's images are equal; APGD's are as strong as the seeds of torchattacks', or stronger."""
     head, *rows = strength.lines()
-    assert markdown(head, rows) in EVALUATION
+    assert markdown(head, rows) in ROBUSTNESS
     found = json.loads(strength.RESULT.read_text("utf-8"))["rows"]
     assert {row["method"] for row in found} == set(strength.METHODS)
     for row in found:
@@ -127,8 +145,7 @@ def test_the_strength_table_is_the_committed_file():
 
 
 def test_the_kernels_table_is_the_committed_files():
-    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
-    assert kernel_table.table() in text
+    assert kernel_table.table() in KERNELS
 
 
 def test_the_kernels_table_shows_what_a_gpu_measured(tmp_path):
@@ -144,8 +161,7 @@ def test_the_kernels_table_shows_what_a_gpu_measured(tmp_path):
 
 
 def test_the_kernels_example_runs():
-    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
-    (code,) = python_blocks(text)
+    (code,) = python_blocks(KERNELS)
     names: dict = {}
     exec(code, names)
     assert names["logits"].shape == (32, 100)
@@ -154,7 +170,7 @@ def test_the_kernels_example_runs():
 
 def test_the_evaluation_examples_run(tmp_path, monkeypatch, capsys):
     shorter = {"limit=100": "limit=8", '"apgd-ce"': '"apgd-ce-5"'}
-    code = shortened("\n".join(python_blocks(EVALUATION)), shorter)
+    code = shortened("\n".join(python_blocks(ROBUSTNESS)), shorter)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)
@@ -165,7 +181,7 @@ def test_the_evaluation_examples_run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.peers
 def test_every_attack_that_the_page_names_is_known():
-    (table,) = re.findall(r"\| name \| what it is.*?\n\n", EVALUATION, flags=re.S)
+    (table,) = re.findall(r"\| name \| what it is.*?\n\n", ROBUSTNESS, flags=re.S)
     rows = (line.split("|")[1] for line in table.strip().splitlines()[2:])
     names = [n for row in rows for n in re.findall(r"`([\w-]+)`", row)]
     assert len(names) >= 9
@@ -183,10 +199,54 @@ def test_the_models_table_is_what_the_cards_say():
     for name in ("tiny-shapes", "tiny-shapes-robust"):
         for place, figures in bundled.card(name)["zero-shot accuracy"].items():
             cells = " | ".join(f"{100 * figures[c]:.1f}" if c in figures else "" for c in columns)
-            assert f"| {name} | {place} | {cells} |" in README, (name, place)
+            assert f"| {name} | {place} | {cells} |" in BUNDLED, (name, place)
 
 
-def test_every_linked_file_exists():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_linked_file_exists(path):
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            assert (path.parent / target).exists(), target
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 150
+
+
+# the blocks of these pages name files that only a reader has: their calls are checked, not run
+CALLS = {"load_clip": load_clip, "load_data": load_data, "fit": NAPTuner.fit}
+CALLS["evaluate"] = NAPTuner.evaluate
+
+
+@pytest.mark.parametrize("name", ["own_model", "own_data"])
+def test_calls_have_the_arguments_that_they_are_given(name):
+    found = 0
+    for code in python_blocks(page(f"docs/guides/{name}.md")):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Call):
+                method = isinstance(node.func, ast.Attribute)
+                called = CALLS[node.func.attr if method else node.func.id]
+                named = {k.arg: None for k in node.keywords}
+                inspect.signature(called).bind(*[None] * (len(node.args) + method), **named)
+                found += 1
+    assert found >= 5
+
+
+def commands():
+    for path in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if found := re.search(r"\bfastprompt (?!doctor)(\w+) (.*)", line):
+                    yield pytest.param(*found.groups(), id=f"{path.stem}: {found[0][:50]}")
+
+
+@pytest.mark.parametrize(("command", "arguments"), list(commands()))
+def test_commands_are_understood(command, arguments):
+    words = arguments.split()
+    if command == "tune":
+        tune_parser(words.pop(0)).parse_args(words)
+    else:
+        PARSERS[command]().parse_args(words)

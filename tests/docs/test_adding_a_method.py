@@ -1,4 +1,4 @@
-"""The method of ``docs/add_a_method.md`` works as the page says: one class, one registry line."""
+"""The method of docs/guides/adding_a_method.md works: one class, one registry line."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from fastprompt.cli.main import main
 from fastprompt.clip import bundled
 from fastprompt.methods import registry
 
-PAGE = (Path(__file__).parents[2] / "docs" / "add_a_method.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "adding_a_method.md").read_text("utf-8")
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def trades(monkeypatch):
     """The page's class, registered."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict = {"__name__": "trades"}
-    exec(compile(code, "add_a_method.md", "exec"), names)
+    exec(compile(code, "adding_a_method.md", "exec"), names)
     tuner = names["TRADESTuner"]
     monkeypatch.setitem(registry.TUNERS, tuner.method, tuner)
     monkeypatch.setattr(bundled, "load", lambda name: small_model())
