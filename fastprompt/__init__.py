@@ -1,27 +1,27 @@
-"""fastprompt: prompts for frozen CLIP models that withstand adversarial images.
+"""fastprompt: robust prompt tuning for frozen CLIP models.
 
-Each folder imports only from those above it in this list (``lint-imports`` checks it):
+Each folder imports only from the folders above it in this list (``lint-imports`` checks this):
 
-    _utils       helpers that know nothing of CLIP     kernels  fused operations
+    _utils       helpers independent of CLIP           kernels  fused operations
     clip         a frozen CLIP behind one interface    assets   bundled weights
-    prompts      what learns
-    towers       prompts and frozen weights to features
-    model        pixels to logits
-    attacks      PGD, APGD, AutoAttack on any module
-    defenses     input defenses that an attack goes through
-    data         images: sources, splits, few shots
-    evaluation   robust accuracy, and checks of it
-    tuning       what the methods share: settings, loop, attack in each step, run folders
+    prompts      modules with trainable prompts
+    towers       text and image features from prompts and frozen weights
+    model        classifiers: pixels to logits
+    attacks      PGD, APGD and AutoAttack on any module
+    defenses     input transforms, differentiable for adaptive attacks
+    data         data sets: sources, splits, few-shot subsets
+    evaluation   robust accuracy and sanity checks of it
+    tuning       code that all methods share: settings, loop, attack in each step, run folders
     methods      one file per method: AdvPT, APT, AMPT, CAPT, NAP
     interop      checkpoints of other code
     report       HTML page and tables of evaluations
-    cli          the command line
+    cli          command line
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # for others, names are imported when they are asked for: see `__getattr__`
+if TYPE_CHECKING:  # at run time, `__getattr__` imports these names on first access
     from .attacks import APGD, PGD, AutoAttack
     from .clip import FrozenCLIP, load_clip
     from .data import load_data
@@ -91,12 +91,12 @@ _HOME = {
 }
 
 
-if not TYPE_CHECKING:  # to a type checker every name would be there
+if not TYPE_CHECKING:  # hidden from type checkers, which would accept any name
 
     def __getattr__(name: str) -> Any:
-        """Import a public name, or a module of the package, when it is first asked for.
+        """Import a public name or a submodule on first access.
 
-        torch and open_clip take seconds to import: ``fastprompt --help`` does without.
+        Importing torch and open_clip takes seconds; ``fastprompt --help`` needs neither.
         """
         if name in _HOME:
             value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

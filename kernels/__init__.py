@@ -1,4 +1,4 @@
-"""Fused operations under the towers and attacks: one folder each, with a plain twin."""
+"""Fused operations used by the towers and attacks, each with a plain PyTorch implementation."""
 
 from .consistency_loss import consistency_loss
 from .layer_consistency import layer_consistency

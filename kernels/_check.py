@@ -1,8 +1,8 @@
-"""Checks that the ops share: every message names the argument, what it got and what it takes.
+"""Argument checks shared by the ops; each error names the argument, its limits and its value.
 
-The value comes first, then its name. The checks look at types, shapes, dtypes and devices, never at
-a tensor's values, and build no text unless they raise: compiled code walks through them for
-symbolic sizes.
+Each check takes the value first, then its name. The checks read types, shapes, dtypes and devices,
+never a tensor's values, and build messages only when they raise, so that `torch.compile` can trace
+them with symbolic sizes.
 """
 
 import numbers
@@ -18,7 +18,7 @@ _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, numbers.Real)
 
 
 def check_type(value: object, name: str, kind: type, takes: str, remedy: str = "") -> None:
-    """An instance of ``kind``, which ``takes`` puts in words."""
+    """Raise TypeError unless ``value`` is a ``kind``, which ``takes`` describes in the message."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {takes}, got {type(value).__name__}{_then(remedy)}")
 
@@ -28,7 +28,7 @@ def check_tensor(value: object, name: str, remedy: str = "") -> None:
 
 
 def check_choice(value: object, name: str, choices: Sequence[str]) -> None:
-    """One of ``choices``."""
+    """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         named = " or ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be {named}, got {value!r}")
@@ -48,22 +48,22 @@ def check_number(
     samples: int | None = None,
     remedy: str = "",
 ) -> float:
-    """A number within the limits, as a float.
+    """Check that ``value`` is a number within the limits and return it as a float.
 
     Args:
-        value: what was given; neither a bool nor a tensor is a number.
-        name: the argument's.
-        low, high: the smallest and the largest that is taken.
-        above: what it must be larger than.
-        finite: refuse infinities. NaN is always refused.
-        samples: for the message: a tensor of so many would have been taken, too.
-        remedy: for the message: why no tensor is taken, and what to do with one.
+        value: the argument's value; bools and tensors are rejected.
+        name: the argument's name.
+        low, high: inclusive lower and upper bound.
+        above: exclusive lower bound.
+        finite: whether to reject infinities. NaN is always rejected.
+        samples: if given, the message says that a tensor of this length is accepted too.
+        remedy: for the message: why a tensor is rejected, and what to do instead.
     """
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         _refuse_type(value, name, samples, remedy)
     number: Any = value
     within = (
-        number == number  # not NaN
+        number == number  # False for NaN
         and (low is None or number >= low)
         and (high is None or number <= high)
         and (above is None or number > above)
@@ -89,9 +89,9 @@ def _limits(low: float | None, high: float | None, above: float | None, finite: 
 
 
 def _refuse_type(value: object, name: str, samples: int | None, remedy: str) -> NoReturn:
-    takes = "a number" if samples is None else f"a number or a tensor [{samples}]"
+    takes = "a number" if samples is None else f"a number or a tensor of shape [{samples}]"
     if isinstance(value, str):
-        raise TypeError(f"{name} must be {takes}, got {value!r}: without quotes, as in eps=4/255")
+        raise TypeError(f"{name} must be {takes}, got {value!r}; omit the quotes, as in eps=4/255")
     if isinstance(value, Tensor):
         raise TypeError(f"{name} must be {takes}, got a tensor{_then(remedy)}")
     raise TypeError(f"{name} must be {takes}, got {type(value).__name__}")
@@ -107,47 +107,49 @@ def check_per_sample(
     high: float | None = None,
     finite: bool = True,
 ) -> None:
-    """A number within the limits, or a floating tensor of one for each sample of ``anchor``."""
+    """Check for a number within the limits or a floating tensor with one value per sample."""
     if not isinstance(value, Tensor):
         check_number(value, name, low=low, high=high, finite=finite, samples=anchor.shape[0])
         return
     if value.shape != anchor.shape[:1]:
-        wanted = f"a number or [{anchor.shape[0]}]"
-        raise ValueError(f"{name} must be {wanted}, got {list(value.shape)}")
+        wanted = f"a number or a tensor of shape [{anchor.shape[0]}]"
+        raise ValueError(f"{name} must be {wanted}, got shape {list(value.shape)}")
     check_floating(value, name)
     check_device(value, name, anchor, anchor_name)
 
 
 def check_box(lo: object, hi: object) -> None:
-    """Limits of the pixels, which may be infinite."""
+    """Check the bounds of the pixel values, which may be infinite."""
     low = check_number(lo, "lo", finite=False)
     if check_number(hi, "hi", finite=False) < low:
-        raise ValueError(f"lo must not be above hi, got {lo} and {hi}")
+        raise ValueError(f"lo must be at most hi, got lo={lo} and hi={hi}")
 
 
 # tensors
 
 
 def check_pixels(images: Tensor, name: str) -> None:
-    """Float32 or float64, ``[B, ...]``."""
+    """Check for a float32 or float64 tensor of shape ``[B, ...]``."""
     check_tensor(images, name)
     if images.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32, as less leaves the eps-ball; got {images.dtype}")
+        raise TypeError(
+            f"{name} must be float32, got {images.dtype}; lower precision can leave the eps-ball"
+        )
     if images.ndim < 1:
-        raise ValueError(f"{name} must be [B, ...], got a tensor without dimensions")
+        raise ValueError(f"{name} must have shape [B, ...], got a 0-dimensional tensor")
 
 
 def check_floating(tensor: Tensor, name: str) -> None:
     if tensor.dtype not in FLOATS:
         raise TypeError(
-            f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}: cast it"
+            f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}; cast it"
         )
 
 
 def check_dtype(tensor: Tensor, name: str, anchor: Tensor, anchor_name: str) -> None:
     if tensor.dtype != anchor.dtype:
         raise TypeError(
-            f"{name} must have {_of(anchor_name)} dtype {anchor.dtype}, got {tensor.dtype}: cast it"
+            f"{name} must have {_of(anchor_name)} dtype {anchor.dtype}, got {tensor.dtype}; cast it"
         )
 
 
@@ -162,15 +164,15 @@ def check_shape(tensor: Tensor, name: str, anchor: Tensor, anchor_name: str) -> 
 def check_device(tensor: Tensor, name: str, anchor: Tensor, anchor_name: str) -> None:
     if tensor.device != anchor.device:
         raise ValueError(
-            f"{name} must be on {_of(anchor_name)} device {anchor.device}, got {tensor.device}: "
+            f"{name} must be on {_of(anchor_name)} device {anchor.device}, got {tensor.device}; "
             "move it there"
         )
 
 
 def check_writable(tensor: Tensor, name: str) -> None:
-    """No leaf or node of a graph: an op writes over it unseen by autograd."""
+    """Check that ``tensor`` requires no gradient, since autograd does not track the write."""
     if tensor.requires_grad:
-        raise ValueError(f"{name} must not require a gradient to be written over: detach it")
+        raise ValueError(f"{name} must not require a gradient to be modified in place; detach it")
 
 
 def _of(name: str) -> str:
@@ -178,4 +180,4 @@ def _of(name: str) -> str:
 
 
 def _then(remedy: str) -> str:
-    return f": {remedy}" if remedy else ""
+    return f"; {remedy}" if remedy else ""

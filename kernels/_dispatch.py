@@ -1,4 +1,4 @@
-"""How an op is registered, and which of its implementations runs."""
+"""Registration of ops and selection of their implementations."""
 
 import functools
 import importlib
@@ -13,10 +13,10 @@ from torch import Tensor
 
 Impl = Literal["auto", "triton", "torch"]
 NAMESPACE = "fastprompt"
-# plain code by the op's qualified name, for who counts what an op does inside
+# plain implementations by qualified op name, for tools that count an op's FLOPs
 PLAIN: dict[str, Callable[..., Any]] = {}
 _INSTALLED = importlib.util.find_spec("triton") is not None
-# what the schemas of torch call the types of arguments
+# names of argument types in torch's schemas
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -30,12 +30,12 @@ _SCHEMA_TYPES: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Op:
-    """One op in its three implementations, which take the same arguments, one after the other.
+    """An op's three implementations, which take the same positional arguments.
 
     Attributes:
-        auto: the registered op: plain code on the CPU, the launcher on a GPU.
-        triton: the launcher.
-        torch: the registered op of the plain code, on any device.
+        auto: the registered op: the plain implementation on the CPU, the launcher on a GPU.
+        triton: the launcher of the Triton kernels.
+        torch: the registered op of the plain implementation, on any device.
     """
 
     auto: Callable[..., Any]
@@ -47,7 +47,7 @@ class Op:
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, on the CPU."""
+    """Return whether Triton's interpreter runs the kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -60,23 +60,23 @@ def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def obstacle(arguments: Iterable[Any]) -> str:
-    """Why no kernel can run on the tensors among these and in their lists; empty if one can."""
+    """Return why no kernel can run on these tensors and lists of tensors, or an empty string."""
     if not _INSTALLED:
         return "Triton is not installed"
     for tensor in _tensors(arguments):
         if tensor.dtype == torch.float64:
-            return "the kernels have no float64"
+            return "the kernels do not support float64"
         if not tensor.is_cuda and not interpreted():
             return f"the tensors are on {tensor.device.type}, not on a GPU"
     return ""
 
 
 def resolve(impl: Impl, *tensors: Tensor | None) -> Impl:
-    """Which attribute of an `Op` to call.
+    """Return the name of the `Op` attribute to call.
 
     Raises:
-        ValueError: ``impl`` is none of the three.
-        RuntimeError: ``"triton"`` where it can't run.
+        ValueError: ``impl`` is not one of the three names.
+        RuntimeError: ``impl="triton"`` and no kernel can run on the tensors.
     """
     if impl not in ("auto", "triton", "torch"):
         raise ValueError(f"impl must be 'auto', 'triton' or 'torch', got {impl!r}")
@@ -84,7 +84,7 @@ def resolve(impl: Impl, *tensors: Tensor | None) -> Impl:
     if impl == "triton":
         why = obstacle(tensors)
         if why:
-            raise RuntimeError(f"impl='triton' can't run: {why}; use 'auto' or 'torch'")
+            raise RuntimeError(f"impl='triton' cannot run: {why}; use 'auto' or 'torch'")
         return "auto" if first.is_cuda else "triton"
     registered = first.device.type in ("cpu", "cuda", "meta")
     return impl if registered else "torch"
@@ -101,21 +101,22 @@ def define(
     unfit: Callable[[Any], bool] = lambda _: False,
     writes: Collection[str] = (),
 ) -> Op:
-    """Register ``fastprompt::<name>``, and the plain code alone as ``plain_<name>`` beside it.
+    """Register ``fastprompt::<name>``, and its plain implementation as ``plain_<name>``.
 
-    Registered ops take their arguments one by one. What is given here takes all of them as one
-    tuple: this is the only place that converts between the two.
+    Registered ops take their arguments one by one; the functions given here take them as one
+    tuple. Only this function converts between the two.
 
     Args:
-        name: of the op.
-        arguments: a `NamedTuple` class, whose fields are the op's arguments.
-        returns: types of the outputs, as `torch.library.define` takes them.
-        eager: plain code: the CPU's implementation, and a GPU's for float64.
-        launch: the launcher, ``".module:function"`` in the package of ``arguments``; the module,
-            and Triton with it, is imported when the launcher is first called.
-        fake: shapes and dtypes of the outputs.
-        unfit: whether the kernel can't take the arguments and a GPU runs plain code.
-        writes: the fields that the op writes over.
+        name: name of the op.
+        arguments: a `NamedTuple` class whose fields are the op's arguments.
+        returns: output types in the schema syntax of `torch.library.define`.
+        eager: the plain implementation, for the CPU, and for a GPU where no kernel can run.
+        launch: the launcher, as ``".module:function"`` in the package of ``arguments``; the module,
+            and with it Triton, is imported when the launcher is first called.
+        fake: the fake implementation, which gives the shapes and dtypes of the outputs.
+        unfit: returns whether a GPU runs the plain implementation because the kernel does not
+            support the arguments.
+        writes: the fields that the op modifies in place.
     """
     plain = _in_full_precision(lambda *flat: eager(arguments(*flat)))
     PLAIN[f"{NAMESPACE}::{name}"] = plain
@@ -128,7 +129,7 @@ def define(
     def on_gpu(*flat: Any) -> Any:
         if obstacle(flat) or unfit(arguments(*flat)):
             return plain(*flat)
-        # Triton starts kernels on the current GPU, which need not be the tensors'
+        # Triton launches kernels on the current GPU, which may not be the tensors' GPU
         with torch.cuda.device(next(_tensors(flat)).device):
             return launcher(*flat)
 
@@ -137,13 +138,13 @@ def define(
 
     signature = f"({_parameters(arguments, writes)}) -> {returns}"
     registered = _register(name, signature, {"CPU": plain, "CUDA": on_gpu}, flat_fake)
-    # an op of its own, too: compiled code takes it as one piece, as it takes the kernel
+    # also registered as an op, so that torch.compile does not trace into it
     everywhere = _register(f"plain_{name}", signature, {"default": plain}, flat_fake)
     return Op(registered, launcher, everywhere)
 
 
 def _parameters(arguments: type[tuple[Any, ...]], writes: Collection[str]) -> str:
-    """The fields as a schema writes them: ``Tensor x, Tensor(a1!)? counts, float eps``."""
+    """Return the fields in schema syntax: ``Tensor x, Tensor(a1!)? counts, float eps``."""
     parameters = []
     for place, (name, kind) in enumerate(get_type_hints(arguments).items()):
         written = f"Tensor(a{place}!)" if name in writes else "Tensor"
@@ -158,7 +159,7 @@ def _register(
     fake: Callable[..., Any],
 ) -> Callable[..., Any]:
     namespace = getattr(torch.ops, NAMESPACE)
-    # a module may be run again: by a reload, or found as `kernels` from the root of a checkout
+    # a module may be imported twice: reloaded, or as `kernels` from the root of a checkout
     if not hasattr(namespace, name):
         qualified = f"{NAMESPACE}::{name}"
         torch.library.define(qualified, signature)
@@ -169,7 +170,7 @@ def _register(
 
 
 def _in_full_precision(eager: Callable[..., Any]) -> Callable[..., Any]:
-    """Without autocast: it would cast what plain code has widened on purpose."""
+    """Disable autocast, which would undo the casts to float32 in the plain implementation."""
 
     @functools.wraps(eager)
     def run(*arguments: Any) -> Any:
@@ -183,9 +184,9 @@ def _in_full_precision(eager: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Torch's, which also refuses to go on where no gradient came in that needs one.
+    """Like torch's `once_differentiable`, but also raise if no incoming gradient requires one.
 
-    Without that a second derivative would quietly lack what goes through this op.
+    Otherwise a second derivative would silently miss the contribution of this op.
     """
     once = torch.autograd.function.once_differentiable(backward)
 
@@ -199,7 +200,7 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
-    """What plain code computes in: float32, or float64 where one of them is."""
+    """Return the dtype to compute in: float32, or float64 if any tensor is float64."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -207,17 +208,17 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def is_hip() -> bool:
-    """Whether this torch is built for AMD."""
+    """Return whether this torch is built for AMD GPUs."""
     return torch.version.hip is not None
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How a kernel multiplies float32 operands.
+    """Return the ``input_precision`` of `tl.dot` for float32 operands.
 
-    Operands that come from bfloat16 or float16 values are exact in TF32, and what is accumulated
-    beside them is no better. Float32 features are multiplied as torch is told to multiply them; in
-    full precision that is three TF32 products on NVIDIA's tensor cores, whose error is near that of
-    float32. AMD's multiply float32 as it is.
+    Operands converted from bfloat16 or float16 are exact in TF32, and the other terms of such sums
+    are no more accurate. Float32 features follow `torch.set_float32_matmul_precision`: for
+    ``"highest"``, NVIDIA's tensor cores compute three TF32 products, whose error is near that of
+    float32. AMD GPUs multiply in float32.
     """
     if is_hip():
         return "ieee"

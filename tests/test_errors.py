@@ -18,7 +18,8 @@ HELD = ("name", "what", "key", "where", "path", "file", "folder")
 # how a message goes on behind the name
 SAID = (
     *(" must", " is ", " are ", " needs", " need ", " has ", " have ", " holds", " goes", " go "),
-    *(" gives", " takes", " sets", " may ", " was ", " above ", " of ", " or ", " and ", " {", "."),
+    *(" gives", " takes", " returns", " returned", " sets", " may ", " was ", " above ", " of "),
+    *(" or ", " and ", " {", "."),
 )
 # what names no argument of a call, and why
 KNOWN = {

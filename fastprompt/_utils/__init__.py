@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of CLIP."""
+"""Helpers that do not depend on CLIP."""

@@ -1,4 +1,4 @@
-"""Attention as the towers call it, and the switches that keep its paths apart."""
+"""The attention function of the towers, and context managers that select its kernel."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """`nn.MultiheadAttention` without its gradient-free shortcut.
+    """Disable the inference fast path of `nn.MultiheadAttention`.
 
-    The shortcut's outputs differ by about 1e-5 from those under gradients, so that an attack and
-    the judgment on its images would see two models. `torch.compile` can't trace the switch: who
-    compiles a function that comes by here enters this around the compiled one, too.
+    The outputs of the fast path differ by about 1e-5 from those computed with gradients, so an
+    attack and the evaluation of its images would use two different models. `torch.compile` cannot
+    trace the switch: also enter this context around a compiled function that uses it.
     """
     if torch.compiler.is_compiling():
         yield
@@ -29,12 +29,12 @@ def plain_attention() -> Iterator[None]:
 
 
 def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
-    """On the CPU the unfused kernel: at the length of a prompt its backward is the faster one."""
+    """Select the unfused kernel on the CPU; its backward is faster at the length of a prompt."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention with tokens before heads, ``[..., T, H, d]``; ``mask`` is additive."""
+    """Compute softmax attention, tokens before heads: ``[..., T, H, d]``; additive ``mask``."""
     out = F.scaled_dot_product_attention(
         q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2), attn_mask=mask
     )
@@ -42,5 +42,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def causal_mask(n: int, like: Tensor) -> Tensor:
-    """Additive ``[n, n]``: a token sees itself and what stands before it."""
+    """Return an additive causal mask ``[n, n]`` with the dtype and device of ``like``."""
     return torch.full((n, n), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)

@@ -1,4 +1,4 @@
-"""Checks of what users hand in. Every message names the argument, what it got and what it takes."""
+"""Checks of user arguments. Each error names the argument, the valid values and its value."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,16 +14,17 @@ Fraction: TypeAlias = float | int | str
 
 
 def parse_fraction(value: Fraction, name: str, *, zero: bool = False) -> float:
-    """A distance in pixel units, given as a float or as a string such as ``"4/255"``.
+    """Parse a distance such as eps, given as a number or as a string such as ``"4/255"``.
 
     Args:
-        value: the distance; pixels are in [0, 1].
-        name: the argument's name, for the message.
+        value: the distance for pixel values in [0, 1].
+        name: the argument's name in error messages.
         zero: whether 0 is allowed.
 
     Raises:
         TypeError: ``value`` is neither a number nor a string.
-        ValueError: unreadable, not finite, negative, zero where it can't be, or above 1.
+        ValueError: ``value`` is no valid number, not finite, negative, above 1, or 0 without
+            ``zero``.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise TypeError(f'{name} must be a number or a string like "4/255", got {value!r}')
@@ -38,40 +39,40 @@ def parse_fraction(value: Fraction, name: str, *, zero: bool = False) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value!r}")
     if number > 1:
-        hint = f": did you mean {number:g}/255?" if number <= 255 else ""
-        raise ValueError(f"{name} must be at most 1, got {value!r}: pixels are in [0, 1]{hint}")
+        hint = f"; did you mean {number:g}/255?" if number <= 255 else "; pixels are in [0, 1]"
+        raise ValueError(f"{name} must be between 0 and 1, got {value!r}{hint}")
     if number < 0 or (number == 0 and not zero):
         raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value!r}")
     return number
 
 
 def check_count(value: int, name: str, *, least: int = 1) -> int:
-    """``value`` if it is a whole number of at least ``least``."""
+    """Return ``value`` if it is an integer of at least ``least``, else raise an error."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return value
 
 
 def check_templates(templates: str | Sequence[str], name: str = "templates") -> list[str]:
-    """The templates as a list: not empty, one ``{}`` in each."""
+    """Return the templates as a list; raise unless each contains exactly one ``{}``."""
     forms = [templates] if isinstance(templates, str) else list(templates)
     if not forms or any(form.count("{}") != 1 for form in forms):
-        raise ValueError(f"{name} must each hold one '{{}}' for the class name, got {forms}")
+        raise ValueError(f"{name} must have one '{{}}' per template (the class name), got {forms}")
     return forms
 
 
 def some(names: Sequence[str]) -> str:
-    """A list of names for a message, cut where it is long."""
+    """Format names for a message; only the first three are shown if there are more."""
     shown = ", ".join(repr(name) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
 
 
 def check_images(images: Tensor, name: str = "images", *, values: bool = True) -> None:
-    """Raise unless ``images`` is float32 or float64 ``[B, 3, H, W]`` in [0, 1].
+    """Raise an error unless ``images`` is float32 or float64 ``[B, 3, H, W]`` in [0, 1].
 
-    ``values=False`` leaves the values alone: looking at them waits for the device.
+    ``values=False`` skips the check of the values, which synchronizes with the device.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(images).__name__}")
@@ -79,59 +80,62 @@ def check_images(images: Tensor, name: str = "images", *, values: bool = True) -
         raise ValueError(f"{name} must be [B, 3, H, W], got {list(images.shape)}")
     if images.dtype not in (torch.float32, torch.float64):
         remedy = "divide by 255" if images.dtype == torch.uint8 else "call .float()"
-        raise TypeError(f"{name} must be float32 in [0, 1], got {images.dtype}: {remedy}")
+        raise TypeError(f"{name} must be float32 in [0, 1], got {images.dtype}; {remedy}")
     if values and images.numel():
         low, high = (float(v) for v in torch.aminmax(images.detach()))
         if not (low >= 0.0 and high <= 1.0):
             raise ValueError(
-                f"{name} must be in [0, 1], got values from {low:g} to {high:g}: "
-                "don't normalize them, the classifier does"
+                f"{name} must be in [0, 1], got values from {low:g} to {high:g}; "
+                "do not normalize them, the classifier does so"
             )
 
 
 def check_labels(labels: Tensor, n: int, classes: int | None = None, name: str = "labels") -> int:
-    """Raise unless ``labels`` is an integer ``[n]`` in 0..classes-1; returns the largest label."""
+    """Check for an integer tensor ``[n]`` in 0..classes-1 and return the largest label."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(labels).__name__}")
     if labels.shape != (n,):
-        raise ValueError(f"{name} must be [{n}], one for each image, got {list(labels.shape)}")
+        raise ValueError(f"{name} must be [{n}], one label per image, got {list(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integers, got {labels.dtype}")
+        raise TypeError(f"{name} must be an integer tensor, got {labels.dtype}")
     if not n:
         return -1
-    low, high = (int(v) for v in torch.aminmax(labels.long()))  # unsigned ones lack aminmax
+    low, high = (int(v) for v in torch.aminmax(labels.long()))  # unsigned types lack aminmax
     if low < 0:
-        raise ValueError(f"{name} must be 0 or more, got {low}")
+        raise ValueError(f"{name} must be at least 0, got {low}")
     if classes is not None:
         check_label_range(high, classes, name)
     return high
 
 
 def check_label_range(largest: int, classes: int, name: str = "labels") -> None:
-    """Raise if the largest label has no class."""
+    """Raise an error if the largest label is not below the number of classes."""
     if largest >= classes:
-        raise ValueError(
-            f"{name} must be in 0..{classes - 1}, as there are {classes} classes, got {largest}"
-        )
+        raise ValueError(f"{name} must be in 0..{classes - 1} for {classes} classes, got {largest}")
 
 
 def check_classnames(classnames: Iterable[str]) -> list[str]:
-    """The class names as a list: non-empty, distinct, none blank; underscores become spaces."""
+    """Return the class names as a list with underscores replaced by spaces.
+
+    Raises:
+        TypeError: ``classnames`` is not an iterable of strings, or is a single string.
+        ValueError: ``classnames`` is empty, or has a blank or a duplicate name.
+    """
     if isinstance(classnames, str):
-        raise TypeError(f"classnames must be a list of names, got the single string {classnames!r}")
+        raise TypeError(f"classnames must be a list of strings, got the string {classnames!r}")
     if not isinstance(classnames, Iterable):
-        raise TypeError(f"classnames must be a list of names, got {classnames!r}")
+        raise TypeError(f"classnames must be a list of strings, got {classnames!r}")
     names = list(classnames)
     if not names:
         raise ValueError("classnames must not be empty")
     seen: set[str] = set()
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"classnames must be strings, got {name!r}")
+            raise TypeError(f"classnames must contain only strings, got {name!r}")
         if not name.strip():
-            raise ValueError("classnames must not hold a blank name")
+            raise ValueError("classnames must not contain a blank name")
         spoken = name.replace("_", " ")
         if spoken in seen:
-            raise ValueError(f"classnames must be distinct: {name!r} stands there twice")
+            raise ValueError(f"classnames must be distinct ('_' equals ' '), got {name!r} twice")
         seen.add(spoken)
     return [name.replace("_", " ") for name in names]

@@ -1,4 +1,4 @@
-"""Precisions by name, and what must not be computed in less than float32."""
+"""Precision names, and conversion of low-precision tensors to float32."""
 
 from contextlib import nullcontext
 
@@ -14,12 +14,12 @@ PRECISIONS = {
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Low-precision values in float32: a loss of them would underflow."""
+    """Convert bfloat16 and float16 to float32, in which losses do not underflow."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16, not by emulation."""
+    """Return whether the device supports bfloat16 without emulation."""
     if device.type == "cuda":
         with nullcontext() if device.index is None else torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -27,27 +27,27 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def own_precision(dtype: torch.dtype) -> str:
-    """The precision of weights."""
+    """Return the name of a dtype's precision."""
     return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
 def default_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """``"bf16"`` for float32 weights on a GPU that has it, else the weights' own."""
+    """Return ``"bf16"`` for float32 weights on a GPU that supports it, else their precision."""
     if dtype == torch.float32 and device.type == "cuda" and has_bf16(device):
         return "bf16"
     return own_precision(dtype)
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of a precision.
+    """Return the dtype of a precision.
 
     Raises:
-        ValueError: an unknown one, or one that the device lacks.
+        ValueError: the precision is unknown, or the device does not support it.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "bf16" and not has_bf16(device):
-        raise ValueError(f"precision: {device} has no bfloat16: use 'fp32'")
+        raise ValueError(f"precision: {device} does not support bfloat16; use 'fp32'")
     if precision == "fp64" and device.type == "mps":
-        raise ValueError(f"precision: {device} has no float64: use 'fp32'")
+        raise ValueError(f"precision: {device} does not support float64; use 'fp32'")
     return PRECISIONS[precision]

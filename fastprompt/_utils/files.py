@@ -1,4 +1,4 @@
-"""Files are written whole: to a temporary name, flushed to the disk, then renamed."""
+"""Atomic file writes: write a temporary file, flush it to disk, then rename it."""
 
 import contextlib
 import json
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from .hashing import digest
 
-# one metadata key holds it all as sorted JSON: safetensors writes several keys in random order, and
-# equal files should be equal bytes
+# a single metadata key with sorted JSON: safetensors writes several keys in random order, and equal
+# contents should give equal bytes
 _HEADER = "fastprompt"
 _DIGEST = "sha256"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, or leave what was there before as it was.
+    """Write ``data`` to ``path`` atomically; on an error, an existing file stays unchanged.
 
     Raises:
-        OSError: the disk is full, or the folder can't be written to.
+        OSError: the disk is full, or the folder is not writable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -36,40 +36,40 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException as error:  # Ctrl-C, too, leaves no temporary file
+    except BaseException as error:  # including KeyboardInterrupt: leave no temporary file
         with contextlib.suppress(OSError):
             os.unlink(name)
         if not isinstance(error, OSError):
             raise
         raise OSError(
-            error.errno, f"could not write {path}: {error.strerror}; what was there is unchanged"
+            error.errno, f"could not write {path}: {error.strerror}; an existing file is unchanged"
         ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole."""
+    """Write ``value`` atomically as indented JSON."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``.
+    """Read a JSON object.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a JSON object, as when it was cut short.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not contain a JSON object, for example because it is truncated.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}): damaged or foreign") from None
+        raise ValueError(f"{path} is not readable JSON ({error}); it may be damaged") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}")
+        raise ValueError(f"{path} must contain a JSON object, got {type(value).__name__}")
     return value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file whole, with ``metadata`` and a digest over both."""
-    # copies: safetensors refuses tensors that share memory
+    """Write a safetensors file atomically, with ``metadata`` and a digest of both."""
+    # copy, since safetensors rejects tensors that share memory
     plain = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
     }
@@ -82,22 +82,23 @@ def _sign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `write_tensors` made with ``metadata["kind"] == kind``.
+    """Read tensors and metadata written by `write_tensors` with ``metadata["kind"] == kind``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is cut short, foreign, of another kind, or its contents were changed.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is truncated, was not written by fastprompt, has another kind, or was
+            changed.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"{path} does not exist")
     try:
         with safe_open(str(path), framework="pt") as file:
             header = (file.metadata() or {}).get(_HEADER, "{}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is not a whole safetensors file ({error}): restore it from a copy, or remove "
-            "it and run again"
+            f"{path} is not a complete safetensors file ({error}); restore it from a copy, or "
+            "remove it and run again"
         ) from None
     try:
         metadata = {str(k): str(v) for k, v in json.loads(header).items()}
@@ -106,11 +107,11 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
     stored = metadata.pop(_DIGEST, None)
     if metadata.get("kind") != kind or stored is None:
         raise ValueError(
-            f"{path} is not fastprompt's own {kind!r} file: kind {metadata.get('kind')!r}"
+            f"{path} is not a fastprompt file of kind {kind!r}, got kind {metadata.get('kind')!r}"
         )
     if stored != _sign(tensors, metadata):
         raise ValueError(
-            f"{path} was changed after it was written, its digest does not match: restore it from "
+            f"{path} was changed after it was written: its digest does not match; restore it from "
             "a copy, or remove it and run again"
         )
     return tensors, metadata

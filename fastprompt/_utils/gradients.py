@@ -1,4 +1,4 @@
-"""Modules that build no graph for a while."""
+"""Temporarily disable the parameter gradients of a module."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def without_gradients(module: object) -> Iterator[None]:
-    """Inside, no graph of the module's parameters is built; what is no module has none."""
+    """Temporarily freeze the parameters of ``module``; does nothing for other objects."""
     parameters = module.parameters() if isinstance(module, nn.Module) else ()
     learning = [p for p in parameters if p.requires_grad]
     for parameter in learning:

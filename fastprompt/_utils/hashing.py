@@ -1,4 +1,4 @@
-"""SHA-256 hashes of tensors, of texts and of what JSON can hold."""
+"""SHA-256 hashes of tensors, strings and JSON values."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def digest(tensors: Mapping[str, Tensor], *extra: str) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of ``tensors``, in the names' order."""
+    """Return the SHA-256 of ``extra`` and the tensors' names (sorted), dtypes, shapes and bytes."""
     total = hashlib.sha256()
     for text in extra:
         total.update(text.encode() + b"\0")
@@ -22,10 +22,10 @@ def digest(tensors: Mapping[str, Tensor], *extra: str) -> str:
 
 
 def digest_texts(*texts: str) -> str:
-    """SHA-256 of texts, in their order."""
+    """Return the SHA-256 of the texts, in the given order."""
     return digest({}, *texts)
 
 
 def digest_json(value: Any) -> str:
-    """SHA-256 of what JSON can hold; the order of a mapping's keys does not matter."""
+    """Return the SHA-256 of a JSON value; the order of a mapping's keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

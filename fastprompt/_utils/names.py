@@ -1,11 +1,11 @@
-"""Names that are not known, and the nearest that are. Imports nothing that takes time."""
+"""Errors for unknown names, with suggestions. This module imports nothing slow."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def nearest(got: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest known ones, or all of them where they are few."""
+    """Return a hint for an unknown name: the nearest known names, or all if there are few."""
     names = sorted(known)
     close = difflib.get_close_matches(got, names, n=3, cutoff=0.5)
     if close:
@@ -14,5 +14,5 @@ def nearest(got: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, got: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is not known, with the nearest ones offered."""
+    """Return a ValueError for an unknown name that suggests the nearest known names."""
     return ValueError(f"unknown {kind} {got!r}: {nearest(got, known)}")

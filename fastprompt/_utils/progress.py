@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar in a terminal, a line now and then elsewhere."""
+"""Progress reports: a bar in a terminal, periodic lines elsewhere."""
 
 import sys
 import threading
@@ -11,17 +11,17 @@ EVERY = 30.0  # seconds between two lines
 
 
 class Progress:
-    """A bar where standard error is a terminal; in a log file, a line every half a minute.
+    """A progress bar if standard error is a terminal, else a line every 30 seconds.
 
-    The lines come from a thread of their own: one step of an attack on a large model may take
-    longer than that, and what is silent looks as if it hung.
+    A separate thread prints the lines, because one step of an attack on a large model may take
+    longer than 30 seconds, during which the program would appear to hang.
 
     Args:
-        total: steps of the work.
-        title: what is done.
-        unit: of a step.
-        initial: steps that were done before.
-        show: False is silent everywhere.
+        total: the total number of steps.
+        title: the name of the task.
+        unit: the unit of a step.
+        initial: the number of steps already done.
+        show: whether to print anything.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class Progress:
             self._lines = threading.Thread(target=self._tell, daemon=True)
 
     def update(self, steps: int = 1) -> None:
-        """So many more steps are done."""
+        """Advance by ``steps`` steps."""
         self.done += steps
         self._bar.update(steps)
 
     def note(self, text: str) -> None:
-        """What is being done, or what came of it: shown behind the steps."""
+        """Show ``text``, such as the current stage or result, after the step count."""
         self._note = text
         self._bar.set_postfix_str(text)
 
     def line(self) -> str:
-        """The state in one line."""
+        """Return the current progress as one line."""
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         steps = f"{self.done} of {self.total} {self.unit}"
         note = f"; {self._note}" if self._note else ""

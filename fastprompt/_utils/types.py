@@ -1,4 +1,4 @@
-"""Types that several folders share."""
+"""Types shared by several subpackages."""
 
 from collections.abc import Callable
 

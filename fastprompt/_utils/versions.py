@@ -1,11 +1,11 @@
-"""Versions of the packages that a result depends on."""
+"""Versions of the packages that affect a result."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of Python and of the packages that affect a result."""
     out = {"python": platform.python_version()}
     for name in ("fastprompt", "torch", "torchvision", "triton", "open_clip_torch"):
         try:

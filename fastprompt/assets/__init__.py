@@ -1,1 +1,1 @@
-"""Weights and cards of the bundled models."""
+"""Weights and model cards of the bundled models."""

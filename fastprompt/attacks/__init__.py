@@ -1,4 +1,4 @@
-"""Attacks: the threat model is an L-inf ball in pixel space, met with the box [0, 1]."""
+"""Attacks in the L-inf ball in pixel space, intersected with the box [0, 1]."""
 
 from .apgd import APGD
 from .autoattack import AutoAttack

@@ -1,4 +1,4 @@
-"""APGD: projected gradient ascent with momentum that halves its own steps, untargeted and targeted.
+"""APGD: projected gradient ascent with momentum and adaptive step size, untargeted and targeted.
 
 Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
 parameter-free attacks", ICML 2020, section 4 and algorithm 1.
@@ -21,33 +21,33 @@ from .slots import Ascent, State
 APGDLoss = Literal["ce", "dlr", "margin", "targeted-dlr", "targeted-margin"]
 
 _MOMENTUM = 0.75
-_RISES = 0.75  # a share of rises below this since the last check halves the step
+_RISES = 0.75  # the step size is halved if at most this share of steps raised the loss
 
 
 class APGD(IteratedAttack):
     """APGD in the L-inf ball.
 
-    The first step size is 2 eps. At checkpoints, further apart at first, an image whose loss rose
-    too seldom, or whose best point is as good as at the checkpoint before, goes on from its best
-    point with half the step.
+    The initial step size is 2 eps. At checkpoints, whose spacing shrinks during the attack, an
+    image continues from its best point with half the step size if its loss rose in too few steps
+    or if its best loss has not improved since the previous checkpoint.
 
     Args:
         model: as for `PGD`.
-        eps: radius in pixel units, a float or such as ``"4/255"``.
-        steps: steps of each attempt.
-        loss: ``"ce"`` (cross-entropy), ``"dlr"``, ``"margin"``; ``"targeted-dlr"`` and
-            ``"targeted-margin"`` go for one wrong class after the other, the likeliest first.
-        restarts: random starts tried; of a targeted loss always one for each target.
-        targets: classes that a targeted loss goes for.
-        samples: gradients averaged in each step, for a model that is random.
-        stop: an image that is fooled takes no more steps: its place is given to the next. False:
-            each image has all its steps, and its point of the highest loss counts; of several
-            attempts the one with the largest margin.
-        batch: images attacked at once; None takes all that `run` is given.
-        seed: of the random starts, which depend on (seed, image index, attempt) alone.
+        eps: radius in pixel units, a float or a string such as ``"4/255"``.
+        steps: gradient steps of each attempt.
+        loss: ``"ce"`` (cross-entropy), ``"dlr"`` or ``"margin"``; ``"targeted-dlr"`` and
+            ``"targeted-margin"`` attack several wrong classes in turn, the most likely first.
+        restarts: number of random starts; a targeted loss always uses one start per target.
+        targets: number of wrong classes that a targeted loss attacks.
+        samples: gradients averaged in each step, for randomized models.
+        stop: if True, a fooled image takes no more steps and the next image takes its slot. If
+            False, each image takes all its steps and the result is its point of highest loss; of
+            several attempts, the one with the largest margin.
+        batch: images attacked at once; None attacks all images given to `run` at once.
+        seed: seed of the random starts, which depend only on (seed, image index, attempt).
 
     Raises:
-        ValueError, TypeError: an argument out of its range.
+        ValueError, TypeError: an argument is out of range or has the wrong type.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class APGD(IteratedAttack):
 
     @property
     def each_wrong_class(self) -> bool:
-        """Whether it goes for one wrong class after the other."""
+        """Whether the attack targets several wrong classes in turn."""
         return self.loss.startswith("targeted")
 
     def ascent(self, batch: Batch) -> Ascent:
@@ -90,9 +90,10 @@ class APGD(IteratedAttack):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """How many steps before each checkpoint it is since the last one; 0 where there is none.
+    """Return a list over steps: at a checkpoint, the steps since the previous one; elsewhere 0.
 
-    The first period is 22 % of the steps; each is 3 % shorter than the last, 6 % at least.
+    The first period is 22 % of ``steps``. Each period is shorter than the one before by 3 % of
+    ``steps``, and is at least 6 % of ``steps``.
     """
     period, least, less = (max(1, int(share * steps)) for share in (0.22, 0.06, 0.03))
     out, at = [0] * (steps + 1), period
@@ -104,7 +105,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 class _APGDAscent:
-    """APGD on one batch, as `climb` takes it."""
+    """APGD on one batch, as an `Ascent` for `climb`."""
 
     def __init__(self, attack: APGD, batch: Batch) -> None:
         self.attack, self.batch, self.steps = attack, batch, attack.steps
@@ -151,7 +152,7 @@ class _APGDAscent:
         self._compare(state, loss, grad)
         adv, grad = self._check(state, grad)
         new = self._move(state, adv, grad, _MOMENTUM, state["counts"])
-        if first:  # there is no last step to take momentum from
+        if first:  # the first step has no previous step for the momentum
             those = {k: state[k][first] for k in ("x", "before", "alpha")}
             new[first] = self._move(those, adv[first], grad[first], 1.0, None)
         state["before"], state["adv"] = adv, new
@@ -172,7 +173,7 @@ class _APGDAscent:
 
     @staticmethod
     def _compare(state: State, loss: Tensor, grad: Tensor) -> None:
-        """Keep the best point so far, and count the rises."""
+        """Update the best point so far and count the steps that raised the loss."""
         loss = loss.to(state["best_loss"].dtype)
         better = loss > state["best_loss"]
         wide = better[:, None, None, None]
@@ -183,7 +184,7 @@ class _APGDAscent:
         state["last_loss"] = loss
 
     def _check(self, state: State, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """At a checkpoint: halve the step where it helps nothing, and go back to the best point."""
+        """At a checkpoint, halve stalled images' step sizes and return to their best points."""
         period = self.periods[state["step"]]
         due = period > 0
         seldom = state["rises"] <= _RISES * period
@@ -206,7 +207,7 @@ class _APGDAscent:
 def per_image_loss(
     loss: APGDLoss, logits: Tensor, labels: Tensor, targets: Tensor | None
 ) -> Tensor:
-    """The loss of that name, ``[B]``; with too few classes for DLR the margin in its place."""
+    """Compute the named loss, ``[B]``; the margin replaces DLR if there are too few classes."""
     classes = logits.shape[1]
     if targets is not None:
         if loss == "targeted-dlr" and classes >= 4:

@@ -1,4 +1,4 @@
-"""Pixel gradients, and plain projected sign steps along them."""
+"""Pixel gradients and projected sign steps along them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from ..kernels import pgd_step, pgd_step_
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """``model`` in eval mode, if it is a module; afterwards every part is as it was."""
+    """Put a module in eval mode; on exit, restore the mode of each submodule."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     training = [m for m in modules if m.training]
     try:
@@ -25,7 +25,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def module_device(model: Any, otherwise: torch.device) -> torch.device:
-    """Where a module's weights or buffers are; ``otherwise`` for a plain callable."""
+    """Return the device of a module's parameters or buffers, ``otherwise`` if it has none."""
     if isinstance(model, nn.Module):
         tensor = next(iter([*model.parameters(), *model.buffers()]), None)
         if tensor is not None:
@@ -37,7 +37,7 @@ Gradient = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
 def pixel_gradient(loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The gradient of ``loss_of(images)`` in the images alone: zeros where the graph is cut."""
+    """Compute the gradient of ``loss_of(images)`` in the images; zeros if the graph is cut."""
     images = images.detach().requires_grad_(True)
     loss = loss_of(images)
     if not loss.requires_grad:
@@ -47,9 +47,10 @@ def pixel_gradient(loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tenso
 
 
 def mean_gradient(samples: int) -> Gradient:
-    """`pixel_gradient`, averaged over so many passes: the expectation over a model's randomness.
+    """Return `pixel_gradient` averaged over ``samples`` passes, for randomized models.
 
-    Athalye et al., "Obfuscated gradients give a false sense of security", ICML 2018, section 4.2.
+    The mean estimates the expectation over the model's randomness: Athalye et al., "Obfuscated
+    gradients give a false sense of security", ICML 2018, section 4.2.
     """
     if samples == 1:
         return pixel_gradient
@@ -74,17 +75,17 @@ def ascend(
     counts: Tensor,
     gradient: Gradient = pixel_gradient,
 ) -> Tensor:
-    """``steps`` projected sign steps up ``loss_of`` from ``start``.
+    """Take ``steps`` projected sign steps from ``start`` that increase ``loss_of``.
 
-    For steps that are captured in a CUDA graph, or that no image leaves; attacks on labeled images
-    go through `slots.climb`.
+    Used if the steps are captured in a CUDA graph or if no image stops early; attacks on labeled
+    images use `slots.climb`.
 
     Args:
-        loss_of: images ``[B, 3, H, W]`` to a scalar loss, summed over the batch.
-        x: clean images, the center of the ball.
-        alpha, eps: one number, or one for each image, ``[B]``.
-        counts: int64 ``[B, 2]``, to which each step adds its zero and non-finite gradients.
-        gradient: how the loss's gradient in the images is taken.
+        loss_of: maps images ``[B, 3, H, W]`` to a scalar loss, summed over the batch.
+        x: clean images, the centers of the balls.
+        alpha, eps: step size and radius, a number or one per image, ``[B]``.
+        counts: int64 ``[B, 2]``; each step adds its numbers of zero and non-finite gradients.
+        gradient: function that computes the loss's gradient in the images.
 
     Returns:
         The last iterate.
@@ -92,7 +93,7 @@ def ascend(
     adv = start
     for step in range(steps):
         grad = gradient(loss_of, adv)
-        # the start is the caller's; what the first step made is written over
+        # the first step must not overwrite the caller's start; later steps work in place
         move = pgd_step_ if step else pgd_step
         adv = move(adv, x, grad, alpha=alpha, eps=eps, counts=counts)
     return adv

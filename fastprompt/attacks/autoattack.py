@@ -1,4 +1,4 @@
-"""AutoAttack's standard version: four attacks, each on the images that those before it left.
+"""Standard AutoAttack: four attacks, each on the images that no earlier attack fooled.
 
 Croce and Hein, ICML 2020: APGD on cross-entropy, APGD on the targeted DLR loss (9 targets) and
 targeted FAB (9 targets), each 100 steps, and Square with 5,000 queries.
@@ -15,17 +15,17 @@ from .base import Attack, Batch
 from .fab_square import FAB, Square
 from .result import AttackResult, untouched
 
-TARGETS = 9  # the likeliest wrong classes
+TARGETS = 9  # number of wrong classes attacked, the most likely first
 
 
 @dataclass(frozen=True)
 class StandardAttack:
-    """One of AutoAttack's four.
+    """One of AutoAttack's four attacks.
 
     Attributes:
-        steps: gradient steps (for each target), or Square's queries.
-        make: model, radius, steps and the keywords that all attacks have (``batch``, ``seed``) to
-            the attack; APGD takes its others, too.
+        steps: gradient steps (per target), or queries for Square.
+        make: builds the attack from the model, radius, steps and the keyword arguments of all four
+            (``batch``, ``seed``); for APGD, it also accepts APGD's other keyword arguments.
     """
 
     steps: int
@@ -41,7 +41,7 @@ def _apgd_t(model: Model, eps: float, steps: int, **options: Any) -> Attack:
 
 
 def _fab_t(model: Model, eps: float, steps: int, *, batch: int | None, seed: int) -> Attack:
-    return FAB(model, eps, steps, targets=TARGETS, batch=batch)  # it draws no random number
+    return FAB(model, eps, steps, targets=TARGETS, batch=batch)  # FAB draws no random numbers
 
 
 STANDARD: Mapping[str, StandardAttack] = {
@@ -58,11 +58,11 @@ class AutoAttack(Attack):
     Args:
         model, eps: as for `PGD`.
         batch: images attacked at once.
-        seed: of all its attacks.
+        seed: seed of the four attacks.
 
     Raises:
-        ModuleNotFoundError: `torchattacks` is missing, from which FAB and Square come.
-        ValueError, TypeError: an argument out of its range.
+        ModuleNotFoundError: `torchattacks`, which provides FAB and Square, is not installed.
+        ValueError, TypeError: an argument is out of range or has the wrong type.
     """
 
     def __init__(

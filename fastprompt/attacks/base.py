@@ -1,4 +1,4 @@
-"""What the attacks on labeled images share: how they are called, and what counts as fooled."""
+"""Base class of the attacks on labeled images, and the criterion for a fooled image."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -16,11 +16,12 @@ from .result import AttackResult
 
 @dataclass(frozen=True)
 class Batch:
-    """Attributes:
+    """A batch of labeled images.
 
-    images: ``[B, 3, H, W]``, on the model's device, a copy of the caller's.
-    labels: int64 ``[B]``: the true classes, or the targets of a targeted attack.
-    indices: of the images in their data set, int64 ``[B]``.
+    Attributes:
+        images: ``[B, 3, H, W]``, on the model's device, a copy of the caller's images.
+        labels: int64 ``[B]``: the true classes, or the targets of a targeted attack.
+        indices: indices of the images in their data set, int64 ``[B]``.
     """
 
     images: Tensor
@@ -31,16 +32,17 @@ class Batch:
         return len(self.images)
 
     def split(self, size: int) -> "list[Batch]":
-        """Parts of at most ``size`` images; one part, if there are none."""
+        """Split into batches of at most ``size`` images; an empty batch gives one empty batch."""
         images, labels, indices = (t.split(size) for t in (self.images, self.labels, self.indices))
         parts = zip(images, labels, indices, strict=True)
         return [Batch(x, y, i) for x, y, i in parts]
 
 
 def fooled(logits: Tensor, labels: Tensor, *, targeted: bool = False) -> Tensor:
-    """Which images an untargeted (targeted) attack has won, bool ``[B]``.
+    """Return the images on which an untargeted (or targeted) attack succeeded, bool ``[B]``.
 
-    A NaN logit is no prediction: such an image is not fooled, its gradient health tells of it.
+    An image with a NaN logit has no prediction and is not counted as fooled; the gradient health
+    reports it.
     """
     hit = logits.argmax(dim=1) == labels
     return (hit if targeted else ~hit) & ~logits.isnan().any(dim=1)
@@ -48,21 +50,21 @@ def fooled(logits: Tensor, labels: Tensor, *, targeted: bool = False) -> Tensor:
 
 @torch.no_grad()
 def wrong_classes(model: Model, images: Tensor, labels: Tensor, size: int | None = None) -> Tensor:
-    """The wrong classes of each image, the likeliest first, ``[B, C - 1]``."""
+    """Return the wrong classes of each image, the most likely first, ``[B, C - 1]``."""
     parts = images.split(size or max(1, len(images)))
     order = torch.cat([model(x) for x in parts]).argsort(dim=1, descending=True, stable=True)
     return order[order != labels[:, None]].view(len(order), -1)
 
 
 class Attack(ABC):
-    """An attack on a classifier of pixels, called like those of `torchattacks`.
+    """Base class of attacks on image classifiers, called like those of `torchattacks`.
 
     Args:
-        model: pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``: a module (attacked in eval
-            mode, left as it was) or any callable.
-        samples: gradients averaged in each step, for a model that is random.
-        stop: an image that is fooled takes no more steps.
-        batch: images attacked at once; None takes all that are given.
+        model: module or callable that maps images ``[B, 3, H, W]`` in [0, 1] to logits
+            ``[B, C]``; a module is attacked in eval mode, and its mode is restored afterwards.
+        samples: gradients averaged in each step, for randomized models.
+        stop: if True, a fooled image takes no more steps.
+        batch: images attacked at once; None attacks all given images at once.
     """
 
     targeted: bool = False
@@ -78,25 +80,25 @@ class Attack(ABC):
         self.batch = None if batch is None else check_count(batch, "batch")
 
     def __call__(self, images: Tensor, labels: Tensor, *, indices: Tensor | None = None) -> Tensor:
-        """Adversarial images, like `torchattacks`; warns if the model gave no usable gradient."""
+        """Return adversarial images, as `torchattacks` does; warn if gradients were unusable."""
         result = self._checked(images, labels, indices, ask=False)
         for reason in result.health.reasons:
-            warnings.warn(f"this attack is not to be trusted: {reason}", stacklevel=2)
+            warnings.warn(f"this attack's result is not trustworthy: {reason}", stacklevel=2)
         return result.images
 
     def run(self, images: Tensor, labels: Tensor, *, indices: Tensor | None = None) -> AttackResult:
         """Attack images.
 
         Args:
-            images: float32 ``[B, 3, H, W]`` in [0, 1]; not changed. The result is where a module's
-                weights are, as in `torchattacks`.
+            images: float32 ``[B, 3, H, W]`` in [0, 1]; not modified. The result is on the device
+                of the module's weights, as in `torchattacks`.
             labels: int64 ``[B]``: the true classes, or the targets in targeted mode.
-            indices: the images' indices in their data set, int64 ``[B]``; by default their places
-                among those given. They key the random starts: give them, and splitting a batch
-                changes no image.
+            indices: indices of the images in their data set, int64 ``[B]``; by default their
+                positions in ``images``. The random starts depend on them: if given, the result
+                does not depend on how the data set is split into batches.
 
         Raises:
-            ValueError, TypeError: images or labels of a wrong shape, dtype or range.
+            ValueError, TypeError: images or labels have a wrong shape, dtype or range.
         """
         return self._checked(images, labels, indices, ask=True)
 
@@ -116,18 +118,18 @@ class Attack(ABC):
 
     @abstractmethod
     def _attack(self, batch: Batch, ask: bool) -> AttackResult:
-        """Attack a batch; ``ask`` for which images fell, where that costs a pass of its own."""
+        """Attack a batch; ``ask`` requests `success` even if it takes a separate pass."""
 
     @torch.no_grad()
     def won(self, adv: Tensor, labels: Tensor) -> Tensor:
-        """Which images the model is fooled by, bool ``[B]``, at most ``batch`` in a pass."""
+        """Return which images fool the model, bool ``[B]``, in passes of at most ``batch``."""
         if not len(adv):
             return torch.zeros(0, dtype=torch.bool, device=adv.device)
         parts = zip(adv.split(self._size(adv)), labels.split(self._size(adv)), strict=True)
         return torch.cat([self.judge(at_least_float32(self.model(a)), b) for a, b in parts])
 
     def judge(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Which images are fooled, bool ``[B]``."""
+        """Return which images are fooled, bool ``[B]``."""
         return fooled(logits, labels, targeted=self.targeted)
 
     def _size(self, images: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""FAB and Square from `torchattacks`, called as the attacks here are."""
+"""FAB and Square from `torchattacks`, with the interface of this library's attacks."""
 
 import importlib
 from abc import abstractmethod
@@ -16,41 +16,41 @@ from .._utils.types import Model
 from .base import Attack, Batch, wrong_classes
 from .result import AttackResult, untouched
 
-_SLACK = 1e-6  # rounding of their projections
+_SLACK = 1e-6  # tolerance for rounding in the projections of torchattacks
 
 
 def torchattacks() -> Any:
-    """The package.
+    """Import and return the `torchattacks` package.
 
     Raises:
-        ModuleNotFoundError: it is not installed; the message says how to.
+        ModuleNotFoundError: it is not installed; the message gives the install command.
     """
     try:
         return importlib.import_module("torchattacks")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "FAB and Square, and AutoAttack with them, need torchattacks: "
-            "pip install 'fastprompt[eval]'"
+            "FAB, Square and AutoAttack require torchattacks; "
+            "install it with: pip install 'fastprompt[eval]'"
         ) from error
 
 
 class _Module(nn.Module):
-    """What `torchattacks` takes for a model: a module in eval mode, whatever is called."""
+    """Wraps any callable as a module in eval mode, which `torchattacks` requires."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.call = model
-        # they ask the first parameter for the device, and print that there is none
+        # torchattacks reads the device from the first parameter and prints a notice without one
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        # Square writes into the logits that it gets
+        # Square modifies the logits in place
         return self.call(images).clone()
 
 
 class _Peer(Attack):
-    """An attack of `torchattacks`, batch by batch, each with random numbers of its own."""
+    """An attack of `torchattacks`, run batch by batch, with separate random numbers for each."""
 
     def __init__(self, model: Model, eps: Fraction, batch: int | None) -> None:
         super().__init__(model, batch=batch)
@@ -59,7 +59,7 @@ class _Peer(Attack):
 
     @abstractmethod
     def _tries(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What was tried on each image, ``[T, B, 3, H, W]``."""
+        """Return T candidate adversarial images for each image, ``[T, B, 3, H, W]``."""
 
     def _attack(self, batch: Batch, ask: bool) -> AttackResult:
         parts = [self._part(part) for part in batch.split(self._size(batch.images))]
@@ -70,30 +70,30 @@ class _Peer(Attack):
         success = self.won(adv, batch.labels)
         if not len(batch):
             return untouched(adv, success)
-        # they call ``backward``: no parameter may gather a gradient
+        # torchattacks calls ``backward``, which must not accumulate parameter gradients
         with _own_random_numbers(adv), without_gradients(self.model):
             tries = self._tries(_Module(self.model), batch).detach()
         for tried in tries:
-            # false for a NaN, too
+            # also False for NaN
             inside = (tried - batch.images).abs().flatten(1).amax(1) <= self.eps + _SLACK
             fresh = inside & ~success & self.won(tried, batch.labels)
             adv = torch.where(fresh[:, None, None, None], tried, adv)
             success = success | fresh
-        # they don't show their gradients: there is no health to tell of
+        # torchattacks does not expose its gradients, so the health is empty
         return untouched(adv, success)
 
 
 class FAB(_Peer):
-    """Targeted FAB: for each of several wrong classes the nearest point beyond the boundary.
+    """Targeted FAB: seeks the nearest point across the boundary to each of several wrong classes.
 
     Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
-    ICML 2020. All targets of an image are attacked at once: few images stand when its turn comes,
-    and a small batch wastes the machine.
+    ICML 2020. All targets of an image are attacked in one batch: few images remain when FAB runs
+    in AutoAttack, and small batches underuse the hardware.
 
     Args:
         model, eps, batch: as for `PGD`; ``batch`` counts images times targets.
-        steps: for each target.
-        targets: wrong classes that are tried, the likeliest first.
+        steps: steps per target.
+        targets: number of wrong classes attacked, the most likely first.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class FAB(_Peer):
         wrong = wrong_classes(model, x, batch.labels)[:, : self.targets].T  # [T, B]
         attack = torchattacks().FAB(model, norm="Linf", eps=self.eps, steps=self.steps)
         attack.set_device(x.device)
-        # with a tensor of targets for its one target class it takes each row's own
+        # a tensor in place of the single target class gives each row its own target
         attack.target_class = wrong.flatten()
         labels = batch.labels.repeat(len(wrong))
         adv = attack.attack_single_run_targeted(x.repeat(len(wrong), 1, 1, 1), labels)
@@ -125,18 +125,18 @@ class FAB(_Peer):
 
 
 class Square(_Peer):
-    """Square: random search with squares, blind to gradients.
+    """Square: gradient-free random search with square perturbations.
 
-    A batch shares the places of its squares, as the authors have it, and its random numbers are
-    drawn for all of it: what an image meets depends on who else is in its batch.
+    As in the authors' version, all images of a batch share the positions of the squares, and random
+    numbers are drawn for the whole batch. An image's result thus depends on its batch.
 
     Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random
     search", ECCV 2020.
 
     Args:
         model, eps, batch: as for `PGD`.
-        queries: passes for each image, at most.
-        seed: of the squares.
+        queries: maximum number of passes per image.
+        seed: seed of the squares.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Square(_Peer):
         self.seed = seed
 
     def _tries(self, model: nn.Module, batch: Batch) -> Tensor:
-        # a seed of each batch's own
+        # a separate seed for each batch
         seed = numbered_seed(self.seed, int(batch.indices[0])) % 2**31
         attack = torchattacks().Square(
             model, norm="Linf", eps=self.eps, n_queries=self.queries, seed=seed
@@ -164,7 +164,7 @@ class Square(_Peer):
 
 @contextmanager
 def _own_random_numbers(x: Tensor) -> Iterator[None]:
-    """They seed torch's global generator: afterwards it is as it was."""
+    """Restore torch's global generator on exit, since torchattacks seeds it."""
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield

@@ -1,4 +1,4 @@
-"""AdvPT's attack on the image encoder alone: no labels, no text, blind to the prompts."""
+"""AdvPT's attack on the image encoder alone, without labels, text or prompts."""
 
 from collections.abc import Callable
 
@@ -15,28 +15,29 @@ from .result import AttackResult
 
 
 def feature_kl(clean: Tensor, adv: Tensor) -> Tensor:
-    """``KL(softmax(clean) || softmax(adv))`` over raw feature entries: ``[B, D]`` to ``[B]``."""
+    """Compute ``KL(softmax(clean) || softmax(adv))`` of raw features, ``[B, D]`` to ``[B]``."""
     log_adv, log_clean = F.log_softmax(adv, dim=-1), F.log_softmax(clean, dim=-1)
     return F.kl_div(log_adv, log_clean, reduction="none", log_target=True).sum(dim=-1)
 
 
 class FeaturePGD:
-    """PGD that drives the image feature away from its clean value (AdvPT, ECCV 2024).
+    """PGD that moves the image feature away from its clean value (AdvPT, ECCV 2024).
 
-    Maximizes ``KL(softmax(f(x)) || softmax(f(x_adv)))`` over the D raw, un-normalized feature
-    entries. It does not see the prompts: an accuracy under it says nothing of an attacker who does.
+    Maximizes ``KL(softmax(f(x)) || softmax(f(x_adv)))`` over the D raw, unnormalized feature
+    entries. The attack does not use the prompts, so accuracy under it says nothing about accuracy
+    under an attack that does.
 
     Args:
-        encode: pixels ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``.
-        eps: radius in pixel units, a float or such as ``"8/255"``.
+        encode: maps images ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``.
+        eps: radius in pixel units, a float or a string such as ``"8/255"``.
         steps: gradient steps.
-        alpha: step size; by default ``1.25 * eps / steps``, as the authors have it.
-        start: where the uniform start is drawn from. There is no start at the image itself: the
-            gradient is zero there.
-        seed: of the random starts, which depend on (seed, image index) alone.
+        alpha: step size; by default ``1.25 * eps / steps``, as the authors use.
+        start: range of the uniform random start, as for `random_start`. The clean image is not a
+            valid start because the gradient is zero there.
+        seed: seed of the random starts, which depend only on (seed, image index).
 
     Raises:
-        ValueError, TypeError: an argument out of its range.
+        ValueError, TypeError: an argument is out of range or has the wrong type.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class FeaturePGD:
     ) -> None:
         if start not in ("two-sided", "one-sided"):
             raise ValueError(
-                f"start must be 'two-sided' or 'one-sided', got {start!r}: "
-                "at the clean image this loss has no gradient"
+                f"start must be 'two-sided' or 'one-sided', got {start!r}; "
+                "the gradient of this loss is zero at the clean image"
             )
         self.encode = encode
         self.eps = parse_fraction(eps, "eps")
@@ -63,7 +64,7 @@ class FeaturePGD:
         self.seed = seed
 
     def run(self, images: Tensor, *, indices: Tensor | None = None) -> AttackResult:
-        """Attack a batch: float32 ``[B, 3, H, W]`` in [0, 1]; ``indices`` as in `PGD.run`."""
+        """Attack images, float32 ``[B, 3, H, W]`` in [0, 1]; ``indices`` as in `PGD.run`."""
         check_images(images)
         if indices is None:
             indices = torch.arange(len(images), device=images.device)

@@ -1,23 +1,23 @@
-"""Was there a gradient to follow? A sign step without one stands still and seems robust."""
+"""Gradient health: without a gradient, sign steps do not move and a model seems robust."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-ZERO_SHARE = 0.5  # an image whose gradient was zero in more than this share of entries stood still
-UNHEALTHY_SHARE = 0.01  # more such images than this, and the result is not to be trusted
+ZERO_SHARE = 0.5  # an image with a larger share of zero gradient entries is stalled
+UNHEALTHY_SHARE = 0.01  # a result with a larger share of stalled images is not trusted
 
 
 @dataclass(frozen=True)
 class GradientHealth:
-    """Counts over all steps of an attack, for each image; on the attack's device until read.
+    """Gradient counts of each image over all steps of an attack, kept on the attack's device.
 
     Attributes:
-        zero: zero entries of the pixel gradient, int64 ``[B]``.
-        nonfinite: NaN or infinite entries, int64 ``[B]``.
-        entries: entries looked at, gradients * 3 * H * W: of each image, int64 ``[B]``, or one
-            number for all.
+        zero: number of zero entries of the pixel gradient, int64 ``[B]``.
+        nonfinite: number of NaN or infinite entries, int64 ``[B]``.
+        entries: number of entries counted, gradients * 3 * H * W: per image, int64 ``[B]``, or one
+            number for all images.
     """
 
     zero: Tensor
@@ -26,27 +26,27 @@ class GradientHealth:
 
     @property
     def stalled(self) -> Tensor:
-        """Images without a usable gradient, bool ``[B]``; none where no step was taken."""
+        """Images without a usable gradient, bool ``[B]``; False if no step was taken."""
         return (self.zero > ZERO_SHARE * self.entries) | (self.nonfinite > 0)
 
     @property
     def total(self) -> int:
-        """Entries looked at, over all images."""
+        """Total number of entries counted."""
         return int(self._entries().sum())
 
     @property
     def zero_share(self) -> float:
-        """Share of zero entries over all images."""
+        """Share of zero entries, over all images."""
         return float(self.zero.sum()) / max(1, self.total)
 
     @property
     def nonfinite_share(self) -> float:
-        """Share of NaN and infinite entries over all images."""
+        """Share of NaN and infinite entries, over all images."""
         return float(self.nonfinite.sum()) / max(1, self.total)
 
     @property
     def reasons(self) -> list[str]:
-        """Why the attack's result is not to be trusted; empty if nothing is wrong."""
+        """Reasons not to trust the attack's result; empty if there are none."""
         stalled = int(self.stalled.sum())
         if stalled <= UNHEALTHY_SHARE * len(self.zero):
             return []
@@ -57,12 +57,12 @@ class GradientHealth:
 
     @property
     def trusted(self) -> bool:
-        """Whether nearly all images had a gradient to follow."""
+        """Whether nearly all images had a usable gradient."""
         return not self.reasons
 
     @staticmethod
     def join(parts: "list[GradientHealth]") -> "GradientHealth":
-        """The health of several batches under one attack."""
+        """Concatenate the health of several batches under the same attack."""
         same = len({p.entries if isinstance(p.entries, int) else None for p in parts}) == 1
         plain = same and isinstance(parts[0].entries, int)
         return GradientHealth(
@@ -72,7 +72,7 @@ class GradientHealth:
         )
 
     def plus(self, other: "GradientHealth", rows: Tensor) -> "GradientHealth":
-        """With what another attack counted on the images ``rows``."""
+        """Return these counts plus those of another attack on the images ``rows``."""
         return GradientHealth(
             self.zero.index_add(0, rows, other.zero),
             self.nonfinite.index_add(0, rows, other.nonfinite),

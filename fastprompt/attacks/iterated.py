@@ -1,4 +1,4 @@
-"""What the attacks that take gradient steps share: `climb` through slots, and what counts."""
+"""Base class of the attacks that take gradient steps; it runs them with `climb`."""
 
 from abc import abstractmethod
 
@@ -8,15 +8,16 @@ from .slots import Ascent, climb
 
 
 class IteratedAttack(Attack):
-    """An attack of many steps. See `Attack` for the arguments.
+    """Base class of iterative attacks. See `Attack` for the arguments.
 
-    With ``stop`` an image that is fooled keeps what fooled it, and every iterate counts. Without,
-    each image has all its steps; of several attempts the one with the largest margin is kept.
+    With ``stop``, every iterate is evaluated, and the first one that fools the model is the result.
+    Otherwise each image takes all its steps; of several attempts, the one with the largest margin
+    is kept.
     """
 
     @abstractmethod
     def ascent(self, batch: Batch) -> Ascent:
-        """The attack on one batch."""
+        """Return the attack on one batch."""
 
     def _attack(self, batch: Batch, ask: bool) -> AttackResult:
         found = climb(

@@ -1,17 +1,17 @@
-"""What an attack raises: losses of each image, ``[B]``, from logits ``[B, C]``.
+"""Per-image losses ``[B]`` that an attack maximizes, computed from logits ``[B, C]``.
 
-A targeted loss takes the target classes ``[B]`` as well; the labels stay the true ones.
+A targeted loss takes target classes ``[B]`` in addition; its labels are the true classes.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TINY = 1e-12  # of the authors of DLR: logits that are all alike
+_TINY = 1e-12  # from the DLR authors; avoids division by zero if all logits are equal
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image, ``[B]``."""
+    """Compute the cross-entropy of each image, ``[B]``."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
@@ -24,7 +24,7 @@ def _best_other(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """``max_{j != y} z_j - z_y``: above 0 where the image is fooled.
+    """Compute the margin ``max_{j != y} z_j - z_y``; it is positive if the image is fooled.
 
     Carlini and Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, f_6
     without its cut-off.
@@ -33,22 +33,25 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """``z_t - z_y``."""
+    """Compute the targeted margin ``z_t - z_y``."""
     return _of(logits, targets) - _of(logits, labels)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio, ``-(z_y - max_{j != y} z_j) / (z_(1) - z_(3))``.
+    """Compute the difference of logits ratio, ``-(z_y - max_{j != y} z_j) / (z_(1) - z_(3))``.
 
-    Croce and Hein, ICML 2020, equation 6; for 3 classes or more. Neither shift nor scale of the
-    logits changes it.
+    Croce and Hein, ICML 2020, equation 6. Requires at least 3 classes. The loss is invariant to
+    shifts and scaling of the logits.
     """
     top = logits.topk(3, dim=1).values
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)``: 4 classes or more. Equation 7 there."""
+    """Compute the targeted DLR loss, ``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)``.
+
+    Equation 7 of the same paper. Requires at least 4 classes.
+    """
     top = logits.topk(4, dim=1).values
     below = top[:, 0] - 0.5 * top[:, 2] - 0.5 * top[:, 3]
     return targeted_margin(logits, labels, targets) / (below + _TINY)

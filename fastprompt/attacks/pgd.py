@@ -19,31 +19,31 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class PGD(IteratedAttack):
-    """PGD (Madry et al., ICLR 2018): ``steps`` sign steps of ``alpha`` in the eps-ball.
+    """PGD (Madry et al., ICLR 2018): ``steps`` sign steps of size ``alpha`` in the eps-ball.
 
-    With ``random_start=False`` its images are `torchattacks.PGD`'s, bit for bit in float32: at any
-    batch size with ``reduction="mean"``, at powers of two with ``"sum"``. The last iterate counts,
-    or any with ``stop``; of several restarts the one with the largest margin.
+    With ``random_start=False`` the images equal those of `torchattacks.PGD` bit for bit in float32:
+    at any batch size with ``reduction="mean"``, at powers of two with ``"sum"``. The result is the
+    last iterate (or see ``stop``); of several restarts, the one with the largest margin.
 
     Args:
-        model: pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``: a module (attacked in eval
-            mode, left as it was) or any callable.
-        eps: radius in pixel units, a float or such as ``"8/255"``; 0 leaves the images alone.
-        alpha: step size in pixel units, likewise.
+        model: module or callable that maps images ``[B, 3, H, W]`` in [0, 1] to logits
+            ``[B, C]``; a module is attacked in eval mode, and its mode is restored afterwards.
+        eps: radius in pixel units, a float or a string such as ``"8/255"``; 0 means no change.
+        alpha: step size in pixel units, a float or a string.
         steps: gradient steps.
-        random_start: start from a uniform point of the ball instead of the image.
-        targeted: take the labels as targets, and lower their loss.
+        random_start: start from a uniform random point of the ball instead of the clean image.
+        targeted: use the labels as targets and minimize their loss.
         loss: per-image loss ``(logits [B, C], labels [B]) -> [B]``; cross-entropy by default.
-        restarts: random starts tried; needs ``random_start``.
-        reduction: ``"sum"`` over the batch, or ``"mean"`` as `torchattacks` has it.
-        samples: gradients averaged in each step, for a model that is random.
-        stop: an image that is fooled keeps what fooled it and takes no more steps: its place is
-            given to the next. Every iterate counts then: at least as strong, and faster.
-        batch: images attacked at once; None takes all that are given.
-        seed: of the random starts, which depend on (seed, image index, restart) alone.
+        restarts: number of random starts; more than one requires ``random_start``.
+        reduction: ``"sum"`` over the batch, or ``"mean"`` as in `torchattacks`.
+        samples: gradients averaged in each step, for randomized models.
+        stop: evaluate every iterate; a fooled image keeps the iterate that fooled the model, takes
+            no more steps, and the next image takes its slot. At least as strong, and faster.
+        batch: images attacked at once; None attacks all given images at once.
+        seed: seed of the random starts, which depend only on (seed, image index, restart).
 
     Raises:
-        ValueError, TypeError: an argument out of its range.
+        ValueError, TypeError: an argument is out of range or has the wrong type.
     """
 
     def __init__(
@@ -76,7 +76,9 @@ class PGD(IteratedAttack):
         self.loss = loss
         self.restarts = check_count(restarts, "restarts")
         if restarts > 1 and not random_start:
-            raise ValueError("restarts above 1 need random_start=True: all would be alike")
+            raise ValueError(
+                "restarts above 1 need random_start=True; otherwise all restarts are identical"
+            )
         self.reduction = reduction
         self.seed = seed
 
@@ -91,7 +93,7 @@ class PGD(IteratedAttack):
         return _PGDAscent(self, batch)
 
     def start(self, x: Tensor, indices: Tensor, restart: int) -> Tensor:
-        """Where a restart begins: the images, or a random point of their balls."""
+        """Return the starts of a restart: the clean images, or random points of their balls."""
         if not self.random_start:
             return x
         return random_start(
@@ -100,7 +102,7 @@ class PGD(IteratedAttack):
 
 
 class _PGDAscent:
-    """PGD on one batch, as `climb` takes it."""
+    """PGD on one batch, as an `Ascent` for `climb`."""
 
     def __init__(self, attack: PGD, batch: Batch) -> None:
         self.attack, self.batch = attack, batch

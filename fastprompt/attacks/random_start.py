@@ -1,4 +1,4 @@
-"""Random starts that depend on the image alone, not on the batch it is attacked in."""
+"""Random starts that depend on the image's index but not on its batch."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ __all__ = ["Sides", "random_start", "start_key"]
 
 
 def start_key(seed: int, restart: int, device: torch.device) -> Tensor:
-    """Int64 ``[2]`` on the device, filled there: a copy from the host would wait for it."""
+    """Return (seed, restart) as int64 ``[2]``; filling it on the device avoids a host sync."""
     key = torch.empty(2, dtype=torch.int64, device=device)
-    key[0] = (seed + 2**63) % 2**64 - 2**63  # any 64 bits, as a signed number
+    key[0] = (seed + 2**63) % 2**64 - 2**63  # wrap to a signed 64-bit integer
     key[1] = restart
     return key
 
@@ -20,12 +20,12 @@ def start_key(seed: int, restart: int, device: torch.device) -> Tensor:
 def random_start(
     x: Tensor, eps: float | Tensor, indices: Tensor, *, seed: int, restart: int = 0, sides: Sides
 ) -> Tensor:
-    """``x`` plus uniform noise in the eps-ball, clipped to [0, 1].
+    """Return ``x`` plus uniform noise in the eps-ball, clipped to [0, 1].
 
     Args:
         x: clean images ``[B, C, H, W]``.
-        eps: one radius, or one for each image, ``[B]``.
-        indices: the images' indices in their data set, int64 ``[B]``.
+        eps: radius, a number or one per image, ``[B]``.
+        indices: indices of the images in their data set, int64 ``[B]``.
         sides: ``"two-sided"`` draws from [-eps, eps], ``"one-sided"`` from [0, eps].
     """
     key = start_key(seed, restart, x.device)

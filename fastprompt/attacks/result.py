@@ -1,4 +1,4 @@
-"""What an attack hands back."""
+"""Result of an attack."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from .health import GradientHealth
 
 @dataclass(frozen=True)
 class AttackResult:
-    """Attributes:
+    """Result of an attack on a batch.
 
-    images: adversarial images, float32 ``[B, 3, H, W]`` in [0, 1].
-    success: images on which the attack reached its goal, bool ``[B]``; None for an attack that
-        knows no labels.
-    health: gradient health per image.
-    fell_at: at which iterate the model was fooled, counted over the attempts, int64 ``[B]``: 0 is
-        the start, -1 an image that stands. None where only the last iterate was judged.
+    Attributes:
+        images: adversarial images, float32 ``[B, 3, H, W]`` in [0, 1].
+        success: whether the attack succeeded on each image, bool ``[B]``; None for an attack
+            without labels.
+        health: gradient health of each image.
+        fell_at: index of the iterate that fooled the model, counted over all attempts, int64
+            ``[B]``; 0 is the start, -1 means not fooled. None if only the result was evaluated.
     """
 
     images: Tensor
@@ -28,12 +29,12 @@ class AttackResult:
 
     @property
     def trusted(self) -> bool:
-        """False where the attack had no gradient to follow: see `GradientHealth.reasons`."""
+        """Whether the attack had usable gradients; see `GradientHealth.reasons`."""
         return self.health.trusted
 
     @staticmethod
     def join(parts: "Sequence[AttackResult]") -> "AttackResult":
-        """The results of several batches under one attack."""
+        """Concatenate the results of several batches under the same attack."""
 
         def together(values: list[Tensor | None]) -> Tensor | None:
             known = [value for value in values if value is not None]
@@ -47,7 +48,7 @@ class AttackResult:
         )
 
     def followed_by(self, other: "AttackResult", rows: Tensor) -> "AttackResult":
-        """This result, with that of a later attack on the images ``rows`` put in its place."""
+        """Return this result with the images ``rows`` replaced by those of a later attack."""
         assert self.success is not None
         assert other.success is not None
         images, success = self.images.clone(), self.success.clone()
@@ -56,6 +57,6 @@ class AttackResult:
 
 
 def untouched(images: Tensor, success: Tensor | None = None) -> AttackResult:
-    """The result of no attack at all."""
+    """Return a result with no gradients counted."""
     zero = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     return AttackResult(images, success, GradientHealth(zero, zero, 0))

@@ -1,8 +1,8 @@
-"""Many images through few slots: one that falls makes room for the next.
+"""Attack many images in few slots: a fooled image gives its slot to the next image.
 
-A batch whose images fall after a few steps would be attacked to the end for the sake of the few
-that stand. Here a slot whose image has fallen, or has had all its steps, takes the next image, or
-the next attempt (a restart, another target) at one that still stands.
+In a fixed batch, images that are fooled after a few steps would be attacked until the last step of
+the others. Here a slot whose image is fooled, or has taken all its steps, is refilled with the next
+image, or with the next attempt (a restart, another target) on an image not yet fooled.
 """
 
 from collections import deque
@@ -20,48 +20,49 @@ from .ascent import mean_gradient
 from .health import GradientHealth
 from .losses import margin
 
-State = dict[str, Tensor]  # of the images in the slots: every tensor has one row for each
+State = dict[str, Tensor]  # state of the images in the slots: one row per slot in every tensor
 
 
 class Ascent(Protocol):
-    """What iterated attacks differ in.
+    """Interface of an iterative attack that `climb` runs.
 
     Attributes:
-        steps: iterates after the start.
-        attempts: restarts or targets for each image.
+        steps: number of iterates after the start.
+        attempts: number of restarts or targets per image.
     """
 
     steps: int
     attempts: int
 
     def begin(self, rows: Tensor, attempt: int) -> State:
-        """The state at the start of an attempt at the images ``rows``: ``x``, ``adv`` and more."""
+        """Return the initial state of an attempt on the images ``rows``: ``x``, ``adv``, ..."""
 
     def loss(self, logits: Tensor, state: State) -> Tensor:
-        """What is raised, ``[S]``, from the logits of ``state["adv"]``."""
+        """Compute the loss to maximize, ``[S]``, from the logits of ``state["adv"]``."""
 
     def advance(self, state: State, loss: Tensor, grad: Tensor, first: list[int]) -> None:
-        """Take a step: ``state["adv"]`` and what goes with it become the next iterate's.
+        """Take a step: update ``state["adv"]`` and the rest of the state to the next iterate.
 
-        ``state["counts"]``, int64 ``[S, 2]``, takes zero and non-finite gradients;
-        ``state["step"]``, ``[S]``, says how many steps were taken before, and ``first`` for which
-        slots that is none.
+        ``state["counts"]``, int64 ``[S, 2]``, accumulates zero and non-finite gradients.
+        ``state["step"]``, ``[S]``, is the number of steps already taken; ``first`` lists the slots
+        where it is 0.
         """
 
     def result(self, state: State) -> Tensor:
-        """The images that an attempt hands back if they did not fool the model."""
+        """Return the resulting images of an attempt that did not fool the model."""
 
 
 @dataclass(frozen=True)
 class Climbed:
-    """Attributes:
+    """Result of `climb`.
 
-    images: ``[N, 3, H, W]``: what fooled the model, else the last attempt's result; without a
-        judge the result of the largest margin.
-    fell: bool ``[N]``.
-    fell_at: the iterate at which it fell, counted over the attempts, int64 ``[N]``; -1 if it
-        stands. 0 is the first start.
-    health: of all gradients.
+    Attributes:
+        images: ``[N, 3, H, W]``: the image that fooled the model, else the last attempt's result;
+            without ``judge``, the result with the largest margin.
+        fell: whether each image is fooled, bool ``[N]``.
+        fell_at: index of the iterate that fooled the model, counted over all attempts, int64
+            ``[N]``; 0 is the first start, -1 means not fooled.
+        health: gradient health over all gradients.
     """
 
     images: Tensor
@@ -82,22 +83,22 @@ def climb(
     samples: int = 1,
     targeted: bool = False,
 ) -> Climbed:
-    """Attack N images, so many at a time.
+    """Attack N images, ``slots`` of them at a time.
 
     Args:
-        model: pixels to logits.
+        model: maps images to logits.
         ascent: the attack.
         images: ``[N, 3, H, W]``, on the model's device.
         labels: int64 ``[N]``.
-        slots: images attacked at once; by default all.
-        look: how often the host looks which slots are free. It changes nothing but the time:
-            every iterate is judged.
-        judge: logits and labels to which images are fooled, bool: what counts. An image that fell
-            in the pass that took its gradient is judged again without one before it leaves. None
-            never stops an image: each has all its steps, the caller judges, and of several attempts
-            the result with the largest margin is handed back.
-        samples: gradients averaged in each step: the expectation over a model's own randomness.
-        targeted: the labels are what the model is to say.
+        slots: images attacked at once; all by default.
+        look: steps between the host's checks for free slots. It affects only the speed: every
+            iterate is evaluated.
+        judge: maps logits and labels to which images are fooled, bool. An image fooled in a
+            gradient pass is evaluated again in a pass without gradients before it leaves its slot.
+            If None, each image takes all its steps and the caller evaluates the result; of several
+            attempts, the result with the largest margin is returned.
+        samples: gradients averaged in each step: the expectation over a model's randomness.
+        targeted: whether the labels are the target classes.
     """
     slots = max(1, min(len(images), slots or len(images)))
     run = _Run(model, ascent, images, labels, slots, judge, samples, -1 if targeted else 1)
@@ -120,11 +121,11 @@ class _Run:
         samples: int,
         sign: int,
     ) -> None:
-        self.sign = sign  # of the margin of an image that is fooled
+        self.sign = sign  # sign of the margin of a fooled image
         self.model, self.ascent, self.judge, self.samples = model, ascent, judge, samples
         self.images, self.labels, self.slots = images, labels, slots
         self.out = images.clone()
-        # on the host: who stands in the slots, in which attempt, and how many steps were taken
+        # on the host, per slot: image index, attempt, and number of steps taken
         self.rows: list[int] = []
         self.attempt: list[int] = []
         self.done: list[int] = []
@@ -132,16 +133,16 @@ class _Run:
         self.fell_at = [-1] * len(images)
         self.counts = torch.zeros(len(images), 2, dtype=torch.int64, device=images.device)
         self.gradients = [0] * len(images)
-        self.margins: dict[int, float] = {}  # of the results that are kept, where nobody judges
+        self.margins: dict[int, float] = {}  # largest margin per image, used without a judge
         self.queue = deque(
             (attempt, row) for attempt in range(ascent.attempts) for row in range(len(images))
         )
         self.classes = 0
 
-    # ---- who is in the slots -----------------------------------------------------------------
+    # ---- fill the slots ----------------------------------------------------------------------
 
     def refill(self) -> bool:
-        """Fill the free slots; False if nobody is left."""
+        """Fill the free slots; return False if all slots remain empty."""
         groups: dict[int, list[int]] = {}
         for attempt, row in self._waiting(self.slots - len(self.rows)):
             groups.setdefault(attempt, []).append(row)
@@ -169,7 +170,7 @@ class _Run:
                 yield attempt, row
 
     def left(self) -> int:
-        """Steps until the first slot has had all of its own."""
+        """Return the number of steps until the first slot has taken all its steps."""
         return max(1, self.ascent.steps - max(self.done))
 
     # ---- one step ----------------------------------------------------------------------------
@@ -187,7 +188,7 @@ class _Run:
             self.gradients[row] += self.samples
 
     def _note(self, hit: Tensor) -> None:
-        """Keep the iterate that fooled the model first: on the device, nobody waits for it."""
+        """Keep the first iterate that fooled the model, without a device synchronization."""
         state = self.state
         fresh = hit & ~state["hit"]
         state["felled"] = torch.where(fresh[:, None, None, None], state["adv"], state["felled"])
@@ -195,7 +196,7 @@ class _Run:
         state["hit"] = state["hit"] | hit
 
     def _gradient(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, losses and the pixel gradient at the slots' iterates; means over the samples."""
+        """Compute logits, losses and pixel gradients of the slots, averaged over the samples."""
         kept: list[tuple[Tensor, Tensor]] = []
 
         def loss_of(adv: Tensor) -> Tensor:
@@ -203,7 +204,7 @@ class _Run:
             loss = self.ascent.loss(logits, self.state)
             if loss.shape != (len(adv),):
                 raise ValueError(
-                    f"loss must give [{len(adv)}], one an image, got {list(loss.shape)}"
+                    f"loss must return one value per image, [{len(adv)}], got {list(loss.shape)}"
                 )
             kept.append((logits.detach(), loss.detach()))
             return loss.sum()
@@ -215,16 +216,16 @@ class _Run:
     def _logits(self, adv: Tensor) -> Tensor:
         logits = self.model(adv)
         if logits.ndim != 2 or len(logits) != len(adv):
-            raise ValueError(f"model must give logits [{len(adv)}, C], got {list(logits.shape)}")
+            raise ValueError(f"model must return [{len(adv)}, C] logits, got {list(logits.shape)}")
         if logits.shape[1] != self.classes:
             check_label_range(int(self.labels.max()), logits.shape[1])
             self.classes = logits.shape[1]
         return at_least_float32(logits)
 
-    # ---- who leaves --------------------------------------------------------------------------
+    # ---- free the slots ----------------------------------------------------------------------
 
     def harvest(self) -> None:
-        """Free the slots whose image has fallen or has had all its steps."""
+        """Free the slots whose image is fooled or has taken all its steps."""
         finished = [done >= self.ascent.steps for done in self.done]
         fell = [False] * len(self.rows)
         if self.judge is not None:
@@ -235,7 +236,7 @@ class _Run:
             self._keep(fallen, self.state["felled"])
             for slot, at in zip(fallen, self.state["hit_at"][fallen].tolist(), strict=True):
                 self.fell_at[self.rows[slot]] = self.attempt[slot] * (self.ascent.steps + 1) + at
-        # other attempts at an image that has fallen end with it
+        # end the other attempts on images that are fooled
         down = [self.fell_at[row] >= 0 for row in self.rows]
         done = [slot for slot, last in enumerate(finished) if last and not down[slot]]
         results = self.ascent.result(self.state)
@@ -245,13 +246,13 @@ class _Run:
         self._leave([slot for slot, last in enumerate(finished) if last or down[slot]])
 
     def _keep(self, slots: list[int], adv: Tensor) -> None:
-        """The images of some slots are what the attack hands back, as far as is known."""
+        """Store the images of the given slots as the current results."""
         if slots:
             self.out[[self.rows[slot] for slot in slots]] = adv[slots]
 
     @torch.no_grad()
     def _best(self, slots: list[int], adv: Tensor) -> list[int]:
-        """Of attempts that are done those whose margin beats the earlier ones' at their images."""
+        """Return the finished slots whose margin exceeds that of earlier attempts on the image."""
         if not slots:
             return []
         where = torch.tensor(slots, device=self.images.device)
@@ -266,7 +267,7 @@ class _Run:
         return list(chosen.values())
 
     def _note_last(self, finished: list[bool]) -> None:
-        """The iterate after the last step has had no pass yet."""
+        """Evaluate the iterate after the last step, which no gradient pass covers."""
         slots = [slot for slot, last in enumerate(finished) if last]
         if not slots:
             return
@@ -276,7 +277,7 @@ class _Run:
         self._note(hit)
 
     def _confirmed(self) -> list[bool]:
-        """Which images a pass without gradients is fooled by, too: rounding may tell them apart."""
+        """Return which slots are also fooled in a pass without gradients; rounding may differ."""
         hit = self.state["hit"]
         slots = hit.nonzero().flatten()
         if not len(slots):

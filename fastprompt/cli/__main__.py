@@ -1,4 +1,4 @@
-"""``python -m fastprompt.cli`` is ``fastprompt``."""
+"""Entry point of ``python -m fastprompt.cli``, the same as the ``fastprompt`` command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``fastprompt doctor``: what is installed, what will be used, and does it work."""
+"""``fastprompt doctor``: report the installation and check that the bundled models run."""
 
 import os
 import time
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def doctor(arguments: Sequence[str] = ()) -> int:
-    """Print versions, devices, kernel implementations and a check of the bundled models."""
+    """Print versions, devices and kernel implementations; check the bundled models."""
     if arguments:
         if arguments[0] in ("-h", "--help"):
-            print("usage: fastprompt doctor\nversions, devices, kernels, the bundled models")
+            print("usage: fastprompt doctor\nlist versions, devices, kernels; check bundled models")
             return 0
         raise ValueError(f"arguments: doctor takes no options, got {arguments[0]!r}")
     began = time.perf_counter()
@@ -29,8 +29,8 @@ def doctor(arguments: Sequence[str] = ()) -> int:
         print(f"{'device':<18}cuda:{index}, {torch.cuda.get_device_name(index)}")
     if not gpus:
         print(f"{'':<18}no GPU: everything runs on the CPU")
-    why = obstacle([torch.empty(0, device="cuda")]) if gpus else "there is no GPU"
-    runs = f"plain torch code ({why})" if why else "Triton kernel on the GPU"
+    why = obstacle([torch.empty(0, device="cuda")]) if gpus else "no GPU is available"
+    runs = f"plain PyTorch implementation ({why})" if why else "Triton kernel on the GPU"
     for op in kernels.__all__:
         if op.islower():  # an operation, not a type
             print(f"{'kernel':<18}{op}: {runs}")
@@ -45,11 +45,11 @@ def doctor(arguments: Sequence[str] = ()) -> int:
                 torch.zeros(1, 3, clip.image_size, clip.image_size)
             )
             good = bool(logits.isfinite().all())
-        except Exception as error:  # whatever it is, it is what doctor is asked for
+        except Exception as error:  # doctor reports every failure
             good, reason = False, f"{type(error).__name__}: {error}"
         else:
             reason = "" if good else "its logits are not finite"
         failed += not good
         print(f"{'model':<18}{name}: {'loads and runs' if good else 'FAILS: ' + reason}")
-    print(f"{'checked in':<18}{time.perf_counter() - began:.1f} s, without the start of Python")
+    print(f"{'checked in':<18}{time.perf_counter() - began:.1f} s, excluding Python startup")
     return 1 if failed else 0

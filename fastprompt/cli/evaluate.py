@@ -1,4 +1,4 @@
-"""``fastprompt evaluate RUN``: judge a run's prompts, or a zero-shot classifier, by attacks."""
+"""``fastprompt evaluate RUN``: evaluate a run's prompts or a zero-shot classifier under attack."""
 
 import contextlib
 import sys
@@ -24,9 +24,9 @@ from ..tuning.tuner import Tuner
 from .parser import Parser, add_model, add_sanity, device_name, model_of
 
 _ABOUT = (
-    "Clean and robust accuracy of a run's prompts beside the zero-shot classifier. Without a run: "
-    "of the zero-shot classifier of --clip on --data. The exit code is 1 where a result is not to "
-    "be trusted."
+    "Evaluate clean and robust accuracy of a run's prompts and the zero-shot classifier; without "
+    "a run, evaluate the zero-shot classifier of --clip on --data. The exit code is 1 if a check "
+    "fails or an attack lacks usable gradients."
 )
 _RADII: Any = list[float | int | str] | float | int | str
 _DATA = ("data", "classes", "root", "download")
@@ -34,44 +34,44 @@ SURROGATE = "zero-shot"
 
 
 def evaluate_parser() -> Parser:
-    """The options of the command."""
+    """Build the parser of the command."""
     parser = Parser(prog="fastprompt evaluate", description=_ABOUT, allow_abbrev=False)
     parser.add_argument("run", type=str | None, nargs="?", help="run folder of fastprompt tune")
     add_model(parser)
-    parser.add_argument("--data", type=str | None, help="default: the data that was tuned on")
+    parser.add_argument("--data", type=str | None, help="data set; default: that of the run")
     parser.add_argument("--classes", type=Literal["all", "base", "new"] | None)
-    parser.add_argument("--root", type=str | None, help="where torchvision keeps data")
+    parser.add_argument("--root", type=str | None, help="folder of torchvision data sets")
     parser.add_argument("--download", type=bool | None, help="let torchvision download")
     parser.add_argument(
         "--attacks",
         type=list[str] | str,
         default="clean,pgd-20",
-        help="with commas between, such as pgd-100,cw-100,autoattack,square,pgd-20@zero-shot",
+        help="comma-separated attacks, such as pgd-100,cw-100,autoattack,square,pgd-20@zero-shot",
     )
-    parser.add_argument("--eps", type=_RADII, default="4/255", help="such as 1/255,4/255")
+    parser.add_argument("--eps", type=_RADII, default="4/255", help="radii, such as 1/255,4/255")
     parser.add_argument("--limit", type=int | None, default=400, help="test images; null for all")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument(
         "--defenses",
         type=str | None,
-        help="in front of the classifiers, such as jpeg-75,bits-4; judged with and without",
+        help="input defenses, such as jpeg-75,bits-4; classifiers are evaluated with and without",
     )
-    parser.add_argument("--samples", type=int | None, help="passes for each gradient, if random")
+    parser.add_argument("--samples", type=int | None, help="passes per gradient of a random model")
     add_sanity(parser)
     parser.add_argument(
         "--seeds",
         type=int,
         nargs="+",
         default=[0],
-        help="of the attacks, and of the draw of --limit images",
+        help="one evaluation per seed, which seeds the attacks and the draw of --limit images",
     )
     parser.add_argument("--out", type=str | None, help="default: a new folder in RUN/evaluations")
-    parser.add_argument("--resume", type=str | None, help="evaluation folder to go on with")
+    parser.add_argument("--resume", type=str | None, help="evaluation folder to resume")
     return parser
 
 
 def evaluate_run(arguments: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = evaluate_parser()
     given = parser.parse_args(list(arguments)).as_dict()
     resume = given.pop("resume")
@@ -83,13 +83,13 @@ def evaluate_run(arguments: Sequence[str]) -> int:
         _check(given)
         out = None
     models, data = _of_run(given) if given["run"] else _zero_shot(given)
-    if out is None:  # what can't be loaded leaves no folder
+    if out is None:  # a model or data set that fails to load leaves no folder
         out = _new_folder(given)
         write_json(out / "job.json", given)
     try:
         results = _all(models, data, given, out)
     except KeyboardInterrupt:
-        print(f"goes on with: fastprompt evaluate --resume {out}", file=sys.stderr)
+        print(f"to resume: fastprompt evaluate --resume {out}", file=sys.stderr)
         raise
     print(f"\n{_text(results)}\n\nevaluation folder: {out}")
     return 0 if all(result.trusted for result in results) else 1
@@ -98,7 +98,7 @@ def evaluate_run(arguments: Sequence[str]) -> int:
 def _all(
     models: dict[str, Model], data: Data, given: Mapping[str, Any], out: Path
 ) -> list[Evaluation]:
-    """The evaluation with each seed."""
+    """Run the evaluation once per seed."""
     if given["defenses"]:
         models |= _defended(models, given["defenses"])
     seeds = given["seeds"]
@@ -109,14 +109,14 @@ def _all(
     ]
 
 
-# ---- what is asked for -------------------------------------------------------------------------
+# ---- arguments ---------------------------------------------------------------------------------
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    """What would be refused later is told before anything is loaded or written."""
+    """Check the arguments before anything is loaded or written."""
     if given["run"] is None and (given["data"] is None or given["out"] is None):
         raise ValueError(
-            "run: name a run folder; to judge a zero-shot classifier give --clip, --data and --out"
+            "run: pass a run folder; for a zero-shot classifier pass --clip, --data and --out"
         )
     seeds = given["seeds"]
     for seed in seeds:
@@ -135,12 +135,12 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _new_folder(given: Mapping[str, Any]) -> Path:
-    """The folder to write, claimed by making it."""
+    """Create and return the folder to write."""
     if given["out"] is not None:
         out = Path(given["out"])
-        # one that was refused before it began may be asked for again
+        # an evaluation that failed before its first attack left only job.json: reuse its folder
         if out.exists() and {path.name for path in out.iterdir()} - {"job.json"}:
-            raise FileExistsError(f"out: {out} is not empty: --resume it, or choose a new folder")
+            raise FileExistsError(f"out: {out} is not empty; --resume it or choose a new folder")
         out.mkdir(parents=True, exist_ok=True)
         return out
     above = Path(given["run"]) / "evaluations"
@@ -150,32 +150,32 @@ def _new_folder(given: Mapping[str, Any]) -> Path:
         with contextlib.suppress(FileExistsError):
             out.mkdir()
             return out
-    raise FileExistsError(f"out: {above} is full: name a folder")
+    raise FileExistsError(f"out: {above} has no free folder number; pass --out")
 
 
 def _job_of(out: Path, arguments: Sequence[str], parser: Parser) -> dict[str, Any]:
-    """What a stopped evaluation was asked for; read as strictly as the command line."""
+    """Read a stopped evaluation's arguments, checked as strictly as the command line."""
     if len(arguments) > 2 or (len(arguments) == 2 and "=" in arguments[0]):
-        raise ValueError("--resume takes all settings from the folder's job.json: leave out others")
+        raise ValueError("--resume takes all settings from the folder's job.json; remove others")
     if not (out / "job.json").exists():
-        raise FileNotFoundError(f"--resume: {out} is not an evaluation's folder: no job.json")
+        raise FileNotFoundError(f"--resume: {out} is not an evaluation folder; it has no job.json")
     job = read_json(out / "job.json")
     known = {k: v for k, v in renamed(job).items() if v is not None}
     return parser.parse_object(known).as_dict()
 
 
-# ---- models and images -------------------------------------------------------------------------
+# ---- models and data ---------------------------------------------------------------------------
 
 
 def _of_run(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
-    """The zero-shot classifier and the tuned one, on the images that were tuned on or others."""
+    """Load the zero-shot and tuned classifiers, on the run's data set unless another is given."""
     config = renamed_config(RunFolder(given["run"]).read_config())
     if config["method"] not in TUNERS:
         raise unknown("method", config["method"], TUNERS)
     tuner: Tuner = TUNERS[config["method"]].load(given["run"], _clip(given, config))
     job = {**config.get("job", {}), **{k: given[k] for k in _DATA if given[k] is not None}}
     if not job.get("data"):
-        raise ValueError(f"data: {given['run']} does not say what it was tuned on: give --data")
+        raise ValueError(f"data: {given['run']} does not record its data set; pass --data")
     data = _data(job, tuner.clip)
     same = data.classnames == tuner.classnames
     tuned = tuner.classifier if same else tuner.classifier_for(data.classnames)
@@ -185,12 +185,14 @@ def _of_run(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
 
 
 def _clip(given: Mapping[str, Any], config: Mapping[str, Any]) -> FrozenCLIP | None:
-    """The run's model on the device that is asked for; None lets the run load its own."""
+    """Load the run's model on ``--device``; without it return None: the run loads its own model."""
     if given["device"] is None:
         return None
     source = config["clip"]["source"]
     if source is None:
-        raise ValueError(f"device: the run's model {config['clip']['name']!r} has no source")
+        raise ValueError(
+            f"device: the run's model {config['clip']['name']!r} was not loaded by name"
+        )
     name, pretrained = source["model"], source.get("pretrained")
     weights = source.get("image_weights")
     device = device_name(given["device"])
@@ -220,7 +222,7 @@ def _defended(models: Mapping[str, Model], names: str) -> dict[str, Model]:
     }
 
 
-# ---- the work ----------------------------------------------------------------------------------
+# ---- evaluation --------------------------------------------------------------------------------
 
 
 def _evaluate(
@@ -239,12 +241,12 @@ def _evaluate(
         seed=seed,
         name=data.name,
         out=folder,
-        resume=True,  # a new folder is this evaluation's own
+        resume=True,  # in a new folder this starts from the beginning
     )
 
 
 def _text(results: Sequence[Evaluation]) -> str:
-    """The table, what failed, and how to read it."""
+    """Format the table, the reasons for distrust and a legend."""
     if len(results) == 1:
         table = results[0].table()
     else:
@@ -256,6 +258,6 @@ def _text(results: Sequence[Evaluation]) -> str:
     counted = ", ".join(f"{checks.count(v)} {v}" for v in ("passed", "failed", "skipped"))
     return (
         f"{table}\n\naccuracy on {n} test images with 95 % intervals; checks: {counted}\n"
-        "adaptive: through the whole classifier; black-box: its logits alone; transfer: made "
-        "elsewhere"
+        "adaptive: gradients of the whole classifier; black-box: its logits only; transfer: made "
+        "on another model"
     )

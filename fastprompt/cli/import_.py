@@ -1,4 +1,4 @@
-"""``fastprompt import CHECKPOINT``: prompts of the original code into a run folder."""
+"""``fastprompt import CHECKPOINT``: convert a checkpoint of the original code to a run folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,30 +10,32 @@ from ..interop.importing import import_prompts
 from .parser import Parser, add_model, model_of
 
 _ABOUT = (
-    "Turn a checkpoint of CoOp, AdvPT, APT, MaPLe or FAP into a run folder: it can be loaded, "
-    "judged, and tuned on (--init_from). Nothing in the file is run."
+    "Convert a checkpoint of CoOp, AdvPT, APT, MaPLe or FAP to a run folder, to load, evaluate or "
+    "tune further (--init_from). No code in the file is executed."
 )
 
 
 def import_parser() -> Parser:
-    """The options of the command."""
+    """Build the parser of the command."""
     parser = Parser(prog="fastprompt import", description=_ABOUT, allow_abbrev=False)
-    parser.add_argument("checkpoint", type=str, help="such as prompt_learner/model.pth.tar-50")
+    parser.add_argument(
+        "checkpoint", type=str, help="file, such as prompt_learner/model.pth.tar-50"
+    )
     add_model(parser)
-    parser.add_argument("--data", type=str | None, help="data set whose class names were tuned on")
-    parser.add_argument("--root", type=str, default="data", help="where torchvision keeps data")
+    parser.add_argument("--data", type=str | None, help="data set that the prompts were tuned on")
+    parser.add_argument("--root", type=str, default="data", help="folder of torchvision data sets")
     parser.add_argument("--download", type=bool, default=False, help="let torchvision download")
-    parser.add_argument("--classnames", type=str | None, help="or a file, one name a line")
-    parser.add_argument("--method", type=str | None, help="default: what fits the prompts")
-    parser.add_argument("--out", type=str | None, help="run folder to write; must be given")
+    parser.add_argument("--classnames", type=str | None, help="file with one class name per line")
+    parser.add_argument("--method", type=str | None, help="default: apt, or capt if multi-modal")
+    parser.add_argument("--out", type=str | None, help="run folder to write; required")
     return parser
 
 
 def import_checkpoint(arguments: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     given = import_parser().parse_args(list(arguments)).as_dict()
-    if given["out"] is None:  # argparse would call it `out`, as if it were a positional one
-        raise ValueError("--out is missing: name the run folder to write")
+    if given["out"] is None:  # argparse's error would name a positional `out`
+        raise ValueError("--out is required; pass the run folder to write")
     clip = model_of(given)
     names = _classnames(given, clip.image_size)
     tuner = import_prompts(given["checkpoint"], clip, names, method=given["method"])
@@ -44,11 +46,11 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
 
 def _classnames(given: dict[str, Any], image_size: int) -> list[str]:
     if (given["data"] is None) == (given["classnames"] is None):
-        raise ValueError("--data or --classnames must name the classes: give one of the two")
+        raise ValueError("--data or --classnames must give the class names; pass one of them")
     if given["data"] is not None:
         where = {"root": given["root"], "download": given["download"]}
         return load_data(given["data"], image_size=image_size, **where).classnames
     file = Path(given["classnames"])
     if not file.is_file():
-        raise FileNotFoundError(f"classnames: there is no file {file}")
+        raise FileNotFoundError(f"classnames: file {file} does not exist")
     return check_classnames(line for line in file.read_text("utf-8").splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""The command line: ``fastprompt tune``, ``evaluate``, ``report``, ``import``, ``doctor``."""
+"""The ``fastprompt`` command: ``tune``, ``evaluate``, ``report``, ``import``, ``doctor``."""
 
 import sys
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ _USAGE = """usage: fastprompt COMMAND [options]
 
 commands:
   tune METHOD        tune prompts, then compare zero-shot and tuned accuracy
-  evaluate RUN       judge a run's prompts by attacks, with checks of the result
-  report RUN...      one HTML page of what runs and evaluations found, CSV and tables beside it
-  import CHECKPOINT  prompts of CoOp, AdvPT, APT, MaPLe or FAP into a run folder
-  doctor             versions, devices, kernels, the bundled models
+  evaluate RUN       evaluate a run's prompts under attack and check the result
+  report RUN...      write the results of runs as an HTML page, CSV, Markdown and LaTeX
+  import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe or FAP to a run folder
+  doctor             print versions, devices and kernels; check the bundled models
 
-fastprompt COMMAND --help tells more"""
+fastprompt COMMAND --help lists the options of a command"""
 
 
 def _call(command: str, arguments: Sequence[str]) -> int:
-    # the libraries behind a command take seconds to import: only those that are needed
+    # imported lazily: the libraries of a command take seconds to import
     if command == "tune":
         from .tune import tune
 
@@ -44,7 +44,7 @@ def _call(command: str, arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except SystemExit as done:  # argparse's way out, of --help and of errors
+    except SystemExit as done:  # argparse exits so after --help and after errors
         return int(done.code or 0)
     except KeyboardInterrupt:
-        print("stopped; go on with --resume and the run folder", file=sys.stderr)
+        print("interrupted; to resume, pass --resume and the run folder", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""What the commands share: one-line errors, and the options that name a model."""
+"""Parser with one-line errors, and the options that select a model, for all commands."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ from ..clip.load import load_clip
 
 
 class Parser(ArgumentParser):
-    """Errors in one line, with the nearest options offered."""
+    """Argument parser that prints one-line errors and suggests the nearest option names."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())
@@ -29,25 +29,25 @@ class Parser(ArgumentParser):
 
 
 def add_model(parser: Parser) -> None:
-    """The options that `model_of` reads."""
-    parser.add_argument("--clip", type=str, default=bundled.DEFAULT, help="model name")
-    parser.add_argument("--pretrained", type=str | None, help="weight tag or checkpoint")
-    parser.add_argument("--image_weights", type=str | None, help="file for the image tower alone")
-    parser.add_argument("--device", type=str | None, help="default: a GPU if there is one")
+    """Add the options that `model_of` reads."""
+    parser.add_argument("--clip", type=str, default=bundled.DEFAULT, help="CLIP model")
+    parser.add_argument("--pretrained", type=str | None, help="open_clip weight tag or checkpoint")
+    parser.add_argument("--image_weights", type=str | None, help="weight file of the image encoder")
+    parser.add_argument("--device", type=str | None, help="default: cuda if available, else cpu")
 
 
 def add_sanity(parser: Parser) -> None:
-    """How thoroughly an evaluation is checked."""
+    """Add the option that selects the sanity checks of an evaluation."""
     parser.add_argument(
         "--sanity",
         type=Literal["off", "quick", "full"],
         default="quick",
-        help="checks of the result: none, on a few images, or all of them on more images",
+        help="sanity checks: off, on few images (quick), or all of them on more images (full)",
     )
 
 
 def model_of(job: Mapping[str, Any]) -> FrozenCLIP:
-    """The model that the options name."""
+    """Load the model that the options select."""
     return load_clip(
         job["clip"],
         job["pretrained"],
@@ -57,17 +57,17 @@ def model_of(job: Mapping[str, Any]) -> FrozenCLIP:
 
 
 def device_name(name: str | None) -> str:
-    """The device that is asked for, by default a GPU if there is one.
+    """Return the requested device, by default a GPU if one is available.
 
     Raises:
-        ValueError: no device's name, or a GPU where there is none.
+        ValueError: ``name`` is not a device name, or is a GPU and none is available.
     """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(name).type
     except RuntimeError:
-        raise ValueError(f"device must be such as cpu or cuda:0, got {name!r}") from None
+        raise ValueError(f"device must be a name such as cpu or cuda:0, got {name!r}") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: there is no GPU for {name!r} here: use cpu")
+        raise ValueError(f"device: {name!r} needs a GPU, but none is available; use cpu")
     return name

@@ -1,4 +1,4 @@
-"""Several seeds in one command: a run folder for each, then mean and spread."""
+"""Runs over several seeds: one run folder per seed, then mean and spread."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,11 @@ Run = Callable[..., Evaluation]
 
 @dataclass(frozen=True)
 class SeedsFolder:
-    """A folder of runs that differ in their seeds alone; ``seeds.json`` says which.
+    """Folder of runs that differ only in their seeds, listed in ``seeds.json``.
 
     Attributes:
-        path: the folder; run N lies in ``seed-N``.
-        method, seeds, job, settings: what is run.
+        path: the folder; the run with seed N is in ``seed-N``.
+        method, seeds, job, settings: the arguments of the runs.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class SeedsFolder:
 
     @staticmethod
     def is_one(path: str | Path) -> bool:
-        """Whether ``path`` is such a folder."""
+        """Return whether ``path`` is such a folder."""
         return (Path(path) / "seeds.json").exists()
 
     @classmethod
@@ -47,18 +47,18 @@ class SeedsFolder:
         config: str | None,
         settings: Mapping[str, Any],
     ) -> Self:
-        """A new one; the settings file is read now, so that a later change of it does no harm.
+        """Create the folder; the settings file is read once, so later changes to it have no effect.
 
         Raises:
-            ValueError: seeds that are not distinct, or out of range.
-            FileExistsError: the folder holds something else.
+            ValueError: the seeds are not distinct or out of range.
+            FileExistsError: the folder is not empty.
         """
         read = {} if config is None else read_config(TUNERS[method].Config, config)
         if "seed" in read:
             raise ValueError("--seeds sets the seed of each run: drop seed from the settings file")
         for seed in seeds:
             check_count(seed, "seeds", least=0)
-            # what the settings refuse is told before anything is written
+            # reject invalid settings before anything is written
             TUNERS[method].Config(**{**read, **settings, "seed": seed})
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be distinct, got {list(seeds)}")
@@ -72,16 +72,16 @@ class SeedsFolder:
 
     @classmethod
     def read(cls, path: str | Path, method: str) -> Self:
-        """One that was begun.
+        """Read an existing folder.
 
         Raises:
-            ValueError: damaged, or of another method.
+            ValueError: the folder is damaged or of another method.
         """
         file = Path(path) / "seeds.json"
         facts = read_json(file)
         whole = set(facts) == {"method", "seeds", "job", "settings"}
         if not whole or not all(isinstance(facts[k], dict) for k in ("job", "settings")):
-            raise ValueError(f"{file} is damaged: begin the runs anew")
+            raise ValueError(f"{file} is damaged; start the runs again")
         if facts["method"] != method:
             raise ValueError(f"--resume: {path} holds runs of {facts['method']!r}, not {method!r}")
         today = {name: renamed(facts[name]) for name in ("job", "settings")}
@@ -89,22 +89,22 @@ class SeedsFolder:
 
 
 def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:
-    """Run what is not done yet, then print and write mean and spread; returns the exit code."""
+    """Finish the runs, print and write mean and spread, and return the exit code."""
     try:
         results = _each(folder, run, resume)
     except KeyboardInterrupt:
-        print(f"all seeds go on with --resume {folder.path}", file=sys.stderr)
+        print(f"to resume all seeds: --resume {folder.path}", file=sys.stderr)
         raise
     rows = spread(results)
     write_json(folder.path / "summary.json", {"seeds": folder.seeds, "rows": rows})
     many = "1 seed" if len(folder.seeds) == 1 else f"{len(folder.seeds)} seeds"
-    print(f"\nmean over {many}, with their range\n\n{spread_table(rows)}")
+    print(f"\nmean over {many}, with the range (minimum to maximum)\n\n{spread_table(rows)}")
     print(f"\nrun folders: {folder.path}")
     return 0
 
 
 def _each(folder: SeedsFolder, run: Run, resume: Run | None) -> list[Evaluation]:
-    """Every seed's evaluation: read where it is done, else run."""
+    """Return the evaluation of every seed: read it if finished, else run or resume it."""
     results = []
     for seed in folder.seeds:
         path = folder.path / f"seed-{seed}"

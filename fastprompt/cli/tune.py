@@ -1,4 +1,4 @@
-"""``fastprompt tune METHOD``: tune prompts, then judge them beside the zero-shot classifier."""
+"""``fastprompt tune METHOD``: tune prompts and evaluate them and the zero-shot classifier."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ from .parser import Parser, add_model, add_sanity, model_of
 from .seeds import SeedsFolder, run_seeds
 
 _RADII: Any = list[float | int | str] | float | int | str | None
-RADII = ("1/255", "2/255")  # judged beside the tuning eps
+RADII = ("1/255", "2/255")  # evaluated in addition to the tuning eps
 _JOB_KEYS = (
     *("clip", "pretrained", "image_weights", "device", "data", "shots", "classes", "data_seed"),
     *("root", "download", "attacks", "eval_eps", "eval_limit", "eval_batch", "sanity", "track"),
@@ -28,51 +28,53 @@ _JOB_KEYS = (
 
 
 def tune_parser(method: str) -> Parser:
-    """The options of a method: the job's, then the method's settings."""
+    """Build the parser of a method: the options of the job, then the method's settings."""
     tuner = TUNERS[method]
     about = (tuner.__doc__ or "").splitlines()[0]
-    about += " A bundled model's preset changes the defaults of the settings; the run prints them."
+    about += " A bundled model's preset replaces defaults of the settings; the run prints them."
     parser = Parser(prog=f"fastprompt tune {method}", description=about, allow_abbrev=False)
     job = tuner.job
     add_model(parser)
-    parser.add_argument("--data", type=str, default=job["data"], help="data set, or image folder")
+    parser.add_argument("--data", type=str, default=job["data"], help="data set or image folder")
     parser.add_argument(
-        "--shots", type=int | Literal["all"], default=job["shots"], help="images a class"
+        "--shots", type=int | Literal["all"], default=job["shots"], help="images per class"
     )
     parser.add_argument("--classes", type=Literal["all", "base", "new"], default="all")
-    parser.add_argument("--data_seed", type=int, default=0, help="of the few-shot draw")
-    parser.add_argument("--root", type=str, default="data", help="where torchvision keeps data")
+    parser.add_argument("--data_seed", type=int, default=0, help="seed of the few-shot draw")
+    parser.add_argument("--root", type=str, default="data", help="folder of torchvision data sets")
     parser.add_argument("--download", type=bool, default=False, help="let torchvision download")
-    parser.add_argument("--out", type=str | None, help="run folder; default: a new one in runs/")
-    parser.add_argument("--resume", type=str | None, help="run folder to go on with")
+    parser.add_argument("--out", type=str | None, help="run folder; default: new, in runs/")
+    parser.add_argument("--resume", type=str | None, help="run folder to resume")
     parser.add_argument(
         "--seeds",
         type=int,
         nargs="+",
-        help="one run for each, of seed and data_seed both, and their mean and spread",
+        help="one run per seed, used as seed and as data_seed; then mean and range",
     )
     parser.add_argument("--config", type=str | None, help="YAML or JSON file of the settings below")
     parser.add_argument(
         "--attacks",
         type=list[str] | str,
         default=job["attacks"],
-        help="of the evaluation, with commas between",
+        help="attacks of the evaluation, comma-separated",
     )
     parser.add_argument(
         "--eval_eps",
         type=_RADII,
-        help="default: 1/255, 2/255, the tuning eps",
+        help="radii of the evaluation; default: 1/255, 2/255 and the tuning eps",
     )
-    parser.add_argument("--eval_limit", type=int | None, default=400, help="test images judged")
+    parser.add_argument(
+        "--eval_limit", type=int | None, default=400, help="test images; null for all"
+    )
     parser.add_argument("--eval_batch", type=int, default=100)
     add_sanity(parser)
-    parser.add_argument("--track", type=bool, default=False, help="TensorBoard curves, too")
+    parser.add_argument("--track", type=bool, default=False, help="write TensorBoard curves")
     parser.add_class_arguments(tuner.Config, help=f"settings of {method}")
     return parser
 
 
 def tune(arguments: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: fastprompt tune METHOD [options]\nmethods: " + ", ".join(TUNERS))
         print("fastprompt tune METHOD --help lists the options")
@@ -101,14 +103,14 @@ def tune(arguments: Sequence[str]) -> int:
 
 
 def _new_folder(method: str) -> Path:
-    """A folder of this run's own in ``runs``, claimed by making it."""
+    """Create and return a new folder in ``runs``."""
     stem = Path("runs") / f"{method}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in range(1, 1000):
         folder = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
         with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-    raise FileExistsError(f"out: {stem} and its numbered siblings all exist: name a folder")
+    raise FileExistsError(f"out: {stem} and its numbered siblings all exist; pass --out")
 
 
 def _defaults(parser: Parser) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def _resume(method: str, given: Mapping[str, Any]) -> int:
     extra = sorted(set(given) - {"resume"})
     if extra:
         raise ValueError(
-            f"--resume takes all settings from the run's config.json: leave out --{extra[0]}"
+            f"--resume takes all settings from the run's config.json; remove --{extra[0]}"
         )
     if SeedsFolder.is_one(given["resume"]):
         return run_seeds(SeedsFolder.read(given["resume"], method), _run, _resume_one)
@@ -138,17 +140,17 @@ def _resume_one(method: str, folder: Path) -> Evaluation:
         raise ValueError(f"--resume: {run.path} was not started from the command line")
     if missing := [key for key in _JOB_KEYS if key not in job]:
         raise ValueError(f"--resume: the job in {run.path / 'config.json'} lacks {missing[0]!r}")
-    # what a person may have changed there is read as strictly as the command line
+    # the file may have been edited: check the job as strictly as the command line
     tune_parser(method).parse_object({k: v for k, v in job.items() if v is not None})
     threads = config.get("threads")
     if not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"--resume: {run.path / 'config.json'} has a bad threads: damaged")
-    torch.set_num_threads(threads)  # for the same bits
+        raise ValueError(f"--resume: {run.path / 'config.json'} is damaged: invalid threads")
+    torch.set_num_threads(threads)  # the result's bits depend on it
     return _run(method, job, config["config"], {}, run.path, resume=True)
 
 
 def _check_evaluation(job: Mapping[str, Any]) -> None:
-    """What the evaluation would refuse is told before the work, not after."""
+    """Check the arguments of the evaluation before tuning starts."""
     given = job["eval_eps"]
     for radius in [] if given is None else split_radii(given):
         parse_fraction(radius, "eval_eps", zero=True)
@@ -159,15 +161,15 @@ def _check_evaluation(job: Mapping[str, Any]) -> None:
 
 
 def _check_free(out: Path) -> None:
-    """A folder that holds something is refused before a model is loaded or a line printed."""
+    """Raise if the folder is not empty, before a model is loaded or a line is printed."""
     run = RunFolder(out)
     if run.started:
-        raise FileExistsError(f"out: {out} holds a run already: --resume it, or choose another")
+        raise FileExistsError(f"out: {out} already holds a run; --resume it or choose another")
     run.check_free("out")
 
 
 def _radii(eps: Fraction) -> list[float]:
-    """The radii at which small CLIPs differ, and the one that was tuned at."""
+    """Return the radii at which small CLIP models differ, and the tuning radius."""
     return sorted({parse_fraction(radius, "eps") for radius in (*RADII, eps)})
 
 
@@ -222,13 +224,13 @@ def _run(
         sanity=job["sanity"],
         name=data.name,
         out=out,
-        resume=True,  # what a stopped run had judged already is not judged again
+        resume=True,  # keeps what a stopped run already evaluated
     )
     n = result.data["n"]
     print(f"\n{result.table()}\n")
     print(
-        f"accuracy on {n} test images with 95 % intervals; an adaptive attack goes through the "
-        "prompts, a transfer attack does not see them"
+        f"accuracy on {n} test images with 95 % intervals; adaptive attacks differentiate "
+        "through the prompts, transfer attacks do not use them"
     )
     print(f"tuned in {tuned - began:.0f} s, evaluated in {time.perf_counter() - tuned:.0f} s")
     print(f"run folder: {out}")

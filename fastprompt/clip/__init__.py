@@ -1,4 +1,4 @@
-"""A frozen CLIP, whatever its architecture, behind one interface."""
+"""`FrozenCLIP`: one interface to frozen CLIP models of any architecture."""
 
 from .frozen import TEMPLATES, FrozenCLIP
 from .load import load_clip

@@ -1,4 +1,4 @@
-"""The small CLIPs that come with the package."""
+"""The small CLIP models bundled with the package."""
 
 import copy
 import hashlib
@@ -21,25 +21,25 @@ def _card(name: str) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """The bundled models."""
+    """Return the names of the bundled models."""
     files = resources.files("fastprompt.assets").iterdir()
     return sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json"))
 
 
 def card(name: str) -> dict[str, Any]:
-    """Configuration, training command, seed and measured accuracies of a bundled model."""
+    """Return a model's configuration, training command, seed and measured accuracies."""
     return copy.deepcopy(_card(name))
 
 
 def load(name: str) -> nn.Module:
-    """The bundled open_clip ``CLIP``, weights in float32."""
+    """Load a bundled model as an open_clip ``CLIP`` with float32 weights."""
     facts = _card(name)
     model = open_clip.CLIP(**card(name)["config"])
     state = {}
-    for file in facts["weights"]:  # the robust model is the plain one with another image tower
+    for file in facts["weights"]:  # the robust model replaces only the image encoder
         data = resources.files("fastprompt.assets").joinpath(file).read_bytes()
         if hashlib.sha256(data).hexdigest() != facts["sha256"][file]:
-            raise ValueError(f"{name}: {file} is damaged: install the package again")
+            raise ValueError(f"{name}: {file} is damaged; reinstall fastprompt")
         state.update({k: v.float() for k, v in parse_safetensors(data).items()})
     model.load_state_dict(state)
     model.visual.image_mean, model.visual.image_std = tuple(facts["mean"]), tuple(facts["std"])

@@ -1,4 +1,4 @@
-"""What `FrozenCLIP.describe` tells of a model."""
+"""The result of `FrozenCLIP.describe`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Description:
-    """Facts of a model; a reason is empty where the thing fits. ``print`` shows it as a page."""
+    """Architecture of a model and the features it supports; ``print`` formats it as text.
+
+    ``methods``, ``prompts`` and ``fast_paths`` map each name to the reason why the model does not
+    support it, or to an empty string if it does.
+    """
 
     name: str
     embed_dim: int

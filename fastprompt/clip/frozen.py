@@ -1,4 +1,4 @@
-"""`FrozenCLIP`: any open_clip model, its tokenizer and its pixel normalization, behind one face."""
+"""`FrozenCLIP`: a frozen open_clip model with its tokenizer and pixel normalization."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .._utils.hashing import digest
 from .description import Description
 from .parts import HFTextParts, TextParts, architecture, text_parts, why_no_text_prompts
 
-if TYPE_CHECKING:  # what `zero_shot` returns
+if TYPE_CHECKING:  # the return type of `zero_shot`
     from ..model.classifier import CLIPClassifier
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -24,16 +24,21 @@ _TEXT_BATCH = 256
 
 
 class FrozenCLIP(nn.Module):
-    """A CLIP whose weights never change: no gradients into them, always in eval mode.
+    """A CLIP with frozen parameters, always in eval mode.
 
-    Made by `load_clip`. Pixels are float32 NCHW in [0, 1]; normalization happens inside.
+    Create it with `load_clip`. Pixels are float32 NCHW in [0, 1]; the model normalizes them.
 
     Args:
-        model: an open_clip ``CLIP`` or ``CustomTextCLIP``; kept, frozen: hand in a copy.
-        tokenizer: strings to token ids, ``[N, context_length]``.
-        mean, std: the pixel normalization, three values each.
-        name: what to call the model.
-        source: the arguments of `load_clip` that make this model again; None for an object.
+        model: an open_clip ``CLIP`` or ``CustomTextCLIP``. It is frozen in place; pass a copy to
+            keep the original trainable.
+        tokenizer: maps N strings to token ids ``[N, context_length]``.
+        mean, std: the pixel normalization, one value per channel.
+        name: the model's name in messages and results.
+        source: the arguments of `load_clip` that reload this model; None if it was created from a
+            model object.
+
+    Raises:
+        ValueError: ``mean`` or ``std`` does not have three values, or ``std`` is not positive.
     """
 
     mean: Tensor
@@ -50,14 +55,14 @@ class FrozenCLIP(nn.Module):
         source: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.version = 0  # counts changes of the weights
+        self.version = 0  # incremented whenever the weights may have changed
         self.model = model
         model.requires_grad_(False)
         self.tokenizer = tokenizer
         dtype = next(model.parameters()).dtype
         for key, values in (("mean", mean), ("std", std)):
             if len(values) != 3:
-                raise ValueError(f"{key} must hold three values, one a channel, got {list(values)}")
+                raise ValueError(f"{key} must be three values, one per channel, got {list(values)}")
             tensor = torch.tensor(list(values), dtype=dtype).view(3, 1, 1)
             self.register_buffer(key, tensor, persistent=False)
         if not bool((self.std > 0).all()):
@@ -67,101 +72,102 @@ class FrozenCLIP(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenCLIP:
-        """Stays in eval mode, whatever ``mode`` says: the weights are frozen."""
+        """Keep the model in eval mode; ``mode`` is ignored because the weights are frozen."""
         return super().train(False)
 
     def _apply(self, *args: Any, **kwargs: Any) -> FrozenCLIP:
-        # every move and cast comes through here
+        # called by every device or dtype conversion
         self._weights_changed()
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        # every load comes through here, also that of a module which this one is a part of
+        # called by every load_state_dict, including that of a parent module
         self._weights_changed()
         super()._load_from_state_dict(*args, **kwargs)
 
     def _weights_changed(self) -> None:
-        """What was made of the weights is made anew: the fingerprint here, the rest by towers."""
+        """Drop the cached fingerprint; towers compare ``version`` to invalidate their caches."""
         self.__dict__.pop("fingerprint", None)
         self.version += 1
 
     def requires_grad_(self, requires_grad: bool = True) -> FrozenCLIP:
-        """Refuses to unfreeze.
+        """Return the model unchanged; its parameters cannot be unfrozen.
 
         Raises:
-            RuntimeError: ``requires_grad`` is true.
+            RuntimeError: ``requires_grad`` is True.
         """
         if requires_grad:
-            raise RuntimeError("FrozenCLIP stays frozen: tune prompts, or a copy of the model")
+            raise RuntimeError("FrozenCLIP stays frozen; tune prompts, or a copy of the model")
         return super().requires_grad_(False)
 
     @property
     def image_size(self) -> int:
-        """Height and width of the pixels that the image tower takes."""
+        """Height and width in pixels of the image encoder's input."""
         visual: Any = self.model.visual
         size = visual.image_size
         return int(size[0]) if isinstance(size, (tuple, list)) else int(size)
 
     @property
     def context_length(self) -> int:
-        """Tokens of a text, start and end included."""
+        """Number of tokens per text, including the start and end tokens."""
         return int(self.model.context_length)  # type: ignore[arg-type]  # an int on both layouts
 
     @cached_property
     def embed_dim(self) -> int:
-        """D, the width of image and text features."""
+        """D, the dimension of the image and text features."""
         return self.encode_text(["a"]).shape[1]
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.mean.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
+        """The dtype of the weights."""
         return next(self.model.parameters()).dtype
 
     @property
     def logit_scale(self) -> Tensor:
-        """exp of the model's logit scale, a scalar tensor."""
+        """The exponential of the model's logit scale, a scalar tensor."""
         scale: Any = self.model.logit_scale
         return scale.exp().reshape(())
 
     @property
     def logit_bias(self) -> Tensor | None:
-        """The bias that sigmoid models add to their logits, a scalar tensor."""
+        """The logit bias of sigmoid models, a scalar tensor; None for other models."""
         bias: Any = getattr(self.model, "logit_bias", None)
         return None if bias is None else bias.reshape(())
 
     @property
     def text_parts(self) -> TextParts | HFTextParts:
-        """The text tower's parts for prompts.
+        """The text encoder's modules and settings that prompts need.
 
         Raises:
-            ValueError: prompts can't be put into it; the message says why.
+            ValueError: the text encoder does not support prompts; the message gives the reason.
         """
         if reason := self.why_no_text_prompts():
-            raise ValueError(f"clip: {self.name} takes no text prompts: {reason}")
+            raise ValueError(f"clip: {self.name} does not support text prompts: {reason}")
         return text_parts(self.model)
 
     def why_no_text_prompts(self) -> str:
-        """Why prompts can't be put into the text tower; empty if they can."""
+        """Return why the text encoder does not support prompts; empty if it does."""
         return why_no_text_prompts(self.model)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over architecture, weights and normalization: what a run was made with."""
+        """SHA-256 of architecture, weights and normalization, stored in each run."""
         state = {k: v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)}
         state |= {"pixel.mean": self.mean, "pixel.std": self.std}
         return digest(state, *architecture(self.model))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Image features, un-normalized: pixels ``[B, 3, H, W]`` in [0, 1] to ``[B, D]``.
+        """Map pixels ``[B, 3, H, W]`` in [0, 1] to unnormalized image features ``[B, D]``.
 
         Raises:
-            ValueError, TypeError: pixels of another shape or dtype.
+            ValueError: ``images`` does not have the input shape of the model.
+            TypeError: ``images`` is not a float32 or float64 tensor.
         """
         self.check_pixels(images)
         with plain_attention():
@@ -169,17 +175,17 @@ class FrozenCLIP(nn.Module):
             return encode(((images - self.mean) / self.std).to(self.dtype))
 
     def check_pixels(self, images: Tensor) -> None:
-        """Raise unless ``images`` has the shape and dtype that the image tower takes."""
+        """Raise an error unless ``images`` has the image encoder's input shape and dtype."""
         check_images(images, values=False)
         size = self.image_size
         if images.shape[-2:] != (size, size):
             raise ValueError(
-                f"images must be [B, 3, {size}, {size}] for {self.name}, got {list(images.shape)}: "
+                f"images must be [B, 3, {size}, {size}] for {self.name}, got {list(images.shape)}; "
                 f"load the data with image_size={size}"
             )
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text features, un-normalized: N strings to ``[N, D]``. Not differentiable."""
+        """Map N strings to unnormalized text features ``[N, D]``, without gradients."""
         return self._encode_tokens(self.tokenizer(list(texts)))
 
     @torch.no_grad()
@@ -197,43 +203,45 @@ class FrozenCLIP(nn.Module):
         engine: str = "fast",
         precision: str | None = None,
     ) -> CLIPClassifier:
-        """CLIP's zero-shot classifier: pixels in [0, 1] to logits.
+        """Return CLIP's zero-shot classifier, which maps pixels in [0, 1] to logits.
 
-        Each class's text feature is the mean of its normalized features over the templates,
-        normalized (Radford et al., ICML 2021, section 3.1.4).
+        The text feature of a class is the mean of its normalized features over the templates,
+        normalized again (Radford et al., ICML 2021, section 3.1.4).
 
         Args:
-            classnames: C distinct names.
-            templates: strings with one ``{}``, where the name goes.
-            engine, precision: of the image tower, see `CLIPClassifier`.
+            classnames: C distinct class names.
+            templates: strings with one ``{}`` as the placeholder of the class name.
+            engine, precision: implementation and precision of the image tower; see
+                `CLIPClassifier`.
 
         Raises:
-            ValueError: no or duplicate class names, a template without one ``{}``.
+            ValueError: ``classnames`` is empty or has duplicates, or a template does not have
+                exactly one ``{}``.
         """
-        from ..model.classifier import zero_shot  # a classifier is made of this class
+        from ..model.classifier import zero_shot  # avoids a circular import
 
         return zero_shot(self, classnames, templates, engine=engine, precision=precision)
 
     def encode_names(self, names: Sequence[str], template: str) -> Tensor:
-        """Text features, un-normalized, of N names in a template with one ``{}``: ``[N, D]``.
+        """Return unnormalized text features ``[N, D]`` of N names in a template with one ``{}``.
 
         Raises:
-            ValueError: a text that is longer than the context, which the tokenizer would cut.
+            ValueError: a text exceeds the context length; the tokenizer would truncate it.
         """
         texts = [template.replace("{}", name) for name in names]
         tokens = self.tokenizer(texts)
         for name, text, row in zip(names, texts, tokens, strict=True):
-            # a text that is cut has the same tokens whatever stands behind its end
+            # appending a word changes the tokens unless the text is truncated
             full = bool(row[-1] != 0)
             if full and torch.equal(row, self.tokenizer([f"{text} more"])[0]):
                 raise ValueError(
-                    f"classnames: {name[:40]!r} in the template {template!r} is longer than the "
-                    f"{self.context_length} tokens that {self.name} takes: shorten it"
+                    f"classnames: {name[:40]!r} in the template {template!r} exceeds the limit of "
+                    f"{self.context_length} tokens of {self.name}; shorten it"
                 )
         return self._encode_tokens(tokens)
 
     def describe(self) -> Description:
-        """Widths, depths, and which methods and fast paths fit this model, or why not."""
-        from ..methods.describe import describe  # the methods are made for this class
+        """Describe the model's architecture and the methods, prompts and fast paths it supports."""
+        from ..methods.describe import describe  # avoids a circular import
 
         return describe(self)

@@ -1,4 +1,4 @@
-"""Weights for the image tower alone, as adversarially fine-tuned towers are published."""
+"""Load weights of the image encoder alone, such as adversarially fine-tuned encoders."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,24 +8,25 @@ from torch import Tensor, nn
 
 from .._utils.unpickling import read_checkpoint
 
-# where published checkpoints of adversarially fine-tuned image towers keep their weights: TeCoA's
-# training code, then the plain layouts that FARE and others use
+# keys of published checkpoints of adversarially fine-tuned image encoders: TeCoA's training code,
+# then the plain layouts of FARE and others
 _IMAGE_CONTAINERS = ("vision_encoder_state_dict", "state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "model.", "clip_model.")
 _TOWER_PREFIXES = ("visual.", "image_encoder.")
 
 
 def load_image_weights(model: nn.Module, weights: str | Path | Mapping[str, Any]) -> None:
-    """Put an image tower's weights into ``model.visual``.
+    """Load image encoder weights into ``model.visual``.
 
     Args:
-        model: an open_clip model; changed.
-        weights: a file (safetensors, or torch's with tensors only) or a mapping: the tower's state
-            dict itself, or a checkpoint that holds one, with the usual prefixes.
+        model: an open_clip model, modified in place.
+        weights: a file (safetensors, or torch format with tensors only) or a mapping: either the
+            encoder's state dict or a checkpoint that contains it. Common key prefixes are removed.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged or pickled code, or weights of another tower.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged or contains pickled code, or the weights belong to another
+            image encoder.
     """
     where, content = "image_weights", weights
     if isinstance(content, (str, Path)):
@@ -41,28 +42,29 @@ def load_image_weights(model: nn.Module, weights: str | Path | Mapping[str, Any]
     if missing:
         raise ValueError(
             f"{where} does not fit {type(visual).__name__}: {len(missing)} of {len(wanted)} "
-            f"tensors are missing, {missing[0]} among them"
+            f"tensors are missing, for example {missing[0]}"
         )
     parts = {key.split(".")[0] for key in wanted}
     extra = sorted(k for k in found if k not in wanted and k.split(".")[0] in parts)
     if extra:
         raise ValueError(
-            f"{where} is for another image tower: this model has no {extra[0]} ({len(extra)} more)"
+            f"{where} is for another image encoder: {len(extra)} of its tensors are not in this "
+            f"model, for example {extra[0]}"
         )
     wrong = [k for k in wanted if found[k].shape != wanted[k].shape]
     if wrong:
         raise ValueError(
-            f"{where} is for another image tower: {wrong[0]} is {list(found[wrong[0]].shape)}, "
-            f"this model has {list(wanted[wrong[0]].shape)}"
+            f"{where} is for another image encoder: {wrong[0]} has shape "
+            f"{list(found[wrong[0]].shape)}, but this model needs {list(wanted[wrong[0]].shape)}"
         )
     visual.load_state_dict({k: found[k] for k in wanted})
 
 
 def _tower_entries(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The image tower's entries under its own names, whatever they were saved through.
+    """Return the image encoder's entries, with wrapper prefixes removed from their keys.
 
-    A whole CLIP's text tower has the image tower's names, too, without the prefix: where any entry
-    is marked as the image tower's, only such entries count.
+    In a checkpoint of a whole CLIP, the text encoder uses some of the same names without a prefix,
+    so if any key has an image encoder prefix, only those entries are returned.
     """
     plain = {}
     for key, value in content.items():

@@ -1,4 +1,4 @@
-"""`load_clip`: from a name, a checkpoint or an open_clip object to a `FrozenCLIP`."""
+"""`load_clip`: create a `FrozenCLIP` from a model name, a checkpoint or an open_clip model."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -31,26 +31,29 @@ def load_clip(
     device: str | torch.device | None = None,
     cache_dir: str | None = None,
 ) -> FrozenCLIP:
-    """A frozen CLIP.
+    """Load a CLIP model and freeze it.
 
     Args:
-        model: ``"tiny-shapes"`` or ``"tiny-shapes-robust"`` (bundled); any open_clip name, or one
-            that starts with ``hf-hub:`` or ``local-dir:``; or an open_clip model object, which is
-            copied and left as it was (the copy in float32, or float64 if it is in that).
-        pretrained: for an open_clip name, one of its weight tags (downloaded) or the path of a
-            checkpoint.
-        tokenizer: strings to token ids ``[N, context_length]``; by default the model's own, and
-            for an object open_clip's standard one if the vocabulary has its size.
-        mean, std: the pixel normalization; by default the model's own.
-        image_weights: a file or a state dict for the image tower alone, as adversarially
-            fine-tuned towers are published (TeCoA, FARE). Files are read without pickled code.
-        device: where to put the weights; by default the CPU, or where an object already is.
-        cache_dir: where open_clip keeps downloads.
+        model: ``"tiny-shapes"`` or ``"tiny-shapes-robust"`` (bundled); any open_clip model name,
+            or one that starts with ``hf-hub:`` or ``local-dir:``; or an open_clip model object,
+            which is copied, not modified (float16 and bfloat16 weights are converted to float32).
+        pretrained: for an open_clip model name, one of its weight tags (downloaded) or the path of
+            a checkpoint.
+        tokenizer: maps N strings to token ids ``[N, context_length]``. Default: the model's own;
+            for a model object, open_clip's standard tokenizer if the vocabulary sizes match.
+        mean, std: the pixel normalization. Default: the model's own.
+        image_weights: a file or a state dict for the image encoder alone, the format in which
+            adversarially fine-tuned encoders are published (TeCoA, FARE). Pickled code in a file
+            is never executed.
+        device: the device of the model. Default: the CPU, or a model object's current device.
+        cache_dir: the directory of open_clip's downloads.
 
     Raises:
-        ValueError: an unknown name (the nearest are offered), weights that don't fit.
+        ValueError: the name is unknown (the message suggests similar ones), or the weights do not
+            fit the model.
+        TypeError: ``model`` is not a name or an open_clip model.
         RuntimeError: the weights could not be downloaded.
-        FileNotFoundError: a file that is not there.
+        FileNotFoundError: a given file does not exist.
     """
     source: dict[str, Any] | None = None
     pretrained = str(pretrained) if isinstance(pretrained, Path) else pretrained
@@ -58,11 +61,11 @@ def load_clip(
         given = {"pretrained": pretrained, "tokenizer": tokenizer, "mean": mean, "std": std}
         extra = [k for k, v in {**given, "image_weights": image_weights}.items() if v is not None]
         if extra:
-            raise ValueError(f"model is a FrozenCLIP already: {', '.join(extra)} can't be changed")
+            raise ValueError(f"model is already a FrozenCLIP; do not pass {', '.join(extra)}")
         return model if device is None else model.to(device)
     if isinstance(model, nn.Module):
         if pretrained is not None:
-            raise ValueError("pretrained goes with a model name, not with a model object")
+            raise ValueError("pretrained must be None for a model object; it needs a model name")
         _require_clip(model)
         inner, name = _full_precision(copy.deepcopy(model)), type(model).__name__
         tokenizer = tokenizer or _standard_tokenizer(inner)
@@ -91,7 +94,7 @@ def load_clip(
 
 
 def _full_precision(model: nn.Module) -> nn.Module:
-    """float32 for a model in half precision, whole or in part; float64 stays."""
+    """Convert the model to float32 if any parameter is float16 or bfloat16."""
     low = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
     return model.float() if low else model
 
@@ -101,14 +104,14 @@ def _by_name(
 ) -> tuple[nn.Module, Tokenizer]:
     if name in bundled.names():
         if pretrained is not None:
-            raise ValueError(f"{name} is bundled with its weights: leave pretrained out")
+            raise ValueError(f"{name} is bundled with its weights; omit pretrained")
         return bundled.load(name), open_clip.SimpleTokenizer()
     if name.startswith(_SCHEMES):
         if pretrained is not None:
-            raise ValueError(f"{name} brings its own weights: leave pretrained out")
+            raise ValueError(f"{name} includes its own weights; omit pretrained")
     else:
         known = open_clip.list_models()
-        plain = name.replace("/", "-")  # get_tokenizer knows models by this spelling alone
+        plain = name.replace("/", "-")  # the only spelling that get_tokenizer accepts
         if plain not in known:
             raise unknown("model", name, [*bundled.names(), *known])
         name = plain
@@ -127,12 +130,12 @@ def _by_name(
         return model, open_clip.get_tokenizer(name, cache_dir=cache_dir)
     except (UnpicklingError, SafetensorError, EOFError) as error:
         raise ValueError(
-            f"pretrained: the checkpoint for {name} ({pretrained or 'its default'}) is damaged, or "
-            f"holds more than tensors, which is never run: {first_line(error)}"
+            f"pretrained: the checkpoint for {name} ({pretrained or 'its default'}) is damaged "
+            f"or contains pickled objects, which are never loaded: {first_line(error)}"
         ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"could not load {name}: {error}") from error
-    except Exception as error:  # a foreign file can make the unpickler raise anything
+    except Exception as error:  # the unpickler can raise any error on a foreign file
         if pretrained and Path(pretrained).is_file():
             raise ValueError(
                 f"pretrained: the checkpoint {pretrained} is damaged or does not fit {name}: "
@@ -141,21 +144,21 @@ def _by_name(
         if not isinstance(error, (RuntimeError, OSError, ValueError)):
             raise
         raise RuntimeError(
-            f"could not load {name} with pretrained={pretrained!r}: {first_line(error)}. "
-            "Without a network, pass the path of a checkpoint as pretrained"
+            f"could not load {name} with pretrained={pretrained!r}: {first_line(error)}; "
+            "without network access, pass the path of a checkpoint as pretrained"
             + _other_name(name, pretrained)
         ) from error
 
 
 def _other_name(name: str, pretrained: str | None) -> str:
-    """A checkpoint file doesn't say that it was trained with QuickGELU: the name has to."""
+    """Suggest the QuickGELU model name, since a checkpoint file does not record the activation."""
     if not quick_gelu(name, pretrained) or name.endswith("-quickgelu"):
         return ""
-    return f" and {name}-quickgelu as the model: these weights were trained with QuickGELU"
+    return f" and {name}-quickgelu as model, because these weights were trained with QuickGELU"
 
 
 def quick_gelu(name: str, pretrained: str | None) -> bool:
-    """Whether the weights were trained with QuickGELU, which open_clip only warns of."""
+    """Return whether the weights need QuickGELU; on a mismatch open_clip only warns."""
     if pretrained is None or name.startswith(_SCHEMES):
         return False
     tag = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained)
@@ -166,8 +169,8 @@ def _check_pretrained(name: str, pretrained: str | None) -> None:
     tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
     if pretrained is None:
         raise ValueError(
-            f"pretrained is missing: {name} needs a weight tag ({', '.join(tags[:4]) or 'none'}) "
-            "or the path of a checkpoint; for random weights hand in the model object"
+            f"pretrained is required: {name} needs a weight tag ({', '.join(tags[:4]) or 'none'}) "
+            "or the path of a checkpoint; for random weights, pass a model object"
         )
     looks_like_path = "/" in pretrained or Path(pretrained).suffix in (
         ".pt",
@@ -177,8 +180,8 @@ def _check_pretrained(name: str, pretrained: str | None) -> None:
     if pretrained in tags or Path(pretrained).is_file():
         return
     if looks_like_path:
-        raise FileNotFoundError(f"pretrained: there is no checkpoint {pretrained}")
-    raise unknown(f"weight tag of {name}", pretrained, tags)
+        raise FileNotFoundError(f"pretrained: the checkpoint {pretrained} does not exist")
+    raise unknown(f"weight tag for {name}", pretrained, tags)
 
 
 def _require_clip(model: nn.Module) -> None:
@@ -189,7 +192,7 @@ def _require_clip(model: nn.Module) -> None:
     ]
     if missing:
         raise TypeError(
-            f"model must be an open_clip CLIP or CustomTextCLIP; {type(model).__name__} has no "
+            f"model must be an open_clip CLIP or CustomTextCLIP, but {type(model).__name__} has no "
             f"{', '.join(missing)}"
         )
 
@@ -198,8 +201,8 @@ def _standard_tokenizer(model: nn.Module) -> Tokenizer:
     standard = open_clip.SimpleTokenizer(context_length=getattr(model, "context_length", 77))
     if getattr(model, "vocab_size", None) != standard.vocab_size:
         raise ValueError(
-            f"tokenizer is missing: the model's vocabulary of {getattr(model, 'vocab_size', '?')} "
-            f"is not open_clip's standard one of {standard.vocab_size}; "
+            f"tokenizer is required: the model has {getattr(model, 'vocab_size', '?')} tokens, but "
+            f"open_clip's standard tokenizer has {standard.vocab_size}; "
             "pass open_clip.get_tokenizer(name)"
         )
     return standard

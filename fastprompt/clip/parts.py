@@ -1,4 +1,4 @@
-"""What the towers take a CLIP apart into, and why prompts don't fit where they don't."""
+"""Access to the modules of a CLIP's encoders, and checks whether they support prompts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TextParts:
-    """An open_clip text transformer of either layout, by one set of names."""
+    """The modules of an open_clip text transformer, under the same names for both layouts."""
 
-    owner: Any  # the module that holds the rest
+    owner: Any  # the module that contains the others
     token_embedding: nn.Embedding
     positional_embedding: Tensor  # [context_length, width]
     transformer: nn.Module
@@ -24,30 +24,30 @@ class TextParts:
     attn_mask: Tensor | None  # [context_length, context_length], additive, causal
     pool_type: str  # argmax, eos, first or last
     eos_id: int
-    pad_id: int | None  # of padding that no token attends to
+    pad_id: int | None  # set if the padding is masked in attention
 
     @property
     def width(self) -> int:
-        """Width of a token, and so of a prompt token."""
+        """Width of the token embeddings and of the prompt tokens."""
         return self.token_embedding.embedding_dim
 
     @property
     def depth(self) -> int:
-        """Layers of the transformer."""
+        """Number of transformer layers."""
         return len(self.transformer.resblocks)  # type: ignore[arg-type]
 
     @property
     def layers(self) -> int:
-        """Layers that can have prompts of their own: all."""
+        """Number of layers that accept deep prompts: all of them."""
         return self.depth
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the transformer computes in."""
+        """The dtype of the transformer's computation."""
         return self.positional_embedding.dtype
 
     def project(self, pooled: Tensor) -> Tensor:
-        """The pooled tokens' features: ``[..., width]`` to ``[..., D]``."""
+        """Project pooled tokens ``[..., width]`` to features ``[..., D]``."""
         projection = self.text_projection
         if projection is None:
             return pooled
@@ -56,36 +56,36 @@ class TextParts:
 
 @dataclass(frozen=True)
 class HFTextParts:
-    """A Hugging Face text model in open_clip's adapter: prompts go among its input embeddings."""
+    """A Hugging Face text model in open_clip's adapter; prompts are input embeddings."""
 
     owner: Any
     token_embedding: nn.Module
     width: int
     pad_id: int
     depth: int
-    layers: int = 0  # that can have prompts of their own: none
-    pool_type: str = "model"  # its own pooler: the end of a text is found by the padding
+    layers: int = 0  # layers that accept deep prompts: none
+    pool_type: str = "model"  # the adapter's pooler; it locates the end of a text by its padding
     eos_id: int = -1
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The dtype of the model's computation."""
         return next(self.owner.parameters()).dtype
 
     def encode(self, embedded: Tensor, ids: Tensor) -> Tensor:
-        """Features ``[N, D]`` of embedded texts ``[N, T, width]`` and their ids ``[N, T]``."""
+        """Encode embedded texts ``[N, T, width]`` with ids ``[N, T]`` to features ``[N, D]``."""
         attended = (ids != self.pad_id).long()
         out = self.owner.transformer(inputs_embeds=embedded, attention_mask=attended)
         features: Tensor = self.owner.proj(self.owner.pooler(out, attended))
         return features
 
 
-# what changes a model's features without changing its weights' names or shapes
+# settings that change the features but not the names or shapes of the weights
 _SETTINGS = ("num_heads", "pool_type", "text_pool_type", "eos_id", "text_eos_id", "pad_id", "eps")
 
 
 def architecture(model: nn.Module) -> list[str]:
-    """One line a module: its place, its class and the settings that no weight shows."""
+    """Return one line per module: its path, its class and the settings in `_SETTINGS`."""
     return [
         f"{place} {type(module).__name__} "
         + " ".join(f"{k}={getattr(module, k)}" for k in _SETTINGS if hasattr(module, k))
@@ -94,12 +94,12 @@ def architecture(model: nn.Module) -> list[str]:
 
 
 def text_owner(model: nn.Module) -> Any:
-    """The module that holds the text tower: the model itself in open_clip's ``CLIP`` layout."""
+    """Return the text encoder; in open_clip's ``CLIP`` layout, this is the model itself."""
     return getattr(model, "text", model)
 
 
 def why_no_text_prompts(model: nn.Module) -> str:
-    """Why prompts can't be put into the text tower; empty if they can."""
+    """Return why the text encoder does not support prompts; empty if it does."""
     owner = text_owner(model)
     if isinstance(owner, HFTextEncoder):
         return ""
@@ -111,13 +111,13 @@ def why_no_text_prompts(model: nn.Module) -> str:
     if pool not in ("argmax", "eos", "first", "last"):
         return f"the text tower pools its tokens by {pool!r}"
     if pool == "first" and owner.attn_mask is not None:
-        return "the text tower is causal and reads its first token, which no prompt reaches"
+        return "the text tower is causal and pools its first token, which no prompt reaches"
     reason = why_not_opened(owner.transformer)
-    return f"the text tower can't be opened: {reason}" if reason else ""
+    return f"the text tower is not supported: {reason}" if reason else ""
 
 
 def text_parts(model: nn.Module) -> TextParts | HFTextParts:
-    """The parts that a tower with prompts needs, of a model that takes them."""
+    """Return the modules of a text encoder that supports prompts."""
     owner = text_owner(model)
     if isinstance(owner, HFTextEncoder):
         embedding, config = owner.transformer.get_input_embeddings(), owner.config
@@ -126,7 +126,7 @@ def text_parts(model: nn.Module) -> TextParts | HFTextParts:
             embedding,
             embedding.weight.shape[1],
             int(config.pad_token_id or 0),
-            getattr(config, "num_hidden_layers", 12),  # only how many classes fit is guessed by it
+            getattr(config, "num_hidden_layers", 12),  # used only to estimate memory
         )
     return TextParts(
         owner,
@@ -142,25 +142,25 @@ def text_parts(model: nn.Module) -> TextParts | HFTextParts:
 
 
 def _pooling(owner: Any) -> tuple[str, int]:
-    """What tells the token that is read: ``pool_type`` and ``eos_id``."""
+    """Return ``pool_type`` and ``eos_id``, which determine the pooled token."""
     if isinstance(owner, TextTransformer):
         return owner.pool_type, int(owner.eos_id)
     return owner.text_pool_type, int(owner.text_eos_id)
 
 
 def why_not_opened(transformer: Any) -> str:
-    """Why the transformer's blocks can't be opened; empty if they can."""
+    """Return why the transformer's blocks are not supported; empty if they are."""
     for block in transformer.resblocks:
         attn = getattr(block, "attn", None)
         if not hasattr(attn, "in_proj_weight") or not hasattr(block, "ln_2"):
             return f"its blocks are {type(block).__name__}, not open_clip's residual attention"
         if getattr(attn, "logit_scale", None) is not None:
-            return "its attention is a scaled cosine"
+            return "its blocks use scaled cosine attention"
     return ""
 
 
 def why_no_visual_prompts(model: nn.Module) -> str:
-    """Why prompts can't be put into the image tower; empty if they can."""
+    """Return why the image encoder does not support prompts; empty if it does."""
     visual: Any = model.visual
     if not isinstance(visual, VisionTransformer):
         return f"the image tower is a {type(visual).__name__}, not open_clip's VisionTransformer"
@@ -169,4 +169,4 @@ def why_no_visual_prompts(model: nn.Module) -> str:
     if visual.pool_type not in ("tok", "avg"):
         return f"the image tower pools by {visual.pool_type!r}"
     reason = why_not_opened(visual.transformer)
-    return f"the image tower can't be opened: {reason}" if reason else ""
+    return f"the image tower is not supported: {reason}" if reason else ""

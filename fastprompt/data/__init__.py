@@ -1,4 +1,4 @@
-"""Data sets: built in, from folders, from torchvision."""
+"""Built-in data sets, image folders and torchvision data sets."""
 
 from .dataset import ImageTensors
 from .load import Data, load_data

@@ -1,8 +1,8 @@
-"""Random crops and flips of a batch, on its device.
+"""Random crops and flips of a batch of images, computed on its device.
 
-torchvision's transforms draw one crop for a whole batch, and kornia, whose draw one for each image,
-is a large dependency for a single function. The boxes are drawn on the CPU for a whole epoch, so
-that an image's crop depends neither on how batches are split nor on the device.
+torchvision's transforms draw one crop per batch; kornia draws one per image, but is a large
+dependency for a single function. The boxes of a whole epoch are drawn on the CPU, so the crop of an
+image depends neither on the split into batches nor on the device.
 """
 
 import math
@@ -13,25 +13,27 @@ from torch import Tensor
 
 from .._utils.checks import check_count, check_images, check_number
 
-_TRIES = 10  # torchvision's, before the middle of the image is taken
-_ROWS = 1 << 16  # images drawn at once: bounds the memory, changes nothing
+_TRIES = 10  # as in torchvision, which then falls back to a central crop
+_ROWS = 1 << 16  # images drawn at once; limits memory, does not change the result
 
 
 class RandomCrops:
-    """Random resized crops and horizontal flips, one for each image.
+    """Random resized crops and horizontal flips, drawn independently for each image.
 
-    The distribution is that of torchvision's ``RandomResizedCrop`` on a square image: area uniform,
-    aspect ratio log-uniform, ten tries to fit into the image, then the largest box in its middle.
-    Unlike there, boxes are not rounded to whole pixels, and so don't depend on the image's size.
+    The distribution is that of torchvision's ``RandomResizedCrop`` on a square image: the area is
+    uniform and the aspect ratio log-uniform; if no box fits in ten tries, the largest central box
+    is used. Unlike torchvision's, the boxes are not rounded to whole pixels, so they do not depend
+    on the image size.
 
     Args:
-        scale: least and largest area of a crop, as a share of the image.
-        ratio: least and largest aspect ratio, width over height.
-        flip: mirror an image with probability 1/2; the crops are the same without.
-        seed: of the draws.
+        scale: minimum and maximum area of a crop, as a fraction of the image area.
+        ratio: minimum and maximum aspect ratio, width / height.
+        flip: mirror each image with probability 1/2. Does not change the crops.
+        seed: the seed of the random draws, below 2**32.
 
     Raises:
-        ValueError, TypeError: an argument out of its range.
+        ValueError: an argument is out of range.
+        TypeError: an argument has the wrong type.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class RandomCrops:
         self.scale = _rising(scale, "scale")
         self.ratio = _rising(ratio, "ratio")
         if self.scale[1] > 1:
-            raise ValueError(f"scale must be at most 1, the whole image, got {scale}")
+            raise ValueError(f"scale must be at most 1 (the whole image), got {scale}")
         if not isinstance(flip, bool):
             raise TypeError(f"flip must be True or False, got {flip!r}")
         self.flip, self.seed = flip, check_count(seed, "seed", least=0)
@@ -53,20 +55,20 @@ class RandomCrops:
             raise ValueError(f"seed must be below 2**32, got {seed}")
 
     def draw(self, n: int, epoch: int) -> Tensor:
-        """Boxes of all images of a data set in an epoch: row i belongs to image i.
+        """Draw the boxes of all images of a data set for one epoch; row i belongs to image i.
 
         Args:
-            n: images in the data set.
-            epoch: from 0.
+            n: the number of images in the data set.
+            epoch: the epoch, counted from 0.
 
         Returns:
-            ``top, left, height, width, flip``, float32 ``[n, 5]`` on the CPU: shares of the image's
-            side, and 1 where the image is mirrored. The same seed and epoch give the same bits.
+            ``top, left, height, width, flip``, float32 ``[n, 5]`` on the CPU: fractions of the
+            image's side, and 1 for a mirrored image. Bitwise equal for equal seed and epoch.
         """
         check_count(n, "n", least=0)
         check_count(epoch, "epoch", least=0)
-        # torch's generator reads 32 bits of a seed: mix both numbers into them, so that no sum or
-        # product of the two, such as the one that orders the images, meets the same stream
+        # torch's generator uses 32 bits of a seed: hash both numbers into them, so that the stream
+        # differs from those seeded by a sum or product of the two, such as the image order's
         mixed = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed[0]))
         boxes = torch.empty(n, 5)
@@ -76,12 +78,12 @@ class RandomCrops:
         return boxes
 
     def _boxes(self, uniform: Tensor) -> Tensor:
-        """Boxes from numbers uniform in [0, 1), one row for each image."""
+        """Compute the boxes from numbers uniform in [0, 1), one row per image."""
         areas, ratios, rest = uniform.split([_TRIES, _TRIES, 3], dim=1)
         (least, most), (flattest, widest) = self.scale, (math.log(r) for r in self.ratio)
         areas = least + (most - least) * areas
         ratios = torch.exp(flattest + (widest - flattest) * ratios)
-        # the last column is what always fits
+        # the last column is the central box, which always fits
         height, width = min(1.0, 1 / self.ratio[0]), min(1.0, self.ratio[1])
         heights = torch.cat([(areas / ratios).sqrt(), areas.new_full((len(areas), 1), height)], 1)
         widths = torch.cat([(areas * ratios).sqrt(), areas.new_full((len(areas), 1), width)], 1)
@@ -96,35 +98,36 @@ class RandomCrops:
         return torch.stack([top, left, height_of, width_of, flip.to(top.dtype)], dim=1)
 
     def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """Cut out the boxes and resize them to the images' size, bilinearly.
+        """Crop the images to the boxes and resize the crops bilinearly to the images' size.
 
-        Crops are never larger than the image, so there is nothing to smooth (no antialiasing). For
-        a box of whole pixels this is torchvision's ``resized_crop``: what lies outside the box is
-        not read. Nothing waits for the device.
+        No antialiasing is needed, since crops are never larger than the image. For a box of whole
+        pixels the result equals torchvision's ``resized_crop``; pixels outside the box are not
+        read. Does not synchronize with the device.
 
         Args:
             images: float32 or float64 ``[B, 3, S, S]`` in [0, 1]; values are not checked.
-            boxes: their rows of `draw`, ``[B, 5]``, on the same device.
+            boxes: the images' rows of `draw`, ``[B, 5]``, on the same device.
 
         Returns:
-            As ``images``, a new tensor.
+            A new tensor with the shape and dtype of ``images``.
 
         Raises:
-            ValueError, TypeError: images or boxes of a wrong shape or dtype, or not on one device.
+            ValueError: a shape, the boxes' dtype or their device is wrong.
+            TypeError: ``images`` is not a float32 or float64 tensor.
         """
         check_images(images, values=False)
         side = images.shape[-1]
         if images.shape[-2] != side:
-            raise ValueError(f"images must be square [B, 3, S, S], got {list(images.shape)}")
+            raise ValueError(f"images must be square, [B, 3, S, S], got {list(images.shape)}")
         if boxes.shape != (len(images), 5) or not boxes.is_floating_point():
             raise ValueError(
-                f"boxes must be floating-point [{len(images)}, 5], rows of draw(), got "
+                f"boxes must be a floating-point [{len(images)}, 5] tensor of rows of draw(), got "
                 f"{boxes.dtype} {list(boxes.shape)}"
             )
         if boxes.device != images.device:
             raise ValueError(
-                f"boxes must be on {images.device} as the images are, got {boxes.device}: move "
-                "them there once an epoch"
+                f"boxes must be on the images' device {images.device}, got {boxes.device}; move "
+                "them there once per epoch"
             )
         top, left, height, width, flip = boxes.to(images.dtype).unbind(dim=1)
         rows, columns = _positions(top, height, side), _positions(left, width, side)  # [B, S]
@@ -142,27 +145,27 @@ def _rising(pair: tuple[float, float], name: str) -> tuple[float, float]:
 
 
 def _positions(start: Tensor, length: Tensor, side: int) -> Tensor:
-    """Where along an axis the result's pixels are read: ``[B, side]``, in pixels of the image.
+    """Return the sampling positions along an axis, ``[B, side]``, in pixels of the image.
 
     Args:
-        start, length: of the box, as shares of the side, ``[B]``.
+        start, length: of the box, as fractions of the side, ``[B]``.
     """
     start, length = side * start[:, None], side * length[:, None]
     centers = torch.arange(side, dtype=start.dtype, device=start.device) + 0.5
-    # pixel i's center is at i + 0.5
+    # the center of pixel i is at i + 0.5
     at = start + length / side * centers - 0.5
-    # the middle, for a box of less than a pixel: both bounds meet there
+    # for a box smaller than a pixel, both bounds are the center of the box
     margin = (length / 2).clamp(max=0.5)
     at = at.clamp(start + margin - 0.5, start + length - margin - 0.5)
-    # such a box at the edge has its middle beyond the last center
+    # the center of such a box at the edge lies beyond the last pixel center
     return at.clamp(0, side - 1)
 
 
 def _read(images: Tensor, at: Tensor, dim: int) -> Tensor:
-    """The images ``[B, 3, S, S]`` at positions ``[B, S]`` along ``dim``, linear in between.
+    """Interpolate images ``[B, 3, S, S]`` linearly at positions ``[B, S]`` along ``dim``.
 
-    Two reads along each axis take as long as `F.grid_sample`, whose coordinates in [-1, 1] are off
-    by 3e-5 pixels at 224: a box that is the whole image would not give it back.
+    Two gathers per axis take as long as `F.grid_sample`, whose coordinates in [-1, 1] have an error
+    of 3e-5 pixels at size 224, so that a box of the whole image would not reproduce the image.
     """
     lower = at.floor()
     upper = (lower + 1).clamp(max=images.shape[dim] - 1)
@@ -171,5 +174,5 @@ def _read(images: Tensor, at: Tensor, dim: int) -> Tensor:
     first, second = (
         images.gather(dim, end.long().view(shape).expand(images.shape)) for end in (lower, upper)
     )
-    # never beyond its ends, rounded or not: [0, 1] needs no clamp
+    # lerp never exceeds its end points, even after rounding, so no clamp to [0, 1] is needed
     return torch.lerp(first, second, (at - lower).view(shape))

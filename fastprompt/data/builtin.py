@@ -1,8 +1,8 @@
-"""The built-in data sets to tune for, in other renderings than the bundled CLIP was trained on.
+"""The built-in data sets, rendered in other styles than the bundled CLIP's training images.
 
-`shapes` stands where ImageNet stands in the papers (80 classes, color and shape), `patterns` in
-DTD's place, `counts` in EuroSAT's; three shifted variants of `shapes` in those of ImageNet-Sketch
-(outlines), -R (other textures and palettes) and -A (crowded, low contrast).
+Each one corresponds to a data set of the papers: `shapes` to ImageNet (80 classes of color and
+shape), `patterns` to DTD, `counts` to EuroSAT, and the three shifted variants of `shapes` to
+ImageNet-Sketch (outlines), -R (other textures and palettes) and -A (crowded, low contrast).
 """
 
 from dataclasses import dataclass, replace
@@ -15,9 +15,9 @@ from .dataset import ImageTensors
 from .sdf import PATTERNS, SHAPES
 from .shapes import COLORS, Rendering, Scenes, render
 
-# a change of any picture must change this: banks are keyed by it
+# increase this if any image changes, since it is part of the banks' cache keys
 VERSION = 1
-# what a fingerprint calls a set that was renamed: its pictures are the same
+# the old names of renamed sets, kept in fingerprints because the images are unchanged
 _MARKS = {"shapes-recolored": "shapes-recoloured"}
 
 _SHIFTED = Rendering(
@@ -39,14 +39,14 @@ _MILDER = replace(_SHIFTED, contrast=(0.55, 0.9), blur=(0.2, 0.8))
 
 @dataclass(frozen=True)
 class World:
-    """One built-in data set: what is asked, and how it looks.
+    """The definition of a built-in data set.
 
     Attributes:
-        classnames: the answers.
-        templates: zero-shot prompts for them.
-        style: the rendering.
-        sizes: pictures a class in train, val and test.
-        seed: the root of all its draws.
+        classnames: the class names.
+        templates: zero-shot templates for the class names.
+        style: the rendering style.
+        sizes: images per class in train, val and test.
+        seed: the seed from which all random draws derive.
     """
 
     classnames: tuple[str, ...]
@@ -97,7 +97,7 @@ WORLDS = {
 
 
 def _scenes(name: str, labels: Tensor, generator: torch.Generator) -> Scenes:
-    """Scenes that show the labels; what a label leaves open is drawn."""
+    """Return scenes of the given labels; all other attributes are random."""
     scenes = Scenes.random(len(labels), generator)
     if name == "patterns":
         one, large = torch.zeros_like(labels), torch.ones_like(labels)
@@ -105,14 +105,14 @@ def _scenes(name: str, labels: Tensor, generator: torch.Generator) -> Scenes:
     if name == "counts":
         return replace(scenes, count=labels)
     pair = {"color": labels // len(SHAPES), "shape": labels % len(SHAPES)}
-    # one object in nearly all, as in ImageNet; the rest has two
+    # most images have one object, as in ImageNet; about 10 % have two
     few = (torch.rand(len(labels), generator=generator) < 0.1).long()
     return replace(scenes, **pair, count=few)
 
 
 @cache
 def draw_split(name: str, split: str, image_size: int) -> ImageTensors:
-    """The whole ``train``, ``val`` or ``test`` split of a built-in data set, in shuffled order."""
+    """Render the ``train``, ``val`` or ``test`` split of a built-in data set, in random order."""
     world = WORLDS[name]
     classes = len(world.classnames)
     place = list(world.sizes).index(split)

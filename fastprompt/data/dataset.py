@@ -1,4 +1,4 @@
-"""Reading a data set in batches."""
+"""The data set interface, checks of data sets, and reading in batches."""
 
 from collections.abc import Iterator, Sequence, Sized
 from typing import Protocol, cast, runtime_checkable
@@ -13,7 +13,7 @@ from .._utils.hashing import digest
 
 @runtime_checkable
 class ImageDataset(Protocol):
-    """A map-style data set: uint8 image ``[3, H, W]`` and label."""
+    """A map-style data set of uint8 images ``[3, H, W]`` and integer labels."""
 
     def __len__(self) -> int: ...
 
@@ -21,11 +21,13 @@ class ImageDataset(Protocol):
 
 
 class ImageTensors:
-    """Images in memory: uint8 ``[N, 3, H, W]`` and labels int64 ``[N]``.
+    """A data set in memory.
 
     Args:
-        fingerprint: what the images are, if a name can say it; else it is taken from their bytes.
-        classnames: the labels' names, to be compared with a tuner's; None leaves them unsaid.
+        images: uint8 ``[N, 3, H, W]``.
+        labels: integers ``[N]``, stored as int64.
+        fingerprint: a string that identifies the content. Default: a hash of images and labels.
+        classnames: the class names, compared with those of a tuner unless None.
     """
 
     def __init__(
@@ -52,14 +54,14 @@ class ImageTensors:
 
 
 def fingerprint(data: ImageDataset, rows: Sequence[int] | None = None) -> str:
-    """What identifies the data set's content: its own ``fingerprint``, else a hash of its items.
+    """Return the data set's own ``fingerprint`` if it has one, else a hash of its items.
 
-    With ``rows`` those items alone: a few of a large data set need not wait for all of it.
+    If given, only the items ``rows`` are hashed, which avoids reading a large data set whole.
     """
     own = getattr(data, "fingerprint", None)
     if isinstance(own, str) and own:
         return own
-    # read item by item: the images need not fit in memory, nor be of one size
+    # read item by item: the images may exceed the memory and differ in size
     pairs = (data[i] for i in (range(len(data)) if rows is None else rows))
     return digest({}, *(digest({"image": x, "label": torch.tensor(y)}) for x, y in pairs))
 
@@ -69,8 +71,8 @@ def check_dataset(
 ) -> None:
     """Raise unless ``data`` is a non-empty map-style set of uint8 ``[3, H, W]`` and int labels.
 
-    Labels are compared with ``classes`` where the set holds them as a tensor; the others only show
-    when they are read.
+    Only the first item is read. Labels are checked against ``classes`` here if ``data.labels`` is a
+    tensor, else when they are read.
     """
     if not isinstance(data, Sized) or not hasattr(data, "__getitem__"):
         raise TypeError(f"{name} must be a map-style data set, got {type(data).__name__}")
@@ -78,15 +80,15 @@ def check_dataset(
         raise ValueError(f"{name} is empty")
     item = data[0]
     if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise TypeError(f"{name} must give (image, label) pairs, got {type(item).__name__}")
+        raise TypeError(f"{name} must return (image, label) pairs, got {type(item).__name__}")
     image = item[0]
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
         got = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image)
-        raise TypeError(f"{name} must give uint8 images [3, H, W], got {got}")
+        raise TypeError(f"{name} must return uint8 images [3, H, W], got {got}")
     if image_size is not None and image.shape != (3, image_size, image_size):
         raise ValueError(
-            f"{name} has images {list(image.shape)}, the model takes [3, {image_size}, "
-            f"{image_size}]: load the data with image_size={image_size}"
+            f"{name} has images of shape {list(image.shape)}, but the model needs "
+            f"[3, {image_size}, {image_size}]; load the data with image_size={image_size}"
         )
     labels = getattr(data, "labels", None)
     if isinstance(labels, Tensor):
@@ -94,31 +96,31 @@ def check_dataset(
 
 
 def check_same_classes(data: object, name: str, classnames: Sequence[str]) -> None:
-    """Raise where ``data`` says what its classes are, and they are others."""
+    """Raise an error if ``data`` has class names that differ from ``classnames``."""
     own = getattr(data, "classnames", None)
     if own is not None and list(own) != list(classnames):
         raise ValueError(
-            f"{name} has the classes {some(list(own))}, the prompts are for "
-            f"{some(list(classnames))}: load the same classes, in the same order"
+            f"{name} has the classes {some(list(own))}, but the prompts are for "
+            f"{some(list(classnames))}; load the same classes in the same order"
         )
 
 
 def batches(
     data: ImageDataset, rows: Sequence[int], batch: int, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Indices ``[B]``, pixels float32 ``[B, 3, H, W]`` in [0, 1] and labels, in ``rows``' order."""
+    """Yield indices ``[B]``, float32 pixels ``[B, 3, H, W]`` in [0, 1] and labels of ``rows``."""
     if not len(rows):
         return
     if isinstance(data, ImageTensors):
         for indices in torch.as_tensor(rows, dtype=torch.int64).split(batch):
             yield indices, data.images[indices].float() / 255, data.labels[indices]
         return
-    # a Subset of any object with a length and items: DataLoader asks for no more
+    # DataLoader and Subset only need a length and items
     subset = Subset(cast("torch.utils.data.Dataset[tuple[Tensor, int]]", data), list(rows))
     done = 0
     for images, labels in DataLoader(subset, batch_size=batch, num_workers=workers):
-        if images.dtype != torch.uint8:  # of the first item it was seen to be
-            raise TypeError(f"data must give uint8 images, got {images.dtype} behind item {done}")
+        if images.dtype != torch.uint8:  # check_dataset has read only the first item
+            raise TypeError(f"data must return uint8 images, got {images.dtype} after item {done}")
         indices = torch.as_tensor(rows[done : done + len(images)], dtype=torch.int64)
         done += len(images)
         yield indices, images.float() / 255, torch.as_tensor(labels, dtype=torch.int64)

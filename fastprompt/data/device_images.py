@@ -1,4 +1,4 @@
-"""A data set's images for tuning: decoded once and kept on the device where they fit there."""
+"""Reads images for tuning: decoded once and kept on the device if they fit."""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -13,27 +13,28 @@ from .._utils.memory import total_memory
 from .._utils.progress import Progress
 from .dataset import ImageDataset, ImageTensors, check_dataset
 
-_SHARE = 4  # of the device's memory, one part in so many
+_SHARE = 4  # the images may use 1 / _SHARE of the device's memory
 _DECODE = 64  # images decoded at once
 
 
 class Pictures:
-    """A data set's images in any order, batch by batch.
+    """Reads batches of a data set in any order.
 
-    Kept on the device as uint8 where they fit there, else read and decoded anew in every pass: the
-    same bits either way.
+    The images are kept on the device as uint8 if they fit, else read and decoded in every pass.
+    The batches are bitwise identical in both cases.
 
     Args:
         data: map-style data set of N uint8 images ``[3, H, W]`` of one size, and labels.
-        device: where the batches are wanted.
-        workers: processes that decode images; 0 decodes in this one.
-        name: of the data set, for messages and the progress bar.
-        progress: show a bar while images are decoded to be kept, where the output is a terminal.
-        classes: how many there are: a label beyond them is refused when it is read; None takes any.
-        budget: bytes that the images may take on the device; by default a quarter of its memory.
+        device: the device of the batches.
+        workers: the number of worker processes that decode images; 0 decodes in this process.
+        name: the data set's name in messages and in the progress bar.
+        progress: show progress while the images to keep are decoded.
+        classes: the number of classes, to check labels when they are read; None skips the check.
+        budget: bytes of device memory for the images. Default: a quarter of the device's memory.
 
     Raises:
-        ValueError, TypeError: an empty data set, or one whose items are no such images and labels.
+        ValueError: the data set is empty, or an argument, image or label is out of range.
+        TypeError: an item is not a uint8 image with an integer label.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class Pictures:
         if budget is None:
             budget = total_memory(device) // _SHARE
         check_count(budget, "budget", least=0)
-        # a tensor: a GPU multiplies by the reciprocal of a number, one ulp away from what
-        # `loading.batches` gives
+        # a tensor, since a GPU divides by a number as multiplication by its reciprocal, whose
+        # result differs from `dataset.batches` by one ulp
         self._white = torch.full((), 255.0, device=device)
         self._kept: tuple[Tensor, Tensor] | None = None
         if len(data) * self._shape.numel() <= budget:
@@ -68,25 +69,25 @@ class Pictures:
 
     @property
     def labels(self) -> Tensor | None:
-        """All labels, int64 ``[N]`` on the device; None where the images are not kept there."""
+        """All labels, int64 ``[N]`` on the device; None if the images are not kept there."""
         return None if self._kept is None else self._kept[1]
 
     def __len__(self) -> int:
         return len(self._data)
 
     def batches(self, order: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows ``[B]``, pixels float32 ``[B, 3, H, W]`` in [0, 1], labels ``[B]``; on the device.
+        """Iterate over rows ``[B]``, float32 pixels ``[B, 3, H, W]`` in [0, 1] and labels ``[B]``.
 
-        Resident images cost one copy from the host, that of ``order``; after it nothing waits for
-        the device.
+        All three are on the device. For resident images, only ``order`` is copied from the host,
+        and there is no other synchronization with the device.
 
         Args:
-            order: rows of the data set, int64 ``[n]`` on the CPU; any of them, any number of times.
-            batch: images in a batch; the last one may have fewer.
+            order: rows of the data set, int64 ``[n]`` on the CPU; may contain duplicates.
+            batch: the batch size; the last batch may be smaller.
 
         Raises:
-            ValueError, TypeError: an order or a batch size out of range. While reading: an item
-                unlike the first, or what the data set itself raises.
+            ValueError, TypeError: ``order`` or ``batch`` is invalid. While reading: an item does
+                not match the first one, or any error of the data set.
         """
         check_count(batch, "batch")
         _check_order(order, len(self))
@@ -111,11 +112,11 @@ class Pictures:
         return images.float() / self._white
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        # without waiting: pinned memory is not given out again before it has been copied
+        # asynchronous: pinned memory is not reused before the copy has finished
         return tensor.to(self._device, non_blocking=self._pinned)
 
     def _keep(self, progress: bool) -> tuple[Tensor, Tensor]:
-        """All images uint8 ``[N, 3, H, W]`` and labels, on the device."""
+        """Read all images, uint8 ``[N, 3, H, W]``, and labels to the device."""
         data = self._data
         if isinstance(data, ImageTensors):
             _check_labels(data.labels, self._classes, self._name)
@@ -133,7 +134,7 @@ class Pictures:
         return images, labels
 
     def _read(self, rows: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images uint8 and labels on the host, in ``rows``' order, pinned for a GPU."""
+        """Yield uint8 images and labels of ``rows`` on the host, pinned if the device is a GPU."""
         data = self._data
         if isinstance(data, ImageTensors):
             for chunk in rows.split(batch):
@@ -143,7 +144,7 @@ class Pictures:
                     images, labels = images.pin_memory(), labels.pin_memory()
                 yield images, labels
             return
-        # a Subset of any object with a length and items: DataLoader asks for no more
+        # DataLoader and Subset only need a length and items
         items = cast("torch.utils.data.Dataset[tuple[Tensor, int]]", data)
         loader = DataLoader(
             Subset(items, rows.tolist()),
@@ -157,13 +158,13 @@ class Pictures:
         except Exception as error:
             if not self._workers:
                 raise
-            # its text has the worker's own traceback; the frames of this process refer to the
-            # error, and this circle would keep the workers until the next garbage collection
+            # the message contains the worker's traceback; this process's frames refer to the error,
+            # and the cycle would keep the workers alive until the next garbage collection
             raise error.with_traceback(None) from None
 
 
 class _Joined:
-    """Items to a batch: images uint8 ``[B, 3, H, W]`` of one shape, and labels."""
+    """Collates items to uint8 images ``[B, 3, H, W]`` of one shape and labels ``[B]``."""
 
     def __init__(self, shape: torch.Size, classes: int | None, name: str) -> None:
         self.shape, self.classes, self.name = shape, classes, name
@@ -172,8 +173,8 @@ class _Joined:
         for image, _ in items:
             if image.dtype != torch.uint8 or image.shape != self.shape:
                 raise ValueError(
-                    f"data must give uint8 images {list(self.shape)} as its first one is, got "
-                    f"{image.dtype} {list(image.shape)}: load it with one image_size"
+                    f"data must return uint8 images {list(self.shape)} like its first image, got "
+                    f"{image.dtype} {list(image.shape)}; load all images with one image_size"
                 )
         images, given = zip(*items, strict=True)
         labels = torch.tensor([_whole(label) for label in given])
@@ -182,7 +183,7 @@ class _Joined:
 
 
 def _check_labels(labels: Tensor, classes: int | None, name: str) -> None:
-    # without a number of classes any label will do, as the caller knows what to do with it
+    # without a number of classes, the caller accepts any label
     if classes is not None:
         check_labels(labels, len(labels), classes, f"labels of {name}")
 
@@ -191,7 +192,7 @@ def _whole(label: int) -> int:
     try:
         return operator.index(label)
     except TypeError:
-        raise TypeError(f"labels of data must be whole numbers, got {label!r}") from None
+        raise TypeError(f"labels of data must be integers, got {label!r}") from None
 
 
 def _check_order(order: Tensor, n: int) -> None:
@@ -205,4 +206,4 @@ def _check_order(order: Tensor, n: int) -> None:
     if len(order):
         low, high = (int(v) for v in torch.aminmax(order))
         if low < 0 or high >= n:
-            raise ValueError(f"order must hold rows in 0..{n - 1}, got {low if low < 0 else high}")
+            raise ValueError(f"order must have rows in 0..{n - 1}, got {low if low < 0 else high}")

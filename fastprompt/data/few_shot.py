@@ -1,4 +1,4 @@
-"""Which images of a split are taken: a half of the classes, a few shots of each."""
+"""Few-shot sampling and the base and new classes of a data set."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,7 +15,7 @@ Classes = Literal["all", "base", "new"]
 
 
 def class_range(n_classes: int, classes: Classes) -> range:
-    """The classes of a half: ``base`` is the first (the larger if odd), ``new`` the second."""
+    """Return ``all`` labels, the first half (``base``, rounded up) or the second (``new``)."""
     half = (n_classes + 1) // 2
     parts = {"all": range(n_classes), "base": range(half), "new": range(half, n_classes)}
     if classes not in parts:
@@ -24,10 +24,10 @@ def class_range(n_classes: int, classes: Classes) -> range:
 
 
 def sample(labels: Tensor, classes: range, shots: int | None, seed: int) -> list[int]:
-    """Rows of ``shots`` items of each class, drawn by ``seed``; all where there are fewer.
+    """Sample the rows of ``shots`` items per class, or all of them if there are fewer.
 
-    Each class has its own generator: its shots don't depend on which other classes there are, and
-    the first 4 of 16 shots are the 4 of 4.
+    Each class has its own generator, so its shots do not depend on the other classes, and a
+    draw of 16 shots includes the draw of 4 shots with the same seed.
     """
     rows: list[int] = []
     for label in classes:
@@ -39,7 +39,7 @@ def sample(labels: Tensor, classes: range, shots: int | None, seed: int) -> list
 
 
 class Chosen:
-    """The items ``rows`` of a data set, their labels renumbered from ``first``."""
+    """The items ``rows`` of a data set, with ``first`` subtracted from their labels."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Image folders: one subfolder a class, or train, val and test folders of such."""
+"""Image folders: one subfolder per class, or train, val and test folders of subfolders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ def _folder(path: Path, image_size: int) -> tuple[datasets.ImageFolder, Tensor, 
     try:
         data = datasets.ImageFolder(str(path), transform=to_square(image_size))
     except FileNotFoundError as error:
-        raise ValueError(f"data: {path} must hold one folder of images a class: {error}") from None
+        raise ValueError(f"data: {path} must have one image folder per class: {error}") from None
     stamps = []
     for file, label in data.samples:
         stat = Path(file).stat()
@@ -24,15 +24,15 @@ def _folder(path: Path, image_size: int) -> tuple[datasets.ImageFolder, Tensor, 
 
 
 def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str], Split]]:
-    """Class names and splits of a folder in torchvision's ``ImageFolder`` layout.
+    """Return class names and splits of a folder in torchvision's ``ImageFolder`` layout.
 
-    With ``train`` and ``test`` (or ``val``, ``valid``) folders inside, those are the splits; a
-    missing ``val`` is cut from the training images. Otherwise each class is cut 70 / 10 / 20.
+    If the folder contains ``train`` and ``test`` (or ``val``, ``valid``), these are the splits, and
+    a missing ``val`` is split off the training images. Otherwise each class is split 70 / 10 / 20.
     """
     inside = {p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
     val_name = "valid" if "valid" in inside else "val"
     own = "train" in inside and bool(inside & {val_name, "test"})
-    # a lone val folder is the test set: tuning must not see it
+    # without a test folder, val is the test set and must not be used for tuning
     test_name = "test" if "test" in inside else val_name
     own_val = {val_name, "test"} <= inside
     first = _folder(path / "train" if own else path, image_size)
@@ -44,14 +44,14 @@ def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str
             rows = cut(labels, split)
             if not rows:
                 raise ValueError(
-                    f"data: {path} has too few images for a {split} split of its own: at least 5 a "
-                    "class, or put them into train, val and test folders"
+                    f"data: {path} has too few images for a separate {split} split; provide at "
+                    "least 5 per class, or put them into train, val and test folders"
                 )
         elif split == "test" or (split == "val" and own_val):
             folder = path / (test_name if split == "test" else val_name)
             data, labels, mark = _folder(folder, image_size)
             if data.classes != first[0].classes:
-                raise ValueError(f"data: {folder} has other classes than {path / 'train'}")
+                raise ValueError(f"data: {folder} has different classes from {path / 'train'}")
             rows = list(range(len(labels)))
         else:
             rows = train_or_val(labels, split, own_val)

@@ -1,4 +1,4 @@
-"""`load_data`: one door to the built-in sets, folders of images and torchvision's data sets."""
+"""`load_data`: load a built-in data set, an image folder or a torchvision data set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,14 +21,14 @@ from .torchvision_sets import TORCHVISION, torchvision_splits
 
 @dataclass
 class Data:
-    """A data set to tune for; each split is drawn or read when it is first asked for.
+    """A data set for tuning; each split is rendered or opened on first access.
 
     Attributes:
-        name: as given to `load_data`.
-        classnames: the class names, after the choice of classes.
-        templates: zero-shot templates that suit the names.
-        image_size: height and width of the images.
-        arguments: what `load_data` was called with, to load the same again.
+        name: the name or path passed to `load_data`.
+        classnames: the names of the selected classes.
+        templates: zero-shot templates for the class names.
+        image_size: height and width of the images in pixels.
+        arguments: the arguments of `load_data`, for loading the same data again.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Data:
 
     @cached_property
     def train(self) -> ImageDataset:
-        """The training images: ``shots`` a class."""
+        """The training images, ``shots`` per class."""
         return self._split("train")
 
     @cached_property
     def val(self) -> ImageDataset:
-        """The validation images: at most four a class with few shots, as in CoOp."""
+        """The validation images; ``min(shots, 4)`` per class as in CoOp, or all."""
         return self._split("val")
 
     @cached_property
     def test(self) -> ImageDataset:
-        """All test images of the chosen classes."""
+        """All test images of the selected classes."""
         return self._split("test")
 
 
@@ -68,19 +68,21 @@ def load_data(
 
     Args:
         name: ``"shapes"``, ``"patterns"``, ``"counts"``, the shifted variants ``"shapes-outline"``,
-            ``"shapes-recolored"``, ``"shapes-crowded"``; a folder with one subfolder of images a
-            class (or ``train``, ``val``, ``test`` folders of such); or the name of a torchvision
+            ``"shapes-recolored"``, ``"shapes-crowded"``; a folder with one subfolder of images per
+            class (or ``train``, ``val``, ``test`` folders of these); or the name of a torchvision
             data set.
-        shots: training images a class (1, 2, 4, 8, 16, ...), or ``"all"``.
-        seed: of the few-shot draw. The splits don't depend on it.
-        classes: ``"all"``, or ``"base"`` (first half) or ``"new"`` (second half).
-        image_size: pixels a side; photographs are resized and cut to the middle square.
-        root: where torchvision keeps its data.
-        download: let torchvision download.
+        shots: training images per class (1, 2, 4, 8, 16, ...), or ``"all"``.
+        seed: the seed of few-shot sampling. The splits do not depend on it.
+        classes: ``"all"``, ``"base"`` (first half) or ``"new"`` (second half).
+        image_size: height and width in pixels, at least 16; photographs are resized and
+            center-cropped.
+        root: the root directory of torchvision's data sets.
+        download: whether torchvision may download the data set.
 
     Raises:
-        ValueError: an unknown name (the nearest are offered), shots below 1, an empty folder.
-        FileNotFoundError: data that is not there.
+        ValueError: the name is unknown (the message suggests similar ones), ``shots`` is below 1,
+            or a folder has no images.
+        FileNotFoundError: the data does not exist.
     """
     if shots != "all":
         check_count(shots, "shots")
@@ -91,14 +93,14 @@ def load_data(
         world = WORLDS[text]
         names, templates = list(world.classnames), world.templates
         whole = partial(_builtin, text, image_size)
-    elif text in TORCHVISION:  # before folders: torchvision's own folder may have this name
+    elif text in TORCHVISION:  # before folders, as torchvision's own folder may have this name
         names, whole = torchvision_splits(text, image_size, Path(root), download)
         templates = TEMPLATES
     elif Path(name).is_dir():
         names, whole = folder_splits(Path(name), image_size)
         templates = TEMPLATES
     elif isinstance(name, Path) or "/" in text or text.startswith("."):
-        raise FileNotFoundError(f"data: there is no folder {text}")
+        raise FileNotFoundError(f"data: the folder {text} does not exist")
     else:
         raise unknown("data set", text, [*WORLDS, *TORCHVISION])
     chosen = class_range(len(names), classes)

@@ -1,8 +1,7 @@
 """Signed distance functions of the built-in shapes, and their surface patterns.
 
-Coordinates are in units of the shape's radius, y upward; a distance is negative inside. The
-formulas are elementary plane geometry: half-planes, discs and boxes, joined by minimum (union)
-and maximum (intersection).
+Coordinates are in units of the shape's radius with y upward; distances are negative inside a shape.
+The formulas combine half-planes, discs and boxes by minimum (union) and maximum (intersection).
 """
 
 import math
@@ -25,7 +24,7 @@ SHAPES = (
 )
 PATTERNS = ("plain", "striped", "dotted", "checkered", "speckled", "shaded")
 
-# One pattern period is this many pixels of a 48-pixel image.
+# the period of the patterns, in pixels of a 48-pixel image
 _PERIOD = 6.0
 
 
@@ -42,7 +41,7 @@ def _triangle(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _diamond(x: Tensor, y: Tensor) -> Tensor:
-    # |x| / 0.58 + |y| = 1, divided by the length of its normal
+    # the line |x| / 0.58 + |y| = 1, divided by the length of its normal
     return (x.abs() / 0.58 + y.abs() - 1.0) / math.hypot(1 / 0.58, 1.0)
 
 
@@ -103,7 +102,7 @@ _DISTANCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def signed_distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Distance to the outline of shape ``shape[i]`` at each point, in radii, negative inside.
+    """Return the signed distance to the outline of ``shape[i]`` at each point, in radii.
 
     Args:
         shape: index into ``SHAPES``, ``[N]``.
@@ -122,12 +121,12 @@ def _soft_step(value: Tensor) -> Tensor:
 
 
 def pattern_mask(pattern: Tensor, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-    """How much of the second tone stands at each point, in [0, 1].
+    """Return the weight of the second tone at each point, in [0, 1].
 
     Args:
         pattern: index into ``PATTERNS``, ``[N]``.
         x, y: coordinates in pixels of a 48-pixel image from the object's center, ``[N, H, W]``.
-        noise: uniform in [0, 1), ``[N, H, W]``; only the speckled pattern reads it.
+        noise: uniform in [0, 1), ``[N, H, W]``; used only by the speckled pattern.
     """
     turn = 2 * math.pi / _PERIOD
     out = torch.zeros_like(x)
@@ -145,7 +144,7 @@ def pattern_mask(pattern: Tensor, x: Tensor, y: Tensor, noise: Tensor) -> Tensor
             mask = _soft_step((half * u).sin() * (half * v).sin() * 2.0)
         elif name == "speckled":
             mask = (noise[rows] < 0.3).to(x.dtype)
-        else:  # shaded: from one tone to the other across the object
+        else:  # shaded: a gradient between the tones across the object
             mask = (0.5 + v / 20.0).clamp(0.0, 1.0)
         out[rows] = mask
     return out

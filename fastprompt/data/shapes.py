@@ -1,8 +1,8 @@
-"""The built-in pictures: scenes of colored, patterned shapes, drawn from a seed.
+"""Rendering of the built-in images: scenes of colored, patterned shapes, drawn from a seed.
 
-A `Scenes` says what is in each picture, a `Rendering` how the world looks in which it is drawn.
-The bundled CLIP was trained on the rendering ``PRETRAINING`` alone; the downstream data sets
-(`fastprompt.data.builtin`) draw the same kind of scenes in other renderings.
+`Scenes` describes the content of each image, `Rendering` the style. The bundled CLIP was trained
+only on the style ``PRETRAINING``; the downstream data sets (`fastprompt.data.builtin`) render the
+same kind of scenes in other styles.
 """
 
 import math
@@ -18,16 +18,16 @@ COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 COUNTS = ("one", "two", "three", "four")
 SIZES = ("small", "large")
 
-# hue in turns, saturation, value of each color in the pre-training world
+# hue (in turns), saturation and value of each color in the pre-training style
 _HUE = torch.tensor([0.0, 0.075, 0.155, 0.34, 0.5, 0.63, 0.76, 0.92])
 _SATURATION = torch.tensor([0.95, 0.95, 0.95, 0.9, 0.85, 0.9, 0.8, 0.5])
 _VALUE = torch.tensor([0.85, 0.95, 0.95, 0.7, 0.9, 0.85, 0.7, 1.0])
-_CHUNK = 128  # images drawn at once: their float planes stay in the cache
+_CHUNK = 128  # images rendered at once; their float planes fit in the cache
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """What is in each picture: indices into the lists above, int64 ``[N]`` each."""
+    """The content of each image: indices into the tuples above, int64 ``[N]`` each."""
 
     shape: Tensor
     color: Tensor
@@ -49,7 +49,7 @@ class Scenes:
 
     @staticmethod
     def random(n: int, generator: torch.Generator) -> "Scenes":
-        """``n`` scenes with every attribute uniform and independent."""
+        """Draw ``n`` scenes with uniform, independent attributes."""
 
         def draw(choices: tuple[str, ...]) -> Tensor:
             return torch.randint(len(choices), (n,), generator=generator)
@@ -59,22 +59,22 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a world looks. Ranges are (low, high), drawn uniformly for each picture."""
+    """A rendering style. Ranges are (low, high); values are drawn uniformly for each image."""
 
     hue_shift: tuple[float, float] = (-0.012, 0.012)  # turns
-    saturation: tuple[float, float] = (0.9, 1.05)  # times the color's own
+    saturation: tuple[float, float] = (0.9, 1.05)  # factor of the color's saturation
     value: tuple[float, float] = (0.9, 1.05)
-    contrast: tuple[float, float] = (0.8, 1.0)  # about the picture's mean
+    contrast: tuple[float, float] = (0.8, 1.0)  # factor of the deviation from the image's mean
     brightness: tuple[float, float] = (-0.05, 0.05)
-    background: tuple[float, float] = (0.05, 0.95)  # its gray level
-    tint: float = 0.12  # how far the background may be from gray
+    background: tuple[float, float] = (0.05, 0.95)  # gray level
+    tint: float = 0.12  # maximum deviation of the background from gray
     texture: tuple[float, float] = (0.02, 0.22)  # amplitude of the background's texture
-    turn: float = 0.3  # an object's rotation, radians either way
-    blur: tuple[float, float] = (0.0, 0.4)  # share of a 5x5 binomial blur
-    light: tuple[float, float] = (0.0, 0.0)  # amplitude of stripes of light
-    clutter: int = 0  # at most so many bars and blobs behind the objects
+    turn: float = 0.3  # maximum rotation of an object in radians, in both directions
+    blur: tuple[float, float] = (0.0, 0.4)  # weight of a 5x5 binomial blur
+    light: tuple[float, float] = (0.0, 0.0)  # amplitude of light stripes
+    clutter: int = 0  # number of bars and blobs behind the objects
     noise: float = 0.015  # standard deviation of pixel noise
-    outline: float = 0.0  # draw outlines of this width alone, in 24ths of the picture's half
+    outline: float = 0.0  # if positive, draw only outlines of this width, in pixels at 48
     pattern_contrast: tuple[float, float] = (0.75, 1.0)
 
 
@@ -82,7 +82,7 @@ PRETRAINING = Rendering()
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """RGB ``[..., 3]`` of hue (turns), saturation and value, each ``[...]``."""
+    """Convert hue (in turns), saturation and value, each ``[...]``, to RGB ``[..., 3]``."""
     sextant = torch.tensor([5.0, 3.0, 1.0])
     k = torch.remainder(sextant + 6.0 * hue[..., None], 6.0)
     wedge = torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
@@ -90,7 +90,7 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 class _Draw:
-    """Uniform draws for a chunk of ``n`` pictures."""
+    """Draws uniform random numbers for a chunk of ``n`` images."""
 
     def __init__(self, n: int, generator: torch.Generator) -> None:
         self.n, self.generator = n, generator
@@ -101,7 +101,7 @@ class _Draw:
 
 
 def _blend(canvas: Tensor, color: Tensor, alpha: Tensor) -> Tensor:
-    """Paint ``color`` over ``canvas`` [N, 3, H, W] where ``alpha`` [N, H, W] says."""
+    """Blend ``color`` over ``canvas`` ``[N, 3, H, W]`` with opacity ``alpha`` ``[N, H, W]``."""
     return torch.lerp(canvas, color, alpha[:, None])
 
 
@@ -133,7 +133,7 @@ def _clutter(canvas: Tensor, grid: tuple[Tensor, Tensor], draw: _Draw, style: Re
 
 
 def _places(draw: _Draw, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
-    """Centers ``[N, 4]`` x, y and the radius ``[N]`` of up to four objects that don't overlap."""
+    """Return centers x, y ``[N, 4]`` and radii ``[N]`` of up to four disjoint objects."""
     many = scenes.count > 0
     large = scenes.size == 1
     radius = torch.where(
@@ -153,7 +153,7 @@ def _places(draw: _Draw, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tones(draw: _Draw, scenes: Scenes, style: Rendering) -> tuple[Tensor, Tensor]:
-    """The object's color and its pattern's second tone, ``[N, 3, 1, 1]`` each."""
+    """Return the objects' color and their patterns' second tone, ``[N, 3, 1, 1]`` each."""
     hue = _HUE[scenes.color] + draw(*style.hue_shift)
     saturation = (_SATURATION[scenes.color] * draw(*style.saturation)).clamp(0, 1)
     value = (_VALUE[scenes.color] * draw(*style.value)).clamp(0, 1)
@@ -169,7 +169,7 @@ def _objects(
 ) -> Tensor:
     x, y, radius = _places(draw, scenes)
     color, second = _tones(draw, scenes, style)
-    pixels = canvas.shape[-1] / 2  # per unit of the coordinates
+    pixels = canvas.shape[-1] / 2  # per coordinate unit
     turn = draw(-style.turn, style.turn, 4)
     tilt = draw(-0.5, 0.5)
     speckle = F.interpolate(draw(0, 1, 1, 24, 24), size=canvas.shape[-2:], mode="nearest")[:, 0]
@@ -187,7 +187,7 @@ def _objects(
         if style.outline:
             width = style.outline * pixels / 24
             alpha = torch.minimum(alpha, (width + distance).clamp(0, 1))
-        # the pattern lies on the picture at its own tilt, in pixels of a 48-pixel image
+        # the pattern has a separate tilt; its coordinates are pixels of a 48-pixel image
         cos, sin = tilt[rows].cos()[:, None, None], tilt[rows].sin()[:, None, None]
         scale = r * 24
         mask = pattern_mask(
@@ -205,7 +205,7 @@ def _blur(canvas: Tensor, share: Tensor) -> Tensor:
     weights = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
     height, width = canvas.shape[-2:]
     padded = F.pad(canvas, (2, 2, 2, 2), mode="replicate")
-    # sums of shifted views: several times faster here than a one-channel convolution
+    # sums of shifted views are several times faster here than a one-channel convolution
     rows = torch.zeros(())
     for i, weight in enumerate(weights):
         rows = rows + weight * padded[..., i : i + height, :]
@@ -243,10 +243,10 @@ def _chunk(scenes: Scenes, style: Rendering, size: int, generator: torch.Generat
 def render(
     scenes: Scenes, style: Rendering = PRETRAINING, *, size: int = 48, seed: int = 0
 ) -> Tensor:
-    """Draw ``scenes`` in ``style``: uint8 pictures ``[N, 3, size, size]``, the same for a seed.
+    """Render ``scenes`` as uint8 images ``[N, 3, size, size]``; the same for the same seed.
 
     Raises:
-        ValueError: ``size`` below 16 pixels, where the shapes can't be told apart.
+        ValueError: ``size`` is below 16 pixels, at which the shapes are indistinguishable.
     """
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}")

@@ -1,4 +1,4 @@
-"""Images of a source as uint8 tensors of one size, and its cut into train, val and test."""
+"""Conversion of images to uint8 tensors of one size, and train, val and test splits."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from .dataset import ImageDataset
 Split = tuple[ImageDataset, Tensor]  # a whole split and its labels
 
 
-# where a source has no split of its own, each class is cut 70 / 10 / 20
+# a source without splits is split 70 / 10 / 20 per class
 _SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.8), "test": (0.8, 1.0)}
 
 
 def to_square(image_size: int) -> Callable[[Any], Tensor]:
-    """Picture to uint8 ``[3, S, S]``: RGB, shorter side to S (bicubic), the middle square."""
+    """Return a transform to uint8 RGB ``[3, S, S]``: bicubic resize and center crop."""
     return v2.Compose(
         [
             v2.RGB(),
@@ -29,7 +29,7 @@ def to_square(image_size: int) -> Callable[[Any], Tensor]:
 
 
 class TorchvisionImages:
-    """A torchvision data set's items ``rows``, as (uint8 tensor, int label)."""
+    """The items ``rows`` of a torchvision data set, as (uint8 tensor, int label)."""
 
     def __init__(self, data: Any, rows: Sequence[int], fingerprint: str) -> None:
         self.data, self.rows, self.fingerprint = data, list(rows), fingerprint
@@ -41,17 +41,17 @@ class TorchvisionImages:
         row = self.rows[index]
         try:
             image, label = self.data[row]
-        except OSError as error:  # Pillow's, of a broken file, too
+        except OSError as error:  # including Pillow's error for a broken file
             samples = getattr(self.data, "samples", None)
             which = samples[row][0] if samples else f"image {row}"
-            raise ValueError(f"data: {which} can't be read: mend or remove it ({error})") from None
+            raise ValueError(f"data: {which} is unreadable ({error}); fix or remove it") from None
         return image, int(label)
 
 
 def cut(labels: Tensor, split: str) -> list[int]:
-    """One split's rows where the source has no splits: each class cut at `_SHARES`.
+    """Return the rows of one split of a source without splits, by `_SHARES` of each class.
 
-    Always the same cut: another few-shot seed must not move test images into the training set.
+    The seed is fixed, so that no few-shot seed can move test images into the training set.
     """
     low, high = _SHARES[split]
     rows: list[int] = []
@@ -64,7 +64,7 @@ def cut(labels: Tensor, split: str) -> list[int]:
 
 
 def train_or_val(labels: Tensor, split: str, own_val: bool) -> list[int]:
-    """Rows of the training images, less those held out as ``val`` where the source has none."""
+    """Return the rows of ``train`` or ``val``; holds out ``val`` unless the source has one."""
     everything = range(len(labels))
     if own_val:
         return list(everything)

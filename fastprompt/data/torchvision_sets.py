@@ -1,4 +1,4 @@
-"""torchvision's data sets."""
+"""torchvision data sets."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torchvision import datasets
 from .._utils.hashing import digest_texts
 from .splits import Split, TorchvisionImages, cut, to_square, train_or_val
 
-# torchvision's sets of single images with one label each; the rest is video, pairs, boxes, masks
+# the data sets of single images with one label; the others have videos, pairs, boxes or masks
 TORCHVISION = (
     *(
         "CIFAR10",
@@ -41,7 +41,7 @@ TORCHVISION = (
 def torchvision_splits(
     name: str, image_size: int, root: Path, download: bool
 ) -> tuple[list[str], Callable[[str], Split]]:
-    """Class names and splits of a torchvision data set; a missing ``val`` is cut from ``train``."""
+    """Return class names and splits; a missing ``val`` is split off ``train``."""
     cls: Any = getattr(datasets, name)
     arguments = inspect.signature(cls.__init__).parameters
     extra = {"download": download} if "download" in arguments else {}
@@ -58,12 +58,12 @@ def torchvision_splits(
     def exists(split_name: str) -> bool:
         try:
             whole(split_name)
-        except ValueError:  # torchvision's answer to a split it does not have
+        except ValueError:  # raised by torchvision for an unknown split
             return False
         except (RuntimeError, OSError) as error:
             raise FileNotFoundError(
                 f"data: torchvision's {name} is not in {root} ({error}); pass its folder as root, "
-                "or download=True where there is a network"
+                "or download=True to download it"
             ) from error
         return True
 
@@ -91,11 +91,11 @@ def torchvision_splits(
 
 
 def _names(data: Any, name: str) -> list[str]:
-    if name == "ImageNet":  # the synsets' own first words are not distinct
+    if name == "ImageNet":  # the first words of the synsets are not distinct
         return list(open_clip.IMAGENET_CLASSNAMES)
     found = getattr(data, "classes", None) or getattr(data, "categories", None)
     if not found:
-        raise ValueError(f"data: torchvision's {name} names no classes: save it as folders instead")
+        raise ValueError(f"data: torchvision's {name} has no class names; save it as folders")
     return [str(n).replace("_", " ") for n in found]
 
 

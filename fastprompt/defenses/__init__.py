@@ -1,10 +1,10 @@
-"""Input defenses: pixels to pixels in front of any classifier, and open to the attack.
+"""Input defenses: image transforms in front of any classifier, differentiable for adaptive attacks.
 
-A defense that has no gradient, or draws at random, stops an attack that does not look, and protects
-nothing: Athalye et al., "Obfuscated gradients give a false sense of security", ICML 2018. So those
-without a derivative are given one (BPDA there, section 4.1: the identity's, or that of a smooth
-model), the others have their own, and `Defended` says whether it is random, for the attack to
-average its gradients.
+A defense without a gradient, or a randomized one, stops only attacks that do not adapt to it:
+Athalye et al., "Obfuscated gradients give a false sense of security", ICML 2018. Non-differentiable
+defenses therefore use BPDA (section 4.1 there) with the gradient of the identity or of a smooth
+approximation; the others use their own gradient. `Defended.randomized` tells whether an attack
+should average gradients.
 """
 
 from .base import Defense, straight_through

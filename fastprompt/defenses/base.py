@@ -1,19 +1,19 @@
-"""What all defenses share."""
+"""Base class of the defenses."""
 
 from torch import Tensor, nn
 
 
 class Defense(nn.Module):
-    """Images ``[B, 3, H, W]`` of any floating dtype to images of the same shape and dtype.
+    """Maps images ``[B, 3, H, W]`` of any floating dtype to images of the same shape and dtype.
 
-    Images in [0, 1] stay in [0, 1]; values are not looked at, which would wait for the device.
+    Images in [0, 1] stay in [0, 1]. Values are not checked, to avoid a device synchronization.
 
     Attributes:
-        randomized: two passes over the same images differ, in eval mode too. The numbers come from
-            torch's global generator of the images' device.
+        randomized: whether two passes over the same images differ, also in eval mode. Random
+            numbers come from torch's global generator of the images' device.
 
     Raises:
-        ValueError, TypeError: images of another shape or dtype.
+        ValueError, TypeError: images have a wrong shape or dtype.
     """
 
     randomized: bool = False
@@ -27,11 +27,11 @@ class Defense(nn.Module):
         return self.defend(images) if images.numel() else images
 
     def defend(self, images: Tensor) -> Tensor:
-        """What `forward` gives for images that are some."""
+        """Transform a non-empty batch of images; `forward` calls it."""
         raise NotImplementedError
 
 
 def straight_through(images: Tensor, value: Tensor) -> Tensor:
-    """``value``, bit for bit, with the gradient of ``images``: that of the identity."""
-    # the bracket is 0; images + (value - images) would round. A NaN pixel stays one.
+    """Return ``value`` exactly, with the identity's gradient with respect to ``images``."""
+    # the bracket is 0, whereas images + (value - images) would round; NaN pixels stay NaN
     return value.detach() + (images - images.detach())

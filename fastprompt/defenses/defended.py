@@ -1,4 +1,4 @@
-"""A classifier behind defenses."""
+"""A classifier with input defenses."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ from .._utils.types import Model
 
 
 class Defended(nn.Module):
-    """A classifier behind defenses: pixels to logits, all of it seen by an attack.
+    """A classifier with input defenses; an attack differentiates through both.
 
     Args:
-        classifier: pixels ``[B, 3, H, W]`` in [0, 1] to logits; one that is defended already gets
-            these defenses in front of its own.
-        defenses: modules from images to images, the first is met first. One that is random says so
-            by an attribute ``randomized = True``.
+        classifier: maps images ``[B, 3, H, W]`` in [0, 1] to logits. If it is a `Defended`, the
+            new defenses are applied before its own.
+        defenses: modules from images to images, applied in the given order. A randomized one must
+            have an attribute ``randomized = True``.
 
     Attributes:
-        classifier: the one behind all defenses.
-        defenses: all of them, in order.
+        classifier: the undefended classifier.
+        defenses: all defenses, in the order of application.
 
     Raises:
-        TypeError: a classifier that is not callable, a defense that is no module.
+        TypeError: the classifier is not callable, or a defense is not a module.
     """
 
     classifier: Model
@@ -30,26 +30,26 @@ class Defended(nn.Module):
     def __init__(self, classifier: Model, *defenses: nn.Module) -> None:
         super().__init__()
         if not callable(classifier) or isinstance(classifier, type):
-            raise TypeError(f"classifier must take images, got {classifier!r}")
+            raise TypeError(f"classifier must be a module or function, got {classifier!r}")
         for defense in defenses:
             if not isinstance(defense, nn.Module):
                 raise TypeError(
-                    f"defenses must be modules, got {defense!r}: make them, and pass a list as "
+                    f"defenses must be module instances, got {defense!r}; pass a list as "
                     "Defended(classifier, *defenses)"
                 )
-        # all of them in one list: a report names them
+        # a single flat list, because a report names all defenses
         inner = classifier if isinstance(classifier, Defended) else None
         self.classifier = classifier if inner is None else inner.classifier
         self.defenses = nn.ModuleList([*defenses, *(inner.defenses if inner is not None else ())])
 
     @property
     def randomized(self) -> bool:
-        """Whether two passes over the same images differ: attack the mean of several."""
+        """Whether two passes over the same images differ; if so, attacks should average passes."""
         parts = (self.classifier, *self.defenses)
         return any(bool(getattr(part, "randomized", False)) for part in parts)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C]``, with a gradient in the pixels."""
+        """Compute logits ``[B, C]``, with a gradient in the pixels."""
         for defense in self.defenses:
             images = defense(images)
         return self.classifier(images)
@@ -58,8 +58,8 @@ class Defended(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # what the classifier says of itself. Not its clip, encode_image or logits: an attack
-            # that took the encoder from here would go round the defenses, and seem adaptive
+            # forward descriptive attributes only. An attack that used clip, encode_image or logits
+            # of the classifier would bypass the defenses while appearing adaptive
             if name not in ("classnames", "engine", "precision", "in_precision"):
                 raise
         own = getattr(self.classifier, name)

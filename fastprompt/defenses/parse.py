@@ -1,4 +1,4 @@
-"""Defenses by name, for a command line."""
+"""Parse defenses from names, for the command line."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,17 +27,17 @@ _KINDS = {
 
 
 def parse_defenses(text: str | Sequence[str]) -> list[Defense]:
-    """Defenses by name, such as ``"jpeg-75,bits-4,resize-pad,smooth-0.8"``, in this order.
+    """Create defenses from names such as ``"jpeg-75,bits-4,resize-pad,smooth-0.8"``, in order.
 
-    ``jpeg[-QUALITY]``, ``bits[-BITS]``, ``resize-pad[-LOW[-HIGH]]``, ``smooth-SIGMA[-SIZE]``; what
-    is left out has its default.
+    Names are ``jpeg[-QUALITY]``, ``bits[-BITS]``, ``resize-pad[-LOW[-HIGH]]`` and
+    ``smooth-SIGMA[-SIZE]``; omitted values take their defaults.
 
     Raises:
-        ValueError: none, an unknown one (the nearest are offered), a value out of its range.
+        ValueError: no name, an unknown name (the message lists similar ones), or an invalid value.
     """
     names = text.split(",") if isinstance(text, str) else list(text)
     if not any(name.strip() for name in names):
-        raise ValueError(f"defenses must not be empty, got {text!r}: such as 'jpeg-75,bits-4'")
+        raise ValueError(f"defenses must not be empty, got {text!r}; try 'jpeg-75,bits-4'")
     return [_parse(name.strip()) for name in names]
 
 
@@ -49,7 +49,7 @@ def _parse(text: str) -> Defense:
         raise unknown("defense", name, _KINDS)
     if not kind.needed <= len(values) <= len(kind.values):
         takes = ", ".join(kind.values)
-        raise ValueError(f"defenses: {text!r}: {name} takes {takes}, such as {kind.example!r}")
+        raise ValueError(f"defenses: {text!r}: {name} takes {takes}, as in {kind.example!r}")
     given = zip(kind.values.items(), values, strict=False)
     try:
         return kind.make(**{key: _number(value, key, make) for (key, make), value in given})

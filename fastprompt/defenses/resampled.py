@@ -1,7 +1,7 @@
-"""Defenses that read each pixel as a mean of others: smooth, with their own gradients.
+"""Differentiable defenses in which each pixel is a weighted mean of input pixels.
 
-Both work on rows and columns apart, as matrices: nothing of it depends on the order in which a GPU
-adds, as `F.interpolate`'s gradient does, and cuDNN rounds float32 convolutions to TF32 by default.
+Both multiply the rows and the columns by matrices. This avoids `F.interpolate`, whose gradient
+depends on a GPU's order of summation, and cuDNN, which rounds float32 convolutions to TF32.
 """
 
 import torch
@@ -13,17 +13,18 @@ from .base import Defense, straight_through
 
 
 class RandomResizePad(Defense):
-    """Each image is resized at random and put at a random place on black; the gradient is its own.
+    """Resizes each image at random and pads it with black at a random position; differentiable.
 
-    Xie et al., "Mitigating adversarial effects through randomization", ICLR 2018: sizes are whole
-    pixels, all equally likely, and the place is any that holds the image. There a network takes 331
-    pixels of images of 299, resized to the nearest pixel; CLIP takes one size alone, so the padded
-    image is brought to the size of the one that came in, and both steps are bilinear (half-pixel
-    centers, no antialiasing), which has a gradient. The default is the same range: 299/331 to 1.
+    Xie et al., "Mitigating adversarial effects through randomization", ICLR 2018. Sizes
+    (whole pixels) and positions (where the image fits) are drawn uniformly. The paper resizes
+    images of 299 pixels by nearest neighbor and pads them to the network's 331. CLIP accepts one
+    size only, so here the padded image is resized to the input's size. Both resizing steps are
+    bilinear (half-pixel centers, no antialiasing) to have a gradient. The default range is theirs,
+    299/331 (about 0.9) to 1.
 
     Args:
-        low, high: least and largest size, as shares of the image's own; ``high`` is what all are
-            padded to.
+        low, high: smallest and largest size, as fractions of the image's size; all images are
+            padded to ``high``.
     """
 
     randomized = True
@@ -33,21 +34,21 @@ class RandomResizePad(Defense):
         self.low = check_number(low, "low", above=0)
         self.high = check_number(high, "high", above=0)
         if not low < high:
-            raise ValueError(f"low must be below high, got {low} and {high}")
+            raise ValueError(f"low must be less than high, got low={low} and high={high}")
 
     def defend(self, images: Tensor) -> Tensor:
         x = at_least_float32(images)
-        # each image's own size, top and left
+        # a size, top and left per image
         draws = torch.rand(len(x), 3, device=x.device)
         rows = self._matrix(x.shape[2], draws[:, 0], draws[:, 1], x)  # [B, H, H]
         columns = self._matrix(x.shape[3], draws[:, 0], draws[:, 2], x)  # [B, W, W]
         return _in_box(torch.einsum("bih,bchw,bjw->bcij", rows, x, columns)).to(images.dtype)
 
     def _matrix(self, n: int, share: Tensor, place: Tensor, like: Tensor) -> Tensor:
-        """How an axis of ``n`` pixels is read, ``[B, n, n]``, from draws ``[B]`` in [0, 1)."""
+        """Resampling matrices ``[B, n, n]`` of an axis of n pixels; draws ``[B]`` are in [0, 1)."""
         least = max(1, round(self.low * n))
         most = max(least, round(self.high * n))
-        # floor(u k) is below k for any float32 u below 1; floor(a + u k) may round up to a + k
+        # floor(u k) < k for every float32 u < 1, whereas floor(a + u k) may round up to a + k
         size = least + (share * (most - least + 1)).floor()
         start = (place * (most - size + 1)).floor()
         size, start = (number.to(like.dtype)[:, None] for number in (size, start))
@@ -63,13 +64,13 @@ class RandomResizePad(Defense):
 
 
 class GaussianSmoothing(Defense):
-    """Convolution with a Gaussian that is cut off and sums to 1; the gradient is its own.
+    """Convolves with a truncated Gaussian kernel normalized to sum 1; differentiable.
 
-    Beyond the edge the image goes on with its last pixel: a plain image stays as it is.
+    The border is padded by replicating edge pixels, so a constant image is unchanged.
 
     Args:
         sigma: standard deviation in pixels, 0.01 to 100.
-        kernel_size: odd; by default what holds three sigma on either side.
+        kernel_size: odd; by default, the smallest that covers three sigma on each side.
     """
 
     def __init__(self, sigma: float, kernel_size: int | None = None) -> None:
@@ -78,7 +79,7 @@ class GaussianSmoothing(Defense):
         # -(-a // 1) rounds up
         size = 2 * int(-(-3 * sigma // 1)) + 1 if kernel_size is None else kernel_size
         if check_count(size, "kernel_size") % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {size}: it has a middle")
+            raise ValueError(f"kernel_size must be odd, got {size}; it needs a center pixel")
         self.kernel_size = size
 
     def defend(self, images: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class GaussianSmoothing(Defense):
         return _in_box(rows @ x @ columns.mT).to(images.dtype)
 
     def _matrix(self, n: int, like: Tensor) -> Tensor:
-        """The weights of an axis of ``n`` pixels, ``[n, n]``; a row sums to 1."""
+        """Weights of an axis of ``n`` pixels, ``[n, n]``; each row sums to 1."""
         reach = self.kernel_size // 2
         pixel = torch.arange(n, dtype=like.dtype, device=like.device)
         source = torch.arange(-reach, n + reach, dtype=like.dtype, device=like.device)
@@ -105,17 +106,17 @@ class GaussianSmoothing(Defense):
 
 
 def _in_box(images: Tensor) -> Tensor:
-    """Means of pixels in [0, 1], out of it by rounding alone: put back, all gradients kept."""
-    # clamp's own would drop that of a white pixel that became 1 + 1e-7
+    """Clamp to [0, 1] with the identity's gradient; values are outside only by rounding."""
+    # the gradient of clamp would be 0 for a white pixel that rounding moved to 1 + 1e-7
     return straight_through(images, images.clamp(0, 1))
 
 
 def _bilinear(n: int, pixel: Tensor, size: Tensor) -> Tensor:
-    """Weights of ``n`` pixels in those of an axis of ``size`` pixels; zero for a pixel beyond it.
+    """Bilinear weights for resizing ``n`` pixels to ``size``; zero for a ``pixel`` out of range.
 
     Args:
-        pixel: which ones, ``[B, K]``.
-        size: ``[B, 1]``, or ``[1, 1]``.
+        pixel: output positions, ``[B, K]``.
+        size: output sizes, ``[B, 1]`` or ``[1, 1]``.
 
     Returns:
         ``[B, K, n]``.

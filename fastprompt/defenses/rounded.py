@@ -1,4 +1,4 @@
-"""Defenses that round: no derivative of their own, the attack is given one."""
+"""Defenses that round values, with a surrogate gradient for attacks."""
 
 import io
 from typing import Literal
@@ -15,17 +15,17 @@ from .smooth_jpeg import smooth_jpeg
 
 
 class JPEG(Defense):
-    """Compression to 8-bit JPEG and back; the gradient is that of a JPEG with softer rounding.
+    """Compresses to 8-bit JPEG and decodes; the gradient is that of a JPEG with smooth rounding.
 
-    Guo et al., "Countering adversarial images using input transformations", ICLR 2018. Pillow codes
-    the images one by one on the CPU, with its defaults (colors at half the resolution): on a GPU
-    each pass waits for the copies there and back.
+    Guo et al., "Countering adversarial images using input transformations", ICLR 2018. Pillow
+    encodes the images one by one on the CPU, with its defaults (chroma at half the resolution). For
+    images on a GPU, each pass waits for copies in both directions.
 
     Args:
         quality: 1 to 100, libjpeg's scale.
-        gradient: ``"smooth"`` goes back through a JPEG whose rounding has a derivative
-            (`smooth_jpeg`); ``"identity"`` passes straight through, as often published, a much
-            weaker attack that makes JPEG look robust. The images that come out are the same.
+        gradient: ``"smooth"`` backpropagates through a JPEG with differentiable rounding
+            (`smooth_jpeg`); ``"identity"`` uses the straight-through gradient, as often published,
+            a much weaker attack that makes JPEG look robust. Both give the same output.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class JPEG(Defense):
         return straight_through(smooth_jpeg(images, self.quality), value)
 
     def _code(self, image: np.ndarray) -> np.ndarray:
-        """One image, uint8 ``[H, W, 3]``, to bytes and back."""
+        """Encode and decode one image, uint8 ``[H, W, 3]``."""
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=self.quality)
         return np.asarray(Image.open(file))
@@ -58,12 +58,12 @@ class JPEG(Defense):
 
 
 class BitDepth(Defense):
-    """Values rounded to ``2**bits`` levels; the gradient passes straight through.
+    """Rounds values to ``2**bits`` levels, with the straight-through gradient.
 
     Xu, Evans and Qi, "Feature squeezing", NDSS 2018: ``round(x (2^bits - 1)) / (2^bits - 1)``.
 
     Args:
-        bits: of each color, 1 to 8.
+        bits: bits per color channel, 1 to 8.
     """
 
     def __init__(self, bits: int = 4) -> None:

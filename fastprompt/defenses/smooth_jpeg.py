@@ -1,7 +1,8 @@
-"""JPEG with a derivative: what the attack goes back through where the codec has none.
+"""Differentiable JPEG, through which an attack on the JPEG defense backpropagates.
 
-JPEG drops fine detail, and the identity's gradient asks for little else: an attack with it stops
-short. Here all steps of the codec are there, linear but for the rounding of the coefficients.
+JPEG removes fine detail, and perturbations found with the identity's gradient are mostly fine
+detail, so that attack is weak. This module implements all steps of the codec. All are linear
+except the rounding of the coefficients.
 """
 
 import io
@@ -16,17 +17,17 @@ from torch import Tensor
 from .._utils.dtypes import at_least_float32
 
 _BLOCK = 8
-# of red, green and blue: luma, blue and red difference (JFIF 1.02, from ITU-R BT.601)
+# RGB to luma, blue difference, red difference, and back (JFIF 1.02, from ITU-R BT.601)
 _TO_YCC = [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
 _TO_RGB = [[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]]
 
 
 def soft_round(x: Tensor) -> Tensor:
-    """Nearly the nearest whole number: ``r + (x - r)^3 + (x - r) / 10`` for the nearest one, r.
+    """Round approximately: ``r + (x - r)^3 + (x - r) / 10``, with r the integer nearest to x.
 
-    The cube is Shin and Song's, "JPEG-resistant adversarial images", NIPS 2017 workshop: the nearer
-    to the next number, the steeper. It is flat at r, where plain blocks and images that were a JPEG
-    lie; the last term is there for these.
+    The cubic term is from Shin and Song, "JPEG-resistant adversarial images", NIPS 2017 workshop.
+    Its slope grows with the distance from r and is zero at r, where the coefficients of constant
+    blocks and of decoded JPEGs lie; the linear term gives these a gradient.
     """
     off = x - x.round().detach()
     return x.round().detach() + off**3 + 0.1 * off
@@ -35,9 +36,9 @@ def soft_round(x: Tensor) -> Tensor:
 def smooth_jpeg(
     images: Tensor, quality: int, *, rounding: Callable[[Tensor], Tensor] = soft_round
 ) -> Tensor:
-    """About what JPEG makes of images ``[B, 3, H, W]``, with a derivative; not kept in [0, 1].
+    """Approximate JPEG differentiably for images ``[B, 3, H, W]``; the output is not clamped.
 
-    With ``rounding=torch.round`` it is the codec up to its integer arithmetic.
+    With ``rounding=torch.round`` the result equals the codec's up to its integer arithmetic.
     """
     height, width = images.shape[2:]
     x = at_least_float32(images)
@@ -47,7 +48,7 @@ def smooth_jpeg(
         torch.tensor(table, dtype=x.dtype, device=x.device).view(_BLOCK, _BLOCK)
         for table in _steps_of(quality)
     )
-    # zero is in the middle of the values that the codec transforms: gray is 128
+    # the codec transforms values centered at 0: luma minus 128; chroma is centered already
     luma = _quantize(ycc[:, :1] - 128, luma_steps, rounding) + 128
     chroma = _twice(_quantize(_half(ycc[:, 1:]), chroma_steps, rounding))
     rgb = _mix(_TO_RGB, torch.cat([luma, chroma], dim=1)) / 255
@@ -56,10 +57,10 @@ def smooth_jpeg(
 
 @lru_cache
 def _steps_of(quality: int) -> tuple[list[int], list[int]]:
-    """The steps of the 64 coefficients, for luma and for chroma, as Pillow writes them."""
+    """Return Pillow's quantization steps of the 64 coefficients, for luma and for chroma."""
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "JPEG", quality=quality)
-    # an attribute of the JPEG reader alone
+    # only the class of JPEG images has this attribute
     tables = Image.open(file).quantization  # type: ignore[attr-defined]
     return list(tables[0]), list(tables[1])
 
@@ -70,20 +71,20 @@ def _mix(matrix: list[list[float]], x: Tensor) -> Tensor:
 
 
 def _extend(x: Tensor, dim: int, multiple: int) -> Tensor:
-    """``x`` with its last row or column repeated up to a whole number of blocks."""
+    """Repeat the last row or column of ``x`` until the size is a multiple of ``multiple``."""
     missing = -x.shape[dim] % multiple
     last = x.narrow(dim, x.shape[dim] - 1, 1)
     return torch.cat([x, *[last] * missing], dim=dim)
 
 
 def _half(x: Tensor) -> Tensor:
-    """Means of 2 x 2 pixels."""
+    """Downsample by averaging 2 x 2 pixels."""
     b, c, h, w = x.shape
     return x.view(b, c, h // 2, 2, w // 2, 2).mean(dim=(3, 5))
 
 
 def _twice(x: Tensor) -> Tensor:
-    """Each row and column twice, then three parts of it and one of its neighbor, as libjpeg."""
+    """Upsample by 2 as libjpeg does: 3/4 of a pixel plus 1/4 of its neighbor, on each axis."""
     for dim in (2, 3):
         n = x.shape[dim]
         before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, n - 1)], dim=dim)
@@ -94,7 +95,7 @@ def _twice(x: Tensor) -> Tensor:
 
 
 def _quantize(x: Tensor, steps: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
-    """The planes ``[B, C, H, W]`` with the coefficients of each block rounded to whole steps."""
+    """Round the coefficients of each block of ``[B, C, H, W]`` to multiples of ``steps``."""
     b, c, h, w = x.shape
     cosines = _cosines(x)
     blocks = x.view(b, c, h // _BLOCK, _BLOCK, w // _BLOCK, _BLOCK).transpose(3, 4)
@@ -104,7 +105,7 @@ def _quantize(x: Tensor, steps: Tensor, rounding: Callable[[Tensor], Tensor]) ->
 
 
 def _cosines(like: Tensor) -> Tensor:
-    """The orthonormal cosine transform of 8 pixels, ``[8, 8]``."""
+    """Return the matrix of the orthonormal cosine transform of 8 pixels, ``[8, 8]``."""
     pixel = torch.arange(_BLOCK, dtype=like.dtype, device=like.device)
     waves = torch.cos((2 * pixel + 1) * pixel[:, None] * math.pi / (2 * _BLOCK))
     scale = torch.full_like(pixel, math.sqrt(2 / _BLOCK))

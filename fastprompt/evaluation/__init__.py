@@ -1,4 +1,4 @@
-"""How robust is a classifier, and what was done to find out."""
+"""Evaluation of the robustness of image classifiers."""
 
 from .api import evaluate
 from .result import Evaluation

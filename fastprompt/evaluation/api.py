@@ -1,4 +1,4 @@
-"""Clean and robust accuracy of one classifier or of several side by side."""
+"""Evaluate the clean and robust accuracy of one or several classifiers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,8 +26,8 @@ from .plan import How, Planned, plan_attacks
 from .result import Evaluation
 from .sampling import draw_rows, evenly
 
-RANDOM_SAMPLES = 20  # of AutoAttack's version for random models
-_READ_TWICE = 8  # images, to find a random transform
+RANDOM_SAMPLES = 20  # as in AutoAttack's version for randomized models
+_READ_TWICE = 8  # number of images read twice to detect random transforms
 
 
 def evaluate(
@@ -50,48 +50,50 @@ def evaluate(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Clean and robust accuracy.
+    """Evaluate clean and robust accuracy.
 
-    An image counts as robust if it is classified rightly both clean and attacked, and the attack on
-    it had a gradient to follow: one that stood still shows nothing. Such images are counted as
-    ``stalled``, and more than one in a hundred make the row ``trusted: false``.
+    An image counts as robust if it is classified correctly both clean and under attack, and if the
+    attack had a usable gradient. An image that survives without one counts as ``stalled``; a row
+    has ``trusted: false`` if more than 1 % of its attacked images are stalled.
 
-    Each attack is run on the images that are right clean; one that falls leaves its batch, and the
-    next takes its place. Images are read when they are needed: the data set need not fit in memory.
+    Each attack runs only on images that are classified correctly when clean. A fooled image leaves
+    its batch, and the next image takes its slot. Images are read on demand, so the data set need
+    not fit in memory.
 
     Args:
-        models: pixels in [0, 1] to logits: one, or several by name.
-        data: map-style data set of uint8 images ``[3, H, W]`` and labels, the same each time they
-            are read; or a loader of all of one.
+        models: one model, or several by name; each maps pixels in [0, 1] to logits.
+        data: map-style data set of uint8 images ``[3, H, W]`` and labels that returns the same
+            item at each read, or a loader over a whole data set.
         attacks: names, see `fastprompt.evaluation.plan.plan`: ``"pgd-N"``, ``"cw-N"``,
             ``"apgd-ce"``, ``"apgd-t"``, ``"fab-t"``, ``"square"``, ``"autoattack"``,
-            ``"feature-pgd-N"``; with ``@NAME`` made on that surrogate. ``"clean"`` is always done.
-        eps: one radius or several, in pixel units or such as ``"4/255"``.
-        batch: images attacked at once.
-        limit: so many images, drawn by ``seed`` (the same for all); None takes all.
-        stop: an image that is fooled takes no more steps, and any iterate counts; False runs every
-            attack to its end and judges what it hands back.
+            ``"feature-pgd-N"``; the suffix ``@NAME`` crafts the adversarial images on that
+            surrogate. ``"clean"`` is always evaluated.
+        eps: one radius or several, in pixel units or as a string such as ``"4/255"``.
+        batch: number of images attacked at once.
+        limit: number of images, drawn by ``seed`` (the same for all models); None uses all.
+        stop: stop attacking an image once any iterate fools the model; False runs every attack to
+            its end and evaluates only the images it returns.
         samples: passes averaged in each gradient; by default 20 for a model whose ``randomized``
             is true, 1 for others.
-        surrogates: models that transfer attacks are made on, by name.
-        sanity: ``"quick"`` checks a few images, ``"full"`` more of them and more thoroughly: see
-            `fastprompt.evaluation.sanity`.
-        seed: of the draw of the images and of the attacks.
-        name: what to call the images in the result.
+        surrogates: models by name, on which transfer attacks are crafted.
+        sanity: ``"quick"`` checks a few images, ``"full"`` more images more thoroughly, ``"off"``
+            none; see `fastprompt.evaluation.sanity`.
+        seed: seed of the choice of images and of the attacks.
+        name: name of the image set in the result.
         out: folder for ``result.json`` and ``progress.jsonl``; None writes nothing.
-        resume: go on with the evaluation that stopped in ``out``; on CPU it ends with the same
-            result as one that was never stopped.
-        workers: processes that decode images.
-        device: where the models are; by default where the first one's buffers are.
-        progress: show a bar, where the output is a terminal.
+        resume: resume the interrupted evaluation in ``out``; on CPU the result equals that of an
+            uninterrupted evaluation.
+        workers: number of processes that decode images.
+        device: device of the models; by default that of the first model.
+        progress: show a progress bar if the output is a terminal.
 
     Returns:
         Rows of ``model``, ``attack``, ``path``, ``eps``, ``accuracy`` in [0, 1], ``n`` and more.
 
     Raises:
-        ValueError: an unknown attack (the nearest are offered), a radius out of range, no images,
-            images that change, labels without a class, a loader that chooses its images, a model
-            that gives probabilities or other than one logit a class.
+        ValueError: unknown attack (the message suggests the nearest names), radius out of range, no
+            images, images that change between reads, labels outside the classes, a loader that
+            selects images, a model that returns probabilities or not one logit per class.
         FileExistsError: ``out`` holds an evaluation and ``resume`` is not set.
     """
     named = dict(models) if isinstance(models, Mapping) else {"model": models}
@@ -105,7 +107,7 @@ def evaluate(
     plans = {name: plan_attacks(attacks, eps, own, list(others)) for name, own in hows.items()}
     _check_encoders(next(iter(plans.values())), named, others)
     if resume and out is None:
-        raise ValueError("resume needs out: the evaluation's folder")
+        raise ValueError("resume needs out, the folder of the evaluation")
     first = next(iter(named.values()))
     where = module_device(first, torch.device("cpu")) if device is None else torch.device(device)
     _check_devices({**others, **named}, where)
@@ -118,7 +120,7 @@ def evaluate(
 
 
 def _how(how: How, samples: int | None, model: Model) -> How:
-    """For a model that is random: several passes a gradient, and a lucky one ends no attack."""
+    """For a randomized model, average several passes; no single lucky pass stops an attack."""
     random = bool(getattr(model, "randomized", False))
     several = RANDOM_SAMPLES if random else 1
     samples = several if samples is None else check_count(samples, "samples")
@@ -134,7 +136,7 @@ def _dataset(data: ImageDataset | DataLoader[Any]) -> ImageDataset:
 
 
 def _check_loader(loader: DataLoader[Any]) -> None:
-    """Images are read by their places: what a loader leaves out or makes of them would be lost."""
+    """Reject a loader that selects or transforms items: images are read from the data set."""
     chooses: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     if type(chooses) is BatchSampler:
         chooses = chooses.sampler
@@ -145,13 +147,13 @@ def _check_loader(loader: DataLoader[Any]) -> None:
     )
     if not every:
         raise ValueError(
-            f"data is a loader whose images {type(chooses).__name__} chooses: hand in the data "
-            "set, or a torch.utils.data.Subset of it"
+            "data must be a loader that reads every image once, got one with "
+            f"{type(chooses).__name__}; pass the data set, or a torch.utils.data.Subset of it"
         )
     if loader.collate_fn not in (default_collate, default_convert):
         raise ValueError(
-            "data is a loader with a collate_fn of its own, which would not be called: hand in a "
-            "data set of uint8 images and labels"
+            "data is a loader with a custom collate_fn, which would not be called; pass a data set "
+            "of uint8 images and labels"
         )
 
 
@@ -161,20 +163,21 @@ def _check_devices(models: Mapping[str, Model], where: torch.device) -> None:
         apart = own.index != where.index and None not in (own.index, where.index)
         if own.type != where.type or apart or own.type == "meta":
             raise ValueError(
-                f"model {name!r} is on {own}, the images go to {where}: move it, or name a device"
+                f"model {name!r} is on {own}, but the images are on {where}; move the model, or "
+                "set device"
             )
 
 
 def _check_same_twice(data: ImageDataset, rows: Sequence[int]) -> None:
-    """An attack is on the image that was judged clean: a random transform would show another."""
+    """Reject random transforms: attacks must see the same images as the clean evaluation."""
     if isinstance(data, ImageTensors):
         return
     for place in evenly(_READ_TWICE, len(rows)):
         (image, label), (again, label_again) = data[rows[place]], data[rows[place]]
         if label != label_again or not torch.equal(image, again):
             raise ValueError(
-                f"data gives another image or label each time that item {rows[place]} is read: "
-                "leave random transforms out"
+                f"data returns another image or label each time item {rows[place]} is read; remove "
+                "random transforms"
             )
 
 
@@ -187,6 +190,6 @@ def _check_encoders(
             without = [name for name, model in made_on.items() if not hasattr(model, "clip")]
             if without:
                 raise ValueError(
-                    f"attack {attack.name!r} needs the image encoder of {without[0]!r}: it has no "
-                    ".clip"
+                    f"attack {attack.name!r} needs the image encoder of {without[0]!r}, which has "
+                    "no attribute .clip"
                 )

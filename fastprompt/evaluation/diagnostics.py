@@ -1,4 +1,4 @@
-"""What the parts of a tuned classifier do: router weights by class, corrections of the refiners."""
+"""Diagnostics of a tuned classifier: router weights by class, size of refiner corrections."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +12,18 @@ from ..attacks.ascent import evaluating
 def diagnose(
     classifier: Any, images: Tensor, adv: Tensor, labels: Tensor, names: Sequence[str]
 ) -> dict[str, Any]:
-    """What a classifier of ours does on clean images and on attacked ones.
+    """Diagnose a tuned classifier on clean and adversarial images.
 
     Args:
-        classifier: any; one without a router or refiners has nothing to tell.
-        images, adv: ``[B, 3, H, W]``, the same images clean and attacked.
+        classifier: any classifier; without a router or refiners, the result is empty.
+        images, adv: ``[B, 3, H, W]``, clean images and their adversarial versions.
         labels: int64 ``[B]``.
-        names: the classes.
+        names: class names.
 
     Returns:
         ``routing``: mean router weights of the images of each class, ``[C][K]``, None for a class
-        without an image. ``refiners``: the size of each refiner's correction as a share of its
-        input's, a mean over images and tokens.
+        without images. ``refiners``: norm of each refiner's correction relative to the norm of its
+        input, averaged over images and tokens.
     """
     found: dict[str, Any] = {}
     sides = {"clean": images, "adversarial": adv}
@@ -32,7 +32,7 @@ def diagnose(
         found["routing"] = {"classes": list(names), **routing}
     if getattr(classifier, "refiners", None) is not None:
         sizes = {side: _corrections(classifier, x) for side, x in sides.items()}
-        # the first block has no refiner: prompts join before it
+        # block 1 has no refiner: prompts are inserted before it
         layers = list(range(2, 2 + len(sizes["clean"])))
         found["refiners"] = {"layers": layers, **sizes}
     return found

@@ -1,4 +1,4 @@
-"""A few of the images that were attacked, kept to be looked at."""
+"""Store a few adversarial images for inspection."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ _PART = "examples of a part"
 
 
 class Examples:
-    """Attacked images by unit, in files of their own until the evaluation is done.
+    """Adversarial images by unit, stored in separate files until the evaluation is complete.
 
     Args:
-        folder: of the evaluation; None keeps them in memory.
+        folder: folder of the evaluation; None keeps the images in memory.
 
     Attributes:
-        places: of the images that are kept.
+        places: positions of the stored images among the evaluated ones.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -31,12 +31,12 @@ class Examples:
         self._kept: dict[tuple[str, ...], dict[str, Tensor]] = {}
 
     def choose(self, right: Sequence[Sequence[bool]]) -> None:
-        """Choose images that most models have right clean: an attack does nothing to the others.
+        """Choose images that most models classify correctly when clean; others are not attacked.
 
-        It is done before any attack, so that what is shown does not depend on who falls.
+        Called before any attack, so that the choice does not depend on which images are fooled.
 
         Args:
-            right: for each model, which of the images it has right; the images alike for all.
+            right: for each model, which images it classifies correctly, in the same order.
         """
         votes = [sum(image) for image in zip(*right, strict=True)]
         chosen: list[int] = []
@@ -51,7 +51,7 @@ class Examples:
         return self.folder / "examples" / f"{mark}.safetensors"
 
     def keep(self, unit: tuple[str, ...], places: Sequence[int], adv: Tensor) -> None:
-        """Keep those of some attacked images that are shown; written before the unit counts."""
+        """Store the chosen images of a unit; called before the unit is recorded."""
         mine = [i for i, place in enumerate(places) if place in self.places]
         if not mine:
             return
@@ -62,9 +62,9 @@ class Examples:
             write_tensors(self._file(unit), tensors, {"kind": _PART})
 
     def of(self, units: Sequence[tuple[str, ...]], clean: Tensor) -> Tensor | None:
-        """The shown images after an attack's units, in their order; clean where none touched it.
+        """Return the chosen images after an attack's units, in order; clean if not attacked.
 
-        None if parts of a stopped evaluation hold other images, which an older version chose.
+        None if an interrupted evaluation stored other images, chosen by an older version.
         """
         out = clean.clone()
         for unit in units:
@@ -79,15 +79,15 @@ class Examples:
         return out
 
     def write(self, tensors: dict[str, Tensor]) -> None:
-        """``examples.safetensors``; the parts are dropped."""
+        """Write ``examples.safetensors`` and delete the files of the units."""
         if self.folder is None:
             return
         whole, parts = self.folder / "examples.safetensors", self.folder / "examples"
         dropped = self.folder / "examples.dropped"
-        if parts.exists() or not whole.exists():  # else it was done already
+        if parts.exists() or not whole.exists():  # otherwise already written
             write_tensors(whole, tensors, {"kind": _KIND})
         if parts.exists():
-            # out of the way at once: with some of them gone the whole would be made without those
+            # rename first: after an interrupted deletion, a rerun would write an incomplete file
             parts.rename(dropped)
         for file in dropped.glob("*"):
             file.unlink()

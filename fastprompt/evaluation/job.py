@@ -1,4 +1,4 @@
-"""A whole evaluation: every model under every attack, the checks, and what is kept to look at."""
+"""Run an evaluation: all models under all attacks, sanity checks, diagnostics and examples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,21 +35,22 @@ from .sanity.sample import ASSUMED_EPS, Sample
 from .scoring import facts, verdicts
 
 Sanity = Literal["quick", "full", "off"]
-_DIAGNOSED = 256  # images on which the parts of a classifier are watched
-_STEPS = 10  # of the attack on them
+_DIAGNOSED = 256  # number of images for the diagnostics
+_STEPS = 10  # PGD steps for the diagnostics
 
 
 @dataclass(frozen=True)
 class Job:
-    """Attributes:
+    """One evaluation.
 
-    models, surrogates: by name.
-    images: that the models are judged on.
-    plans: attacks, each at one radius, for each model: alike but for the samples.
-    hows: they are run, likewise.
-    sanity: how thoroughly the result is checked.
-    folder: to write to; None writes nothing.
-    name: of the images, in the result.
+    Attributes:
+        models, surrogates: models by name.
+        images: images on which the models are evaluated.
+        plans: attacks at one radius each, by model; they differ only where ``hows`` differ.
+        hows: attack settings by model; only those of randomized models differ.
+        sanity: depth of the sanity checks.
+        folder: output folder; None writes nothing.
+        name: name of the image set in the result.
     """
 
     models: Mapping[str, Model]
@@ -62,7 +63,7 @@ class Job:
     name: str = ""
 
     def run(self, *, resume: bool, progress: bool) -> Evaluation:
-        """Do what is not done yet."""
+        """Run the evaluation, skipping units that are already recorded."""
         path = self.folder and self.folder / "progress.jsonl"
         record = Record(path, self.about, resume=resume)
         examples = Examples(self.folder)
@@ -99,16 +100,16 @@ class Job:
         model, how = self.models[name], self.hows[name]
         return ModelRun(name, model, self.images, how, record, examples, self.surrogates, bar)
 
-    # ---- what it is --------------------------------------------------------------------------
+    # ---- identity ----------------------------------------------------------------------------
 
     @cached_property
     def described(self) -> dict[str, Any]:
-        """How each model computes, and what its weights are."""
+        """How each model computes, and a hash of its weights."""
         return {name: _describe(model) for name, model in self.models.items()}
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """What says whether a stopped evaluation is this one."""
+        """The facts that identify the evaluation when it resumes."""
         return {
             "models": self.described,
             "surrogates": {name: _describe(model) for name, model in self.surrogates.items()},
@@ -125,7 +126,7 @@ class Job:
 
     @property
     def radius(self) -> float:
-        """The largest of the evaluation."""
+        """The largest radius, or ``ASSUMED_EPS`` if none is above 0."""
         return max((attack.eps for attack in self._plan), default=0.0) or ASSUMED_EPS
 
     @property
@@ -149,10 +150,10 @@ class Job:
             "classnames": None if names is None else list(names),
         }
 
-    # ---- what goes beyond the rows -----------------------------------------------------------
+    # ---- sanity checks, diagnostics, examples ------------------------------------------------
 
     def _some(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices, pixels and labels of n images, evenly drawn: data sets are often sorted."""
+        """Return indices, pixels, labels of n evenly spaced images: data sets are often sorted."""
         return self._read(evenly(n, len(self.images.rows)))
 
     def _read(self, places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,20 +161,20 @@ class Job:
         return indices, pixels, labels
 
     def _looked_at(self, n: int, clean: str, claimed: Sequence[Claim]) -> list[int]:
-        """Half of them stand under attack, if so many do: there a gradient is worth a doubt.
+        """Choose n images to check, half of them robust if possible: masked gradients show there.
 
-        The others are right clean: on what is wrong already an attack can't be looked at.
+        The others are correct when clean if possible: attacks only run on such images.
         """
         standing = next((claim.standing for claim in claimed if claim.standing), ())
         right = [place for place, flag in enumerate(clean) if flag != FELL]
         return in_turn((standing, n // 2), (right, n), (range(len(clean)), n))
 
     def _check(self, run: ModelRun, rows: Sequence[dict[str, Any]]) -> list[Verdict]:
-        """What the checks say of a model and of its rows."""
+        """Run the sanity checks of a model and its rows."""
         if self.sanity == "off":
             return []
         depth = QUICK if self.sanity == "quick" else FULL
-        # what is made on the model itself is no transfer: it sees all
+        # an attack crafted on the model itself is white-box, not a transfer
         own = {f"transfer:{k}" for k, m in self.surrogates.items() if m is run.model}
         seen = [{**row, "path": "adaptive"} if row["path"] in own else row for row in rows]
         claimed = claims(seen)
@@ -198,7 +199,7 @@ class Job:
             ]
 
     def _diagnostics(self, labels: list[int]) -> dict[str, Any]:
-        """Of the classifiers that have something to tell."""
+        """Diagnose the classifiers that have a router or refiners."""
         telling = {
             name: model
             for name, model in self.models.items()
@@ -242,16 +243,16 @@ class Job:
 
 
 def _describe(model: Model) -> dict[str, Any]:
-    """How a model computes, and what its weights are."""
+    """Describe how a model computes, and hash its weights."""
     weights = "unknown"
     if isinstance(model, nn.Module):
-        # a state may hold more than tensors, and less than all that a module says of itself
+        # a state dict may hold non-tensors, and may lack settings that the repr shows
         state = model.state_dict().items()
         weights = digest({k: v for k, v in state if isinstance(v, Tensor)}, repr(model))
     return {"kind": type(model).__name__, **facts(model), "weights": weights}
 
 
 def _side_by_side(rows: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The models side by side under each attack; what the data says already is dropped."""
+    """Order the rows by attack, then model; drop the labels, which the result's data holds."""
     together = [row for same in zip(*rows, strict=True) for row in same]
     return [{k: v for k, v in row.items() if k != "labels"} for row in together]

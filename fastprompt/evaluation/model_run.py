@@ -1,4 +1,4 @@
-"""One model under all attacks: window by window, standing images alone."""
+"""Evaluate one model under all attacks, in windows of images that are not yet fooled."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ from .plan import How, Planned, Stage
 from .record import Record, Unit
 from .scoring import Counted, facts, verdicts, wilson
 
-WINDOW = 8  # batches held at once: images that fall make room for others among so many
+WINDOW = 8  # batches in memory at once, from which images replace fooled ones
 
 FELL, STANDS, STALLED = "0", "1", "?"
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images of an evaluation: ``rows`` of a data set, read when they are needed."""
+    """The images of an evaluation: ``rows`` of a data set, read on demand."""
 
     data: ImageDataset
     rows: Sequence[int]
@@ -35,29 +35,29 @@ class Images:
 
     @property
     def classes(self) -> int | None:
-        """How many classes the data has, if it says so."""
+        """The number of classes, or None if the data has no class names."""
         names = getattr(self.data, "classnames", None)
         return None if names is None else len(names)
 
     def read(self, places: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Indices, pixels and labels of some places among the rows, ``size`` at a time."""
+        """Yield indices, pixels and labels of ``rows`` at ``places``, ``size`` at a time."""
         rows = [self.rows[place] for place in places]
         for indices, images, labels in batches(self.data, rows, size, self.workers):
             yield indices.to(self.device), images.to(self.device), labels.to(self.device)
 
 
 class ModelRun:
-    """What is done with one model.
+    """The evaluation of one model.
 
     Args:
-        name: of the model.
-        model: pixels to logits.
-        images: that it is judged on.
-        how: the attacks are run.
-        record: of what was done before, and of what is done now.
-        examples: takes the attacked images that are shown.
-        surrogates: models that transfer attacks are made on.
-        bar: told what is being done, and how many images are.
+        name: name of the model.
+        model: maps pixels to logits.
+        images: images on which it is evaluated.
+        how: attack settings.
+        record: outcomes of earlier units; new outcomes are added.
+        examples: stores some adversarial images for inspection.
+        surrogates: models by name, on which transfer attacks are crafted.
+        bar: progress bar, counting images.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ModelRun:
         self.units: dict[tuple[str, float], list[Unit]] = {}  # by attack and radius
 
     def clean(self) -> dict[str, Any]:
-        """The row without an attack, with ``labels`` and ``predictions``."""
+        """Return the row without attack, with ``labels`` and ``predictions``."""
         every = range(len(self.images.rows))
         self.bar.note(f"{self.name}: clean")
         done = [
@@ -102,7 +102,7 @@ class ModelRun:
         }
 
     def attacked(self, attack: Planned, clean: Mapping[str, Any]) -> dict[str, Any]:
-        """The row of one attack at one radius: it is run on the images that are right clean."""
+        """Return the row of one attack at one radius, run on images that are correct when clean."""
         flags = list(clean["flags"])
         attacked = sum(flag != FELL for flag in flags)
         done, stages = [], []
@@ -112,7 +112,7 @@ class ModelRun:
             done += outcomes
             for outcome in outcomes:
                 for place, flag in zip(outcome["places"], outcome["flags"], strict=True):
-                    # once without a gradient is not shown to be robust, whatever comes later
+                    # a stalled image does not become robust by surviving a later stage
                     flags[place] = STALLED if flags[place] == STALLED and flag == STANDS else flag
             left = sum(flag != FELL for flag in flags)
             stages.append({"attack": stage.name, "standing": left, **_costs(outcomes)})
@@ -129,7 +129,7 @@ class ModelRun:
             row["fell_at"] = _histogram(done)
         return row
 
-    # ---- units: what is done at once, and kept -----------------------------------------------
+    # ---- units: one window of one stage, recorded when complete ------------------------------
 
     def _stage(self, attack: Planned, stage: Stage, standing: list[int]) -> list[dict[str, Any]]:
         outcomes = []
@@ -172,7 +172,7 @@ class ModelRun:
     def _attack(self, attack: Planned, stage: Stage, places: Sequence[int]) -> dict[str, Any]:
         surrogate = attack.surrogate
         counted = Counted(self.model if surrogate is None else self.surrogates[surrogate])
-        # a window is held whole: the attack itself goes through it in batches
+        # pass the whole window: the attack splits it into batches
         read = zip(*self.images.read(places, self.how.batch), strict=True)
         indices, images, labels = (torch.cat(column) for column in read)
         result = stage.run(counted, images, labels, indices)
@@ -200,7 +200,7 @@ class ModelRun:
     def _row(
         self, attack: str, path: str, eps: float, flags: str, done: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        # an image whose attack had no gradient is not shown to be robust: it does not count as such
+        # stalled images do not count as robust, since their attack had no usable gradient
         n, correct = len(flags), flags.count(STANDS)
         entries = max(1, sum(outcome.get("entries", 0) for outcome in done))
         return {
@@ -227,7 +227,7 @@ def _split(places: Sequence[int], size: int) -> list[list[int]]:
 
 @contextmanager
 def random_numbers(seed: int, unit: tuple[str, ...], device: torch.device) -> Iterator[None]:
-    """A model that is random draws the same in a unit, whatever ran before; not so the caller."""
+    """Seed one unit independently of earlier units; restore the generators' state afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed((seed << 32 | crc32("/".join(unit).encode())) % 2**63)
@@ -246,7 +246,7 @@ def _costs(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _histogram(done: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many images fell at which iterate."""
+    """Count the fooled images by the iterate that fooled the model."""
     counts: dict[int, int] = {}
     for outcome in done:
         for at in outcome.get("fell_at", ()):
@@ -263,13 +263,13 @@ def _nan_reasons(predictions: Sequence[int]) -> list[str]:
 def _stalled_reasons(
     flags: Sequence[str], attacked: int, done: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """More than one in a hundred of the attacked images without a gradient to follow."""
+    """Return a reason if over 1 % of the attacked images had no usable gradient."""
     stalled = list(flags).count(STALLED)
     if stalled <= 0.01 * attacked:
         return []
     entries = max(1, sum(outcome["entries"] for outcome in done))
     zero, odd = (sum(outcome[k] for outcome in done) / entries for k in ("zero", "nonfinite"))
     return [
-        f"no usable gradient for {stalled} images that seem to stand: {zero:.1%} of the entries "
-        f"are zero, {odd:.1%} not finite"
+        f"no usable gradient for {stalled} images that seem robust: {zero:.1%} of the gradient "
+        f"entries are zero, {odd:.1%} not finite"
     ]

@@ -1,4 +1,4 @@
-"""The attacks of an evaluation, by name."""
+"""Build the attacks of an evaluation from their names."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +27,13 @@ _STEPS = {"apgd-dlr": 100} | {name: standard.steps for name, standard in STANDAR
 
 @dataclass(frozen=True)
 class How:
-    """How the attacks of an evaluation are run.
+    """Settings that all attacks of an evaluation share.
 
     Attributes:
-        seed: of random starts and of squares.
-        batch: images attacked at once.
-        stop: an image that is fooled leaves its batch, and every iterate counts.
-        samples: gradients averaged in each step; for a random model.
+        seed: seed of the random starts and of Square's squares.
+        batch: number of images attacked at once.
+        stop: a fooled image leaves its batch, and every iterate counts.
+        samples: gradients averaged in each step, for randomized models.
     """
 
     seed: int = 0
@@ -47,9 +47,9 @@ Run = Callable[[Any, Tensor, Tensor, Tensor], AttackResult]
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack: its name, what it takes to run it again, and how to run it.
+    """One attack: its name, the settings that reproduce it, and a function that runs it.
 
-    ``run`` takes the model that is attacked, images, labels and the images' indices.
+    ``run`` takes the attacked model, images, labels and the images' indices.
     """
 
     name: str
@@ -59,13 +59,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Planned:
-    """Attributes:
+    """One attack at one radius.
 
-    name: as it was asked for.
-    path: ``adaptive`` (through the model that is judged), ``black-box`` (its logits alone),
-        ``transfer:image-encoder`` (blind to the prompts) or ``transfer:NAME`` (made on another).
-    eps: radius in pixel units.
-    stages: attacks, each on the images that those before it left standing.
+    Attributes:
+        name: name as given.
+        path: ``adaptive`` (uses the evaluated model's gradient), ``black-box`` (uses only its
+            logits), ``transfer:image-encoder`` (ignores the prompts) or ``transfer:NAME`` (crafted
+            on a surrogate).
+        eps: radius in pixel units.
+        stages: attacks, each run on the images that survived the previous ones.
     """
 
     name: str
@@ -75,17 +77,17 @@ class Planned:
 
     @property
     def surrogate(self) -> str | None:
-        """The model that it is made on, if that is not the one that is judged."""
+        """Name of the surrogate on which the attack is crafted, or None."""
         return self.path.removeprefix("transfer:") if "@" in self.name else None
 
     def words(self, stage: Stage) -> str:
-        """One of its stages as a line of progress names it."""
+        """Describe one stage for the progress bar."""
         name = self.name if len(self.stages) == 1 else f"{self.name} ({stage.name})"
         return f"{name} at {255 * self.eps:.4g}/255"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that it takes to run it again."""
+        """All settings that reproduce the attack."""
         if len(self.stages) == 1:
             return self.stages[0].settings
         return {"parts": [{"attack": stage.name, **stage.settings} for stage in self.stages]}
@@ -97,12 +99,12 @@ def plan_attacks(
     how: How | None = None,
     surrogates: Sequence[str] = (),
 ) -> list[Planned]:
-    """The attacks of an evaluation, each at each radius; ``clean`` is not among them.
+    """Plan each attack at each radius; ``clean`` is not included.
 
     Raises:
-        ValueError: an unknown attack or surrogate (the nearest are offered), a radius out of range,
-            none at all.
-        ModuleNotFoundError: FAB or Square without torchattacks.
+        ValueError: unknown attack or surrogate (the message suggests the nearest names), radius out
+            of range, no attack or no radius.
+        ModuleNotFoundError: FAB or Square needs torchattacks, which is not installed.
     """
     names = split_names(attacks)
     if not names:
@@ -121,27 +123,27 @@ def plan_attacks(
 
 
 def split_names(attacks: str | Sequence[str]) -> list[str]:
-    """The attacks' names, each once; a string holds them with commas between."""
+    """Return the attack names without duplicates; a string is split at commas."""
     names = attacks.split(",") if isinstance(attacks, str) else attacks
     return list(dict.fromkeys(name.strip() for name in names))
 
 
 def split_radii(eps: Fraction | Sequence[Fraction]) -> list[Fraction]:
-    """Radii as they were given; a string holds them with commas between, as attacks' names."""
+    """Return the radii as given; a string is split at commas."""
     if isinstance(eps, str):
         return [part.strip() for part in eps.split(",")]
     return list(eps) if isinstance(eps, Sequence) else [eps]
 
 
 def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Planned:
-    """The attack called ``name`` at one radius.
+    """Plan the attack ``name`` at one radius.
 
-    - ``pgd-N``: N steps of eps/4 on cross-entropy, one random start; ``cw-N``: on the margin.
-    - ``apgd-ce``, ``apgd-dlr``, ``apgd-t`` (9 targets), ``-N`` for other than 100 steps.
+    - ``pgd-N``: N steps of size eps/4 on cross-entropy, one random start; ``cw-N``: on the margin.
+    - ``apgd-ce``, ``apgd-dlr``, ``apgd-t`` (9 targets): 100 steps, or N with the suffix ``-N``.
     - ``fab-t`` (9 targets) and ``square`` (5,000 queries), from torchattacks; ``-N`` likewise.
-    - ``autoattack``: the standard four of them, one after the other.
-    - ``feature-pgd-N``: AdvPT's, on the image encoder, steps of 1.25 eps/N.
-    - any of them with ``@NAME``: made on the surrogate of that name.
+    - ``autoattack``: AutoAttack's four standard attacks, in sequence.
+    - ``feature-pgd-N``: AdvPT's attack on the image encoder, N steps of size 1.25 eps/N.
+    - any of these with the suffix ``@NAME``: crafted on that surrogate.
     """
     own, made_elsewhere, surrogate = name.partition("@")
     if made_elsewhere and surrogate not in surrogates:
@@ -153,7 +155,7 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
         path = "transfer:image-encoder"
     if surrogate:
         path = f"transfer:{surrogate}"
-        how = replace(how, stop=False)  # what fools the surrogate is no end
+        how = replace(how, stop=False)  # fooling the surrogate must not stop the attack
     names = tuple(STANDARD) if own == "autoattack" else (own,)
     return Planned(name, path, eps, tuple(_stage(each, eps, how) for each in names))
 
@@ -177,7 +179,7 @@ def _counts(how: How, best: str = "last iterate") -> dict[str, Any]:
 
 
 def _run(make: Callable[..., Attack], eps: float, steps: int, how: How, **options: Any) -> Run:
-    """Runs the attack that ``make`` makes of a model."""
+    """Return a function that builds the attack with ``make`` and runs it."""
 
     def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
         attack = make(model, eps, steps, batch=how.batch, seed=how.seed, **options)
@@ -219,7 +221,7 @@ def _apgd(kind: str, eps: float, steps: int, how: How) -> Made:
 
 
 def _fab(kind: str, eps: float, steps: int, how: How) -> Made:
-    torchattacks()  # if it is missing this is told now, not after hours
+    torchattacks()  # report a missing package now, not after hours
     settings = {"steps": steps, "targets": TARGETS, "restarts": 1, "from": "torchattacks"}
     return settings, _run(STANDARD[kind].make, eps, steps, how)
 
@@ -240,7 +242,7 @@ def _feature(kind: str, eps: float, steps: int, how: How) -> Made:
     }
 
     def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
-        # the classifier's own tower is the faster one, but no learned prompt may stand in it
+        # the classifier's tower is faster, but must not contain trained visual prompts
         blind = not getattr(model, "has_visual_prompts", True)
         encode = model.encode_image if blind else model.clip.encode_image
         counting = getattr(model, "counting", None)

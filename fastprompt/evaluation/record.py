@@ -1,4 +1,4 @@
-"""What an evaluation has done so far, so that one that was stopped goes on where it was."""
+"""The progress record from which an interrupted evaluation resumes."""
 
 import json
 import os
@@ -12,19 +12,19 @@ Unit = tuple[str, ...]
 
 
 class Record:
-    """Outcomes by unit: a line each in ``progress.jsonl``, or in memory alone.
+    """Outcomes by unit, one line each in ``progress.jsonl``, or only in memory.
 
-    The first line says of which evaluation they are. A line that a crash cut short is dropped, and
-    its unit run again.
+    The first line identifies the evaluation. A line truncated by a crash is dropped, and its unit
+    runs again.
 
     Args:
-        path: the file; None keeps nothing.
-        plan: what the evaluation is: models, images, attacks, seeds.
-        resume: go on with what stands in the file.
+        path: the file; None writes no file.
+        plan: identity of the evaluation: models, images, attacks, seeds.
+        resume: resume from the outcomes in the file.
 
     Raises:
-        FileExistsError: there are outcomes, and ``resume`` is not set.
-        ValueError: they are of another evaluation.
+        FileExistsError: the folder holds outcomes, and ``resume`` is not set.
+        ValueError: the file is damaged or belongs to another evaluation.
     """
 
     def __init__(self, path: Path | None, plan: dict[str, Any], *, resume: bool = False) -> None:
@@ -36,7 +36,7 @@ class Record:
         begun = path.exists() and path.stat().st_size > 0
         if not resume and (begun or (path.parent / "result.json").exists()):
             raise FileExistsError(
-                f"out: {path.parent} holds an evaluation: resume it, or choose a new folder"
+                f"out: {path.parent} already holds an evaluation; resume it, or choose a new folder"
             )
         if begun:
             self._read(path, key)
@@ -45,7 +45,7 @@ class Record:
 
     def _read(self, path: Path, key: str) -> None:
         whole: list[bytes] = []
-        for line in path.read_bytes().split(b"\n")[:-1]:  # what a crash cut short has no end
+        for line in path.read_bytes().split(b"\n")[:-1]:  # a truncated line has no newline
             try:
                 row = json.loads(line)
                 if whole:
@@ -57,15 +57,15 @@ class Record:
             whole.append(line)
             if found != key:
                 raise ValueError(
-                    f"resume: {path} is of another evaluation: the models, images, attacks or "
-                    "seeds differ, or an earlier version began it"
+                    f"resume: {path} belongs to another evaluation: the models, images, attacks or "
+                    "seeds differ, or an earlier version started it; choose a new folder"
                 )
         if not whole:
-            raise ValueError(f"resume: {path} is damaged: remove it to begin anew")
+            raise ValueError(f"resume: {path} is damaged; delete it to start over")
         write_bytes(path, b"\n".join(whole) + b"\n")
 
     def add(self, unit: Unit, outcome: dict[str, Any]) -> None:
-        """Keep what came out of a unit."""
+        """Record the outcome of a unit."""
         self.known[unit] = outcome
         if self.path is None:
             return

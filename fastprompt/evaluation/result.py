@@ -1,4 +1,4 @@
-"""What an evaluation found, and what was done to find it."""
+"""The result of an evaluation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,16 @@ THREAT_MODEL = "L-inf in pixel space, pixels in [0, 1]"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Attributes:
+    """The result of `evaluate`.
 
-    rows: one dict for each model, attack and eps: see `evaluate`.
-    sanity: one dict for each model and check: ``model``, ``check``, ``verdict`` (``"passed"``,
-        ``"failed"``, ``"skipped"``), ``reason``, ``figures``.
-    data: which images: ``name``, ``fingerprint``, ``n``, ``indices``, ``labels``, ``classnames``.
-    models: by name, how each computes and a hash of its weights.
-    how: seed, batch, samples, device.
-    diagnostics: by model, what its parts do: router weights, corrections of the refiners.
+    Attributes:
+        rows: one dict per model, attack and eps: see `evaluate`.
+        sanity: one dict per model and check: ``model``, ``check``, ``verdict`` (``"passed"``,
+            ``"failed"``, ``"skipped"``), ``reason``, ``figures``.
+        data: the images: ``name``, ``fingerprint``, ``n``, ``indices``, ``labels``, ``classnames``.
+        models: how each model computes and a hash of its weights, by name.
+        how: seed, batch, samples, device.
+        diagnostics: router weights and corrections of the refiners, by model.
     """
 
     rows: list[dict[str, Any]]
@@ -38,12 +39,12 @@ class Evaluation:
 
     @property
     def trusted(self) -> bool:
-        """Whether every attack had gradients to follow, and no check failed."""
+        """Whether every attack had usable gradients, and no check failed."""
         return not self.reasons
 
     @property
     def reasons(self) -> list[str]:
-        """Why not, by model and attack or check."""
+        """Reasons not to trust the result, by model and attack or check."""
         rows = [f"{r['model']}, {r['attack']}: {why}" for r in self.rows for why in r["reasons"]]
         failed = [
             f"{s['model']}, {s['check']}: {s['reason']}"
@@ -53,7 +54,7 @@ class Evaluation:
         return [*rows, *failed]
 
     def row(self, model: str, attack: str, eps: Fraction = 0.0) -> dict[str, Any]:
-        """One row.
+        """Return one row.
 
         Raises:
             KeyError: there is no such row.
@@ -66,11 +67,11 @@ class Evaluation:
         raise KeyError(f"no row for model {model!r}, attack {attack!r}, eps {eps!r}")
 
     def accuracy(self, model: str, attack: str, eps: Fraction = 0.0) -> float:
-        """The accuracy in one row; raises as `row` does."""
+        """Return the accuracy of one row; raises as `row` does."""
         return float(self.row(model, attack, eps)["accuracy"])
 
     def as_dict(self) -> dict[str, Any]:
-        """What `save` writes."""
+        """Return the dict that `save` writes."""
         return {
             "format": FORMAT,
             "threat_model": THREAT_MODEL,
@@ -86,29 +87,29 @@ class Evaluation:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
+        """Write the result as JSON."""
         write_json(Path(path), self.as_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":
-        """Read what `save` wrote.
+        """Load a result that `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: damaged, foreign, or of another format.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is damaged, not a result, or has another format.
         """
         found = read_json(Path(path))
         if found.get("format") != FORMAT or not isinstance(found.get("rows"), list):
             raise ValueError(
-                f"{path} has format {found.get('format')!r}, this version of fastprompt reads "
-                f"{FORMAT}: evaluate again"
+                f"{path} has format {found.get('format')!r}, but this version of fastprompt reads "
+                f"{FORMAT}; evaluate again"
             )
         _rename(found)
         keys = ("rows", "sanity", "data", "models", "how", "diagnostics", "versions")
         return cls(**{key: found[key] for key in keys if key in found})
 
     def table(self) -> str:
-        """Rows as text: one line an attack, one column a model."""
+        """Format the rows as text: one line per attack, one column per model."""
         cells: dict[tuple[str, str, float], dict[str, str]] = {}
         for r in self.rows:
             cells.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = _cell(r)
@@ -117,7 +118,7 @@ class Evaluation:
 
 
 def _rename(found: dict[str, Any]) -> None:
-    """Names of before 0.1.0's release become those of today."""
+    """Replace names used before the release of 0.1.0 with the current ones."""
     data, models = found.get("data"), found.get("models")
     if isinstance(data, dict) and data.get("name") == "shapes-recoloured":
         data["name"] = "shapes-recolored"
@@ -133,6 +134,6 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def worst_case(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The flags of images that stand under every one of some rows."""
+    """Return the worst flag of each image over some rows: fooled, stalled or robust."""
     together = zip(*(row["flags"] for row in rows), strict=True)
     return "".join(min(flags, key="0?1".index) for flags in together)

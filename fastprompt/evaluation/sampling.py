@@ -1,4 +1,4 @@
-"""Which images are judged, and which are looked at."""
+"""Choose the images that are evaluated and checked."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from .._utils.checks import check_count
 
 
 def evenly(n: int, total: int) -> list[int]:
-    """At most n places out of so many, as far apart as they go."""
+    """Return at most n evenly spaced indices below ``total``."""
     n = min(n, total)
     return [round(i * (total - 1) / max(1, n - 1)) for i in range(n)]
 
 
 def in_turn(*groups: tuple[Sequence[int], int]) -> list[int]:
-    """Places out of several groups, evenly drawn; each with how many there are to be after it."""
+    """Draw evenly from each (places, upto) in order, until ``upto`` places are drawn in all."""
     taken: set[int] = set()
     for places, upto in groups:
         left = [place for place in places if place not in taken]
@@ -23,7 +23,7 @@ def in_turn(*groups: tuple[Sequence[int], int]) -> list[int]:
 
 
 def draw_rows(n: int, limit: int | None, seed: int) -> list[int]:
-    """Which of n images are judged: all, or so many drawn by a seed."""
+    """Return the indices of all n images, or of ``limit`` images drawn by ``seed``."""
     if limit is None or check_count(limit, "limit") >= n:
         return list(range(n))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""What a classifier says of images, and what of it counts."""
+"""Logits and predictions of a classifier, and confidence intervals of its accuracy."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from ..attacks.ascent import evaluating
 
 
 def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a share, 95 % by default (Wilson, JASA 1927)."""
+    """Return the Wilson score interval of a proportion, 95 % by default (Wilson, JASA 1927)."""
     if n == 0:
         return 0.0, 1.0
     share = correct / n
@@ -24,37 +24,37 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 @torch.no_grad()
 def logits_of(model: Model, images: Tensor, classes: int | None = None) -> Tensor:
-    """The model's logits ``[B, C]``, in eval mode.
+    """Return the model's logits ``[B, C]``, in eval mode.
 
     Raises:
-        ValueError: another shape or device, not ``classes`` logits, or probabilities.
+        ValueError: wrong shape or device, not ``classes`` logits, or probabilities.
     """
     with evaluating(model):
         logits = model(images)
     shaped = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(images)
     if not shaped or logits.shape[1] < 2:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model must give logits [{len(images)}, C], C at least 2, got {got}")
+        raise ValueError(f"model must return logits [{len(images)}, C], C at least 2, got {got}")
     if logits.device != images.device:
         raise ValueError(
-            f"model gives logits on {logits.device} for images on {images.device}: move the model, "
-            "or name its device"
+            f"model returned logits on {logits.device} for images on {images.device}; move the "
+            "model, or set device"
         )
     if classes is not None and logits.shape[1] != classes:
         raise ValueError(
-            f"model gives {logits.shape[1]} logits an image, the data has {classes} classes: "
-            "load the classes that the model is for"
+            f"model returned {logits.shape[1]} logits per image, but the data has {classes} "
+            "classes; load the data with the model's classes"
         )
     if are_probabilities(logits):
         raise ValueError(
-            "model gives probabilities, each image's sum to 1: hand in the logits before the "
-            "softmax, attacks through a softmax are weaker than they should be"
+            "model returned probabilities (each image's outputs sum to 1); return the logits "
+            "before the softmax, since a softmax weakens the attacks"
         )
     return logits
 
 
 def are_probabilities(logits: Tensor) -> bool:
-    """Whether all rows are in [0, 1] and sum to 1."""
+    """Return whether all rows are in [0, 1] and sum to 1."""
     if logits.shape[1] < 2 or not len(logits):
         return False
     wide = logits.double()
@@ -65,9 +65,10 @@ def are_probabilities(logits: Tensor) -> bool:
 def verdicts(
     model: Model, images: Tensor, labels: Tensor, classes: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Which images are classified rightly, bool ``[B]``, and what as: -1 for a NaN logit.
+    """Return which images are classified correctly, bool ``[B]``, and the predictions.
 
-    Raises as `logits_of` does, and ValueError for a label without a class.
+    An image with a NaN logit has prediction -1. Raises as `logits_of` does, and ValueError for a
+    label outside the classes.
     """
     logits = logits_of(model, images, classes)
     check_labels(labels, len(images), logits.shape[1])
@@ -76,7 +77,7 @@ def verdicts(
 
 
 def facts(model: Any) -> dict[str, Any]:
-    """What a classifier says of itself: how it computes, and what stands in front of it."""
+    """Return the engine, precision and defenses that a classifier reports."""
     known = {k: getattr(model, k) for k in ("engine", "precision") if hasattr(model, k)}
     if hasattr(model, "defenses"):
         known["defenses"] = [str(defense) for defense in model.defenses]
@@ -84,7 +85,7 @@ def facts(model: Any) -> dict[str, Any]:
 
 
 class Counted(nn.Module):
-    """A model that counts the images that pass through it, and the gradients that come back."""
+    """A model wrapper that counts the images in forward and in backward passes."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class Counted(nn.Module):
         return self.counting(self.model)(images)
 
     def counting(self, call: Model) -> Model:
-        """A part of the model, such as its image encoder, whose passes are counted as well."""
+        """Wrap a part of the model, such as its image encoder, to count its passes too."""
 
         def counted(images: Tensor) -> Tensor:
             out = call(images)

@@ -1,4 +1,4 @@
-"""The same evaluation over several seeds: mean, range, standard deviation."""
+"""Summarize evaluations over several seeds: mean, range, standard deviation."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,21 +9,22 @@ from .text_table import text_table
 
 
 def spread(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """One row for each model, attack and eps.
+    """Return one row per model, attack and eps.
 
     Returns:
-        ``model``, ``attack``, ``path``, ``eps``, ``mean``, ``low``, ``high``, ``std`` (of the
-        sample, 0 for a single one), ``accuracies`` in the order given, ``trusted`` (all of them).
+        ``model``, ``attack``, ``path``, ``eps``, ``mean``, ``low``, ``high``, ``std`` (sample
+        standard deviation, 0 for one evaluation), ``accuracies`` in the order given, ``trusted``
+        (whether all are).
 
     Raises:
-        ValueError: none, or evaluations of different attacks or models.
+        ValueError: no evaluations, or evaluations of different models, attacks or radii.
     """
     if not evaluations:
         raise ValueError("evaluations must not be empty")
     keys = ("model", "attack", "path", "eps")
     plans = [[tuple(r[k] for k in keys) for r in e.rows] for e in evaluations]
     if any(plan != plans[0] for plan in plans):
-        raise ValueError("evaluations must be of the same models, attacks and radii")
+        raise ValueError("evaluations must have the same models, attacks and radii")
     out = []
     for same in zip(*(e.rows for e in evaluations), strict=True):
         values = [row["accuracy"] for row in same]
@@ -42,7 +43,7 @@ def spread(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def spread_table(rows: Sequence[dict[str, Any]]) -> str:
-    """`spread` as text: one line an attack, one column a model."""
+    """Format `spread` as text: one line per attack, one column per model."""
     cells: dict[tuple[str, str, float], dict[str, str]] = {}
     for r in rows:
         mean, low, high = (100 * r[k] for k in ("mean", "low", "high"))

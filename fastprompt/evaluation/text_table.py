@@ -1,10 +1,10 @@
-"""Accuracies as a table of plain text."""
+"""Format accuracies as a plain-text table."""
 
 from collections.abc import Mapping
 
 
 def text_table(cells: Mapping[tuple[str, str, float], Mapping[str, str]]) -> str:
-    """One line for each attack, path and eps, one column for each model."""
+    """Format one line per attack, path and eps, with one column per model."""
     models = list(dict.fromkeys(model for row in cells.values() for model in row))
     table = [["attack", "path", "eps", *models]]
     for (attack, path, eps), row in cells.items():

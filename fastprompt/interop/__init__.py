@@ -1,4 +1,4 @@
-"""Files of other code: checkpoints of CoOp, AdvPT, APT, MaPLe and FAP."""
+"""Import of checkpoints from the original code of CoOp, AdvPT, APT, MaPLe and FAP."""
 
 from .checkpoints import ForeignPrompts, read_prompts
 from .importing import import_prompts

@@ -1,7 +1,7 @@
-"""Prompts out of other code's checkpoints: CoOp, AdvPT, APT, MaPLe and FAP, as Dassl saves them.
+"""Read prompts from Dassl checkpoints of CoOp, AdvPT, APT, MaPLe and FAP.
 
-Such a file is ``{"state_dict": ..., "epoch": ..., "optimizer": ..., "scheduler": ...,
-"val_result": ...}``, pickled; see `_utils.unpickling` for how it is read without running any of it.
+Such a file is a pickled ``{"state_dict": ..., "epoch": ..., "optimizer": ..., "scheduler": ...,
+"val_result": ...}``; `_utils.unpickling` reads it without executing code from it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _LEARNER = "prompt_learner."
 _WRAPPER = "module."  # torch's DataParallel
 _TEXTS, _MAPS = "compound_prompts_text", "compound_prompt_projections"
 _READ = re.compile(rf"ctx|proj\.(weight|bias)|{_TEXTS}\.\d+|{_MAPS}\.\d+\.(weight|bias)")
-# the model's own weights, and buffers made of them
+# CLIP's frozen weights, and buffers computed from them
 _FROZEN = ("token_", "ZS_", "image_encoder.", "text_encoder.", "logit_scale")
 
 
 @dataclass(frozen=True, eq=False)
 class ForeignPrompts:
-    """The prompts of a checkpoint, float32.
+    """Prompts of a checkpoint, in float32.
 
     Attributes:
-        context: tokens of the first layer, ``[M, text_width]``, or ``[C, M, text_width]`` where
-            each class has its own.
-        deep: what replaces them in layers 1, 2, ... of the text tower, ``[depth - 1, M,
-            text_width]``; None without visual prompts.
-        maps: from text to visual prompts in each layer, weight ``[depth, image_width, text_width]``
-            and bias ``[depth, image_width]``; None likewise.
-        classes: C of the data they were tuned on, where the file tells.
-        epoch: epochs they were tuned for, where the file tells.
+        context: context tokens of the first layer, ``[M, text_width]``, or ``[C, M, text_width]``
+            if they are class-specific.
+        deep: tokens that replace the context tokens in layers 1, 2, ... of the text encoder,
+            ``[depth - 1, M, text_width]``; None without visual prompts.
+        maps: linear maps from text to visual prompts of each layer: weight ``[depth, image_width,
+            text_width]`` and bias ``[depth, image_width]``; None without visual prompts.
+        classes: number C of classes they were tuned on; None if the file does not record it.
+        epoch: number of epochs they were tuned for; None if the file does not record it.
     """
 
     context: Tensor
@@ -51,28 +51,28 @@ class ForeignPrompts:
 
     @property
     def kind(self) -> Kind:
-        """What kind of prompts these are."""
+        """Kind of the prompts."""
         if self.maps is not None:
             return "multi-modal"
         return "context" if self.context.ndim == 2 else "class-specific context"
 
     @property
     def depth(self) -> int:
-        """Layers with prompts of their own."""
+        """Number of layers with separate prompts."""
         return 1 if self.deep is None else len(self.deep) + 1
 
     @property
     def text_width(self) -> int:
-        """Width of the text tower that they are for."""
+        """Width of the text encoder that the prompts fit."""
         return self.context.shape[-1]
 
     @property
     def image_width(self) -> int | None:
-        """Width of the image tower that they are for; None without visual prompts."""
+        """Width of the image encoder that the prompts fit; None without visual prompts."""
         return None if self.maps is None else self.maps[1].shape[1]
 
     def state(self) -> dict[str, Tensor]:
-        """The state dict of `TextContext`, or of `DeepPrompts`."""
+        """Return the state dict for `TextContext` or, with visual prompts, `DeepPrompts`."""
         if self.maps is None or self.deep is None:
             return {"tokens": self.context}
         weight, bias = self.maps
@@ -84,18 +84,18 @@ class ForeignPrompts:
 
 
 def read_prompts(path: str | Path) -> ForeignPrompts:
-    """The prompts in a checkpoint of CoOp, AdvPT, APT, MaPLe or FAP, or code built on these.
+    """Read the prompts from a checkpoint of CoOp, AdvPT, APT, MaPLe or FAP, or code built on these.
 
-    The file does not say where the class name stood: it is taken to stand at the end, the default
-    of all of them.
+    The file does not record the position of the class name; it is assumed to be at the end, the
+    default of all these methods.
 
     Args:
-        path: such as ``prompt_learner/model.pth.tar-50``; nothing in it is run.
+        path: the file, such as ``prompt_learner/model.pth.tar-50``; no code in it is executed.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint, one with objects of other classes, without prompts, with
-            more than prompts, or with prompts that are incomplete, not finite or don't match.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a checkpoint, has objects of unknown classes, no prompts or
+            unsupported trained tensors, or its prompts are incomplete, not finite or inconsistent.
     """
     path = Path(path)
     content = read_checkpoint(path, name="path")
@@ -108,12 +108,12 @@ def read_prompts(path: str | Path) -> ForeignPrompts:
 def _prompts(content: Mapping[Any, Any]) -> ForeignPrompts:
     state, epoch = content.get("state_dict", content), content.get("epoch")
     if not isinstance(state, Mapping):
-        raise ValueError(f"has a {type(state).__name__} for its state_dict, not a mapping")
+        raise ValueError(f"has a {type(state).__name__} as its state_dict, not a mapping")
     entries = _entries(state)
     context = _take(entries, "ctx")
     if context.ndim not in (2, 3) or 0 in context.shape:
         raise ValueError(
-            f"has a ctx {list(context.shape)}: must be [M, width] or [classes, M, width]"
+            f"has a ctx of shape {list(context.shape)}; must be [M, width] or [classes, M, width]"
         )
     deep, maps = _deep(entries, context)
     epochs = epoch if type(epoch) is int else None
@@ -121,7 +121,7 @@ def _prompts(content: Mapping[Any, Any]) -> ForeignPrompts:
 
 
 def _entries(state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The prompt learner's tensors under their own names, whatever they were saved through."""
+    """Return the prompt learner's tensors, with the prefixes of wrapping modules removed."""
     plain = {
         key.removeprefix(_WRAPPER): value
         for key, value in state.items()
@@ -132,38 +132,38 @@ def _entries(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     if "ctx" not in entries:
         some = ", ".join(map(str, list(state)[:5])) or "nothing"
         more = ", ..." if len(state) > 5 else ""
-        raise ValueError(f"holds no prompts: it has no ctx or {_LEARNER}ctx, but {some}{more}")
-    # a part that is left out would change what the prompts do: CoCoOp's meta_net, IVLP's VPT
+        raise ValueError(f"has no prompts: neither ctx nor {_LEARNER}ctx; it holds {some}{more}")
+    # ignoring a trained part would change the classifier: CoCoOp's meta_net, IVLP's VPT
     extra = [k for k in entries if not _READ.fullmatch(k) and not k.startswith(_FROZEN)]
     extra += [k for k in plain if "VPT" in k]
     if extra:
         raise ValueError(
-            f"has learned more than is read here ({', '.join(extra[:3])}): context, deep text "
-            "prompts and their maps to visual ones (CoOp, AdvPT, APT, MaPLe, FAP)"
+            f"has unsupported trained tensors ({', '.join(extra[:3])}); supported are context, "
+            "deep text prompts and their maps to visual prompts (CoOp, AdvPT, APT, MaPLe, FAP)"
         )
     return entries
 
 
 def _take(entries: Mapping[str, Tensor], key: str) -> Tensor:
-    """One entry, checked and in float32."""
+    """Check one entry and return it in float32."""
     if key not in entries:
         raise ValueError(f"is incomplete: it has no {key}")
     value = entries[key]
     if value.layout != torch.strided or value.is_meta or not value.is_floating_point():
         raise ValueError(
-            f"has a {key} that is {value.dtype}, {value.layout}, {value.device}: must be a dense "
+            f"has a {key} that is {value.dtype}, {value.layout}, {value.device}; must be a dense "
             "tensor of floats"
         )
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ValueError(f"has a {key} that claims more numbers than it holds: damaged")
+        raise ValueError(f"has a {key} larger than its storage; the file is damaged")
     value = value.detach().float().clone(memory_format=torch.contiguous_format)
     if not bool(value.isfinite().all()):
-        raise ValueError(f"has values in {key} that are not finite: take an earlier epoch's file")
+        raise ValueError(f"has values in {key} that are not finite; use an earlier epoch's file")
     return value
 
 
 def _classes(entries: Mapping[str, Tensor], context: Tensor) -> int | None:
-    """How many classes the prompts were tuned for."""
+    """Return the number of classes that the prompts were tuned on, None if unknown."""
     own = len(context) if context.ndim == 3 else None
     prefix = entries.get("token_prefix")
     if prefix is None or not prefix.ndim:
@@ -179,21 +179,23 @@ def _classes(entries: Mapping[str, Tensor], context: Tensor) -> int | None:
 def _deep(
     entries: Mapping[str, Tensor], context: Tensor
 ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-    """Deep text prompts and the maps to the visual ones, of MaPLe's layout."""
+    """Return deep text prompts and their maps to visual prompts, in MaPLe's layout."""
     names = [k for k in entries if k.startswith(("proj.", _TEXTS, _MAPS))]
     if not names:
         return None, None
     shape = list(context.shape)
     if len(shape) != 2:
-        raise ValueError(f"has a ctx {shape}: must be [M, width] beside {names[0]}")
+        raise ValueError(f"has a ctx of shape {shape}; must be [M, width] if it has {names[0]}")
     found = {int(k.split(".")[1]) for k in names if k.startswith((_TEXTS, _MAPS))}
     deeper = range(len(found))
     if gaps := [i for i in deeper if i not in found]:
-        raise ValueError(f"has compound prompts up to number {max(found)}, but no number {gaps[0]}")
+        raise ValueError(
+            f"has compound prompts up to number {max(found)} but lacks number {gaps[0]}"
+        )
     deep = [_take(entries, f"{_TEXTS}.{i}") for i in deeper]
     for i, tokens in enumerate(deep):
         if list(tokens.shape) != shape:
-            raise ValueError(f"has a {_TEXTS}.{i} {list(tokens.shape)}: must be {shape} as ctx")
+            raise ValueError(f"has a {_TEXTS}.{i} {list(tokens.shape)}; must be {shape} like ctx")
     layers = ["proj", *(f"{_MAPS}.{i}" for i in deeper)]
     weights = [_take(entries, f"{name}.weight") for name in layers]
     biases = [_take(entries, f"{name}.bias") for name in layers]
@@ -204,15 +206,12 @@ def _deep(
 
 
 def _check_map(name: str, weight: list[int], bias: list[int], wanted: list[int]) -> None:
-    """Raise unless a map takes text prompts to the image width: ``wanted`` is both widths."""
+    """Raise unless a map has the shape ``wanted``, [image width, text width]."""
     if weight == wanted and bias == wanted[:1]:
         return
     turned = len(weight) == 2 and weight[0] == wanted[1] != weight[1]
     raise ValueError(
-        f"has a {name} with weight {weight} and bias {bias}: must be [image width, text width], "
-        f"here {wanted}, and {wanted[:1]}"
-        + ("; the weight is transposed, or maps the other way" if turned else "")
+        f"has a {name} with weight {weight} and bias {bias}; must be [image width, text width] = "
+        f"{wanted} and [image width] = {wanted[:1]}"
+        + ("; the weight is transposed, or maps image to text" if turned else "")
     )
-
-
-# ---- into a tuner ------------------------------------------------------------------------------

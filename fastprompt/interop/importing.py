@@ -1,4 +1,4 @@
-"""A tuner with the prompts of a checkpoint of other code."""
+"""Create a tuner from a checkpoint of the original code of a method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..tuning.config import field_names
 from ..tuning.tuner import Tuner
 from .checkpoints import ForeignPrompts, Kind, read_prompts
 
-# the first is the default; class-specific contexts are an option of APT's alone
+# the first method is the default; only APT supports class-specific contexts
 _METHODS: dict[Kind, tuple[str, ...]] = {
     "context": ("apt", "advpt"),
     "class-specific context": ("apt",),
@@ -34,30 +34,32 @@ def import_prompts(
     method: str | None = None,
     **settings: Any,
 ) -> Tuner:
-    """A tuner with the prompts of a checkpoint (see `read_prompts`), to evaluate or to save.
+    """Create a tuner with the prompts of a checkpoint (see `read_prompts`), to evaluate or to save.
 
-    To tune them on, save it and give the run folder to a tuner as ``init_from``: `Tuner.fit` starts
-    from what the settings say.
+    To tune the prompts further, save the tuner and pass its run folder as ``init_from`` to a new
+    tuner, because `Tuner.fit` initializes the prompts from the settings.
 
     Args:
-        clip: the model they were tuned on; the file does not name it, only widths are checked.
-        classnames: of the classes to tell apart. Class-specific contexts are for the classes, in
-            the order, that they were tuned on: the checkpoint knows how many these are, no more.
+        path: the checkpoint.
+        clip: the model the prompts were tuned on; the file does not name it, so only widths and
+            the number of layers are checked.
+        classnames: the class names. Class-specific contexts need the classes they were tuned on, in
+            the same order; the checkpoint records only their number.
         method: ``"apt"`` (default) or ``"advpt"`` for a context, ``"apt"`` for class-specific
-            ones, ``"capt"`` (default) or ``"nap"``, without refiners, for multi-modal prompts.
+            contexts, ``"capt"`` (default) or ``"nap"``, without refiners, for multi-modal prompts.
         **settings: the method's other settings.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_prompts` does; also for a method of another kind, a
-            model of other widths (some that fit are named) or fewer layers, another number of
-            classes, and settings that the checkpoint decides.
+        FileNotFoundError, ValueError: as `read_prompts`; also if the method does not fit the
+            prompts, the model has other widths (some that fit are named) or too few layers, the
+            number of classes differs, or a setting is determined by the checkpoint.
     """
     prompts = read_prompts(path)
     allowed = _METHODS[prompts.kind]
     method = allowed[0] if method is None else method
     if method not in allowed:
         raise ValueError(
-            f"method must be {' or '.join(map(repr, allowed))} for {path}, which holds "
+            f"method must be {' or '.join(map(repr, allowed))} for {path}, which has "
             f"{_a(prompts.kind)}, got {method!r}"
         )
     decided: dict[str, Any] = {
@@ -73,12 +75,12 @@ def import_prompts(
     own = {key: value for key, value in decided.items() if key in known}
     if both := sorted(own.keys() & settings.keys()):
         name = both[0]
-        raise ValueError(f"{name} is decided by {path} ({own[name]}): leave it out")
+        raise ValueError(f"{name} is set by {path} ({own[name]}); omit it")
     names = check_classnames(classnames)
     if prompts.context.ndim == 3 and len(names) != len(prompts.context):
         raise ValueError(
-            f"classnames must be the {len(prompts.context)} that {path} was tuned on, in their "
-            f"order: each has a context of its own; got {len(names)}"
+            f"classnames must be the {len(prompts.context)} that {path} was tuned on, in the same "
+            f"order, since its context is class-specific; got {len(names)}"
         )
     clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
     _check_model(clip, prompts, path)
@@ -92,11 +94,11 @@ def _a(kind: Kind) -> str:
 
 
 def _check_model(clip: FrozenCLIP, prompts: ForeignPrompts, path: str | Path) -> None:
-    """Raise where prompts would fit the kind of model, but not this one's sizes."""
+    """Raise if the model supports the prompts but has other widths or too few layers."""
     multi_modal = prompts.maps is not None
     unfit = why_no_deep_prompts(clip) if multi_modal else clip.why_no_text_prompts()
     if unfit:
-        return  # the tuner says that the kind does not fit
+        return  # the tuner raises that the model type is unsupported
     parts = clip.text_parts
     visual: Any = clip.model.visual
     held, has = f"text width {prompts.text_width}", f"text width {parts.width}"
@@ -106,24 +108,24 @@ def _check_model(clip: FrozenCLIP, prompts: ForeignPrompts, path: str | Path) ->
     if held != has:
         names = _models(prompts.text_width, prompts.image_width)
         raise ValueError(
-            f"clip: {path} holds prompts of {held}, {clip.name} has {has}"
-            + (f": they fit models such as {', '.join(names)}" if names else "")
+            f"clip: {path} has prompts of {held}, but {clip.name} has {has}"
+            + (f"; models that fit: {', '.join(names)}" if names else "")
         )
     layers = (parts.layers, len(visual.transformer.resblocks)) if multi_modal else (1, 1)
     if prompts.depth > min(layers):
         raise ValueError(
-            f"clip: {path} holds prompts for {prompts.depth} layers of both towers, {clip.name} "
-            f"has {layers[0]} (text) and {layers[1]} (image)"
+            f"clip: {path} has prompts for {prompts.depth} layers of both encoders, but "
+            f"{clip.name} has {layers[0]} (text) and {layers[1]} (image)"
         )
 
 
 def _models(text_width: int, image_width: int | None, most: int = 5) -> list[str]:
-    """Some of open_clip's models with these widths; the plain names are the short ones."""
+    """Return up to ``most`` open_clip models with these widths, short ViT names first."""
     fit: list[str] = []
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name) or {}
         text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
-        # ResNets count their layers by stages, and have no one width
+        # ResNets have a list of layers per stage and no single width
         vit = isinstance(vision.get("layers"), int) and "timm_model_name" not in vision
         if "hf_model_name" in text or text.get("width") != text_width:
             continue

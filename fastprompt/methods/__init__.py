@@ -1,1 +1,1 @@
-"""One file per method: its prompts, its loss, its defaults. `tuning` holds what they share."""
+"""One module per method: its prompts, loss and defaults. `tuning` holds the shared code."""

@@ -1,7 +1,8 @@
-"""AdvPT: a bank of adversarial embeddings, then a text context tuned on it.
+"""AdvPT: tunes a text context on a bank of adversarial image embeddings.
 
-Zhang et al., "Adversarial prompt tuning for vision-language models", ECCV 2024. Phase 1 attacks the
-frozen image encoder alone, once for each training image; phase 2 decodes and attacks nothing.
+Zhang et al., "Adversarial prompt tuning for vision-language models", ECCV 2024 (arXiv 2311.11261).
+Phase 1 attacks the frozen image encoder, without any text, once per training image. Phase 2 aligns
+the context with the stored embeddings; it neither decodes nor attacks images.
 """
 
 import dataclasses
@@ -25,21 +26,22 @@ from .advpt_bank import make_bank
 
 @dataclasses.dataclass(frozen=True)
 class AdvPTConfig(TunerConfig):
-    """AdvPT's settings; the defaults are the authors', but for ``start``.
+    """Settings of AdvPT. The defaults are the authors', except for ``start``.
 
     Attributes:
-        n_ctx: context tokens, shared by all classes.
-        ctx_init: words whose embeddings the context starts from (CoOp's option of that name): their
-            first ``n_ctx`` tokens, and N(0, 0.02) behind them. By default noise alone.
-        eps: radius of the bank's attack, a float in pixel units or such as ``"8/255"``.
-        steps: its gradient steps.
-        alpha: its step size; by default ``1.25 * eps / steps``.
-        start: ``"two-sided"`` draws the attack's start from the whole ball, ``"one-sided"`` from
-            [0, eps], as the authors have it.
-        attack_batch: images attacked at once.
-        bank_dir: where banks are kept, to share them between runs; by default the run folder's
-            ``banks``.
-        workers: processes that decode images for the bank; 0 decodes in this one.
+        n_ctx: number of context tokens, shared by all classes.
+        ctx_init: words whose first ``n_ctx`` token embeddings initialize the context, as in CoOp;
+            further tokens are drawn from N(0, 0.02). By default all tokens are.
+        eps: radius of the attack on the image encoder, in pixel units: a float, or a string such as
+            ``"8/255"``.
+        steps: gradient steps of the attack.
+        alpha: step size of the attack, in pixel units; by default ``1.25 * eps / steps``.
+        start: random start of the attack: ``"two-sided"`` is uniform in [-eps, eps];
+            ``"one-sided"`` is uniform in [0, eps], as in the authors' code.
+        attack_batch: images per batch of the attack.
+        bank_dir: folder in which the embedding banks are stored, to share them between runs; by
+            default ``banks`` in the run folder.
+        workers: processes that decode images for the bank; 0 decodes in the main process.
     """
 
     n_ctx: int = 32
@@ -65,16 +67,19 @@ class AdvPTConfig(TunerConfig):
             raise ValueError(f"start must be 'two-sided' or 'one-sided', got {self.start!r}")
 
 
-_ROWS = 4096  # embeddings judged at once: the logits of a whole bank can be gigabytes
+_ROWS = 4096  # embeddings evaluated at once: the logits of a whole bank can take gigabytes
 
 
 class AdvPTTuner(Tuner):
-    """AdvPT on any CLIP with a causal text transformer. See `Tuner` for the arguments."""
+    """AdvPT (Adversarial Prompt Tuning): tunes a text context on adversarial image embeddings.
+
+    Supports every CLIP model whose text encoder accepts prompts. See `Tuner` for the arguments.
+    """
 
     method = "advpt"
     Config = AdvPTConfig
     presets = presets.ADVPT
-    score = "val_accuracy"  # on adversarial embeddings, as the training accuracy is
+    score = "val_accuracy"  # accuracy on adversarial embeddings
     config: AdvPTConfig
     prompts: TextContext
 
@@ -113,13 +118,13 @@ class AdvPTTuner(Tuner):
             )
             check_labels(bank.labels, len(data), len(self.classnames), f"labels of {name}")
             for reason in bank.health.reasons:
-                warnings.warn(f"the {name} bank is not to be trusted: {reason}", stacklevel=3)
+                warnings.warn(f"the {name} bank is unreliable: {reason}", stacklevel=3)
             device = self.clip.device
             self._banks[name] = (bank.features.to(device), bank.labels.to(device))
         return len(train)
 
     def loss(self, batch: Tensor) -> Tensor:
-        """Cross-entropy of ``logit_scale * cos(bank, t_c)``: adversarial embeddings only."""
+        """Return the cross-entropy of ``logit_scale * cos(bank, t_c)``: no clean embeddings."""
         features, labels = self._banks["train"]
         logits = self.model.logits(features[batch], self.model.class_features())
         return F.cross_entropy(logits, labels[batch])

@@ -1,4 +1,4 @@
-"""AdvPT's phase 1: one adversarial embedding for each image, made once before tuning."""
+"""Phase 1 of AdvPT: computes one adversarial embedding per image, once before tuning."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,16 +17,17 @@ from ..clip.frozen import FrozenCLIP
 from ..data.dataset import ImageDataset, batches, fingerprint
 
 _KIND = "bank"
-_SHARD_BATCHES = 4  # batches between two writes: what a kill may cost
+_SHARD_BATCHES = 4  # batches per shard: an interruption loses at most this much work
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Attributes:
+    """Adversarial image embeddings of a data set.
 
-    features: adversarial image features, raw, at least float32, ``[N, D]``.
-    labels: int64 ``[N]``.
-    health: gradient health of the attack that made them.
+    Attributes:
+        features: unnormalized adversarial image features, at least float32, ``[N, D]``.
+        labels: class indices, int64 ``[N]``.
+        health: gradient health of the attack.
     """
 
     features: Tensor
@@ -37,7 +38,7 @@ class Bank:
 def bank_key(
     clip: FrozenCLIP, data: ImageDataset, attack: FeaturePGD, batch: int, towers: str = ""
 ) -> str:
-    """A hash of all that a bank depends on: weights, images, threat model, batches, engine."""
+    """Return a hash of everything a bank depends on: weights, images, attack, batches, engine."""
     facts = {
         "weights": clip.fingerprint,
         "towers": towers,
@@ -65,21 +66,21 @@ def make_bank(
     title: str = "bank",
     progress: bool = True,
 ) -> Bank:
-    """The bank of ``data`` under ``attack``; read from ``folder`` if it is there.
+    """Return the bank of ``data`` under ``attack``, read from ``folder`` if it is stored there.
 
-    A bank under way is kept in shards: a second call goes on behind the last, and ends with the
-    same bits as one that was never stopped.
+    The bank is written in shards while it is computed. After an interruption, the next call resumes
+    after the last shard; its result is bit-identical to that of an uninterrupted call.
 
     Args:
-        clip: the frozen model whose image encoder is attacked.
-        attack: the threat model.
-        batch: images attacked at once.
-        towers: engine and precision of what the attack encodes with.
-        folder: where banks are kept, one file for each key; None keeps the bank in memory only.
+        clip: frozen model whose image encoder is attacked.
+        attack: attack on the image encoder.
+        batch: images per batch of the attack.
+        towers: engine and precision of the encoder that the attack uses.
+        folder: folder of the banks, one file per key; None keeps the bank in memory only.
 
     Raises:
         ValueError: a file of the bank is damaged.
-        OSError: the disk is full; what was there is unchanged.
+        OSError: the disk is full; existing files are unchanged.
     """
     key = bank_key(clip, data, attack, batch, towers)
     file = None if folder is None else folder / f"{key[:32]}.safetensors"
@@ -122,7 +123,7 @@ def _shards(
 
 
 def _finished(path: Path, key: str) -> dict[str, Tensor] | None:
-    """The shard at ``path``; None if it is not there, or was merged by another run just now."""
+    """Return the shard at ``path``; None if it is missing or another run has just merged it."""
     try:
         return _read(path, key) if path.exists() else None
     except FileNotFoundError:
@@ -159,7 +160,7 @@ def _attack_rows(
 def _read(path: Path, key: str) -> dict[str, Tensor]:
     tensors, metadata = read_tensors(path, _KIND)
     if metadata.get("key") != key:
-        raise ValueError(f"{path} is another bank than its name says: remove it and run again")
+        raise ValueError(f"{path} holds a bank that does not match its name: remove it and rerun")
     return tensors
 
 

@@ -1,8 +1,9 @@
-"""AMPT: a mixture of text prompts, weighted for each image by a router.
+"""AMPT: tunes a mixture of text prompts, which a router weights for each image.
 
-Adversarial mixture prompt tuning (later MoAPT): several short prompts instead of a longer one. The
-attack goes through the router. The router's form, the loss on adversarial images alone and the
-optional terms are our choice: the paper's text that could be read leaves them open.
+Adversarial Mixture Prompt Tuning (arXiv 2505.17509; later MoAPT) uses several short prompts instead
+of a longer one. The attack's gradient passes through the router. The parts of the paper that we
+could read leave open the router's architecture, whether the loss uses adversarial images only, and
+the optional loss terms; these are our choices.
 """
 
 import dataclasses
@@ -22,17 +23,19 @@ from . import presets
 
 @dataclasses.dataclass(frozen=True)
 class AMPTConfig(OnlineConfig):
-    """AMPT's settings.
+    """Settings of AMPT.
 
     Attributes:
-        n_prompts: K, the prompts of the mixture.
-        temperature: T of the router's softmax.
-        mix: mix text features of length 1 (``"normalized"``), or as the tower has them (``"raw"``).
-        router_width: the router's inner width; by default a quarter of the features'.
-        clean_share: weight of the clean images' cross-entropy, in [0, 1]; the adversarial images'
-            has the rest.
-        load_balance: weight of ``K sum_k mean_b(w_bk)^2 - 1``, the squared coefficient of variation
-            of the prompts' shares (Shazeer et al., ICLR 2017): 0 where all are used alike.
+        n_prompts: number K of prompts in the mixture, at most 64.
+        temperature: temperature T of the router's softmax.
+        mix: mix L2-normalized text features (``"normalized"``), or the text encoder's outputs
+            (``"raw"``).
+        router_width: hidden width of the router; by default a quarter of the feature dimension.
+        clean_share: weight of the cross-entropy on the clean images, in [0, 1]; the cross-entropy
+            on the adversarial images has the weight ``1 - clean_share``.
+        load_balance: weight of the load-balancing loss ``K sum_k mean_b(w_bk)^2 - 1``, the squared
+            coefficient of variation of the prompts' mean mixture weights (Shazeer et al., ICLR
+            2017). It is 0 if all prompts have the same mean weight.
     """
 
     n_ctx: int = 4
@@ -56,9 +59,10 @@ class AMPTConfig(OnlineConfig):
 
 
 class AMPTTuner(OnlineTuner):
-    """AMPT on any CLIP that takes text prompts. See `Tuner` for the arguments.
+    """AMPT (Adversarial Mixture Prompt Tuning): tunes several text contexts and a router.
 
-    ``tuner.classifier.routing_weights(images)`` tells which prompts an image is given.
+    Supports every CLIP model whose text encoder accepts prompts. See `Tuner` for the arguments.
+    ``tuner.classifier.routing_weights(images)`` returns the mixture weights of each image.
     """
 
     method = "ampt"
@@ -82,7 +86,7 @@ class AMPTTuner(OnlineTuner):
         )
 
     def loss(self, batch: Step) -> Tensor:
-        """Cross-entropy of the adversarial images, with the clean share and the load balance."""
+        """Return the adversarial cross-entropy with the optional clean and load-balancing terms."""
         share, balance = self.config.clean_share, self.config.load_balance
         if share:
             clean, adv = batch.both()
@@ -98,5 +102,5 @@ class AMPTTuner(OnlineTuner):
 
 
 def load_balance(weights: Tensor) -> Tensor:
-    """``K sum_k mean_b(w_bk)^2 - 1`` of routing weights ``[B, K]``."""
+    """Return ``K sum_k mean_b(w_bk)^2 - 1`` of mixture weights ``[B, K]``."""
     return weights.shape[1] * torch.square(weights.mean(dim=0)).sum() - 1

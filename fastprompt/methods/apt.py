@@ -1,8 +1,8 @@
-"""APT: a text context tuned on fresh adversarial images of itself.
+"""APT: tunes a text context on adversarial images for the current context.
 
 Li et al., "One prompt word is enough to boost adversarial robustness for pre-trained
-vision-language models", CVPR 2024. In each step PGD attacks the prompts as they are; their
-cross-entropy on what it finds is lowered. The yardstick for the other methods.
+vision-language models", CVPR 2024 (arXiv 2403.01849). Each step attacks the current context by PGD
+and minimizes the cross-entropy on the adversarial images. APT is the baseline of the other methods.
 """
 
 import dataclasses
@@ -18,17 +18,20 @@ from . import presets
 
 @dataclasses.dataclass(frozen=True)
 class APTConfig(OnlineConfig):
-    """APT's settings; by default CoOp's context and optimizer, and three steps of 2/3 eps.
+    """Settings of APT. The defaults are CoOp's context and optimizer, and 3 steps of 2/3 eps.
 
     Attributes:
-        class_specific: each class has a context of its own.
+        class_specific: tune a separate context for each class, instead of one for all classes.
     """
 
     class_specific: bool = False
 
 
 class APTTuner(OnlineTuner):
-    """APT on any CLIP that takes text prompts. See `Tuner` for the arguments."""
+    """APT (Adversarial Prompt Tuning): tunes a text context on adversarial images.
+
+    Supports every CLIP model whose text encoder accepts prompts. See `Tuner` for the arguments.
+    """
 
     method = "apt"
     Config = APTConfig
@@ -45,5 +48,5 @@ class APTTuner(OnlineTuner):
         )
 
     def loss(self, batch: Step) -> Tensor:
-        """Cross-entropy of the adversarial images."""
+        """Return the cross-entropy on the adversarial images."""
         return F.cross_entropy(batch.attacked().logits, batch.labels)

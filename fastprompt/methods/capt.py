@@ -1,8 +1,8 @@
-"""CAPT: multi-modal prompts, held to a frozen CLIP where that one is to be trusted.
+"""CAPT: tunes multi-modal prompts that stay consistent with a frozen CLIP model.
 
-Consistency-guided adversarial prompt tuning. The published text gives the loss's form,
-``CE + lam [(1 - alpha) L_train + alpha L_frozen]``; what balances its two parts is our choice, and
-a setting.
+Consistency-guided Adversarial Prompt Tuning (arXiv 2405.11154). The loss has the published form,
+``CE + lam [(1 - alpha) L_train + alpha L_frozen]``. How alpha balances the two consistency terms is
+our choice; the setting ``balance`` selects it.
 """
 
 import dataclasses
@@ -29,22 +29,23 @@ Direction = Literal["adv||target", "target||adv"]
 
 @dataclasses.dataclass(frozen=True)
 class CAPTConfig(OnlineConfig):
-    """CAPT's settings; no number of the authors' could be read, so the defaults are our choice.
+    """Settings of CAPT. We could not read the authors' values; the defaults are our choice.
 
     Attributes:
-        depth: layers of both towers with prompts of their own; by default all.
-        lam: weight of the consistency terms; 0 is plain adversarial tuning.
-        balance: alpha, how much of the consistency is with the frozen model: ``"constant"`` is
-            ``balance_value``, ``"linear"`` the share of the epochs that are done, ``"confidence"``
-            the mean probability that the frozen model gives to the true classes of the clean
-            images.
-        balance_value: alpha, where it is constant.
-        ce: cross-entropy on the ``"adv"`` or on the ``"clean"`` images.
-        train_kl: of the consistency with the tuned model's clean logits: KL(adv || target), or
-            KL(target || adv).
-        frozen_kl: likewise with the frozen model's.
-        detach_targets: no gradient goes into the tuned model's clean logits.
-        guide_template: the frozen model's prompt, with one ``{}``.
+        depth: number of layers with prompts, from the first, in both encoders; by default all that
+            both have.
+        lam: weight of the consistency terms; 0 leaves only the cross-entropy.
+        balance: alpha, the weight of the consistency with the frozen model; the consistency with
+            the tuned model's clean prediction has the weight 1 - alpha. ``"constant"``: alpha is
+            ``balance_value``; ``"linear"``: the fraction of completed epochs; ``"confidence"``: the
+            frozen model's mean probability of the true classes on the clean images of the batch.
+        balance_value: value of alpha with ``balance="constant"``.
+        ce: images of the cross-entropy term, ``"adv"`` or ``"clean"``.
+        train_kl: direction of the divergence to the tuned model's clean prediction:
+            ``"adv||target"`` is KL(adv || target), ``"target||adv"`` is KL(target || adv).
+        frozen_kl: direction of the divergence to the frozen model's prediction, as ``train_kl``.
+        detach_targets: stop the gradient of the consistency term at the tuned model's clean logits.
+        guide_template: prompt template of the frozen model, with one ``{}`` for the class name.
     """
 
     lr: float = 0.0025
@@ -73,7 +74,11 @@ class CAPTConfig(OnlineConfig):
 
 
 class CAPTTuner(OnlineTuner):
-    """CAPT on a CLIP of open_clip's own two transformers. See `Tuner` for the arguments."""
+    """CAPT (Consistency-guided Adversarial Prompt Tuning): tunes text and visual prompts.
+
+    Supports CLIP models that use open_clip's text and image transformers. See `Tuner` for the
+    arguments.
+    """
 
     method = "capt"
     Config = CAPTConfig
@@ -121,25 +126,25 @@ class CAPTTuner(OnlineTuner):
 
     @torch.no_grad()
     def frozen_logits(self, batch: Step) -> Tensor:
-        """The frozen model's logits on the clean images, ``[B, C]``."""
+        """Return the frozen model's logits on the clean images, ``[B, C]``."""
         known = self._known
         features = self.guide.encode_image(batch.images) if known is None else known[batch.rows]
         return self.guide.logits(features)
 
     def alpha(self, frozen: Tensor, labels: Tensor, progress: float) -> Tensor:
-        """How much of the consistency is with the frozen model: a scalar."""
+        """Return alpha, the weight of the consistency with the frozen model, as a scalar tensor."""
         kind = self.config.balance
         if kind == "confidence":
             return confidence(frozen, labels)
-        # filled on the device: a copy from the host would wait for it
+        # filled on the device: a copy from the host would synchronize
         return frozen.new_full((), self.config.balance_value if kind == "constant" else progress)
 
     def loss(self, batch: Step) -> Tensor:
-        """``CE + lam [(1 - alpha) KL(p_adv, p_clean) + alpha KL(p_adv, p_frozen)]``."""
+        """Return ``CE + lam [(1 - alpha) KL(p_adv, p_clean) + alpha KL(p_adv, p_frozen)]``."""
         config, labels = self.config, batch.labels
         if config.lam == 0 and config.ce == "adv" and config.engine == "fast":
-            return F.cross_entropy(batch.attacked().logits, labels)  # nothing else has a part in it
-        # clean logits that only serve as a target need no graph
+            return F.cross_entropy(batch.attacked().logits, labels)  # the other terms are zero
+        # clean logits that serve only as a target need no graph
         target_only = config.detach_targets and config.ce == "adv"
         if target_only and config.engine == "fast":
             with torch.no_grad():
@@ -168,5 +173,5 @@ class CAPTTuner(OnlineTuner):
 
 
 def confidence(frozen: Tensor, labels: Tensor) -> Tensor:
-    """The mean probability of the true classes: trust the frozen model where it is right."""
+    """Return the mean probability of the true classes, which is high if the model is right."""
     return frozen.softmax(dim=1).gather(1, labels[:, None]).mean()

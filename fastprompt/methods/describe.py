@@ -1,4 +1,4 @@
-"""Which methods and fast paths fit a model, or why not."""
+"""The methods and fast paths that support a model, and the reasons why others do not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .registry import TUNERS
 
 
 def describe(clip: FrozenCLIP) -> Description:
-    """See `FrozenCLIP.describe`."""
+    """Describe ``clip``; see `FrozenCLIP.describe`."""
     model: Any = clip.model
     visual, owner = model.visual, text_owner(model)
     vit = isinstance(visual, VisionTransformer)
@@ -41,11 +41,11 @@ def describe(clip: FrozenCLIP) -> Description:
 
 
 def _fast_paths(parts: TextParts | HFTextParts | None, text: str, visual: str) -> dict[str, str]:
-    """What the fast engine leaves out, and why it can't; why a tower takes no prompts."""
+    """Return, for each optimization of the fast engine, why it does not apply; empty if it does."""
     if parts is None:
         prefix = trimmed = last = text
     elif isinstance(parts, HFTextParts):
-        prefix, trimmed = "a Hugging Face text model sees a prompt both ways", ""
+        prefix, trimmed = "a Hugging Face text model attends in both directions", ""
         last = "a Hugging Face text model runs its own layers"
     else:
         causal = parts.attn_mask is not None

@@ -1,9 +1,10 @@
-"""NAP: prompts in every layer of both towers, and token refiners that purify the image's features.
+"""NAP: tunes prompts in every layer of both encoders, and token refiners that purify features.
 
-Neural Augmented Prompt Tuning. Text prompts and the visual prompts mapped from them stand in every
-layer; a refiner in front of every image block but the first mends the class and patch tokens. The
-loss moves from clean to adversarial images over the epochs, and holds the layers' outputs on both
-together. Prompts, loss, attack and optimizer are those of the authors' public code.
+Neural Augmented Prompt Tuning (arXiv 2506.12706). Every layer has text prompts, and visual prompts
+mapped from them. A token refiner before every image block with deep prompts purifies the class and
+patch tokens. Over the epochs, the loss moves from clean to adversarial images, and a consistency
+term aligns the layers' outputs on both. Prompts, loss, attack and optimizer follow the authors'
+public code.
 """
 
 import dataclasses
@@ -27,18 +28,26 @@ Consistency = Literal["cosine", "mse", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class NAPConfig(OnlineConfig):
-    """NAP's settings; the defaults are the authors' but for ``refiner_start`` and ``keep``.
+    """Settings of NAP.
+
+    The defaults are the authors', except for ``refiner_start``, ``keep``, ``random_start`` and
+    ``weight_decay``.
 
     Attributes:
-        depth: layers of both towers with prompts of their own; by default all.
-        refiners: token refiners in the image tower.
-        text_refiners: and in the text tower. In the paper's framing; the released code has none.
-        refiner_start: ``"identity"`` starts with the frozen features, ``"linear"`` as the authors'.
-        schedule: ``"linear"``: the adversarial share w is the share of the epochs that are done;
-            ``"fixed"``: it is ``adv_share`` throughout.
-        adv_share: w, where it is fixed; 1/2 in an earlier version of the authors' code.
-        consistency: how the layers' outputs on clean and adversarial images are held together:
-            ``"cosine"``, ``"mse"`` or ``"none"``, as that version had it.
+        depth: number of layers with prompts, from the first, in both encoders; by default all that
+            both have.
+        refiners: use token refiners in the image encoder.
+        text_refiners: use token refiners in the text encoder, as the paper describes; the authors'
+            code has none.
+        refiner_start: initialization of the token refiners: ``"identity"`` starts from the frozen
+            features; ``"linear"`` is PyTorch's default for linear layers, as in the authors' code.
+        schedule: weight w of the adversarial loss: ``"linear"`` is the fraction of completed
+            epochs, ``"fixed"`` is ``adv_share``.
+        adv_share: value of w with ``schedule="fixed"``. An earlier version of the authors' code
+            uses 1/2.
+        consistency: distance between the image layers' outputs on clean and adversarial images,
+            ``"cosine"`` or ``"mse"``; ``"none"`` omits the consistency term, as an earlier version
+            of the authors' code does.
     """
 
     epochs: int = 20
@@ -67,7 +76,11 @@ class NAPConfig(OnlineConfig):
 
 
 class NAPTuner(OnlineTuner):
-    """NAP on a CLIP of open_clip's own two transformers. See `Tuner` for the arguments."""
+    """NAP (Neural Augmented Prompt Tuning): tunes text and visual prompts and token refiners.
+
+    Supports CLIP models that use open_clip's text and image transformers. See `Tuner` for the
+    arguments.
+    """
 
     method = "nap"
     Config = NAPConfig
@@ -93,10 +106,10 @@ class NAPTuner(OnlineTuner):
         )
 
     def loss(self, batch: Step) -> Tensor:
-        """``(1 - w) CE(clean) + w CE(adv) + w sum_l (1 - cos(F_l(clean), F_l(adv)))``."""
+        """Return ``(1 - w) CE(clean) + w CE(adv) + w sum_l (1 - cos(F_l(clean), F_l(adv)))``."""
         config, labels = self.config, batch.labels
         w = batch.progress if config.schedule == "linear" else config.adv_share
-        if w == 0 and config.engine == "fast":  # no adversarial image has a part in it
+        if w == 0 and config.engine == "fast":  # the adversarial terms are zero
             loss = F.cross_entropy(batch.clean().logits, labels)
             self.log(len(labels), loss_clean=loss)
             return loss
@@ -107,17 +120,25 @@ class NAPTuner(OnlineTuner):
         }
         loss = (1 - w) * losses["clean"] + w * losses["adv"]
         if config.consistency != "none":
-            losses["layers"] = distance(clean.layers, adv.layers, config.consistency).mean()
+            compared = (self.compared(seen.layers) for seen in (clean, adv))
+            losses["layers"] = distance(*compared, config.consistency).mean()
             loss = loss + w * losses["layers"]
         self.log(len(labels), **{f"loss_{name}": value for name, value in losses.items()})
         return loss
 
+    def compared(self, layers: list[Tensor]) -> list[Tensor]:
+        """Select the blocks' outputs of the consistency term, as the authors' code does.
+
+        These are the inputs of the blocks with deep prompts, and the last block's output.
+        """
+        return [*layers[: len(self.prompts.tokens) - 1], layers[-1]]
+
 
 def distance(clean: list[Tensor], adv: list[Tensor], kind: Consistency) -> Tensor:
-    """How far apart the layers' outputs are, summed over the layers: ``[B, N, width]`` to ``[B]``.
+    """Return the distance between two lists of layer outputs, summed over the layers.
 
-    ``"cosine"`` is 1 minus the cosine of the flattened outputs, ``"mse"`` their mean squared
-    difference. Both sides get a gradient.
+    ``"cosine"`` is 1 minus the cosine similarity of the flattened outputs, ``"mse"`` their mean
+    squared difference. Maps ``[B, N, width]`` to ``[B]``; both arguments receive gradients.
     """
     if kind == "cosine":
         return layer_consistency(clean, adv)

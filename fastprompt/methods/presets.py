@@ -1,14 +1,14 @@
-"""Settings that suit the bundled models, whose text tower never saw long captions.
+"""Presets for the bundled models, whose text encoders were trained on short captions only.
 
-Found on validation images: benchmarks/results/cpu-2-cores/method_sweep.json
+They were selected on validation images: benchmarks/results/cpu-2-cores/method_sweep.json
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-Presets = Mapping[str, Mapping[str, Any]]  # by model
+Presets = Mapping[str, Mapping[str, Any]]  # model name to settings
 
-# the bundled images are gone at 8/255
+# at the default eps of 8/255, no image of the bundled data sets survives the attack
 _ADVPT: dict[str, Any] = {"n_ctx": 4, "ctx_init": "a photo of a", "lr": 2.0, "epochs": 20}
 ADVPT: Presets = {
     "tiny-shapes": {**_ADVPT, "eps": 1 / 255},
@@ -25,7 +25,7 @@ _ONLINE: dict[str, Any] = {
     "lr": 2e-3,
     "weight_decay": 5e-4,
     "warmup_epochs": 0,
-    "keep": "last",  # four validation images a class are too few to choose an epoch by
+    "keep": "last",  # four validation images per class are too few to select an epoch
     "augment": False,
 }
 APT: Presets = {"tiny-shapes": _ONLINE, "tiny-shapes-robust": _ONLINE}
@@ -35,7 +35,7 @@ AMPT: Presets = {
     "tiny-shapes-robust": _ONLINE,
 }
 
-# a few hundred steps: the loss has no time to move over, and stronger images teach more
+# in a few hundred steps, the linear schedule is too slow, and a larger radius works better
 _NAP: dict[str, Any] = {
     **_ONLINE,
     "eps": 3 / 255,

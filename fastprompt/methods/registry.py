@@ -1,4 +1,4 @@
-"""The methods by name."""
+"""The tuner classes by method name."""
 
 from ..tuning.tuner import Tuner
 from .advpt import AdvPTTuner

@@ -1,4 +1,4 @@
-"""Pixels to logits: prompts in a frozen CLIP, and the classifiers made of them."""
+"""A frozen CLIP with trainable prompts, and the classifiers made from it: pixels to logits."""
 
 from .classifier import CLIPClassifier
 from .outputs import Prepared, Seen

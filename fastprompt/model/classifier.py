@@ -1,4 +1,4 @@
-"""Pixels to logits, as an ordinary module that any attack library can take."""
+"""CLIP classifier from pixels to logits, an ordinary module that any attack library accepts."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from ..towers.engines import make_image_tower
 
 
 class CLIPClassifier(nn.Module):
-    """``logit_scale * cos(f(x), t_c)``: pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``.
+    """Map pixels ``[B, 3, H, W]`` in [0, 1] to logits ``logit_scale * cos(f(x), t_c)``, ``[B, C]``.
 
     Args:
-        clip: the frozen model, shared: moving the classifier moves it, too.
-        text_features: one L2-normalized text feature a class, ``[C, D]``; with a ``head`` those
-            that it takes, ``[K, C, D]``.
-        classnames: the C names.
-        engine: ``"fast"`` computes what the features need and no more; ``"reference"`` runs
-            open_clip's own image tower. Equal up to rounding.
-        precision: ``"fp64"``, ``"fp32"``, ``"bf16"`` or ``"fp16"`` in the image tower; by default
-            the weights' own: a judge should not round. Logits are float32 at least.
-        image_tower: to use in place of one that ``engine`` and ``precision`` make; they say then
-            what it is.
-        visual: its visual prompts, ``[layers, V, width]``.
-        refiners: its token refiners.
-        head: what makes logits of the features in place of the cosine, such as `MixtureHead`.
+        clip: the frozen model; not copied, so that moving the classifier also moves the model.
+        text_features: one L2-normalized text feature per class, ``[C, D]``; with a ``head``, the
+            features that it takes, ``[K, C, D]``.
+        classnames: the C class names.
+        engine: ``"fast"`` skips all computation that does not affect the features; ``"reference"``
+            runs open_clip's own image encoder. Their results are equal up to rounding.
+        precision: ``"fp64"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``, for the image tower; by default
+            the precision of the weights, to evaluate without extra rounding errors. Logits are at
+            least float32.
+        image_tower: image tower to use instead of making one; ``engine`` and ``precision`` must
+            then describe it.
+        visual: visual prompts of the image tower, ``[layers, V, width]``.
+        refiners: token refiners of the image tower.
+        head: computes the logits from the features instead of the cosine, such as `MixtureHead`.
     """
 
     text_features: Tensor
@@ -55,7 +56,7 @@ class CLIPClassifier(nn.Module):
         if text_features.ndim != dimensions or text_features.shape[-2] != len(classnames):
             raise ValueError(
                 f"text_features must be [{'' if head is None else 'K, '}{len(classnames)}, D], "
-                "one row a class, "
+                "one row per class, "
                 f"got {list(text_features.shape)}"
             )
         self.clip = clip
@@ -72,7 +73,7 @@ class CLIPClassifier(nn.Module):
         self.register_load_state_dict_post_hook(_prepare_again)  # type: ignore[no-untyped-call]
 
     def _prepare_head(self) -> None:
-        """What the head makes of the text features, once for all images."""
+        """Compute the head's tensors that depend only on the text features, once for all images."""
         prepared = () if self.head is None else self.head.prepare(self.text_features)
         self._prepared = [f"prepared{i}" for i in range(len(prepared))]
         for name, tensor in zip(self._prepared, prepared, strict=True):
@@ -80,25 +81,25 @@ class CLIPClassifier(nn.Module):
 
     @property
     def has_visual_prompts(self) -> bool:
-        """Whether the image features go through anything that was learned."""
+        """Whether the image features depend on visual prompts or token refiners."""
         return self.visual is not None or self.refiners is not None
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Raw image features ``[B, D]``, float32 at least."""
+        """Return unnormalized image features ``[B, D]``, at least float32."""
         return at_least_float32(self.image_tower(images, self.visual, self.refiners))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C]``, differentiable in the pixels."""
+        """Return logits ``[B, C]``, differentiable with respect to the pixels."""
         return self.logits(self.encode_image(images))
 
     def logits(self, image_features: Tensor) -> Tensor:
-        """Logits ``[B, C]`` of raw image features ``[B, D]``."""
+        """Compute logits ``[B, C]`` from unnormalized image features ``[B, D]``."""
         prepared = [getattr(self, name) for name in self._prepared]
         return class_logits(self.clip, image_features, self.text_features, self.head, *prepared)
 
     def in_precision(self, precision: str) -> CLIPClassifier:
-        """The same classifier with its image tower in another precision; see ``precision``."""
-        # features in float64 meet text features alike
+        """Return this classifier with the image tower in the given precision."""
+        # image features are then float64, and the product needs text features of the same dtype
         text = self.text_features.double() if precision == "fp64" else self.text_features
         return CLIPClassifier(
             self.clip,
@@ -112,18 +113,18 @@ class CLIPClassifier(nn.Module):
         )
 
     def routing_weights(self, images: Tensor) -> Tensor:
-        """How much of each of a mixture's K prompts an image gets, ``[B, K]``.
+        """Return the router's weights of the K prompts for each image, ``[B, K]``.
 
         Raises:
             ValueError: the classifier has no router.
         """
         if not hasattr(self.head, "weights"):
-            raise ValueError("this classifier has no router: it is not of a mixture of prompts")
+            raise ValueError("this classifier has no router: it does not use a mixture of prompts")
         return self.head.weights(F.normalize(self.encode_image(images), dim=-1))
 
 
 def _prepare_again(classifier: CLIPClassifier, _: object) -> None:
-    # the text features may be others now
+    # the loaded text features may differ
     classifier._prepare_head()
 
 
@@ -134,15 +135,15 @@ def class_logits(
     head: Any = None,
     *prepared: Any,
 ) -> Tensor:
-    """``logit_scale * normalize(image_features) @ text_features.T`` (+ the model's bias).
+    """Compute ``logit_scale * normalize(image_features) @ text_features.T`` (+ the model's bias).
 
-    With a head that one makes the logits instead.
+    If given, ``head`` computes the logits, to which only the bias is added.
 
     Args:
-        image_features: raw, ``[B, D]``.
-        text_features: L2-normalized ``[C, D]``; with a head what it takes.
-        head: L2-normalized image features, text features, scale and ``prepared`` to logits.
-        prepared: from the head's ``prepare``.
+        image_features: unnormalized, ``[B, D]``.
+        text_features: L2-normalized, ``[C, D]``; with a head, the features that it takes.
+        head: maps L2-normalized image features, text features, scale and ``prepared`` to logits.
+        prepared: the tensors that the head's ``prepare`` returned.
     """
     image = F.normalize(at_least_float32(image_features), dim=-1)
     if head is None:
@@ -160,7 +161,7 @@ def zero_shot(
     engine: str = "fast",
     precision: str | None = None,
 ) -> CLIPClassifier:
-    """See `FrozenCLIP.zero_shot`."""
+    """Make a zero-shot classifier; see `FrozenCLIP.zero_shot`."""
     names = check_classnames(classnames)
     forms = check_templates(templates)
     features = torch.stack([F.normalize(clip.encode_names(names, form), dim=-1) for form in forms])

@@ -1,4 +1,4 @@
-"""Which towers `torch.compile` takes, and how."""
+"""Compilation of the towers with `torch.compile`."""
 
 from collections.abc import Callable
 from types import FunctionType
@@ -13,21 +13,21 @@ T = TypeVar("T")
 
 
 def compilable(tower: Tower) -> bool:
-    """Whether the tower is all of our own code, which makes one graph."""
+    """Whether the tower runs only this library's code, which compiles to a single graph."""
     if isinstance(tower, TextTower):
         return tower.path is not TextPath.INPUT_EMBEDDINGS
     return isinstance(tower, ImageTower)
 
 
 def compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """A function compiled as one graph, on a copy of its code.
+    """Compile a copy of a function to a single graph.
 
-    Dynamo bounds the graphs of one code object: those of other models must not count here.
+    Dynamo limits the graphs per code object; with a copy, those of other models do not count.
     """
     assert isinstance(function, FunctionType)
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    # a full batch and a last one, with and without gradients, for tuning, attack and validation:
-    # more than the eight that are let through by default
+    # full and last batches, with and without gradients, for tuning, attack and validation need
+    # more graphs than Dynamo's default limit of eight
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 32)
     return torch.compile(own, fullgraph=True)

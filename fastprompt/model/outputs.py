@@ -1,4 +1,4 @@
-"""What `PromptedCLIP` takes and gives."""
+"""Values that the methods of `PromptedCLIP` return and take."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from ..prompts.values import PromptValues
 
 @dataclass(frozen=True)
 class Prepared:
-    """Attributes:
+    """Values that depend on the prompts but not on the images.
 
-    values: what the prompts put into the towers.
-    text: L2-normalized class features ``[C, D]``, or a head's ``[K, C, D]``; both with a graph to
-        the prompts.
-    head: what the head made of them, without a graph.
+    Attributes:
+        values: the prompts' inputs to the towers.
+        text: L2-normalized class features ``[C, D]``, or with a head its unnormalized text features
+            ``[K, C, D]``; both with a graph to the prompts.
+        head: the tensors that the head's ``prepare`` returned for ``text``, without a graph.
     """
 
     values: PromptValues
@@ -24,19 +25,19 @@ class Prepared:
     head: tuple[Tensor, ...] = ()
 
     def detached(self) -> tuple[Tensor | None, ...]:
-        """What an attack holds fixed, without a graph: class features, visual prompts, ``head``."""
+        """Return the fixed inputs of an attack, without a graph: text, visual prompts, head."""
         visual = self.values.visual
         return self.text.detach(), None if visual is None else visual.detach(), *self.head
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model makes of images.
+    """Outputs of the model for a batch of images.
 
     Attributes:
         logits: ``[B, C]``.
-        features: raw image features ``[B, D]``.
-        layers: each image block's output ``[B, N + V, width]``, where it was asked for.
+        features: unnormalized image features ``[B, D]``.
+        layers: each image block's output ``[B, N + V, width]``; empty unless requested.
     """
 
     logits: Tensor

@@ -1,4 +1,4 @@
-"""`PromptedCLIP`: learned prompts in a frozen CLIP, on either engine."""
+"""`PromptedCLIP`: a frozen CLIP with trainable prompts, on either engine."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ T = TypeVar("T")
 
 
 class PromptedCLIP(nn.Module):
-    """Pixels ``[B, 3, S, S]`` in [0, 1] to logits ``[B, C]``, through prompts that learn.
+    """CLIP with trainable prompts: pixels ``[B, 3, S, S]`` in [0, 1] to logits ``[B, C]``.
 
     Args:
         clip: the frozen model.
-        classnames: C distinct names.
-        prompts: what learns: a module with ``values()``, such as `TextContext`, `DeepPrompts` or
-            `PromptMixture`.
-        position: where the class name stands, see `TextTower`.
-        layers: image layers of the visual prompts; by default the first ones.
-        engine: ``"fast"``, or ``"reference"``: the same features by open_clip's own modules, every
-            class at full length and the text encoder inside every forward pass.
-        precision: of the towers, see `CLIPClassifier`; with a head the text tower, which runs once
-            in a step, keeps the weights' own.
-        class_specific: each class has a context of its own.
-        compile: run the towers through `torch.compile`, as whole graphs; by default the fast engine
-            on a GPU. Towers of other kinds than open_clip's transformers run as they are.
+        classnames: C distinct class names.
+        prompts: module with trainable parameters and a method ``values()``, such as `TextContext`,
+            `DeepPrompts` or `PromptMixture`.
+        position: position of the class name, see `TextTower`.
+        layers: image layers that get the visual prompts; by default the first ones.
+        engine: ``"fast"``, or ``"reference"``: the same features from open_clip's own modules, with
+            every class at full length and the text encoder in every forward pass.
+        precision: precision of the towers, see `resolve_precision`; with a head, the text tower,
+            which runs once per step, uses the precision of the weights.
+        class_specific: if True, each class has a separate context.
+        compile: compile the towers with `torch.compile`, as single graphs; by default only for the
+            fast engine on a GPU. Encoders other than open_clip's transformers run uncompiled.
         class_chunk: see `TextTower`.
 
     Raises:
-        ValueError: prompts that don't fit the towers (depth, width, room for the longest name,
-            refiners or visual prompts for a tower that takes none), prompts on another device, a
-            bad engine or precision.
+        ValueError: the prompts don't fit the towers (depth, width, room for the longest name,
+            refiners or visual prompts for an encoder that supports none) or are on another device,
+            or the engine or precision is invalid.
     """
 
     def __init__(
@@ -73,21 +73,21 @@ class PromptedCLIP(nn.Module):
         self.prompts, self.engine = prompts, engine
         self.precision = resolve_precision(clip, engine, precision)
         if compile and engine == "reference":
-            raise ValueError("compile must be False with engine='reference': it runs eagerly")
+            raise ValueError("compile must be False with engine='reference', which runs eagerly")
         if class_chunk is not None and engine == "reference":
-            raise ValueError("class_chunk must be None with engine='reference': it takes all")
+            raise ValueError("class_chunk must be None with engine='reference', which encodes all")
         if compile is None:
             compile = engine == "fast" and clip.device.type == "cuda"
         if not callable(getattr(prompts, "values", None)):
             raise TypeError(
-                f"prompts must be a module with values(), such as DeepPrompts, got "
+                f"prompts must be a module with a method values(), such as DeepPrompts, got "
                 f"{type(prompts).__name__}"
             )
         values = self._values()
         if values.context.device != clip.device:
             raise ValueError(
-                f"prompts are on {values.context.device}, {clip.name} is on {clip.device}: "
-                "move one of them"
+                f"prompts are on {values.context.device}, but {clip.name} is on {clip.device}; "
+                "move them to one device"
             )
         options: dict[str, Any] = {"engine": engine, "precision": precision}
         depth = 0 if values.visual is None else len(values.visual)
@@ -108,26 +108,28 @@ class PromptedCLIP(nn.Module):
         self.compiled = compile
         for tower in (self.text, self.image):
             if compile and not compilable(tower):
-                log.warning("%s: its %s runs uncompiled", clip.name, type(tower).__name__)
+                log.warning(
+                    "%s: its %s runs without torch.compile", clip.name, type(tower).__name__
+                )
         self._functions: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # a copy compiles anew: compiled code is of one process
+        # compiled functions belong to one process; a copy compiles its own
         return {**self.__dict__, "_functions": {}}
 
     @property
     def refiners(self) -> nn.ModuleList | None:
-        """The prompts' token refiners, if they have some."""
+        """Token refiners of the image tower, if the prompts have them."""
         return getattr(self.prompts, "refiners", None)
 
     @property
     def text_refiners(self) -> nn.ModuleList | None:
-        """The same of the text tower."""
+        """Token refiners of the text tower, if the prompts have them."""
         return getattr(self.prompts, "text_refiners", None)
 
     @property
     def head(self) -> Head | None:
-        """What makes logits of K prompts' features; None is the cosine of one prompt's."""
+        """Module that computes logits from K prompts' features; None: the cosine for one prompt."""
         head = getattr(self.prompts, "head", None)
         if self.engine == "reference" and isinstance(head, MixtureHead):
             return PlainMixtureHead(head)
@@ -135,11 +137,11 @@ class PromptedCLIP(nn.Module):
 
     @property
     def class_chunk(self) -> int | None:
-        """Classes whose text features are computed at once; None on the reference engine: all."""
+        """Number of classes encoded at once; None on the reference engine, which encodes all."""
         return getattr(self.text, "class_chunk", None)
 
     def _text_precision(self) -> dict[str, str]:
-        """A router lives by the prompts' features' differences, which rounding would swamp."""
+        """Keep the weights' precision for a router: it depends on small feature differences."""
         return {} if self.head is None else {"precision": own_precision(self.clip.dtype)}
 
     def _values(self) -> PromptValues:
@@ -147,14 +149,14 @@ class PromptedCLIP(nn.Module):
         return prompts.values()
 
     def _check(self, values: PromptValues) -> None:
-        """Raise what the towers would of these shapes, before they have run anything."""
+        """Raise the towers' errors about these shapes before any computation."""
         self.text.check(values.context, values.deep, self.text_refiners)
         self.image.check(values.visual, self.refiners)  # type: ignore[operator]
 
-    # what may be compiled: tensors in, tensors out
+    # functions that may be compiled, with only tensors as inputs and outputs
 
     def _run(self, function: Callable[..., T], tower: Tower, *tensors: Tensor | None) -> T:
-        """A method of this class, compiled where that is asked for and its tower takes it."""
+        """Run a method of this class, compiled if requested and if its tower supports it."""
         self.text.refresh()
         self.image.refresh()
         if not self.compiled or not compilable(tower):
@@ -165,7 +167,7 @@ class PromptedCLIP(nn.Module):
 
     def _text_features(self, context: Tensor, deep: Tensor | None) -> Tensor:
         features = at_least_float32(self.text(context, deep, self.text_refiners))
-        # a head normalizes, or does not, by itself
+        # a head takes unnormalized features
         return features if self.head is not None else F.normalize(features, dim=-1)
 
     def _image_features(self, images: Tensor, visual: Tensor | None) -> Tensor:
@@ -186,14 +188,14 @@ class PromptedCLIP(nn.Module):
         logits = self.logits(self._image_features(images, visual), text, *prepared)
         return F.cross_entropy(logits, labels, reduction="sum")
 
-    # what tuners call
+    # methods that tuners call
 
     def attack_loss(self, images: Tensor, labels: Tensor, *fixed: Tensor | None) -> Tensor:
-        """Cross-entropy, summed, with what `Prepared.detached` gives held fixed."""
+        """Return the summed cross-entropy; ``fixed`` is the output of `Prepared.detached`."""
         return self._run(PromptedCLIP._attack_loss, self.image, images, labels, *fixed)
 
     def attack_reads(self) -> list[Tensor]:
-        """The tensors that `attack_loss` reads beside its arguments."""
+        """Return the tensors that `attack_loss` reads besides its arguments."""
         self.image.refresh()
         visual: nn.Module = getattr(self.image, "visual", self.clip.model)  # may be a cast copy
         learned = (m for m in (self.refiners, self.head) if isinstance(m, nn.Module))
@@ -203,33 +205,33 @@ class PromptedCLIP(nn.Module):
         return [*tensors, scale]
 
     def class_features(self, values: PromptValues | None = None) -> Tensor:
-        """Class features of the prompts as they are now, float32 at least.
+        """Compute the class features of ``values``, by default of the current prompts.
 
-        L2-normalized ``[C, D]``; with a head as the tower gives them, ``[K, C, D]``.
+        At least float32: L2-normalized ``[C, D]``; with a head unnormalized, ``[K, C, D]``.
         """
         values = values or self._values()
         return self._run(PromptedCLIP._text_features, self.text, values.context, values.deep)
 
     def image_features(self, images: Tensor, values: PromptValues | None = None) -> Tensor:
-        """Raw image features ``[B, D]``, float32 at least, through the visual prompts."""
+        """Compute unnormalized image features ``[B, D]``, at least float32."""
         values = values or self._values()
         return self._run(PromptedCLIP._image_features, self.image, images, values.visual)
 
     def logits(self, image_features: Tensor, class_features: Tensor, *prepared: Tensor) -> Tensor:
-        """Logits ``[B, C]`` of raw image features and class features; ``prepared`` by the head."""
+        """Compute logits ``[B, C]``; the arguments are those of `class_logits`."""
         return class_logits(self.clip, image_features, class_features, self.head, *prepared)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C]`` with a graph to pixels and prompts."""
+        """Compute logits ``[B, C]`` with a graph to pixels and prompts."""
         values = self._values()
         return self.logits(self.image_features(images, values), self.class_features(values))
 
     def frozen_prompts(self) -> AbstractContextManager[None]:
-        """Inside, no graph of the prompts is built, nor of what else learns with them."""
+        """Return a context manager that disables the gradients of all the prompts' parameters."""
         return without_gradients(self.prompts)
 
     def prepare(self) -> Prepared:
-        """What a tuning step needs of the prompts, once: its attack and its loss share it."""
+        """Compute the values that a step's attack and loss share, from the prompts alone."""
         values = self._values()
         text = self.class_features(values)
         return Prepared(values, text, () if self.head is None else self.head.prepare(text.detach()))
@@ -237,9 +239,9 @@ class PromptedCLIP(nn.Module):
     def see(
         self, images: Tensor, prepared: Prepared | None = None, *, keep_layers: bool = False
     ) -> Seen:
-        """Logits, features, with ``keep_layers`` the layers' outputs; with a graph to the prompts.
+        """Compute logits, features and, if requested, layer outputs, with a graph to the prompts.
 
-        The reference engine computes its own class features, whatever ``prepared`` holds.
+        The reference engine ignores ``prepared`` and computes the class features again.
         """
         if prepared is None or self.engine == "reference":
             prepared = self.prepare()
@@ -260,10 +262,10 @@ class PromptedCLIP(nn.Module):
         *,
         keep_layers: bool = False,
     ) -> tuple[Seen, Seen]:
-        """`see` of clean and of adversarial images.
+        """Apply `see` to clean and to adversarial images.
 
-        The fast engine makes one pass over both; the reference engine two, each with its own class
-        features.
+        The fast engine runs one pass over both batches; the reference engine runs two and computes
+        the class features in each.
         """
         if self.engine == "reference":
             clean = self.see(images, keep_layers=keep_layers)
@@ -280,12 +282,12 @@ class PromptedCLIP(nn.Module):
     def pair(
         self, images: Tensor, adv: Tensor, prepared: Prepared | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The logits of `see_both`."""
+        """Return the logits of `see_both`."""
         clean, attacked = self.see_both(images, adv, prepared)
         return clean.logits, attacked.logits
 
     def classifier(self) -> CLIPClassifier:
-        """The classifier of the prompts as they are now: further tuning does not change it."""
+        """Return a classifier with the current prompts; further tuning does not change it."""
         with torch.no_grad():
             text, visual, *_ = self.prepare().detached()
         assert text is not None

@@ -1,4 +1,4 @@
-"""What learns: text context, deep multi-modal prompts, mixtures of prompts, token refiners."""
+"""Trainable modules: text context, deep text and visual prompts, prompt mixtures, refiners."""
 
 from .context import TextContext
 from .deep import DeepPrompts, why_no_deep_prompts

@@ -1,4 +1,4 @@
-"""A text context: tokens in front of the class name."""
+"""Trainable context tokens of a text prompt."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .values import PromptValues
 
 
 class TextContext(nn.Module):
-    """Context tokens that stand between the start token and the class name.
+    """Trainable context tokens, by default between the start token and the class name.
 
     Args:
-        n_ctx: M, the number of tokens.
-        width: the text tower's width.
-        classes: C, for one context a class; None is one context for all.
-        seed: of the start values, N(0, 0.02) (CoOp, Zhou et al., IJCV 2022).
-        start: start values of the first tokens instead, ``[at most M, width]``, such as the
-            embeddings of words.
+        n_ctx: number of context tokens, M.
+        width: width of the text encoder.
+        classes: number of classes, C, for a separate context per class; None for a shared context.
+        seed: seed of the initial values, N(0, 0.02) (CoOp, Zhou et al., IJCV 2022).
+        start: initial values of the first tokens instead, ``[at most M, width]``, such as word
+            embeddings.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class TextContext(nn.Module):
         self.tokens = nn.Parameter(tokens)
 
     def forward(self) -> Tensor:
-        """The tokens, ``[M, width]`` or ``[C, M, width]``."""
+        """Return the tokens, ``[M, width]`` or ``[C, M, width]``."""
         return self.tokens
 
     def values(self) -> PromptValues:
-        """What goes into the towers."""
+        """Return the inputs to the towers."""
         return PromptValues(self.tokens)

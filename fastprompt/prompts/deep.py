@@ -1,4 +1,4 @@
-"""Text and visual prompts in the layers of both towers, coupled."""
+"""Coupled text and visual prompts in the layers of both encoders."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .values import PromptValues
 
 
 class DeepPrompts(nn.Module):
-    """Text and visual prompts in the first ``depth`` layers of both towers, coupled.
+    """Coupled text and visual prompts in the first ``depth`` layers of both encoders.
 
-    The visual prompts are mapped from the text prompts by one linear layer in each layer (MaPLe,
-    Khattak et al., CVPR 2023, section 3.2).
+    In each layer, a linear map computes the visual prompts from the text prompts (MaPLe, Khattak et
+    al., CVPR 2023, section 3.2).
 
     Args:
-        depth: layers with prompts of their own, of both towers.
-        n_ctx: M, tokens in each of them.
-        text_width, image_width: of the towers.
-        refiners: `TokenRefiner` modules in the image tower, one for each block but the first: so
-            many, 0 for none.
-        text_refiners: likewise in the text tower.
-        refiner_start: see `TokenRefiner`.
-        seed: of the start values, N(0, 0.02); the maps start as `nn.Linear` does.
-        start: start values of the first layer's first tokens, ``[at most M, text_width]``.
+        depth: number of layers with separate prompts, in both encoders.
+        n_ctx: number of tokens per layer, M.
+        text_width, image_width: widths of the encoders.
+        refiners: number of `TokenRefiner` modules for the image tower, placed before its second
+            and following blocks; 0 for none.
+        text_refiners: the same for the text tower, which takes one for each block but the first.
+        refiner_start: initial values of the refiners, see `TokenRefiner`.
+        seed: seed of the initial values: N(0, 0.02); the linear maps are those of `nn.Linear`.
+        start: initial values of the first layer's first tokens, ``[at most M, text_width]``.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class DeepPrompts(nn.Module):
         seed: int = 0,
         start: Tensor | None = None,
     ) -> DeepPrompts:
-        """Prompts of a model's widths, on its device; by default in every layer of both towers.
+        """Make prompts for a model, on its device; ``depth`` is by default the largest possible.
 
         Raises:
-            ValueError: one of the towers takes no such prompts (the reason is given), or has fewer
+            ValueError: an encoder does not support such prompts (the message says why) or has fewer
                 layers than ``depth``.
         """
         if why := why_no_deep_prompts(clip):
-            raise ValueError(f"clip: {clip.name} takes no deep prompts: {why}")
+            raise ValueError(f"clip: {clip.name} does not support deep prompts: {why}")
         parts = clip.text_parts
         visual: Any = clip.model.visual
         layers = len(visual.transformer.resblocks)
@@ -90,15 +90,15 @@ class DeepPrompts(nn.Module):
             depth = deepest
         if not 1 <= depth <= deepest:
             raise ValueError(
-                f"depth must be in 1..{deepest} for {clip.name}, whose towers have {parts.layers} "
-                f"(text) and {layers} (image) layers for prompts, got {depth}"
+                f"depth must be in 1..{deepest} for {clip.name}, whose encoders have "
+                f"{parts.layers} (text) and {layers} (image) layers for prompts, got {depth}"
             )
         prompts = cls(
             depth,
             n_ctx,
             parts.width,
             visual.conv1.out_channels,
-            refiners=layers - 1 if refiners else 0,
+            refiners=depth - 1 if refiners else 0,  # before the blocks that receive deep prompts
             text_refiners=parts.layers - 1 if text_refiners else 0,
             refiner_start=refiner_start,
             seed=seed,
@@ -107,16 +107,16 @@ class DeepPrompts(nn.Module):
         return prompts.to(clip.device)
 
     def visual(self) -> Tensor:
-        """The visual prompts, ``[depth, M, image_width]``."""
+        """Compute the visual prompts, ``[depth, M, image_width]``."""
         return torch.baddbmm(self.map_bias, self.tokens, self.map_weight.transpose(1, 2))
 
     def values(self) -> PromptValues:
-        """What goes into the towers."""
+        """Return the inputs to the towers."""
         return PromptValues(self.tokens[0], self.tokens[1:], self.visual())
 
 
 def why_no_deep_prompts(clip: FrozenCLIP) -> str:
-    """Why prompts can't be put into the layers of both towers; empty if they can."""
+    """Return why the model does not support deep prompts; empty if it does."""
     if reason := clip.why_no_text_prompts() or why_no_visual_prompts(clip.model):
         return reason
-    return "" if clip.text_parts.layers else "no prompts fit its text layers"
+    return "" if clip.text_parts.layers else "its text layers accept no prompts"

@@ -1,4 +1,4 @@
-"""Start values of what learns."""
+"""Initial values of trainable parameters."""
 
 import torch
 from torch import Tensor
@@ -9,5 +9,5 @@ def normal(generator: torch.Generator, *shape: int, std: float = 0.02) -> Tensor
 
 
 def uniform(generator: torch.Generator, fan_in: int, *shape: int) -> Tensor:
-    """`nn.Linear`'s start values: uniform in ``+-1 / sqrt(fan_in)``."""
+    """Return initial values as in `nn.Linear`: uniform in ``+-1 / sqrt(fan_in)``."""
     return (2 * torch.rand(*shape, generator=generator) - 1) * fan_in**-0.5

@@ -1,4 +1,4 @@
-"""From image features and the features of several prompts to logits: router and mixture (AMPT)."""
+"""Router and mixture of AMPT: logits from image features and several prompts' text features."""
 
 from typing import Protocol, get_args
 
@@ -15,28 +15,29 @@ from .values import PromptValues
 
 
 class Head(Protocol):
-    """What makes logits of K prompts' text features in place of the cosine."""
+    """Interface of modules that compute logits from the text features of K prompts."""
 
     def prepare(self, text_features: Tensor) -> tuple[Tensor, ...]:
-        """What depends on the text features ``[K, C, D]`` alone, without a graph."""
+        """Compute tensors that depend only on text features ``[K, C, D]``, without a graph."""
 
     def __call__(
         self, image_features: Tensor, text_features: Tensor, scale: Tensor, *prepared: Tensor
     ) -> Tensor:
-        """Logits ``[B, C]`` of L2-normalized image features ``[B, D]``."""
+        """Compute logits ``[B, C]`` from L2-normalized image features ``[B, D]``."""
 
 
 class PromptRouter(nn.Module):
-    """LayerNorm, Linear, GELU, Linear: an image feature to one number for each prompt.
+    """Map an image feature to one logit per prompt: LayerNorm, Linear, GELU, Linear.
 
-    The last layer starts at zero: tuning begins with the plain average of the prompts. The form is
-    our choice; AMPT's paper says that the router reads the image feature.
+    The last layer is initialized to zero, so that tuning starts from the plain average of the
+    prompts. The architecture is our choice; AMPT's paper says that the router takes the image
+    feature.
 
     Args:
-        feature_width: D.
-        n_prompts: K.
-        hidden: the inner width; by default D / 4.
-        seed: of the start values, those of `nn.Linear`.
+        feature_width: width of the image features, D.
+        n_prompts: number of prompts, K.
+        hidden: width of the hidden layer; by default D / 4.
+        seed: seed of the initial values, which are those of `nn.Linear`.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class PromptRouter(nn.Module):
             self.second.weight.zero_(), self.second.bias.zero_()
 
     def forward(self, image_features: Tensor) -> Tensor:
-        """``[B, D]`` to ``[B, K]``."""
+        """Map image features ``[B, D]`` to logits ``[B, K]``."""
         x = image_features.to(self.first.weight.dtype)
         return self.second(F.gelu(self.first(self.norm(x))))
 
@@ -64,9 +65,9 @@ class MixtureHead(nn.Module):
     """Logits of a mixture of prompts: ``w = softmax(router(f) / T)``, see `mixture_logits`.
 
     Args:
-        router: L2-normalized image features ``[B, D]`` to ``[B, K]``.
-        temperature: T, above 0.
-        mix: ``"normalized"`` mixes text features of length 1, ``"raw"`` as the tower gives them.
+        router: module that maps L2-normalized image features ``[B, D]`` to logits ``[B, K]``.
+        temperature: softmax temperature T, above 0.
+        mix: ``"normalized"`` mixes L2-normalized text features, ``"raw"`` unnormalized ones.
     """
 
     def __init__(
@@ -78,28 +79,28 @@ class MixtureHead(nn.Module):
         self.temperature = check_number(temperature, "temperature", above=0)
 
     def extra_repr(self) -> str:
-        # an evaluation knows a model by its weights and by this: no state dict holds these two
+        # evaluations identify a model by its state dict and this text; only the text has these two
         return f"temperature={self.temperature}, mix={self.mix!r}"
 
     def weights(self, image_features: Tensor) -> Tensor:
-        """How much of each prompt an image gets, ``[B, K]``, of L2-normalized features."""
+        """Compute the prompts' weights ``[B, K]`` from L2-normalized image features ``[B, D]``."""
         return (self.router(image_features) / self.temperature).softmax(dim=-1)
 
     def prepare(self, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """What depends on the text features ``[K, C, D]`` alone, without a graph."""
+        """Compute the tensors that depend only on text features ``[K, C, D]``, without a graph."""
         gram = mixture_gram(text_features, mix=self.mix)
         return gram.gram, gram.inv_norm
 
     def forward(
         self, image_features: Tensor, text_features: Tensor, scale: Tensor, *prepared: Tensor
     ) -> Tensor:
-        """Logits ``[B, C]``.
+        """Compute logits ``[B, C]``.
 
         Args:
             image_features: L2-normalized, ``[B, D]``.
-            text_features: as the tower gives them, ``[K, C, D]``.
-            scale: the factor in front of the cosine.
-            prepared: from `prepare`.
+            text_features: unnormalized, ``[K, C, D]``.
+            scale: scale factor of the cosine.
+            prepared: the output of `prepare`.
         """
         gram = MixtureGram(prepared[0], prepared[1], self.mix) if prepared else None
         logits = self.router(image_features)
@@ -115,10 +116,10 @@ class MixtureHead(nn.Module):
 
 
 class PlainMixtureHead(nn.Module):
-    """The same logits spelled out, with one text feature for each image and class.
+    """Plain implementation of `MixtureHead`, with one text feature per image and class.
 
     Args:
-        head: whose router, temperature and mixing it has.
+        head: the head whose router, temperature and ``mix`` it uses.
     """
 
     def __init__(self, head: MixtureHead) -> None:
@@ -130,7 +131,7 @@ class PlainMixtureHead(nn.Module):
         return self.head.weights(image_features)
 
     def prepare(self, text_features: Tensor) -> tuple[()]:
-        """Nothing: all is computed in each call."""
+        """Return no tensors: each call computes everything."""
         return ()
 
     def forward(self, image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
@@ -143,20 +144,20 @@ class PlainMixtureHead(nn.Module):
 
 
 class PromptMixture(nn.Module):
-    """K text prompts and the router that weights them for each image (AMPT).
+    """K text prompts and a router that weights them for each image (AMPT).
 
-    Every prompt but the first starts with noise on its words too: prompts that start alike would
-    get the same gradients, and stay alike.
+    In all prompts but the first, noise is added to ``start`` too: prompts with equal initial values
+    would get equal gradients and stay equal.
 
     Args:
-        n_prompts: K.
-        n_ctx: M, tokens of each prompt.
-        width: the text tower's width.
-        feature_width: D, of the features.
-        hidden: the router's inner width; by default D / 4.
-        temperature, mix: of the mixture, see `MixtureHead`.
-        seed: of the start values: N(0, 0.02), the router's as `nn.Linear` has them.
-        start: start values of each prompt's first tokens, ``[at most M, width]``.
+        n_prompts: number of prompts, K.
+        n_ctx: number of tokens per prompt, M.
+        width: width of the text encoder.
+        feature_width: width of the features, D.
+        hidden: width of the router's hidden layer; by default D / 4.
+        temperature, mix: settings of the mixture, see `MixtureHead`.
+        seed: seed of the initial values: N(0, 0.02); those of the router are as in `nn.Linear`.
+        start: initial values of each prompt's first tokens, ``[at most M, width]``.
     """
 
     def __init__(
@@ -185,5 +186,5 @@ class PromptMixture(nn.Module):
         self.head = MixtureHead(router, temperature=temperature, mix=mix)
 
     def values(self) -> PromptValues:
-        """What goes into the towers."""
+        """Return the inputs to the towers."""
         return PromptValues(self.tokens)

@@ -1,4 +1,4 @@
-"""Token refiners: small networks that purify tokens in front of a block (NAP)."""
+"""Token refiners: small networks that purify the tokens before a block (NAP)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ RefinerStart = Literal["identity", "linear"]
 
 
 class TokenRefiner(nn.Module):
-    """``x + W2 ReLU(W1 x)``: purifies the tokens in front of a block (NAP's neural augmentor).
+    """Purify the tokens before a block by ``x + W2 ReLU(W1 x)`` (NAP's neural augmentor).
 
     Args:
-        width: d, of a token; the hidden layer has 2 d.
-        start: ``"identity"`` starts with ``W2`` at zero; ``"linear"`` starts both layers as
-            `nn.Linear` does, as the authors have it.
-        seed: of the start values.
+        width: width of a token, d; the hidden layer has width 2 d.
+        start: ``"identity"`` initializes ``W2`` to zero; ``"linear"`` initializes both layers as
+            `nn.Linear` does, like NAP's authors.
+        seed: seed of the initial values.
     """
 
     def __init__(self, width: int, *, start: RefinerStart = "identity", seed: int = 0) -> None:
@@ -38,7 +38,7 @@ class TokenRefiner(nn.Module):
                 self.second.weight.zero_(), self.second.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens ``[..., width]`` to the same, computed in the tokens' precision."""
+        """Refine tokens ``[..., width]``, computing in their precision."""
         first, second = (
             (m.weight.to(x.dtype), m.bias.to(x.dtype)) for m in (self.first, self.second)
         )

@@ -1,4 +1,4 @@
-"""What prompts put into the towers, and what a module that learns prompts must have."""
+"""Interface between modules with trainable prompts and the towers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PromptValues:
-    """What prompts put into the towers.
+    """Inputs of the prompts to the towers.
 
     Attributes:
-        context: context tokens, ``[M, text_width]``; ``[C, M, text_width]`` of one context a class,
-            ``[K, M, text_width]`` of a mixture.
-        deep: what replaces them before layers 1, 2, ... of the text tower,
+        context: context tokens, ``[M, text_width]``; ``[C, M, text_width]`` for a context per
+            class, ``[K, M, text_width]`` for a mixture.
+        deep: replacements of the context tokens before layers 1, 2, ... of the text encoder,
             ``[depth - 1, M, text_width]``.
-        visual: visual prompts, one set for each of the image layers that have some,
+        visual: visual prompts, one set for each image layer that has prompts,
             ``[layers, V, image_width]``.
     """
 
@@ -27,10 +27,10 @@ class PromptValues:
 
 
 class Prompts(Protocol):
-    """A module that learns prompts.
+    """Interface of modules with trainable prompts.
 
-    It may have ``refiners`` (of the image tower) and ``text_refiners``, lists of modules, and a
-    ``head`` that makes logits of K prompts' features, such as `MixtureHead`.
+    Optional attributes: ``refiners`` (for the image tower) and ``text_refiners``, lists of modules,
+    and ``head``, which computes logits from K prompts' features, such as `MixtureHead`.
     """
 
     def values(self) -> PromptValues: ...

@@ -1,4 +1,4 @@
-"""What evaluations found, as a page to read and as tables for a paper."""
+"""Reports of evaluations: an HTML page, and tables for papers."""
 
 from .write import write_report
 

@@ -1,4 +1,4 @@
-"""What attacks do to single classes: which fall first, and how a router answers."""
+"""Per-class results: robust accuracy of each class, and router weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Any
 from .comparison import Method, radius
 from .figures import diagnostics
 
-_EACH = 10  # worst and best classes shown
-_FEW = 5  # images of a class: with fewer of them its share says next to nothing
-_ROUTED = 24  # classes of a router shown
+_EACH = 10  # number of worst and of best classes shown
+_FEW = 5  # images of a class; with fewer images its accuracy is mostly chance
+_ROUTED = 24  # classes shown per router
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class: its name, how many images it has, how many stand clean and attacked."""
+    """A class: name, number of images, number classified correctly clean and attacked."""
 
     name: str
     n: int
@@ -23,7 +23,7 @@ class ClassRow:
 
     @property
     def share(self) -> float:
-        """How many of its images stand, in per cent."""
+        """Robust accuracy in per cent."""
         return 100 * self.standing / self.n
 
 
@@ -31,7 +31,7 @@ class ClassRow:
 class ClassTable:
     """The worst and the best classes of a method; ``best`` is empty if ``worst`` holds them all.
 
-    ``few`` is set if half of the classes have fewer images than that, else 0.
+    ``few`` is `_FEW` if at least half of the classes have fewer than `_FEW` images, else 0.
     """
 
     title: str
@@ -41,7 +41,7 @@ class ClassTable:
 
 
 def class_tables(methods: Sequence[Method], eps: float | None) -> list[ClassTable]:
-    """Worst and best classes under each method's strongest adaptive attack of a radius."""
+    """Return worst and best classes under each method's strongest adaptive attack at ``eps``."""
     out = []
     for method in methods:
         cell = method.strongest(eps)
@@ -73,7 +73,7 @@ def class_tables(methods: Sequence[Method], eps: float | None) -> list[ClassTabl
 def _by_class(
     labels: Sequence[int], names: Sequence[str] | None, flags: str, clean: str | None
 ) -> list[ClassRow]:
-    """All classes that have images, the worst first."""
+    """Return all classes that have images, the least robust first."""
     counts: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
         count = counts.setdefault(label, [0, 0, 0])
@@ -89,13 +89,13 @@ def _by_class(
         )
         for label, (n, right, standing) in counts.items()
     ]
-    # of two that are equally robust the one that lost more is the worse
+    # of two equally robust classes, the one with the higher clean accuracy is worse
     return sorted(rows, key=lambda r: (r.share, -(r.clean or 0) / r.n, r.name))
 
 
 @dataclass(frozen=True)
 class Routing:
-    """A router's mean weights: for each class shown, clean and attacked, each ``[K]``."""
+    """Mean router weights, clean and attacked, each ``[K]``, of the classes shown."""
 
     title: str
     prompts: int
@@ -105,14 +105,14 @@ class Routing:
 
 
 def routings(methods: Sequence[Method]) -> list[Routing]:
-    """Router weights of the methods that have one; of many classes those that change most."""
+    """Return router weights of methods with a router; of many classes, those that change most."""
     out = []
     for method in methods:
         every = diagnostics(method)
         found = every.get("routing")
         if not found:
             continue
-        # a class without an image has no weights
+        # classes without images have no weights
         sides = zip(found["classes"], found["clean"], found["adversarial"], strict=True)
         rows = [(name, a, b) for name, a, b in sides if a is not None and b is not None]
         if not rows:

@@ -1,4 +1,4 @@
-"""Models of several runs side by side: which rows can be compared."""
+"""Comparison of the models of several runs: which rows can be compared."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from .runs import Run, Source
 
 
 class Column(NamedTuple):
-    """An attack, the path it took, its radius in pixel units."""
+    """An attack, its path, and its radius in pixel units."""
 
     attack: str
     path: str
@@ -19,7 +19,7 @@ class Column(NamedTuple):
 
     @property
     def radius(self) -> str:
-        """The radius in words."""
+        """The radius as text."""
         return radius(self.eps)
 
 
@@ -37,14 +37,14 @@ class Cell:
 
 @dataclass
 class Method:
-    """A model on some images.
+    """A model evaluated on a set of images.
 
     Attributes:
         label: its name in the report.
         model: its name in the evaluation.
-        run: its run's name; empty if several runs hold the very same model.
+        run: name of its run; empty if several runs contain the same model.
         cells: its rows.
-        sources: the evaluations that speak of it.
+        sources: the evaluations that contain it.
     """
 
     label: str
@@ -55,43 +55,43 @@ class Method:
 
     @property
     def clean(self) -> dict[str, Any] | None:
-        """The row without an attack."""
+        """The row on clean images."""
         return next((c.row for k, c in self.cells.items() if k.attack == "clean"), None)
 
     @property
     def sanity(self) -> list[dict[str, Any]]:
-        """Every verdict on it; what several evaluations say alike, once."""
+        """Its sanity-check verdicts; equal verdicts of several evaluations appear once."""
         every = [s for e in self.sources for s in e.evaluation.sanity if s["model"] == self.model]
         return list({(s["check"], s["verdict"], s["reason"]): s for s in every}.values())
 
     @property
     def failed(self) -> list[dict[str, Any]]:
-        """Checks that it did not pass."""
+        """The sanity checks that it failed."""
         return [s for s in self.sanity if s["verdict"] == "failed"]
 
     @property
     def facts(self) -> dict[str, Any]:
-        """How it computes, as the evaluation describes it."""
+        """The evaluation's description of the model."""
         return next((e.evaluation.models.get(self.model, {}) for e in self.sources), {})
 
     def attacked(self) -> dict[Column, Cell]:
-        """The cells of attacks."""
+        """Return the cells of attacks, without the clean one."""
         return {k: c for k, c in self.cells.items() if k.attack != "clean"}
 
     @property
     def radii(self) -> set[float]:
-        """Of its adaptive attacks."""
+        """Nonzero radii of its adaptive attacks."""
         return {k.eps for k in self.attacked() if k.path == "adaptive" and k.eps}
 
     def strongest(self, eps: float | None) -> Cell | None:
-        """Its lowest row of an adaptive attack of that radius; None takes its smallest."""
+        """Return the strongest adaptive attack at ``eps``, or at its smallest radius if None."""
         eps = min(self.radii, default=None) if eps is None else eps
         adaptive = {k: c for k, c in self.attacked().items() if k.path == "adaptive"}
         here = [c for k, c in adaptive.items() if k.eps == eps]
         return min(here, key=lambda cell: cell.row["accuracy"], default=None)
 
     def together(self, eps: float) -> tuple[float, tuple[float, float], int] | None:
-        """What stands under all attacks of a radius: share, interval, how many attacks."""
+        """Return robust accuracy under all attacks at ``eps``, its interval, number of attacks."""
         rows = [c.row for k, c in self.attacked().items() if k.eps == eps]
         flags = [row.get("flags") or "" for row in rows]
         if not rows or not flags[0] or len(set(map(len, flags))) > 1:
@@ -101,11 +101,11 @@ class Method:
 
 
 def compare(runs: Sequence[Run]) -> list[Method]:
-    """The models of some runs.
+    """Collect the models of runs as methods to compare.
 
-    Rows of one model on the same images stand in one line. What two evaluations say differently of
-    the same attack stays apart, and a model that several runs hold (the same weights on the same
-    images, such as zero-shot) stands once.
+    Rows of one model on the same images form one method. Evaluations that differ in the same attack
+    are separate methods. A model that several runs share (the same weights on the same images, such
+    as zero-shot) is one method.
     """
     sources = [source for run in runs for source in run.sources]
     found: dict[tuple[Any, ...], Method] = {}
@@ -129,7 +129,7 @@ def compare(runs: Sequence[Run]) -> list[Method]:
 
 
 def _shared(source: Source, model: str, sources: Sequence[Source]) -> bool:
-    """Whether another run holds the same weights, judged on the same images."""
+    """Return whether another run evaluates the same weights on the same images."""
     weights = source.evaluation.models.get(model, {}).get("weights", "unknown")
     return weights != "unknown" and any(
         other.run != source.run
@@ -163,25 +163,25 @@ def _name(methods: Sequence[Method]) -> None:
 
 
 def common_radius(methods: Sequence[Method]) -> float | None:
-    """The smallest radius at which every attacked method was attacked; None if there is none.
+    """Return the smallest radius common to all attacked methods, None if there is none.
 
-    The smallest, since at the larger ones little may stand of any method.
+    At larger radii the robust accuracy of every method may be close to zero.
     """
     attacked = [m.radii for m in methods if m.radii]
     return min(set.intersection(*attacked), default=None) if attacked else None
 
 
 def columns_of(methods: Sequence[Method]) -> list[Column]:
-    """All columns: clean, then by radius, within one in the order of the rows."""
+    """Return all columns: clean first, then by radius; at one radius in the order of the rows."""
     every = dict.fromkeys(k for m in methods for k in m.cells)
     return sorted(every, key=lambda k: (k.attack != "clean", k.eps))
 
 
 def radius(eps: float) -> str:
-    """A radius as people write it."""
+    """Format a radius, such as ``4/255``."""
     return f"{255 * eps:.4g}/255" if eps else "0"
 
 
 def path_words(path: str) -> str:
-    """A path as people write it."""
+    """Format an attack path."""
     return path.replace("transfer:", "transfer: ") if path != "none" else ""

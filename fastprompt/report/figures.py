@@ -1,4 +1,4 @@
-"""What is plotted: accuracy against radius and steps, tuning curves, corrections by layer."""
+"""Plots: accuracy against radius and steps, tuning curves, refiner corrections by layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,11 @@ from .comparison import Column, Method, path_words, radius
 from .plots import Plot, Series, draw
 from .runs import Run
 
-_TICKS = 7  # radii that are marked on their axis, if there are no more
+_TICKS = 7  # with more radii, matplotlib chooses the ticks
 
 
 def against_eps(methods: Sequence[Method]) -> list[Plot]:
-    """For each attack that was run at several radii, every method's accuracy against them."""
+    """Plot accuracy against the radius for each attack run at several radii."""
     attacks = dict.fromkeys((k.attack, k.path) for m in methods for k in m.attacked())
     plots = []
     for attack, path in attacks:
@@ -54,7 +54,7 @@ def _by_eps(method: Method, style: int, attack: str, path: str) -> Series | None
 
 
 def against_steps(methods: Sequence[Method]) -> list[Plot]:
-    """For each attack whose images left when they fell, how many stand after so many iterates."""
+    """Plot accuracy against the iterates of each attack that records when images are fooled."""
     columns = dict.fromkeys(k for m in methods for k, c in m.cells.items() if c.row.get("fell_at"))
     plots = []
     for column in sorted(columns, key=lambda k: k.eps):
@@ -72,7 +72,7 @@ def against_steps(methods: Sequence[Method]) -> list[Plot]:
 def _by_steps(method: Method, style: int, row: dict[str, Any]) -> Series:
     fell = sorted((int(at), count) for at, count in row["fell_at"].items())
     standing = row["correct"] + row.get("stalled", 0) + sum(count for _, count in fell)
-    # the first iterate is the random start: before it all stand that were right without attack
+    # iterate 0 is the random start; before it, accuracy is the clean accuracy
     x, y = [0.0], [100 * standing / row["n"]]
     for at, count in fell:
         standing -= count
@@ -86,9 +86,9 @@ def _by_steps(method: Method, style: int, row: dict[str, Any]) -> Series:
 
 
 def tuning(runs: Sequence[Run], methods: Sequence[Method]) -> list[Plot]:
-    """Loss and validation accuracy of each run, epoch by epoch."""
+    """Plot loss and validation accuracy of each run against the epoch."""
     plots = []
-    # in the color of what was tuned, the last of a run's models
+    # a run has the color of its tuned model, the last of its models
     styles = {s.run: style for style, m in enumerate(methods) for s in m.sources}
     losses = [
         line
@@ -130,7 +130,7 @@ def _curve(run: Run, key: str, label: str, style: int) -> Series | None:
 
 
 def corrections(method: Method) -> Plot | None:
-    """How much each refiner changes its tokens, without and with an attack."""
+    """Plot the relative size of each refiner's correction, clean and attacked."""
     found = diagnostics(method).get("refiners")
     if not found or not found["layers"]:
         return None
@@ -144,7 +144,7 @@ def corrections(method: Method) -> Plot | None:
 
 
 def diagnostics(method: Method) -> dict[str, Any]:
-    """What the evaluations say of a method's parts."""
+    """Return the diagnostics of a method from all its evaluations."""
     out: dict[str, Any] = {}
     for source in method.sources:
         out |= source.evaluation.diagnostics.get(method.model) or {}
@@ -152,7 +152,7 @@ def diagnostics(method: Method) -> dict[str, Any]:
 
 
 def stages(methods: Sequence[Method]) -> list[dict[str, Any]]:
-    """Attacks of several stages: by radius and method, what each left standing."""
+    """Return robust accuracy after each stage of multi-stage attacks, by radius and method."""
     found: dict[tuple[str, ...], list[tuple[Column, str, list[float]]]] = {}
     for method in methods:
         for column, cell in method.attacked().items():

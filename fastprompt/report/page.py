@@ -1,4 +1,4 @@
-"""The page: what its template is given."""
+"""The HTML page: values for its template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .tables import caption, distrust
 
 @dataclass(frozen=True)
 class Shown:
-    """A cell of the headline table, in per cent; ``notes`` number the reasons against it."""
+    """A cell of the headline table, in per cent; ``notes`` are numbers of reasons for distrust."""
 
     value: float
     low: float
@@ -33,7 +33,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Summary:
-    """A method in two numbers: clean, and standing under every attack of ``radius``.
+    """Clean accuracy of a method, and its robust accuracy under all attacks at ``radius``.
 
     ``under`` names these attacks.
     """
@@ -49,7 +49,7 @@ class Summary:
 
 
 def page_text(runs: Sequence[Run], methods: Sequence[Method]) -> str:
-    """The whole page; sections without anything to show are left out."""
+    """Render the page; sections without content are omitted."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -94,7 +94,7 @@ def _trusted(method: Method) -> bool:
 def _headline(
     methods: Sequence[Method], columns: Sequence[Column], reasons: Sequence[str]
 ) -> dict[str, Any]:
-    """The table's columns by radius, its cells, and which way round it is."""
+    """Return the table's columns by radius, its cells, and its orientation."""
     groups = []
     for (clean, eps), group in groupby(columns, key=lambda k: (k.attack == "clean", k.eps)):
         shown = [
@@ -108,7 +108,7 @@ def _headline(
             {"label": m.label, "about": _about(m), "notes": _check_notes(m, reasons)}
             for m in methods
         ],
-        # the longer side goes down the page: a phone is narrow
+        # the longer dimension becomes rows, since phones are narrow
         "attacks_down": len(columns) >= len(methods),
     }
 
@@ -134,13 +134,13 @@ def _check_notes(method: Method, reasons: Sequence[str]) -> list[int]:
 
 
 def _about(method: Method) -> str:
-    """What stands in front of the model, if something does."""
+    """Describe the input defenses of the model; empty without defenses."""
     defenses = method.facts.get("defenses") or []
     return "behind " + ", ".join(map(str, defenses)) if defenses else ""
 
 
 def _summaries(methods: Sequence[Method], eps: float | None) -> list[Summary]:
-    """A card for each method, at the radius that all have; else each at its own."""
+    """Return a card per method at the common radius ``eps``, or at its own radius if None."""
     out = []
     for method in methods:
         clean, best = method.clean, method.strongest(eps)
@@ -162,7 +162,7 @@ def _summaries(methods: Sequence[Method], eps: float | None) -> list[Summary]:
 
 
 def _attacks(method: Method, eps: float | None) -> list[tuple[str, str]]:
-    """Names and paths of the attacks of a radius."""
+    """Return names and paths of the attacks at a radius."""
     return [(k.attack, k.path) for k in method.attacked() if k.eps == eps]
 
 
@@ -172,13 +172,15 @@ def _words(attack: tuple[str, str]) -> str:
 
 
 def _apart(methods: Sequence[Method], eps: float | None) -> list[str]:
-    """Why the cards, which stand side by side, can't be compared."""
+    """Return the reasons why the cards can't be compared."""
     attacked = [m for m in methods if m.radii]
     out = []
     if attacked and eps is None:
-        out.append("No radius is common to all models: each card is at a radius of its own.")
+        out.append("No radius is common to all models: each card uses its own radius.")
     elif len({frozenset(_attacks(m, eps)) for m in attacked}) > 1:
-        out.append(f"At ε = {radius(eps or 0.0)} the models stood under different attacks.")
+        out.append(
+            f"At ε = {radius(eps or 0.0)} the models were evaluated under different attacks."
+        )
     if len({m.sources[0].images for m in methods}) > 1:
-        out.append("The models were judged on different images.")
+        out.append("The models were evaluated on different images.")
     return out

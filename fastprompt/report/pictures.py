@@ -1,4 +1,4 @@
-"""Images of a report: clean, what the attack added, attacked."""
+"""Images of a report: clean image, perturbation, adversarial image."""
 
 import base64
 import io
@@ -12,19 +12,19 @@ from torch import Tensor
 from .comparison import Method, path_words, radius
 from .runs import Source
 
-_MOST = 8  # images of one method
+_MOST = 8  # maximum number of images shown per method
 _WRONG_BEFORE = "wrong before"
-_WRONG = 2  # of them, that were wrong before the attack: they say little about it
+_WRONG = 2  # maximum number of those misclassified when clean; they show little about the attack
 
 
 @dataclass(frozen=True)
 class Picture:
     """Attributes:
 
-    images: data URIs: clean, perturbation, attacked.
-    label: the class it is of.
-    clean, attacked: the classes it is taken for; None if unknown.
-    verdict: ``fell``, ``stands``, or ``wrong before`` the attack.
+    images: data URIs of the clean image, the perturbation and the adversarial image.
+    label: the true class.
+    clean, attacked: the predicted classes; None if unknown.
+    verdict: ``fell`` (fooled), ``stands`` (still correct) or ``wrong before`` the attack.
     """
 
     images: tuple[str, str, str]
@@ -38,11 +38,11 @@ class Picture:
 class Grid:
     """Attributes:
 
-    title: whose they are, and under which attack.
-    pictures: some images.
-    amplified: the perturbation is shown so many times as large.
-    size: of an image in pixels.
-    left_out: images that are not shown, since they were wrong before the attack.
+    title: the method and the attack.
+    pictures: the images shown.
+    amplified: factor that scales the perturbation for display.
+    size: height and width of an image in pixels.
+    left_out: number of images misclassified before the attack that are not shown.
     """
 
     title: str
@@ -53,12 +53,12 @@ class Grid:
 
 
 def grids(methods: Sequence[Method], eps: float | None) -> list[Grid]:
-    """A grid for each method that kept images of an attack.
+    """Return a grid for each method with saved images of an attack.
 
-    The strongest adaptive one of the radius, if its images were kept.
+    The attack is the strongest adaptive one at ``eps`` if its images were saved, else the first.
 
     Raises:
-        ValueError: a file of images is damaged, or does not fit its result.
+        ValueError: an image file is damaged or does not match its result.
     """
     kept: dict[int, dict[str, Tensor]] = {}
     out = []
@@ -86,8 +86,8 @@ def _grid(method: Method, source: Source, number: int, tensors: dict[str, Tensor
             raise ValueError(f"adv.{number} is {list(adv.shape)}, clean {list(clean.shape)}")
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"{source.folder / 'examples.safetensors'} does not fit its result.json ({error}): "
-            "evaluate again"
+            f"{source.folder / 'examples.safetensors'} does not match its result.json "
+            f"({error}); evaluate the run again"
         ) from None
     amplified = 0.5 / row["eps"] if row["eps"] else 1.0
     pictures = []
@@ -116,7 +116,7 @@ def _grid(method: Method, source: Source, number: int, tensors: dict[str, Tensor
 
 
 def _telling(found: Sequence[str]) -> list[int]:
-    """Which images are shown, by their verdicts: those that were right before come first."""
+    """Select the images to show by their verdicts: first those classified correctly when clean."""
     right = [i for i, verdict in enumerate(found) if verdict != _WRONG_BEFORE]
     wrong = [i for i, verdict in enumerate(found) if verdict == _WRONG_BEFORE]
     return [*right, *wrong[:_WRONG]][:_MOST]
@@ -129,7 +129,7 @@ def _verdict(label: int, before: int | None, after: int) -> str:
 
 
 def _clean_predictions(method: Method, source: Source) -> dict[int, int]:
-    """What each image is taken for without an attack, by its index."""
+    """Return the predicted class of each clean image, by image index."""
     for row in source.evaluation.rows:
         if row["model"] == method.model and row["attack"] == "clean":
             indices = source.evaluation.data.get("indices") or []
@@ -145,7 +145,7 @@ def _name(source: Source, label: int) -> str:
 
 
 def data_uri(image: Tensor) -> str:
-    """Pixels ``[3, H, W]`` in [0, 1] as a PNG that is its own address; NaN is black."""
+    """Encode pixels ``[3, H, W]`` in [0, 1] as a PNG data URI; NaN becomes black."""
     levels = (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
     out = io.BytesIO()
     Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(out, "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""Line plots as inline SVG whose colors are the page's."""
+"""Line plots as inline SVG that use the colors of the page."""
 
 import io
 import math
@@ -13,14 +13,14 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# stand-ins that nothing else is drawn in: the page puts its own colors in their places
+# placeholder colors used nowhere else; `_svg` replaces them with the CSS colors of the page
 _INK, _RULE = "#010203", "#010204"
-SERIES = 6  # colors; beyond them they come again with other dashes and markers
+SERIES = 6  # number of colors; further lines repeat them with other dashes and markers
 _COLORS = {_INK: "currentColor", _RULE: "var(--rule)"}
 _DRAWN = [f"#0102{5 + i:02x}" for i in range(SERIES)]
 _COLORS |= {color: f"var(--series-{i + 1})" for i, color in enumerate(_DRAWN)}
 _DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-_SHAPES = {  # by matplotlib's name, for the legend
+_SHAPES = {  # SVG paths of matplotlib's markers, for the legend
     "o": "M13 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
     "s": "M13.5 2.5h7v7h-7z",
     "D": "M17 1l5 5-5 5-5-5z",
@@ -37,18 +37,18 @@ _STYLE: Any = {
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False},
     **{"xtick.major.size": 3, "ytick.major.size": 0, "axes.axisbelow": True},
 }
-_SIZE = (4.2, 2.5)  # inches: small, so that on a phone the letters keep their size
+_SIZE = (4.2, 2.5)  # inches; small, so that text stays readable on a phone
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line.
+    """A line of a plot.
 
     Attributes:
-        label: in the legend.
-        x, y: its points.
-        band: lower and upper ends of its intervals.
-        style: which color and marker; ``dashed`` sets apart two lines of one color.
+        label: its name in the legend.
+        x, y: coordinates of its points.
+        band: lower and upper ends of the intervals.
+        style: index of its color and marker; ``dashed`` distinguishes two lines of one color.
     """
 
     label: str
@@ -61,7 +61,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Key:
-    """A legend's entry: a label, and a line as it is drawn."""
+    """An entry of the legend: a label and an SVG sample of the line."""
 
     label: str
     drawn: Markup
@@ -71,9 +71,9 @@ class Key:
 class Plot:
     """Attributes:
 
-    title: above it.
+    title: heading of the plot.
     svg: the drawing.
-    legend: one entry a line.
+    legend: one entry per line.
     """
 
     title: str
@@ -91,14 +91,14 @@ def draw(
     whole: bool = False,
     ticks: Sequence[float] = (),
 ) -> Plot:
-    """A plot of lines.
+    """Draw a line plot.
 
     Args:
-        labels: of the horizontal and the vertical axis.
-        percent: the values are per cent: the axis goes from 0 to 100.
-        steps: the values hold until the next point.
-        whole: the points on the horizontal axis are whole numbers.
-        ticks: where the horizontal axis is marked; chosen for it if none are given.
+        labels: labels of the horizontal and the vertical axis.
+        percent: the values are per cent; the vertical axis ranges from 0 to 100.
+        steps: draw a step function: each value holds until the next point.
+        whole: put ticks of the horizontal axis at whole numbers.
+        ticks: ticks of the horizontal axis; by default matplotlib's choice.
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained", facecolor="none")
@@ -108,7 +108,7 @@ def draw(
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         axes.grid(axis="y")
-        # 1e-5+2.8654 above an axis is read as its unit: the whole number stands at each mark
+        # an offset such as 1e-5+2.8654 above the axis reads like a unit: label ticks in full
         axes.ticklabel_format(axis="y", useOffset=False)
         if percent:
             axes.set_ylim(0, 103)
@@ -137,10 +137,10 @@ def _line(axes: Any, line: Series, steps: bool) -> None:
         linestyle=dash,
         linewidth=1.6,
         marker=marker,
-        # of many points a few are marked: color alone would not tell the lines apart
+        # mark some of many points, since color alone does not distinguish the lines
         markevery=math.ceil(len(line.x) / 8),
         markersize=4,
-        clip_on=False,  # a line at 0 keeps its width
+        clip_on=False,  # do not clip half of a line at 0
         drawstyle="steps-post" if steps else "default",
     )
     if line.band is not None:
@@ -151,7 +151,7 @@ def _svg(figure: Figure) -> str:
     out = io.StringIO()
     quiet = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", metadata=quiet)
-    # its metadata name other hosts, its style sheet would be the whole page's
+    # the metadata contains URLs of other hosts, and the style sheet would apply to the whole page
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", out.getvalue(), flags=re.S)
     text = text[text.index("<svg") :]
     for stand_in, color in _COLORS.items():
@@ -160,13 +160,13 @@ def _svg(figure: Figure) -> str:
 
 
 def _named(svg: str, words: str) -> Markup:
-    """The drawing without fixed size and names of its own, and with words for who can't see it."""
+    """Remove fixed size and unused ids from the SVG and add ``words`` as its accessible label."""
     found = re.match(r"<svg[^>]*>", svg)
     box = re.search(r'viewBox="[^"]*"', svg)
     if found is None or box is None:
         raise RuntimeError("matplotlib drew no SVG with a viewBox")
     body = svg[found.end() :].replace("xlink:href", "href")
-    # what is not referred to needs no id, and two on one page must not be alike
+    # drop ids that are not referenced; make the others unique on the page
     used = {name: f"{_short(words)}-{i}" for i, name in enumerate(_references(body))}
     body = re.sub(r' id="([^"]*)"', lambda m: _renamed(m[1], used), body)
     body = re.sub(r"(url\(#|href=\"#)([^)\"]*)", lambda m: m[1] + used[m[2]], body)
@@ -200,7 +200,7 @@ def _key(line: Series) -> Key:
 
 
 def _words(line: Series) -> str:
-    """A line's points in words: all of a few, the ends of many."""
+    """Describe a line's points as text: all of up to 8, else the first, middle and last."""
     points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if not math.isnan(y)]
     if not points:
         return "no values"

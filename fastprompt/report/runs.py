@@ -1,4 +1,4 @@
-"""What run folders hold, read and checked."""
+"""Reading and validating the files of run folders."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..evaluation import Evaluation
 from ..tuning.renamed import renamed_config
 from .schema import damage
 
-_RESULTS = (  # an evaluation of several seeds has a folder for each
+_RESULTS = (  # an evaluation with several seeds has a folder per seed
     *("result.json", "seed-*/result.json"),
     *("evaluations/*/result.json", "evaluations/*/seed-*/result.json"),
 )
@@ -26,11 +26,11 @@ class Source:
     """One evaluation.
 
     Attributes:
-        run: the run's name in the report.
-        name: the evaluation's folder in ``evaluations``, and the seed's in there; empty for the
-            run's own result.
-        folder: where ``result.json`` lies.
-        evaluation: what it holds.
+        run: name of the run in the report.
+        name: the evaluation's folder in ``evaluations``, with the seed's subfolder if any; empty
+            for the run's own result.
+        folder: the folder of ``result.json``.
+        evaluation: the content of ``result.json``.
     """
 
     run: str
@@ -40,12 +40,12 @@ class Source:
 
     @cached_property
     def images(self) -> tuple[Any, ...]:
-        """Which images were looked at: equal for evaluations that can be compared."""
+        """Identifies the images; equal for evaluations that can be compared."""
         data = self.evaluation.data
         return data.get("fingerprint"), data.get("n"), tuple(data.get("indices") or ())
 
     def examples(self) -> dict[str, Tensor]:
-        """The kept images, attacked ones among them; none if there is no such file."""
+        """Return the saved clean and adversarial images; empty if there is no such file."""
         path = self.folder / "examples.safetensors"
         return read_tensors(path, "examples")[0] if path.exists() else {}
 
@@ -54,10 +54,10 @@ class Source:
 class Run:
     """Attributes:
 
-    name: in the report, the folder's.
+    name: its name in the report, from the folder's name.
     sources: its evaluations.
-    metrics: one dict an epoch.
-    config: method, settings, model; empty for a bare evaluation.
+    metrics: one dict per epoch.
+    config: method, settings and model; empty for an evaluation without a run.
     """
 
     name: str
@@ -67,33 +67,33 @@ class Run:
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """The runs in some folders; a folder of several seeds stands for all of its runs.
+    """Read the runs in some folders; a folder of several seeds adds all of its runs.
 
     Raises:
-        ValueError: no folder is named, or a file in one is damaged or foreign.
-        FileNotFoundError: there is no such folder, or no result in it.
+        ValueError: no folder is given, or a file in one is damaged or in another format.
+        FileNotFoundError: a folder does not exist or has no result.
     """
     paths = [path for folder in folders for path in _expand(Path(folder))]
     paths = list({path.resolve(): path for path in paths}.values())
     if not paths:
-        raise ValueError("runs must not be empty: name a run folder")
+        raise ValueError("runs must not be empty; pass a run folder")
     return [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
 def _expand(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        what = "is a file: name its folder" if folder.exists() else "is no folder"
+        what = "is a file; pass its folder" if folder.exists() else "is not a folder"
         raise FileNotFoundError(f"runs: {folder} {what}")
     if not (folder / "seeds.json").exists():
         return [folder]
     seeds = read_json(folder / "seeds.json").get("seeds")
     if not isinstance(seeds, list):
-        raise ValueError(f"{folder / 'seeds.json'} is damaged: name the runs themselves")
+        raise ValueError(f"{folder / 'seeds.json'} is damaged; pass the run folders")
     return [folder / f"seed-{seed}" for seed in seeds]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' own names, with the parents' where they are not distinct."""
+    """Return the folders' names, preceded by their parents' if they are not unique."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]) for p in parts]
@@ -106,7 +106,7 @@ def _read(folder: Path, name: str) -> Run:
     found = [path for form in _RESULTS for path in sorted(folder.glob(form))]
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds no result.json: `fastprompt evaluate {folder}` makes one"
+            f"{folder} has no result.json; `fastprompt evaluate {folder}` creates one"
         )
     sources = [
         Source(name, _name(path.parent.relative_to(folder)), path.parent, _load(path))
@@ -129,7 +129,7 @@ def _load(path: Path) -> Evaluation:
     found = Evaluation.load(path)
     where = damage(vars(found))
     if where is not None:
-        raise ValueError(f"{path}: {where} is damaged: evaluate again")
+        raise ValueError(f"{path}: {where} is damaged; evaluate the run again")
     if not found.rows:
-        raise ValueError(f"{path} has no rows: evaluate again")
+        raise ValueError(f"{path} has no rows; evaluate the run again")
     return found

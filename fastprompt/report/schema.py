@@ -1,4 +1,4 @@
-"""What a ``result.json`` must look like for a report: told before anything is drawn."""
+"""Validation of the structure of a ``result.json`` before a report is drawn."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ ANY = "*"  # every key of an object
 
 @dataclass(frozen=True)
 class Maybe:
-    """What may be missing, or null."""
+    """A value that may be missing or null."""
 
     shape: Any
 
 
-_ROUTING = [Maybe([NUMBER])]  # a class without an image has no weights
+_ROUTING = [Maybe([NUMBER])]  # classes without images have no weights
 _SIZES = Maybe([NUMBER])
 _MODEL_PARTS = {
     **{"attack": str, "eps": NUMBER},
@@ -46,7 +46,7 @@ _SHAPE = {
 
 
 def damage(result: Mapping[str, Any]) -> str | None:
-    """The first place where a result is not what a report can show; None if there is none."""
+    """Return the path of the first invalid value in a result, None if the result is valid."""
     found = _misfit(result, _SHAPE, "")
     if found is not None:
         return found
@@ -62,7 +62,7 @@ def damage(result: Mapping[str, Any]) -> str | None:
 
 
 def _misfit(value: Any, shape: Any, where: str) -> str | None:
-    """Where a value does not have a shape: a type, types, ``[of each]`` or an object's keys."""
+    """Return where ``value`` does not match ``shape``: type(s), ``[item]`` or an object's keys."""
     if isinstance(shape, Maybe):
         return None if value is None else _misfit(value, shape.shape, where)
     if isinstance(shape, list):
@@ -91,14 +91,14 @@ def _sound(row: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _lengths(parts: Mapping[str, Any]) -> dict[str, list[int]]:
-    """By part, what must be of one length."""
+    """Return, by part, the lengths that must be equal."""
     out = {}
     if routing := parts.get("routing"):
         sides = [routing[side] for side in ("clean", "adversarial")]
         out["routing"] = [len(routing["classes"]), *map(len, sides)]
         out["routing (prompts)"] = [len(w) for side in sides for w in side if w is not None]
     if refiners := parts.get("refiners"):
-        # a side that was not looked at is left out
+        # a side that was not measured is omitted
         every = [refiners.get(k) for k in ("layers", "clean", "adversarial")]
         out["refiners"] = [len(values) for values in every if values]
     return out

@@ -1,4 +1,4 @@
-"""How it was done: data, models, attacks, tuning, versions."""
+"""Settings section of the page: data, models, attacks, tuning, versions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ Facts = list[tuple[str, str]]
 
 
 def settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """For each run its tuning, and for each of its evaluations what was run."""
+    """Return, for each run, its tuning settings and the settings of its evaluations."""
     return [
         {
             "run": run.name,
@@ -58,7 +58,7 @@ def _evaluation(source: Source) -> dict[str, Any]:
 
 
 def _attacks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each attack once: its settings are the same for all models, its costs are added up."""
+    """List each attack once: all models share its settings, and its costs are summed."""
     out: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if row["attack"] == "clean":
@@ -88,11 +88,11 @@ def _attack_words(given: Mapping[str, Any]) -> list[str]:
 
 
 def words(value: Any) -> str:
-    """A setting as people write it."""
+    """Format a setting for display."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        # radii and steps are parts of 255 more often than not
+        # show likely radii and step sizes as fractions of 255
         levels = 255 * value
         near = 0 < value < 0.5 and abs(levels - round(levels, 2)) < 1e-6 and levels >= 0.25
         return f"{levels:.4g}/255" if near and not _short(value) else f"{value:g}"

@@ -1,4 +1,4 @@
-"""The numbers for other programs and for papers: CSV, Markdown, LaTeX."""
+"""Result tables for other programs and for papers: CSV, Markdown, LaTeX."""
 
 import csv
 import io
@@ -12,19 +12,19 @@ _FIELDS = (
     *("model", "attack", "path", "eps", "accuracy", "low", "high", "correct", "n", "stalled"),
     *("trusted", "reasons", "forwards", "gradients", "seconds"),
 )
-_WIDE = 8  # columns of attacks that fit on a page; with more of them each attack takes a line
+_WIDE = 8  # columns that fit on a page; with more columns, each attack is a row
 
 _TEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
-    # behind a line's end these two would belong to it
+    # after a line break, LaTeX reads these two as its arguments
     **{"[": "{[}", "*": "{*}"},
 }
 
 
 def csv_text(runs: Sequence[Run]) -> str:
-    """One line for each row of each evaluation; shares are in [0, 1]."""
+    """Return one CSV line per row of each evaluation; accuracies are in [0, 1]."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "evaluation", "data", *_FIELDS])
@@ -41,7 +41,7 @@ def csv_text(runs: Sequence[Run]) -> str:
 
 
 def markdown_text(methods: Sequence[Method]) -> str:
-    """A table as GitHub and Pandoc read it: accuracy and interval in per cent."""
+    """Return a Markdown table for GitHub and Pandoc: accuracy and interval in per cent."""
     columns = columns_of(methods)
     body = [[_cell(m, k, "{:.1f} [{:.1f}, {:.1f}]", "†") for k in columns] for m in methods]
     labels = [_mark_down(_labeled(m, "†")) for m in methods]
@@ -64,7 +64,7 @@ def markdown_text(methods: Sequence[Method]) -> str:
 
 
 def latex_text(methods: Sequence[Method]) -> str:
-    """A table for LaTeX with the package booktabs."""
+    """Return a LaTeX table that uses the package booktabs."""
     columns = columns_of(methods)
     form = r"{:.1f}\,{{\scriptsize[{:.1f}, {:.1f}]}}"
     body = [[_cell(m, k, form, r"$^\dagger$") for k in columns] for m in methods]
@@ -104,7 +104,7 @@ def latex_text(methods: Sequence[Method]) -> str:
 
 
 def caption(methods: Sequence[Method]) -> str:
-    """What the numbers are, in one sentence without its full stop."""
+    """Return a one-sentence caption of the table, without the final period."""
     facts = []
     for source in {id(s): s for m in methods for s in m.sources}.values():
         n, name = source.evaluation.rows[0]["n"], source.evaluation.data.get("name")
@@ -117,7 +117,7 @@ def caption(methods: Sequence[Method]) -> str:
 
 
 def distrust(methods: Sequence[Method]) -> list[str]:
-    """Why numbers are not to be trusted, each reason once."""
+    """Return the reasons why results are not to be trusted, each once."""
     notes = [
         f"{m.label}, {k.attack}{f' at {k.radius}' if k.eps else ''}: {why}"
         for m in methods

@@ -1,4 +1,4 @@
-"""A report of some runs: a page, and the numbers as CSV, Markdown and LaTeX beside it."""
+"""Report of runs: an HTML page, and the numbers as CSV, Markdown and LaTeX."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,25 +11,25 @@ from .tables import csv_text, latex_text, markdown_text
 
 
 def write_report(runs: Sequence[str | Path] | str | Path, out: str | Path | None = None) -> Path:
-    """Write ``report.html``, and ``.csv``, ``.md`` and ``.tex`` of the same name beside it.
+    """Write ``report.html``, and ``.csv``, ``.md`` and ``.tex`` files of the same name.
 
     Args:
-        runs: run folders (or folders that hold a ``result.json``): one, or several side by side.
-        out: the page's file; by default ``report.html`` in the run's folder, for several runs in
-            the current one.
+        runs: one or several run folders, or folders that contain a ``result.json``.
+        out: file name of the page; by default ``report.html`` in the run folder, for several runs
+            in the current folder.
 
     Returns:
-        The page's path.
+        The path of the page.
 
     Raises:
-        FileNotFoundError: a folder without a result.
+        FileNotFoundError: a folder has no result.
         ValueError: a file in a folder is damaged, or ``out`` does not end in ``.html``.
     """
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
     read = read_runs(folders)
     page = _target(folders, out)
     methods = compare(read)
-    # all of them are made before the first is written; the page comes last
+    # render all files before writing the first; write the page last
     texts = {
         ".csv": csv_text(read),
         ".md": markdown_text(methods),
@@ -46,5 +46,5 @@ def _target(folders: Sequence[str | Path], out: str | Path | None) -> Path:
         return (Path(folders[0]) if len(folders) == 1 else Path()) / "report.html"
     page = Path(out)
     if page.suffix != ".html" or page.is_dir():
-        raise ValueError(f"out must be a file name that ends in .html, got {str(out)!r}")
+        raise ValueError(f"out must be a file name ending in .html, got {str(out)!r}")
     return page

@@ -1,4 +1,4 @@
-"""Prompts and frozen weights to features: the fast exact way, and the plain way."""
+"""Features from prompts and frozen weights: exact fast towers and plain reference towers."""
 
 from .engines import Engine, make_image_tower, make_text_tower, resolve_precision
 from .image import ImageTower

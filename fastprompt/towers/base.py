@@ -1,4 +1,4 @@
-"""What holds a frozen model without owning it."""
+"""Base class of the towers, which use a frozen model without owning it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..clip.frozen import FrozenCLIP
 
 
 class Tower(nn.Module):
-    """A module that computes with the weights of a `FrozenCLIP`.
+    """Module that computes with the weights of a `FrozenCLIP`.
 
-    The model is not registered as a part: whoever owns both registers it once, its weights stand
-    once in a state dict, and its mode is its own. What a tower derives from the weights (folded or
-    cast copies, the place of its index tensors) follows them: it is derived anew when they were
-    moved, cast or loaded.
+    The model is not registered as a submodule: the owner of both registers it once, a state dict
+    holds its weights once, and the tower's mode does not affect it. The tensors that a tower
+    derives from the weights (folded or cast copies) and the device of its index tensors are updated
+    after the weights were moved, cast or loaded.
 
     Args:
         clip: the frozen model.
@@ -24,16 +24,16 @@ class Tower(nn.Module):
 
     def __init__(self, clip: FrozenCLIP) -> None:
         super().__init__()
-        object.__setattr__(self, "clip", clip)  # past `nn.Module`, which would register it
+        object.__setattr__(self, "clip", clip)  # bypasses `nn.Module`, which would register it
         self._derived_from = -1
 
     def refresh(self) -> None:
-        """Derive anew what depends on the weights, if they changed."""
+        """Recompute the tensors derived from the weights, if the weights changed."""
         if torch.compiler.is_compiling() or self._derived_from == self.clip.version:
-            return  # compiled code is entered behind a refresh
+            return  # callers of compiled code refresh first
         self._derived_from = self.clip.version
         self.derive()
         self.to(self.clip.device)
 
     def derive(self) -> None:
-        """Whatever is made of the weights."""
+        """Compute all tensors derived from the weights."""

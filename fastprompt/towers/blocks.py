@@ -1,4 +1,4 @@
-"""open_clip's residual attention block, opened: the same weights, called piece by piece."""
+"""open_clip's residual attention block, split into steps that use the same weights."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ..clip.parts import TextParts
 
 
 def open_blocks(transformer: nn.Module) -> list[OpenBlock]:
-    """The transformer's blocks, opened."""
+    """Wrap each block of the transformer in an `OpenBlock`."""
     return [OpenBlock(block) for block in transformer.resblocks]  # type: ignore[union-attr]
 
 
 class OpenText:
-    """A text transformer's parts and its opened blocks, shared by all that compute with them."""
+    """Parts and opened blocks of a text encoder, shared by all modules that use them."""
 
     parts: TextParts
     blocks: list[OpenBlock]
 
     def set(self, parts: TextParts) -> None:
-        """Take these from now on."""
+        """Replace the parts and the blocks."""
         self.parts, self.blocks = parts, open_blocks(parts.transformer)
 
 
 class OpenBlock:
-    """A frozen block whose attention is the caller's: who attends to whom is what prompts change.
+    """Frozen block whose caller computes the attention, because prompts modify the attention.
 
-    ``x -> norm -> q, k, v``, then ``leave(x, mixed)`` for the rest. Tokens are the last dimension
-    but one, ``[..., T, width]``; heads are split behind them, ``[..., T, H, width / H]``.
+    Call `norm`, then `qkv`, compute the attention, then call `leave` for the rest of the block.
+    Tokens are ``[..., T, width]``; queries, keys and values are ``[..., T, H, width / H]``.
     """
 
     def __init__(self, block: Any) -> None:
@@ -40,7 +40,7 @@ class OpenBlock:
         self.width = int(block.attn.out_proj.in_features)
 
     def norm(self, x: Tensor) -> Tensor:
-        """The LayerNorm in front of the attention."""
+        """Apply the LayerNorm before the attention."""
         return self.block.ln_1(x)
 
     def _project(self, normed: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
@@ -54,21 +54,21 @@ class OpenBlock:
         return x if norm is None else norm(x)
 
     def qkv(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of all tokens."""
+        """Compute queries, keys and values of all tokens."""
         q, k, v = self._project(normed, 0, 3)
         return self._head_norm("ln_q", q), self._head_norm("ln_k", k), v
 
     def queries(self, normed: Tensor) -> Tensor:
-        """Queries alone."""
+        """Compute only the queries."""
         return self._head_norm("ln_q", self._project(normed, 0, 1)[0])
 
     def keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values alone."""
+        """Compute only the keys and values."""
         k, v = self._project(normed, 1, 3)
         return self._head_norm("ln_k", k), v
 
     def leave(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Residual, MLP, residual; ``mixed`` is what the attention gave, ``[..., T, H, d]``."""
+        """Apply residual, MLP, residual; ``mixed`` is the attention's output ``[..., T, H, d]``."""
         block, attn = self.block, self.attn
         scale = getattr(attn, "head_scale", None)
         if scale is not None:
@@ -86,7 +86,7 @@ class OpenBlock:
         mlp = self.block.mlp
         hidden = mlp.c_fc(x)
         if isinstance(mlp.gelu, QuickGELU):
-            # x sigmoid(1.702 x) by the fused silu: fewer passes, and one tensor kept, not two
+            # x sigmoid(1.702 x) by the fused silu: fewer passes, one saved tensor instead of two
             hidden = F.silu(hidden.mul_(1.702)).mul_(1 / 1.702)
         else:
             hidden = mlp.gelu(hidden)

@@ -1,4 +1,4 @@
-"""Frozen modules in another precision."""
+"""Copies of frozen modules in another precision."""
 
 import copy
 import dataclasses
@@ -14,18 +14,18 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def frozen_copy(module: M, dtype: torch.dtype | None) -> M:
-    """``module`` itself if it has that dtype already (or None is asked for), else a cast copy."""
+    """Return ``module`` itself if it has that dtype or ``dtype`` is None, else a cast copy."""
     if dtype is None or dtype == next(module.parameters()).dtype:
         return module
     copied = copy.deepcopy(module).to(dtype).requires_grad_(False)
     for part in copied.modules():
         if isinstance(part, LayerNormFp32):
-            part.float()  # it computes in float32 whatever comes in
+            part.float()  # it computes in float32 for inputs of any dtype
     return copied
 
 
 def cast_text(parts: TextParts, dtype: torch.dtype | None) -> TextParts:
-    """The text tower in ``dtype``: itself, or with copies of its weights."""
+    """Return a text encoder's parts in ``dtype``: ``parts`` itself, or with cast copies."""
     if dtype is None or dtype == parts.dtype:
         return parts
     projection = parts.text_projection
@@ -43,7 +43,7 @@ def cast_text(parts: TextParts, dtype: torch.dtype | None) -> TextParts:
 
 
 def cast_hf(parts: HFTextParts, dtype: torch.dtype | None) -> HFTextParts:
-    """Likewise for a Hugging Face model."""
+    """Do the same as `cast_text` for a Hugging Face model."""
     owner = frozen_copy(parts.owner, dtype)
     if owner is parts.owner:
         return parts

@@ -1,4 +1,4 @@
-"""The towers of an engine: ``"fast"``, or the plain ``"reference"`` with the same mathematics."""
+"""Towers of the ``"fast"`` and the plain ``"reference"`` engine, which are mathematically equal."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Engine = Literal["fast", "reference"]
 
 
 def resolve_precision(clip: FrozenCLIP, engine: str, precision: str | None) -> str:
-    """The precision that the towers run in: the one asked for, or the engine's default.
+    """Return the precision of the towers: the requested one, or the engine's default.
 
     Raises:
-        ValueError: an unknown engine or precision, one that the device lacks, or one that is not
-            the weights' own for the reference engine.
+        ValueError: the engine or precision is unknown, the device does not support the precision,
+            or the reference engine is used with another precision than that of the weights.
     """
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be 'fast' or 'reference', got {engine!r}")
@@ -40,8 +40,8 @@ def resolve_precision(clip: FrozenCLIP, engine: str, precision: str | None) -> s
     if engine == "reference":
         if precision not in (None, own):
             raise ValueError(
-                f"precision must be {own!r} with engine='reference', which runs the model's own "
-                f"modules in the weights' own precision, got {precision!r}"
+                f"precision must be {own!r} with engine='reference', which runs open_clip's own "
+                f"modules in the precision of the weights, got {precision!r}"
             )
         return own
     if precision is None:
@@ -51,7 +51,7 @@ def resolve_precision(clip: FrozenCLIP, engine: str, precision: str | None) -> s
 
 
 def _cast(clip: FrozenCLIP, engine: str, precision: str | None) -> torch.dtype | None:
-    """What the towers are cast to; None leaves the weights as they are, and as they will be."""
+    """Return the dtype to cast to; None follows the dtype of the weights, even if it changes."""
     dtype = PRECISIONS[resolve_precision(clip, engine, precision)]
     return None if dtype == clip.dtype else dtype
 
@@ -66,7 +66,7 @@ def make_text_tower(
     class_chunk: int | None = None,
     **options: Any,
 ) -> PromptedText:
-    """The engine's text tower; ``options`` are those of `PromptedText`."""
+    """Make the engine's text tower; ``options`` are arguments of `PromptedText`."""
     dtype = _cast(clip, engine, precision)
     if engine == "reference":
         return ReferenceTextTower(clip, classnames, n_ctx, **options)
@@ -80,10 +80,10 @@ def make_image_tower(
     engine: str = "fast",
     precision: str | None = None,
 ) -> Tower:
-    """The engine's image tower; an image tower of another kind runs as it is, without prompts.
+    """Make the engine's image tower; without ``layers``, any image encoder is supported.
 
     Raises:
-        ValueError: prompts for an image tower that takes none (the reason is given).
+        ValueError: the image encoder does not support the requested prompts (the message says why).
     """
     dtype = _cast(clip, engine, precision)
     if not layers and why_no_visual_prompts(clip.model):
@@ -94,7 +94,7 @@ def make_image_tower(
 
 
 class PlainImageTower(Tower):
-    """An image tower that takes no prompts, whatever its kind: ResNet, ConvNeXt, timm's."""
+    """Image tower without prompts, for any image encoder: ResNet, ConvNeXt, timm's."""
 
     visual: nn.Module
 
@@ -103,7 +103,7 @@ class PlainImageTower(Tower):
         self._cast = dtype
 
     def derive(self) -> None:
-        """A copy in another precision, if one was asked for."""
+        """Copy the encoder in another precision, if one was requested."""
         visual: Any = self.clip.model.visual
         object.__setattr__(self, "visual", frozen_copy(visual, self._cast))
 
@@ -115,10 +115,10 @@ class PlainImageTower(Tower):
         *,
         keep_layers: bool = False,
     ) -> Tensor:
-        """Un-normalized image features ``[B, D]`` of pixels ``[B, 3, S, S]`` in [0, 1].
+        """Compute unnormalized image features ``[B, D]`` of pixels ``[B, 3, S, S]`` in [0, 1].
 
         Raises:
-            ValueError: prompts, refiners or layers are asked for.
+            ValueError: prompts, refiners or layers are requested.
         """
         self.refresh()
         self.check(prompts, refiners, keep_layers=keep_layers)
@@ -128,9 +128,9 @@ class PlainImageTower(Tower):
             return self.visual(pixels.to(next(self.visual.parameters()).dtype))
 
     def check(self, prompts: object, refiners: object, *, keep_layers: bool = False) -> None:
-        """Raise what `forward` would of prompts and refiners."""
+        """Raise the errors of `forward` about prompts and refiners."""
         if prompts is not None or refiners is not None or keep_layers:
             reason = why_no_visual_prompts(self.clip.model)
             raise ValueError(
-                f"clip: {self.clip.name} takes no visual prompts or refiners: {reason}"
+                f"clip: {self.clip.name} does not support visual prompts or refiners: {reason}"
             )

@@ -20,26 +20,26 @@ Refiners = Sequence[Callable[[Tensor], Tensor]]
 
 
 class ImageTower(Tower):
-    """The frozen image tower, computing what the features need and no more.
+    """Fast image tower, which skips all computation that does not affect the features.
 
-    Prompt tokens stand behind the patch tokens and carry no positional embedding. Those of layer 0
-    join before the tower's first LayerNorm, those of a later layer replace the prompt tokens
-    before their block (the first of them to come join there); below the last such layer they flow
-    on as tokens do. Refiners act on the class and patch tokens before every block but the first
-    (NAP's order). Pooling by average leaves prompt tokens out.
+    Prompt tokens follow the patch tokens and have no positional embedding. Those of layer 0 are
+    appended before the encoder's first LayerNorm; those of a later layer replace the previous
+    prompt tokens, if any, before that layer's block. After the last such layer they pass through
+    the remaining blocks. Refiners act on the class and patch tokens before every block but the
+    first (NAP's order). Average pooling excludes prompt tokens.
 
-    What the next layer replaces is not computed: such prompt tokens serve as keys and values, once
-    for the whole batch. In the last block only the pooled tokens are computed.
+    Outputs of prompt tokens that the next layer replaces are not computed: these tokens only give
+    keys and values, once for the whole batch. The last block computes only the pooled tokens.
 
     Args:
         clip: the frozen model.
-        layers: the layers that have prompts of their own, rising; by default none.
-        dtype: of the blocks; by default the weights' own. The patch embedding keeps the weights'
-            dtype: in less, steps of an attack would be lost in rounding.
+        layers: layers with separate prompts, in increasing order; by default none.
+        dtype: dtype of the blocks; by default that of the weights. The patch embedding always has
+            the dtype of the weights: in lower precision, rounding would cancel attack steps.
 
     Raises:
-        ValueError: the image tower takes no visual prompts (the reason is given), or has no such
-            layer.
+        ValueError: the image encoder does not support visual prompts (the message says why), or has
+            no such layer.
     """
 
     visual: Any
@@ -51,7 +51,7 @@ class ImageTower(Tower):
     ) -> None:
         super().__init__(clip)
         if reason := why_no_visual_prompts(clip.model):
-            raise ValueError(f"clip: {clip.name} takes no visual prompts: {reason}")
+            raise ValueError(f"clip: {clip.name} does not support visual prompts: {reason}")
         self._cast = dtype
         for name in ("patch_weight", "patch_bias"):
             self.register_buffer(name, None, persistent=False)
@@ -60,13 +60,13 @@ class ImageTower(Tower):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the blocks compute in."""
+        """Dtype of the blocks."""
         return self.visual.positional_embedding.dtype
 
     def derive(self) -> None:
-        """Copies in another precision; the pixel normalization goes into the patch embedding."""
+        """Cast the weights and fold the pixel normalization into the patch embedding."""
         visual: Any = self.clip.model.visual
-        # past `nn.Module`: the weights are the clip's, or a copy that nobody else shall see
+        # not registered in `nn.Module`: the weights are those of the clip, or a private copy
         object.__setattr__(self, "visual", frozen_copy(visual, self._cast))
         self.blocks = open_blocks(self.visual.transformer)
         scaled = visual.conv1.weight.detach() / self.clip.std
@@ -81,20 +81,21 @@ class ImageTower(Tower):
         *,
         keep_layers: bool = False,
     ) -> Any:
-        """Un-normalized image features ``[B, D]``.
+        """Compute unnormalized image features ``[B, D]``.
 
         Args:
             images: pixels ``[B, 3, S, S]`` in [0, 1].
-            prompts: ``[len(layers), V, width]``.
-            refiners: one for each block but the first: tokens ``[B, N, width]`` to the same.
-            keep_layers: also return every block's output.
+            prompts: visual prompts, ``[len(layers), V, width]``.
+            refiners: for the second and the following blocks, at most one for each; each maps
+                ``[B, N, width]`` to that shape.
+            keep_layers: if True, also return the output of every block.
 
         Returns:
-            The features; with ``keep_layers`` a pair of the features and a list of ``[B, N + V,
-            width]``, one a block: class token, patches, prompt tokens.
+            The features; with ``keep_layers``, a pair of the features and a list of ``[B, N + V,
+            width]``, one per block: class token, patch tokens, prompt tokens.
 
         Raises:
-            ValueError: shapes that don't fit.
+            ValueError: a shape is wrong.
         """
         self.refresh()
         self.clip.check_pixels(images)
@@ -106,7 +107,7 @@ class ImageTower(Tower):
         return (features, kept) if keep_layers else features
 
     def check(self, prompts: Tensor | None, refiners: Refiners | None) -> None:
-        """Raise what `forward` would of prompts and refiners."""
+        """Raise the errors of `forward` about prompts and refiners."""
         check_prompts(prompts, self.layers, self.blocks[0].width)
         check_refiners(refiners, len(self.blocks))
 
@@ -123,10 +124,10 @@ class ImageTower(Tower):
     ) -> tuple[Tensor, list[Tensor]]:
         kept: list[Tensor] = []
         own = {} if prompts is None else dict(zip(self.layers, prompts.to(x.dtype), strict=True))
-        extra: Tensor | None = None  # prompt tokens, [V, W] while alike in the batch, or [B, V, W]
+        extra: Tensor | None = None  # prompt tokens, [V, W] if equal for the batch, else [B, V, W]
         n = x.shape[1]
         for i, block in enumerate(self.blocks):
-            if refiners is not None and i > 0:
+            if refiners is not None and 0 < i <= len(refiners):
                 x = refiners[i - 1](x).to(x.dtype)
             if i in own:
                 extra = self.visual.ln_pre(own[i]) if i == 0 else own[i]
@@ -142,7 +143,7 @@ class ImageTower(Tower):
         return x, kept
 
     def _last(self, block: OpenBlock, x: Tensor, extra: Tensor | None) -> Tensor:
-        """The last block for the tokens that are pooled."""
+        """Apply the last block to the pooled tokens only."""
         pooled = slice(0, 1) if self.visual.pool_type == "tok" else slice(1, None)
         normed = block.norm(x)
         k, v = _with_extra(block, *block.keys_values(normed), extra)
@@ -162,10 +163,10 @@ class ImageTower(Tower):
 
 
 def patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A convolution whose stride is its kernel, ``[B, 3, H, W]`` to ``[B, N, width]``.
+    """Convolve with a stride equal to the kernel size, ``[B, 3, H, W]`` to ``[B, N, width]``.
 
-    As a matrix product: with the convolution, forward and gradient in the pixels take four times as
-    long on the CPU (``benchmarks/ladder/test_fold.py``).
+    Uses a matrix product: on the CPU, a convolution's forward pass and gradient with respect to the
+    pixels take four times as long (``benchmarks/ladder/test_fold.py``).
     """
     height, width = weight.shape[-2:]
     rows, columns = images.shape[-2] // height, images.shape[-1] // width
@@ -178,7 +179,7 @@ def patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _with_extra(
     block: OpenBlock, k: Tensor, v: Tensor, extra: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values of the prompt tokens behind those of the others."""
+    """Append the keys and values of the prompt tokens to those of the others."""
     if extra is None:
         return k, v
     extra_k, extra_v = block.keys_values(block.norm(extra))
@@ -187,7 +188,7 @@ def _with_extra(
 
 
 def _block(block: OpenBlock, x: Tensor, extra: Tensor | None, *, follow: bool) -> Tensor:
-    """The outputs of ``x``, and with ``follow`` those of the prompt tokens behind them."""
+    """Return the block's output for ``x`` and, with ``follow``, for the prompt tokens after it."""
     if follow and extra is not None:
         x = torch.cat([x, extra.expand(len(x), *extra.shape[-2:])], dim=1)
         extra = None
@@ -197,22 +198,23 @@ def _block(block: OpenBlock, x: Tensor, extra: Tensor | None, *, follow: bool) -
 
 
 def check_layers(layers: Sequence[int], depth: int, tower: str) -> tuple[int, ...]:
-    """``layers`` if they rise and the tower has them."""
+    """Return ``layers`` as a tuple; raise unless they increase and the tower has them."""
     if not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be a list of layers such as range(3), got {layers!r}")
+        raise TypeError(f"layers must be a list of layer indices such as range(3), got {layers!r}")
     out = tuple(int(i) for i in layers)
     if list(out) != sorted(set(out)):
-        raise ValueError(f"layers must rise, got {list(out)}")
+        raise ValueError(f"layers must be strictly increasing, got {list(out)}")
     if out and not 0 <= out[0] <= out[-1] < depth:
         raise ValueError(
-            f"layers must be in 0..{depth - 1}: the {tower} has {depth} layers, got {list(out)}: "
+            f"layers must be in 0..{depth - 1}, as the {tower} has {depth} layers, "
+            f"got {list(out)}; "
             "lower the prompt depth"
         )
     return out
 
 
 def check_prompts(prompts: Tensor | None, layers: Sequence[int], width: int) -> None:
-    """Raise unless ``prompts`` is ``[len(layers), V, width]``; None where there are no layers."""
+    """Raise unless ``prompts`` is ``[len(layers), V, width]``, or None if ``layers`` is empty."""
     got = None if prompts is None else list(prompts.shape)
     if got is None and not layers:
         return
@@ -221,8 +223,9 @@ def check_prompts(prompts: Tensor | None, layers: Sequence[int], width: int) -> 
 
 
 def check_refiners(refiners: Refiners | None, depth: int) -> None:
-    """Raise unless there is one for each block but the first."""
-    if refiners is not None and len(refiners) != depth - 1:
+    """Raise if there are more refiners than blocks after the first."""
+    if refiners is not None and len(refiners) >= depth:
         raise ValueError(
-            f"refiners must be {depth - 1}, one for each block but the first, got {len(refiners)}"
+            f"refiners must be at most {depth - 1}, one for each block but the first, "
+            f"got {len(refiners)}"
         )

@@ -1,8 +1,8 @@
-"""The same features the plain way: prompts put into open_clip's own modules.
+"""Reference towers: the same features from open_clip's own modules, with prompts inserted.
 
-What published code runs: every class at the tokenizer's full length, every token in every layer,
-several prompts one after the other. The baseline of the benchmarks and one side of the equality
-tests.
+They compute what published code computes: every class at the tokenizer's full length, every token
+in every layer, several prompts one after another. The benchmarks use them as the baseline, and the
+equality tests compare the fast towers with them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .text_base import PromptedText
 
 
 class ReferenceTextTower(PromptedText):
-    """Class features by open_clip's own modules; see `PromptedText` for the arguments."""
+    """Text tower that runs open_clip's own modules; see `PromptedText` for the arguments."""
 
     ids: Tensor
     places: Tensor
@@ -36,7 +36,7 @@ class ReferenceTextTower(PromptedText):
         self.register_buffer("places", self.layout.context, persistent=False)
 
     def derive(self) -> None:
-        self.parts = self.clip.text_parts  # moving the model makes a new mask
+        self.parts = self.clip.text_parts  # moving the model creates a new mask
 
     def encode(
         self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
@@ -47,7 +47,7 @@ class ReferenceTextTower(PromptedText):
             return torch.stack(each)
 
     def _one(self, context: Tensor, deep: Tensor | None, refiners: Refiners | None) -> Tensor:
-        """``[C, D]`` of one prompt: context ``[M or C, M, W]``, deep ``[depth - 1, M, W]``."""
+        """Encode context ``[M, W]`` or ``[C, M, W]``, deep ``[depth - 1, M, W]`` to ``[C, D]``."""
         parts = self.parts
         x = self._put(parts.token_embedding(self.ids), context)  # [C, length, W]
         if isinstance(parts, HFTextParts):
@@ -66,7 +66,7 @@ class ReferenceTextTower(PromptedText):
         rows = torch.arange(len(x), device=x.device)[:, None]
         for i, block in enumerate(parts.transformer.resblocks):  # type: ignore[arg-type]
             if refiners is not None and i > 0:
-                # every token, and the context tokens back as they were
+                # refine every token, then restore the context tokens
                 x = self._put(refiners[i - 1](x), x[rows, self.places])
             if deep is not None and 0 < i <= len(deep):
                 x = self._put(x, deep[i - 1])
@@ -74,7 +74,7 @@ class ReferenceTextTower(PromptedText):
         return x
 
     def _put(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """``x [C, length, W]`` with ``tokens [M, W]`` or ``[C, M, W]`` in the context's places."""
+        """Put ``tokens [M, W]`` or ``[C, M, W]`` at the context's positions in ``x [C, T, W]``."""
         if not self.n_ctx:
             return x
         rows = torch.arange(len(x), device=x.device)[:, None]
@@ -82,19 +82,19 @@ class ReferenceTextTower(PromptedText):
 
 
 def run_block(transformer: Any, block: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """One of open_clip's blocks on ``x [B, T, W]``, in the order of dimensions that it takes."""
+    """Run an open_clip block on ``x [B, T, W]``, in the dimension order that it expects."""
     if transformer.batch_first:
         return block(x, attn_mask=mask)
     return block(x.transpose(0, 1), attn_mask=mask).transpose(0, 1)
 
 
 class ReferenceImageTower(Tower):
-    """Image features by open_clip's own modules; see `ImageTower` for arguments and results."""
+    """Image tower that runs open_clip's own modules; see `ImageTower` for the arguments."""
 
     def __init__(self, clip: FrozenCLIP, layers: Sequence[int] = ()) -> None:
         super().__init__(clip)
         if reason := why_no_visual_prompts(clip.model):
-            raise ValueError(f"clip: {clip.name} takes no visual prompts: {reason}")
+            raise ValueError(f"clip: {clip.name} does not support visual prompts: {reason}")
         visual: Any = clip.model.visual
         depth = len(visual.transformer.resblocks)
         self.layers = check_layers(layers, depth, f"image tower of {clip.name}")
@@ -107,7 +107,7 @@ class ReferenceImageTower(Tower):
         *,
         keep_layers: bool = False,
     ) -> Any:
-        """See `ImageTower.forward`."""
+        """Compute unnormalized image features; see `ImageTower.forward`."""
         clip = self.clip
         visual: Any = self.clip.model.visual
         clip.check_pixels(images)
@@ -123,7 +123,7 @@ class ReferenceImageTower(Tower):
             kept = []
             for i, block in enumerate(blocks):
                 tokens, extra = x[:, :n], x[:, n:]
-                if i > 0 and refiners is not None:
+                if refiners is not None and 0 < i <= len(refiners):
                     tokens = refiners[i - 1](tokens)
                 if i > 0 and i in own:
                     extra = own[i].to(x.dtype).expand(len(x), -1, -1)
@@ -134,13 +134,13 @@ class ReferenceImageTower(Tower):
         return (features, kept) if keep_layers else features
 
     def check(self, prompts: Tensor | None, refiners: Refiners | None) -> None:
-        """Raise what `forward` would of prompts and refiners."""
+        """Raise the errors of `forward` about prompts and refiners."""
         visual: Any = self.clip.model.visual
         check_prompts(prompts, self.layers, visual.conv1.out_channels)
         check_refiners(refiners, len(visual.transformer.resblocks))
 
     def _patches(self, pixels: Tensor) -> Tensor:
-        """Class and patch tokens with their positions, as they are before ``ln_pre``."""
+        """Compute class and patch tokens with positional embeddings, before ``ln_pre``."""
         visual: Any = self.clip.model.visual
         x = visual.conv1(pixels).flatten(2).transpose(1, 2)
         first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)

@@ -1,4 +1,4 @@
-"""`TextTower`: class features from prompts, computing what they need and no more."""
+"""`TextTower`: class features from prompts without redundant computation."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from .text_whole import FullChunk, cut, pooled_places
 
 
 class TextPath(enum.Enum):
-    """Exact ways from prompts to class features, in words for people."""
+    """Exact ways to compute class features from prompts; the values describe them."""
 
-    #: a causal tower computes what stands before the first class name once for all classes, and
-    #: packs the rest without padding
+    #: causal encoder: the tokens before the class name are computed once for all classes, the
+    #: other tokens are packed without padding
     SHARED_PREFIX = "shared prefix"
-    #: a tower without a causal mask
+    #: encoder without a causal mask: all tokens of each prompt are computed
     WHOLE_SEQUENCES = "whole sequences"
-    #: a Hugging Face model, cut to the longest prompt
+    #: Hugging Face model: prompts are put into its input embeddings, cut to the longest
     INPUT_EMBEDDINGS = "input embeddings"
 
 
 class TextTower(PromptedText):
-    """The frozen text tower with learned context tokens; see `PromptedText` for the arguments.
+    """Fast text tower with trainable context tokens; see `PromptedText` for the other arguments.
 
-    It takes the best `TextPath` that the model allows.
+    It uses the best `TextPath` that the model supports.
 
     Args:
-        class_chunk: classes computed at once; with fewer than all, each chunk is computed again in
-            the backward pass, so that memory is bounded. By default a function of the shapes and of
-            the device's memory.
-        dtype: of the blocks; by default the weights' own.
+        class_chunk: number of classes encoded at once. If there are several chunks, the backward
+            pass recomputes each of them, which bounds the memory. The default depends on the shapes
+            and on the device's memory.
+        dtype: dtype of the blocks; by default that of the weights.
     """
 
     inverse: Tensor
@@ -89,13 +89,13 @@ class TextTower(PromptedText):
 
     @property
     def path(self) -> TextPath:
-        """The way that is taken."""
+        """The `TextPath` that this tower uses."""
         if isinstance(self.open, OpenHF):
             return TextPath.INPUT_EMBEDDINGS
         return TextPath.WHOLE_SEQUENCES if self.shared is None else TextPath.SHARED_PREFIX
 
     def derive(self) -> None:
-        """The weights as they are now, in the precision that was asked for."""
+        """Update the parts to the current weights, in the requested precision."""
         parts = self.clip.text_parts
         if isinstance(self.open, OpenText):
             assert isinstance(parts, TextParts)
@@ -141,21 +141,21 @@ class TextTower(PromptedText):
         )
 
     def describe(self) -> str:
-        """The way that is taken, and why not a better one."""
+        """Describe the path that is used, and why a better one is impossible."""
         whole = self.classes * self.full_length
         if self.path is not TextPath.SHARED_PREFIX:
             why = "causal" if isinstance(self.open, OpenText) else "open_clip's"
             taken, tokens = f"{self.path.value} of {self.length} tokens", self.classes * self.length
             return (
-                f"{taken}: it is not {why}, so that no prefix can be shared; "
+                f"{taken}: the text encoder is not {why}, so no prefix can be shared; "
                 f"{tokens} tokens, not {whole}"
             )
         packed = sum(len(chunk.ids) for chunk in self.chunks)  # type: ignore[arg-type, misc]
         why = ""
         if self.class_specific:
-            why = " (each class has a context of its own)"
+            why = " (each class has a separate context)"
         elif self.prefix < self.layout.start + self.n_ctx:
-            why = " (class names stand in front of context tokens)"
+            why = " (class names precede context tokens)"
         return (
             f"{self.path.value} of {self.prefix} tokens{why}, the rest packed; "
             f"{self.prefix + packed} tokens, not {whole}"
@@ -163,7 +163,7 @@ class TextTower(PromptedText):
 
     @property
     def length(self) -> int:
-        """Tokens of the longest prompt that is computed."""
+        """Number of computed tokens of the longest prompt."""
         packed = self.path is TextPath.SHARED_PREFIX
         return int(self.layout.ends.max()) + 1 if packed else self.layout.length
 
@@ -177,9 +177,9 @@ class TextTower(PromptedText):
                 shared = self.shared(context, deep, refiners)
         states = torch.cat(list(self._run(context, deep, refiners, shared)), dim=1)
         states = states[:, self.inverse]
-        states = states.expand(len(context), -1, -1)  # without a context token all are alike
+        states = states.expand(len(context), -1, -1)  # without context tokens, prompts are equal
         if isinstance(parts, HFTextParts):
-            return states  # its own pooler and projection have been through them
+            return states  # already pooled and projected
         return parts.project(parts.ln_final(states))
 
     def _run(
@@ -206,6 +206,6 @@ class TextTower(PromptedText):
         deep: Tensor | None,
         *shared: Tensor,
     ) -> Tensor:
-        # here, not around the loop: a chunk is computed again from the backward pass
+        # not around the loop: the backward pass, which recomputes chunks, needs this kernel too
         with attention_kernel(context.device):
             return chunk(context, deep, refiners, *shared)

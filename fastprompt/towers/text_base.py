@@ -1,4 +1,4 @@
-"""What the text towers of both engines share: the prompts' layout, and the shapes they take."""
+"""Base class of the text towers of both engines: layout of the prompts, checks of shapes."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from torch import Tensor, nn
 from .._utils.checks import check_classnames, check_count
 from ..clip.frozen import FrozenCLIP
 from .base import Tower
-from .image import check_refiners
 from .text_layout import Position, text_layout
 
 TextRefiners = Sequence[nn.Module] | nn.ModuleList
 
 
 class PromptedText(Tower, ABC):
-    """Class features from learned context tokens and class names.
+    """Class features from trainable context tokens and class names.
 
     Args:
         clip: the frozen model.
-        classnames: C distinct names; underscores count as spaces. A period follows each, as in
-            CoOp.
-        n_ctx: M, the number of context tokens; 0 gives the features of plain text.
-        position: where the class name stands: behind the context (``"end"``), between its halves
+        classnames: C distinct class names; underscores become spaces. A period is appended to each,
+            as in CoOp.
+        n_ctx: number of context tokens, M; 0 gives the features of plain text.
+        position: position of the class name: after the context (``"end"``), between its halves
             (``"middle"``) or before it (``"front"``).
-        class_specific: each class has a context of its own.
-        n_prompts: K prompts encoded together, each with its own features; None is one prompt.
+        class_specific: if True, each class has a separate context.
+        n_prompts: number of prompts encoded together, K; None for a single prompt.
 
     Raises:
-        ValueError: the text tower takes no prompts (the reason is given), or a class name is too
-            long for the context length.
+        ValueError: the text encoder does not support prompts (the message says why), or a class
+            name is too long for the context length.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class PromptedText(Tower, ABC):
 
     @property
     def context_shape(self) -> tuple[int, ...]:
-        """The shape that a context must have: ``[K?, C?, M, width]``."""
+        """Required shape of ``context``: ``[K?, C?, M, width]``."""
         many = () if self.n_prompts is None else (self.n_prompts,)
         own = (self.classes,) if self.class_specific else ()
         return (*many, *own, self.n_ctx, self.parts.width)
@@ -73,21 +72,21 @@ class PromptedText(Tower, ABC):
         deep: Tensor | None = None,
         refiners: TextRefiners | None = None,
     ) -> Tensor:
-        """Un-normalized class features ``[C, D]``, or ``[K, C, D]`` of K prompts.
+        """Compute unnormalized class features ``[C, D]``, or ``[K, C, D]`` for K prompts.
 
         Args:
-            context: ``[M, text_width]``, with K in front for several prompts, then C where it is
+            context: ``[M, text_width]``, preceded by K if ``n_prompts`` is given, then by C if
                 class-specific.
-            deep: what replaces the context tokens before layers 1, 2, ... (MaPLe's deep prompts,
-                Khattak et al., CVPR 2023): ``[depth - 1, M, text_width]``, K in front likewise.
-            refiners: one for each block but the first: tokens ``[..., T, text_width]`` to the same,
-                each token by itself. They act on the start token, the class names and the end
-                tokens (on padding too, where it is attended to), never on context tokens.
+            deep: replacements of the context tokens before layers 1, 2, ... (MaPLe's deep prompts,
+                Khattak et al., CVPR 2023): ``[depth - 1, M, text_width]``, preceded by K likewise.
+            refiners: one for each block but the first; each maps ``[..., T, text_width]`` to that
+                shape, token by token. They act on the start token, the class names and the end
+                tokens (also on padding, if it is attended to), never on context tokens.
 
         Raises:
-            ValueError: shapes that don't fit, a depth or a number of refiners that the tower does
-                not have.
-            TypeError: a refiner that is not a module.
+            ValueError: a shape is wrong, or the depth or the number of refiners does not fit the
+                encoder's layers.
+            TypeError: a refiner is not a module.
         """
         self.refresh()
         self.check(context, deep, refiners)
@@ -100,7 +99,7 @@ class PromptedText(Tower, ABC):
     def check(
         self, context: Tensor, deep: Tensor | None, refiners: TextRefiners | None = None
     ) -> None:
-        """Raise what `forward` would."""
+        """Raise the errors of `forward`."""
         self._check_refiners(refiners)
         if tuple(context.shape) != self.context_shape:
             raise ValueError(
@@ -124,31 +123,36 @@ class PromptedText(Tower, ABC):
             return
         if not self.parts.layers:
             raise ValueError(
-                f"refiners must be None for the text tower of {self.clip.name}: they can't be put "
-                "into its layers, which are another library's"
+                f"refiners must be None for the text tower of {self.clip.name}: its layers, from "
+                "another library, accept no refiners"
             )
         for refiner in refiners:
-            # a function would hide what it learns from the chunks' backward pass
+            # the backward pass of chunks can't find trainable parameters inside a plain function
             if not isinstance(refiner, nn.Module):
                 raise TypeError(
                     f"refiners must be modules such as TokenRefiner, got {type(refiner).__name__}"
                 )
-        check_refiners(tuple(refiners), self.parts.layers)
+        wanted = self.parts.layers - 1
+        if len(tuple(refiners)) != wanted:
+            raise ValueError(
+                f"refiners must have length {wanted}, one for each text block but the first, got "
+                f"{len(tuple(refiners))}"
+            )
 
     def describe(self) -> str:
-        """The way that is taken, in words."""
+        """Describe the computation."""
         tokens = self.classes * self.layout.length
-        return f"every class at its full length of {self.layout.length} tokens, {tokens} in all"
+        return f"every class at its full length of {self.layout.length} tokens, {tokens} in total"
 
     @abstractmethod
     def encode(
         self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
     ) -> Tensor:
-        """``[K, C, D]`` of a context ``[K, C?, M, W]`` and ``deep`` ``[K, depth - 1, M, W]``."""
+        """Encode a context ``[K, C?, M, W]``, deep ``[K, depth - 1, M, W]`` to ``[K, C, D]``."""
 
 
 def check_depth(depth: int, layers: int, tower: str) -> None:
-    """Raise where prompts are deeper than the tower."""
+    """Raise if the prompts need more layers than the tower has."""
     if depth > max(layers, 1):
-        why = f"it has {layers} layers" if layers else "prompts can't be put into its layers"
+        why = f"it has {layers} layers" if layers else "its layers accept no prompts"
         raise ValueError(f"depth must be at most {max(layers, 1)} for the {tower}: {why}")

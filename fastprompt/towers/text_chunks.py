@@ -1,4 +1,4 @@
-"""Classes in chunks: how many at once, which together, and computed again in the backward pass."""
+"""Chunks of classes: default size, assignment of classes, recomputation in the backward pass."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,34 +10,35 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-# tensors of a token's width that a layer keeps for the backward pass: measured 12, with room
+# width-sized tensors that a layer saves per token for the backward pass: measured 12, plus margin
 _KEPT = 14
-_SHARE = 4  # of the memory, one part in so many
+_SHARE = 4  # activations may use 1 / _SHARE of the memory
 
 
 def default_class_chunk(
     classes: int, tokens: int, width: int, layers: int, dtype: torch.dtype, memory: int
 ) -> int:
-    """The most classes whose activations take a quarter of the memory, at most all of them.
+    """Return the largest number of classes whose activations fit in a quarter of the memory.
 
     Args:
-        tokens: of one class, in all its prompts.
-        width, layers: of the text tower.
-        dtype: of its activations.
-        memory: the device's, in bytes.
+        classes: number of classes, the upper limit.
+        tokens: number of tokens per class, over all prompts.
+        width, layers: width and number of layers of the text encoder.
+        dtype: dtype of its activations.
+        memory: memory of the device, in bytes.
     """
     each = tokens * width * layers * _KEPT * dtype.itemsize
     return max(1, min(classes, memory // _SHARE // max(each, 1)))
 
 
 def deal(lengths: Tensor, chunk: int) -> list[Tensor]:
-    """Rows in chunks of at most ``chunk``, each with its share of long and of short ones.
+    """Split rows into chunks of at most ``chunk`` rows, each with both long and short rows.
 
-    Chunks of one shape take as much memory as an average one, and leave behind what the next one
-    fits into.
+    Chunks of similar shape need the memory of an average chunk, and each can reuse the memory that
+    the previous one freed.
 
     Args:
-        lengths: tokens of each row, ``[C]``.
+        lengths: number of tokens of each row, ``[C]``.
     """
     order = lengths.argsort(stable=True)
     hands = -(-len(lengths) // chunk)
@@ -45,11 +46,11 @@ def deal(lengths: Tensor, chunk: int) -> list[Tensor]:
 
 
 class _Recomputed(torch.autograd.Function):
-    """Keeps its arguments and nothing else, and runs again in the backward pass.
+    """Run a function that saves only its arguments and is recomputed in the backward pass.
 
-    Not `torch.utils.checkpoint`: that leaves the nodes of every chunk's graph behind, which lie
-    between what was freed, so that the CPU's allocator can't give it out again as a whole (8 GiB
-    for chunks that need 1).
+    `torch.utils.checkpoint` is not used, since it keeps the graph nodes of every chunk: these
+    fragment the freed memory, and the CPU allocator can't reuse it as a whole (8 GiB for chunks
+    that need 1 GiB).
     """
 
     @staticmethod
@@ -76,19 +77,19 @@ class _Recomputed(torch.autograd.Function):
 def recomputed(
     function: Callable[..., Tensor], *tensors: Tensor | None, modules: Sequence[nn.Module] = ()
 ) -> Tensor:
-    """``function(*tensors)``, whose inner values are computed again in the backward pass.
+    """Return ``function(*tensors)``; the backward pass recomputes the intermediate values.
 
     Args:
-        modules: what learns inside; the function is called with stand-ins for them, in one list in
-            front of the tensors, if there are any.
+        modules: trainable modules that the function uses; if not empty, the function gets a list of
+            replacements for them as its first argument, before the tensors.
     """
     if torch.compiler.is_compiling():
-        # the compiler finds the parameters of modules by itself
+        # the compiler finds the modules' parameters itself
         function = partial(function, modules) if modules else function
         return checkpoint(function, *tensors, use_reentrant=False)
     if not modules:
         return _Recomputed.apply(function, *tensors)
-    # autograd sees none but the tensors handed in: what learns goes in, and is put in place inside
+    # autograd sees only tensor arguments: pass the trainable parameters, and insert them inside
     learning = [{n: p for n, p in m.named_parameters() if p.requires_grad} for m in modules]
 
     def put_in(*given: Tensor | None) -> Tensor:

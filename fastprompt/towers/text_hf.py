@@ -1,4 +1,4 @@
-"""Prompts in a Hugging Face text model: put among its input embeddings, cut to the longest."""
+"""Prompts in the input embeddings of a Hugging Face text model, cut to the longest prompt."""
 
 from torch import Tensor, nn
 
@@ -8,18 +8,18 @@ from .text_whole import put
 
 
 class OpenHF:
-    """A Hugging Face text model's parts, shared by all that compute with them."""
+    """Parts of a Hugging Face text model, shared by all modules that use them."""
 
     parts: HFTextParts
 
 
 class HFChunk(nn.Module):
-    """Whole prompts of some classes, through ``inputs_embeds``.
+    """Complete prompts of some classes, passed to the model as ``inputs_embeds``.
 
     Args:
-        text: holds the text tower's parts.
-        layout: of all prompts; padding is masked, so that it may be cut off.
-        rows: the classes of this chunk, ``[C]``.
+        text: holder of the text encoder's parts.
+        layout: layout of all prompts; padding is masked and may be cut off.
+        rows: classes of this chunk, ``[C]``.
     """
 
     order: Tensor
@@ -34,7 +34,7 @@ class HFChunk(nn.Module):
         self.register_buffer("places", layout.context[rows], persistent=False)
 
     def forward(self, context: Tensor, deep: None, refiners: None) -> Tensor:
-        """Features ``[K, C, D]`` of a context ``[K, M, width]`` or ``[K, all C, M, width]``."""
+        """Compute features ``[K, C, D]`` of a context ``[K, M, W]`` or ``[K, all C, M, W]``."""
         parts = self.text.parts
         own = context[:, self.order] if context.ndim == 4 else context[:, None]
         x = parts.token_embedding(self.ids)

@@ -1,8 +1,8 @@
-"""A causal text tower on class prompts that begin alike: one shared prefix, packed suffixes.
+"""Causal text encoder on class prompts: one shared prefix, packed suffixes.
 
-Attention is causal, so the states of the tokens in front of the first class name are the same for
-every class, in every layer: they are computed once. What stands behind a prompt's end never reaches
-it and is left out; the last layer is computed for the end tokens alone.
+Attention is causal, so the states of the tokens before the class name are equal for all classes in
+every layer and are computed once. Tokens after a prompt's end token can't affect it and are
+dropped. The last layer is computed only for the end tokens.
 """
 
 from collections.abc import Callable
@@ -18,22 +18,22 @@ from .text_layout import TextLayout
 
 
 class PackedChunk(nn.Module):
-    """The suffixes of some class prompts without padding: N tokens, sorted by length.
+    """Suffixes of some class prompts without padding: N tokens, prompts sorted by length.
 
     Args:
-        text: the text tower, opened.
-        layout: of all prompts.
-        prefix: P, how many tokens stand in the shared prefix.
-        rows: the classes of this chunk, ``[C]``.
+        text: the opened text encoder.
+        layout: layout of all prompts.
+        prefix: number of tokens of the shared prefix, P.
+        rows: classes of this chunk, ``[C]``.
 
     Attributes:
-        order: the class at each place, ``[C]``.
-        ids, positions: token ids and their places in the prompt, ``[N]``.
-        cu_seqlens: where each prompt's packed tokens begin, and N, ``[C + 1]``.
-        ends: the packed place of each prompt's last token, ``[C]``.
-        context: packed places of context tokens, ``[n]``; none where all are in the prefix.
-        others: the other packed places, ``[N - n]``.
-        sources, owners: which context token stands there, and of which class, ``[n]``.
+        order: classes in the packed order, ``[C]``.
+        ids, positions: token ids and their positions in the prompt, ``[N]``.
+        cu_seqlens: packed index of each prompt's first token, followed by N, ``[C + 1]``.
+        ends: packed index of each prompt's last token, ``[C]``.
+        context: packed indices of context tokens, ``[n]``; empty if all are in the prefix.
+        others: the other packed indices, ``[N - n]``.
+        sources, owners: number and class of the context token at each of ``context``, ``[n]``.
     """
 
     order: Tensor
@@ -54,7 +54,7 @@ class PackedChunk(nn.Module):
         lengths = layout.ends[order] + 1 - prefix
         places = torch.arange(layout.length)
         used = (places >= prefix) & (places <= layout.ends[order][:, None])  # [C, length]
-        number = torch.full(used.shape, -1)  # of the context token there
+        number = torch.full(used.shape, -1)  # of the context token at each position
         n_ctx = layout.context.shape[1]
         number.scatter_(1, layout.context[order], torch.arange(n_ctx).expand(len(order), -1))
         sources, owners = number[used], order[:, None].expand_as(used)[used]
@@ -77,13 +77,13 @@ class PackedChunk(nn.Module):
     def forward(
         self, context: Tensor, deep: Tensor | None, refiners: Refiners | None, *prefix: Tensor
     ) -> Tensor:
-        """States of the end tokens behind the last layer, ``[K, C, width]`` in this order.
+        """Compute the end tokens' states after the last layer, ``[K, C, width]``, as in ``order``.
 
         Args:
-            context: ``[K, M, width]``, or ``[K, all C, M, width]`` of one context a class.
-            deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
-            refiners: one for each block but the first, of all but context tokens.
-            prefix: keys and values of each layer in turn, from `SharedPrefix`.
+            context: ``[K, M, width]``, or ``[K, all C, M, width]`` if class-specific.
+            deep: its replacements before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            refiners: one for each block but the first; applied to all but context tokens.
+            prefix: keys and values of each layer, alternating, from `SharedPrefix`.
         """
         x = self._embed(context)
         depth = 1 if deep is None else deep.shape[1] + 1
@@ -109,7 +109,7 @@ class PackedChunk(nn.Module):
         return x.index_copy(1, self.others, refiner(x[:, self.others]).to(x.dtype))
 
     def _embed(self, context: Tensor) -> Tensor:
-        """``[K or 1, N, width]``: 1 as long as no context token is among them."""
+        """Embed the tokens, ``[K, N, width]``, or ``[1, N, width]`` if none is a context token."""
         parts = self.text.parts
         tokens = parts.token_embedding(self.ids).to(parts.dtype)[None]
         positions = parts.positional_embedding.to(parts.dtype)[self.positions]
@@ -121,12 +121,12 @@ class PackedChunk(nn.Module):
 
 
 class SharedPrefix(nn.Module):
-    """The tokens in front of the first class name: start token, then context.
+    """Tokens before the class name: start token, then context.
 
     Args:
-        text: the text tower, opened.
-        layout: of all prompts.
-        length: P, how many tokens stand there; of one context a class only the start token.
+        text: the opened text encoder.
+        layout: layout of all prompts.
+        length: number of tokens, P; a class-specific context leaves only the start token.
     """
 
     ids: Tensor
@@ -134,18 +134,18 @@ class SharedPrefix(nn.Module):
     def __init__(self, text: OpenText, layout: TextLayout, length: int) -> None:
         super().__init__()
         self.text, self.length, self.start = text, length, layout.start
-        # on the device: a copy in each forward pass would wait for it
+        # a buffer, on the device: a copy in each forward pass would synchronize
         self.register_buffer("ids", layout.ids[:1, : layout.start].clone(), persistent=False)
 
     def forward(
         self, context: Tensor, deep: Tensor | None, refiners: Refiners | None
     ) -> list[Tensor]:
-        """Keys and values, ``[K or 1, P, H, d]`` each, of every layer in turn.
+        """Compute keys and values of each layer, alternating, ``[K or 1, P, H, d]`` each.
 
         Args:
-            context: ``[K, M, width]``; of one context a class nothing stands in the prefix.
-            deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
-            refiners: one for each block but the first, of the start token.
+            context: ``[K, M, width]``; not used if class-specific.
+            deep: its replacements before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            refiners: one for each block but the first; applied to the start token.
         """
         start, inside = self.start, self.length - self.start
         x = self._embed(context, inside)
@@ -159,7 +159,7 @@ class SharedPrefix(nn.Module):
                 own = deep[:, i - 1, :inside].to(x.dtype)
                 x = torch.cat([x.expand(len(deep), -1, -1), own], dim=1)
             normed = block.norm(x)
-            # what the next layer replaces needs keys and values here, and no output
+            # tokens that the next layer replaces need keys and values, but no output
             kept = start if i + 1 < depth else x.shape[1]
             if i + 1 == len(self.text.blocks) or not kept:
                 out += block.keys_values(normed)
@@ -172,7 +172,7 @@ class SharedPrefix(nn.Module):
         return out
 
     def _embed(self, context: Tensor, inside: int) -> Tensor:
-        """``[K, P, width]``, or ``[1, P, width]`` with no context inside."""
+        """Embed the tokens, ``[K, P, width]``, or ``[1, P, width]`` without context tokens."""
         parts = self.text.parts
         x = parts.token_embedding(self.ids).to(parts.dtype)
         if inside:

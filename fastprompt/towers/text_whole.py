@@ -1,7 +1,7 @@
-"""Text towers without a causal mask: every token sees every other, so whole sequences are run.
+"""Text encoders without a causal mask: all tokens attend to each other and are computed.
 
-Exact savings that are left: padding that no token attends to is cut off, and the last layer is
-computed for the token that is read.
+Two exact savings remain: padding that no token attends to is cut off, and the last layer is
+computed only for the pooled token.
 """
 
 import torch
@@ -15,12 +15,12 @@ from .text_layout import TextLayout
 
 
 def cut(layout: TextLayout, parts: TextParts) -> TextLayout:
-    """Without the padding behind the longest prompt, where nothing attends to it or reads it."""
+    """Cut the padding after the longest prompt, if it is masked and not pooled."""
     return layout.trimmed() if parts.pad_id is not None and parts.pool_type != "last" else layout
 
 
 def pooled_places(layout: TextLayout, parts: TextParts) -> Tensor:
-    """The place of the token that is read in each prompt, ``[C]``."""
+    """Return the position of each prompt's pooled token, ``[C]``."""
     if parts.pool_type == "first":
         return torch.zeros_like(layout.ends)
     if parts.pool_type == "last":
@@ -29,14 +29,14 @@ def pooled_places(layout: TextLayout, parts: TextParts) -> Tensor:
 
 
 def other_places(places: Tensor, length: int) -> Tensor:
-    """The places in ``0..length - 1`` that are not among ``places [C, M]``: ``[C, length - M]``."""
+    """Return the positions in ``0..length - 1`` not in ``places [C, M]``: ``[C, length - M]``."""
     taken = torch.zeros(len(places), length, dtype=torch.int8, device=places.device)
     taken.scatter_(1, places, 1)
     return taken.argsort(dim=1, stable=True)[:, : length - places.shape[1]]
 
 
 def padding_mask(ids: Tensor, pad_id: int | None, dtype: torch.dtype) -> Tensor | None:
-    """Additive ``[C, 1, 1, T]``: no token attends to padding."""
+    """Return an additive mask ``[C, 1, 1, T]`` that hides padding."""
     if pad_id is None:
         return None
     mask = torch.zeros(ids.shape, dtype=dtype, device=ids.device)
@@ -44,19 +44,19 @@ def padding_mask(ids: Tensor, pad_id: int | None, dtype: torch.dtype) -> Tensor 
 
 
 class FullChunk(nn.Module):
-    """Whole prompts of some classes.
+    """Complete prompts of some classes.
 
     Args:
-        text: the text tower, opened.
-        layout: of all prompts, from `cut`.
-        rows: the classes of this chunk, ``[C]``.
+        text: the opened text encoder.
+        layout: layout of all prompts, from `cut`.
+        rows: classes of this chunk, ``[C]``.
 
     Attributes:
-        order: those classes.
+        order: equal to ``rows``.
         ids: token ids, ``[C, T]``.
-        places: of the context tokens, ``[C, M]``.
-        others: the other places, ``[C, T - M]``.
-        pooled: place of the token that is read, ``[C]``.
+        places: positions of the context tokens, ``[C, M]``.
+        others: the other positions, ``[C, T - M]``.
+        pooled: position of the pooled token, ``[C]``.
     """
 
     order: Tensor
@@ -76,12 +76,12 @@ class FullChunk(nn.Module):
         self.register_buffer("pooled", pooled_places(layout, text.parts)[rows], persistent=False)
 
     def forward(self, context: Tensor, deep: Tensor | None, refiners: Refiners | None) -> Tensor:
-        """States of the pooled tokens behind the last layer, ``[K, C, width]``.
+        """Compute the states of the pooled tokens after the last layer, ``[K, C, width]``.
 
         Args:
-            context: ``[K, M, width]``, or ``[K, all C, M, width]`` of one context a class.
-            deep: what replaces it before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
-            refiners: one for each block but the first, of all but context tokens.
+            context: ``[K, M, width]``, or ``[K, all C, M, width]`` if class-specific.
+            deep: its replacements before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            refiners: one for each block but the first; applied to all but context tokens.
         """
         parts = self.text.parts
         x = parts.token_embedding(self.ids).to(parts.dtype).expand(len(context), -1, -1, -1)
@@ -106,13 +106,13 @@ class FullChunk(nn.Module):
 
 
 def put(x: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
-    """``x [K, C, T, W]`` with ``tokens [K, C or 1, M, W]`` at ``places [C, M]``."""
+    """Put ``tokens [K, C or 1, M, W]`` at positions ``places [C, M]`` of ``x [K, C, T, W]``."""
     index = _index(x, places)
     return x.scatter(2, index, tokens.to(x.dtype).expand(index.shape))
 
 
 def take(x: Tensor, places: Tensor) -> Tensor:
-    """The tokens of ``x [K, C, T, W]`` at ``places [C, M]``: ``[K, C, M, W]``."""
+    """Return the tokens of ``x [K, C, T, W]`` at positions ``places [C, M]``: ``[K, C, M, W]``."""
     return x.gather(2, _index(x, places))
 
 

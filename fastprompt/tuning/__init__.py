@@ -1,1 +1,1 @@
-"""What the methods share: settings, the loop, fresh attacks in each step, run folders."""
+"""Code that all methods share: settings, tuning loop, attack in each step, run folders."""

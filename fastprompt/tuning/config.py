@@ -1,4 +1,4 @@
-"""Settings of a method: one typed dataclass, from keywords, a file or the command line alike."""
+"""Settings of a method: a typed dataclass, built from keywords, a file or the command line."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,32 +16,33 @@ OptimizerName = Literal["sgd", "adamw"]
 
 @dataclasses.dataclass(frozen=True)
 class TunerConfig:
-    """What every method has.
+    """Settings of every method.
 
     Attributes:
-        epochs: passes over the training images.
-        batch: images in a batch.
-        accumulate: batches whose gradients make one optimizer step.
-        lr: learning rate at the start of its decay to zero along a cosine.
-        warmup_epochs: epochs at the constant rate ``warmup_lr`` before the cosine.
-        warmup_lr: that rate.
+        epochs: number of passes over the training images.
+        batch: images per batch.
+        accumulate: number of batches whose gradients are accumulated for one optimizer step.
+        lr: learning rate; it decays to zero along a cosine over all epochs.
+        warmup_epochs: number of first epochs at the constant learning rate ``warmup_lr``.
+        warmup_lr: learning rate of the warm-up epochs.
         optimizer: ``"sgd"`` or ``"adamw"``.
-        momentum: of SGD.
-        weight_decay: of the optimizer.
-        keep: with validation images, which prompts the run ends with: the ``"best"`` on them, or
-            the ``"last"``. A run folder keeps both.
-        patience: stop when so many epochs brought nothing better on the validation images; by
+        momentum: momentum of SGD.
+        weight_decay: weight decay of the optimizer.
+        keep: prompts that the run ends with if there are validation images: those of the ``"best"``
+            epoch on these images, or of the ``"last"`` epoch. The run folder stores both.
+        patience: stop after this many epochs without improvement on the validation images; by
             default never.
-        init_from: a run folder whose tuned prompts are the start values.
-        seed: of the prompts' start values, the order of the images, their augmentation and the
-            attack's random starts.
-        engine: ``"fast"``, or ``"reference"``: the same mathematics by open_clip's own modules,
-            as published code runs them.
-        precision: ``"fp64"``, ``"fp32"``, ``"bf16"`` or ``"fp16"`` in the towers; by default bf16
-            on a GPU that has it, else the weights' own. Logits and losses are float32 at least.
-        compile: run the towers through `torch.compile`; by default on a GPU.
-        class_chunk: classes whose text features are computed at once, to bound the memory; by
-            default a function of the shapes and of the device's memory.
+        init_from: run folder whose tuned prompts initialize the prompts.
+        seed: seed of the prompts' initialization, the order of the images, their augmentation and
+            the attack's random starts.
+        engine: ``"fast"``, or ``"reference"``, which computes the same function with open_clip's
+            modules, as published code does.
+        precision: precision of the encoders: ``"fp64"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``; by
+            default bf16 on a GPU that supports it, else the precision of the weights. Logits and
+            losses are at least float32.
+        compile: run the encoders through `torch.compile`; by default with the fast engine on a GPU.
+        class_chunk: number of classes whose text features are computed at once, which bounds the
+            memory; by default it depends on the shapes and the device's memory.
     """
 
     epochs: int = 100
@@ -64,7 +65,7 @@ class TunerConfig:
 
     @property
     def class_specific(self) -> bool:
-        """Whether each class has a context of its own: a setting of APT's alone."""
+        """Whether each class has a separate context; only APT has this setting."""
         return False
 
     def __post_init__(self) -> None:
@@ -83,16 +84,16 @@ class TunerConfig:
         check_choice(self.optimizer, "optimizer", get_args(OptimizerName))
         check_choice(self.keep, "keep", ("best", "last"))
         if self.init_from is not None:
-            # found again from another directory, too
+            # absolute, so that it stays valid in another working directory
             object.__setattr__(self, "init_from", str(Path(self.init_from).resolve()))
 
 
 def parse_distances(config: TunerConfig, *names: str, zero: Sequence[str] = ()) -> None:
-    """Distances in pixel units become floats, however they were given: ``"4/255"``, say.
+    """Convert distances in pixel units, such as ``"4/255"``, to floats in ``config``.
 
     Args:
-        names: of the settings; None is left alone where it is the default.
-        zero: those of them that may be 0.
+        names: settings to convert; a setting whose default is None may stay None.
+        zero: those of the settings that may be 0.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name in names:
@@ -105,50 +106,51 @@ C = TypeVar("C", bound=TunerConfig)
 
 
 def field_names(cls: type[TunerConfig]) -> list[str]:
-    """The settings that ``cls`` has."""
+    """Return the names of the settings of ``cls``."""
     return [f.name for f in dataclasses.fields(cls)]
 
 
 def as_dict(config: TunerConfig) -> dict[str, Any]:
-    """The settings as plain values, for JSON."""
+    """Return the settings as plain values, for JSON."""
     return dataclasses.asdict(config)
 
 
 def parser_for(cls: type[TunerConfig], **options: Any) -> ArgumentParser:
-    """A parser whose arguments are the settings of ``cls``."""
+    """Return a parser whose arguments are the settings of ``cls``."""
     parser = ArgumentParser(exit_on_error=False, **options)
     parser.add_class_arguments(cls)
     return parser
 
 
 def read_config(cls: type[TunerConfig], path: str | Path) -> dict[str, Any]:
-    """The settings that a YAML or JSON file gives, typed.
+    """Read the settings in a YAML or JSON file and convert them to their types.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: unreadable, an unknown key (the nearest are offered) or a value of a wrong type.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not readable, has an unknown key (the message suggests similar
+            ones) or a value of a wrong type.
     """
     import yaml
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"config: there is no file {path}")
+        raise FileNotFoundError(f"config: file {path} does not exist")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
-        raise ValueError(f"config: {path} is not readable YAML or JSON: {why}") from None
+        raise ValueError(f"config: {path} is not valid YAML or JSON: {why}") from None
     if values is None:
         return {}
     if not isinstance(values, Mapping):
-        raise ValueError(f"config: {path} must hold settings by name, got {type(values).__name__}")
+        raise ValueError(f"config: {path} must contain a mapping, got {type(values).__name__}")
     return typed(cls, values)
 
 
 def typed(cls: type[TunerConfig], values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with each converted to its setting's type.
+    """Convert each of ``values`` to its setting's type.
 
     Raises:
-        ValueError: an unknown key (the nearest are offered), or a value of a wrong type.
+        ValueError: unknown key (the message suggests similar ones), or a value of a wrong type.
     """
     known = field_names(cls)
     for key in values:
@@ -167,9 +169,9 @@ def build(
     config: C | str | Path | Mapping[str, Any] | None,
     overrides: Mapping[str, Any],
 ) -> C:
-    """The settings, each from the first that names it: keywords, ``config``, preset, defaults.
+    """Build the settings from ``overrides``, ``config``, ``preset`` and the defaults of ``cls``.
 
-    A ``config`` that is a whole ``cls`` already leaves the preset out.
+    Earlier sources take precedence. If ``config`` is a ``cls``, the preset is ignored.
     """
     if isinstance(config, cls):
         return dataclasses.replace(config, **typed(cls, overrides))
@@ -181,6 +183,6 @@ def build(
         given = typed(cls, config)
     else:
         raise TypeError(
-            f"config must be a {cls.__name__}, a mapping or a file, got {type(config).__name__}"
+            f"config must be a {cls.__name__}, a mapping or a path, got {type(config).__name__}"
         )
     return cls(**{**preset, **given, **typed(cls, overrides)})

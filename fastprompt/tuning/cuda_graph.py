@@ -1,4 +1,4 @@
-"""A whole multi-step attack in one CUDA graph, captured once for each shape and replayed."""
+"""A multi-step attack as one CUDA graph, captured once per input shape and replayed."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -11,24 +11,24 @@ from ..attacks.ascent import Gradient, ascend, pixel_gradient
 
 log = logging.getLogger(__name__)
 
-_WARM_UPS = 3  # eager runs before a capture: libraries and compiled code get ready in them
-_SHAPES = 4  # graphs kept: a full batch and the last, smaller one, for training and validation
+_WARM_UPS = 3  # eager runs before a capture, which initialize libraries and compile code
+_SHAPES = 4  # graphs kept: full batches and the smaller last batch, for training and validation
 
 
 class CapturedAscent:
-    """`ascend` of ``loss_of(images, *inputs)``, on a GPU as one CUDA graph.
+    """`ascend` on ``loss_of(images, *inputs)``, run as one CUDA graph on a GPU.
 
-    The graph reads what it is called with from buffers of its own, which each call fills. Frozen
-    into it are eps, alpha, the number of steps, and the place in memory of what ``loss_of`` reads
-    by itself: changes in place are seen, a change of place makes a new graph.
+    Each call copies its arguments into the graph's input buffers. The graph fixes eps, alpha, the
+    number of steps, and the addresses of the tensors that ``loss_of`` reads besides its arguments:
+    in-place changes of these tensors take effect; a changed address leads to a new capture.
 
-    Where a capture fails the attack runs step by step from then on; the reason is logged.
+    If a capture fails, the reason is logged and all further attacks run step by step.
 
     Args:
-        loss_of: images and further tensors to a scalar, summed over the batch.
-        reads: the tensors that ``loss_of`` reads by itself: weights, say.
+        loss_of: maps images and further tensors to a scalar loss, summed over the batch.
+        reads: returns the tensors that ``loss_of`` reads besides its arguments, such as weights.
         alpha, eps, steps: see `ascend`.
-        capture: False never captures.
+        capture: if False, never capture a graph.
         gradient: see `ascend`.
     """
 
@@ -54,13 +54,13 @@ class CapturedAscent:
     def __call__(
         self, x: Tensor, start: Tensor, *inputs: Tensor | None, radius: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The last iterate, and int64 ``[B, 2]`` counts of zero and non-finite gradients.
+        """Return the last iterate, and int64 ``[B, 2]`` counts of zero and non-finite gradients.
 
         Args:
             x: clean images ``[B, 3, H, W]``, the center of the ball.
-            start: where the ascent starts.
-            inputs: what ``loss_of`` takes behind the images.
-            radius: each image's own in place of eps, ``[B]``; its steps are as much smaller.
+            start: images at which the ascent starts.
+            inputs: arguments of ``loss_of`` after the images.
+            radius: radius per image instead of eps, ``[B]``; alpha is scaled by ``radius / eps``.
         """
         given = (x, start, radius, *inputs)
         if self.obstacle(x):
@@ -72,7 +72,7 @@ class CapturedAscent:
             return graph.replay(given)
 
     def obstacle(self, x: Tensor) -> str:
-        """Why an attack on ``x`` is not captured; empty if it is."""
+        """Return why an attack on ``x`` is not captured; empty if it is."""
         if self.failure:
             return self.failure
         if x.device.type != "cuda":
@@ -88,8 +88,8 @@ class CapturedAscent:
         eps: float | Tensor = self.eps
         if radius is not None:
             eps = radius
-            # by a tensor: a GPU would multiply by a number's reciprocal, and a radius equal to eps
-            # must give the bits of alpha
+            # divide by a tensor: for a Python number the GPU multiplies by the reciprocal, but a
+            # radius equal to eps must give exactly alpha
             share = radius / radius.new_full((), self.eps or 1.0)
             alpha = share * self.alpha
         counts = torch.zeros(len(x), 2, dtype=torch.int64, device=x.device)
@@ -106,7 +106,7 @@ class CapturedAscent:
         return adv, counts
 
     def _graph(self, given: tuple[Any, ...]) -> "_Graph | None":
-        """The graph for arguments of these shapes; None if it can't be captured."""
+        """Return the graph for arguments of these shapes; None if the capture fails."""
         places = tuple(t.data_ptr() for t in self.reads())
         if places != self._places:
             self._graphs.clear()
@@ -114,7 +114,7 @@ class CapturedAscent:
         key = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in given)
         graph = self._graphs.pop(key, None) or self._capture(given)
         if graph is not None:
-            self._graphs[key] = graph  # behind the others: the first is the one not used longest
+            self._graphs[key] = graph  # at the end: the first graph is the least recently used
             if len(self._graphs) > _SHAPES:
                 del self._graphs[next(iter(self._graphs))]
         return graph
@@ -126,15 +126,14 @@ class CapturedAscent:
             return _Graph(self._steps, given, self._pool)
         except RuntimeError as error:  # torch's CUDA errors are RuntimeErrors
             self.failure = " ".join(str(error).split())[:200]
-            log.warning("attack not captured in a CUDA graph: %s", self.failure)
+            log.warning("CUDA graph capture failed, the attack runs step by step: %s", self.failure)
             return None
 
 
 class _Graph:
     """A function captured on copies of its arguments.
 
-    Graphs share ``pool``: one replay is over before the next begins, and what is handed out is a
-    copy.
+    Graphs share the memory ``pool``: replays do not overlap, and `replay` returns copies.
     """
 
     def __init__(
@@ -148,12 +147,12 @@ class _Graph:
                 function(*self.buffers)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        # other threads, such as a loader's that pins memory, may go on meanwhile
+        # other threads, such as a data loader's that pins memory, may use CUDA during the capture
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.out = function(*self.buffers)
 
     def replay(self, given: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        """Fill the buffers, run, and copy out what the next replay would overwrite."""
+        """Fill the buffers, replay, and copy the outputs, which the next replay overwrites."""
         for buffer, tensor in zip(self.buffers, given, strict=True):
             if buffer is not None:
                 buffer.copy_(tensor)

@@ -1,4 +1,4 @@
-"""What the frozen model says of the training images: computed once, kept on the device."""
+"""The frozen model's features of the training images, computed once and kept on the device."""
 
 from collections.abc import Callable
 
@@ -21,15 +21,15 @@ def frozen_features(
     title: str = "frozen features",
     progress: bool = True,
 ) -> Tensor:
-    """Features ``[N, D]`` of images that are not augmented: row i belongs to image i.
+    """Compute the features ``[N, D]`` of images without augmentation; row i belongs to image i.
 
-    A tuning step then reads rows instead of encoding its images again. Where images are augmented
-    there is no such table: encode them in the step, without a graph.
+    Each tuning step then reads rows of this table instead of encoding its images again. Augmented
+    images have no such table: encode them in the step, without a graph.
 
     Args:
-        encode: pixels ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``, frozen.
+        encode: frozen encoder, maps pixels ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``.
         data: map-style data set of N images.
-        device: where the features are kept, and the images encoded.
+        device: device on which the images are encoded and the features are kept.
         batch: images encoded at once.
         workers: processes that decode images.
     """

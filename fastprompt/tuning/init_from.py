@@ -1,4 +1,4 @@
-"""Start values from a run that is done: prompts that go on being tuned."""
+"""Initialization of prompts from a finished run."""
 
 import logging
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ def start_values(
     fingerprint: str,
     classnames: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """The tuned prompts of a run folder, of whichever method, for a module of the same shapes.
+    """Read a run's tuned prompts, of any method, as initial values of a module of the same shapes.
 
-    What ``prompts`` has and the run has not, such as refiners, is not among them. Prompts of
-    another model are taken, with a warning.
+    The result lacks the entries of ``prompts`` that the run does not have, such as refiners.
+    Prompts tuned on another model are accepted with a warning.
 
     Args:
-        prompts: the module.
-        fingerprint: of the model that it is for.
-        classnames: of one context a class, whose order counts; None for prompts of all classes.
+        prompts: module to initialize.
+        fingerprint: fingerprint of the model that ``prompts`` are for.
+        classnames: class names, in order, of class-specific contexts; None for shared contexts.
 
     Raises:
-        FileNotFoundError: no run folder, or tuning has not finished there.
-        ValueError: its prompts have other names or shapes, or are for other classes.
+        FileNotFoundError: ``folder`` is not a run folder, or its tuning has not finished.
+        ValueError: the run's prompts have other names or shapes, or belong to other classes.
     """
     run = RunFolder(folder)
     config = run.read_config()
@@ -40,17 +40,17 @@ def start_values(
     tuned = run.read_prompts(config["method"], identity)
     if classnames is not None and list(config["classnames"]) != list(classnames):
         raise ValueError(
-            f"init_from: each context of {run.path} is for one of the classes "
-            f"{some(config['classnames'])}, these are {some(classnames)}"
+            f"init_from: class-specific contexts need the same classes: {run.path} has "
+            f"{some(config['classnames'])}, got {some(classnames)}"
         )
     if config["clip"]["fingerprint"] != fingerprint:
-        log.warning("init_from: %s was tuned on another model's weights", run.path)
+        log.warning("init_from: %s was tuned on a model with other weights", run.path)
     own = prompts.state_dict()
     for name, value in tuned.items():
         if name not in own or own[name].shape != value.shape:
             wanted = list(own[name].shape) if name in own else "nothing of that name"
             raise ValueError(
-                f"init_from: {run.path} has {name} {list(value.shape)}, these settings make "
-                f"{wanted}: give both the same n_ctx, depth and the like"
+                f"init_from: {run.path} has {name} {list(value.shape)}, the new run has {wanted}: "
+                "use the same n_ctx, depth and other settings of the prompts"
             )
     return {name: value.to(own[name]) for name, value in tuned.items()}

@@ -1,4 +1,4 @@
-"""The loop that all methods share: epochs of optimizer steps, and which prompts were the best."""
+"""The tuning loop of all methods: epochs of optimizer steps, and selection of the best prompts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .tracking import Tracker
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 64  # indices of images in a message
+_SHOWN = 64  # image indices shown in a message
 
 
 class Tunable(Protocol):
-    """What the loop needs of a tuner; see `Tuner`.
+    """The interface of a tuner that the loop uses; see `Tuner`.
 
     Attributes:
-        totals: sums over an epoch's examples of what `Tuner.log` was given.
+        totals: sums over an epoch's examples of the values passed to `Tuner.log`.
     """
 
     method: ClassVar[str]
@@ -46,15 +46,15 @@ class Tunable(Protocol):
 
 
 class Loop:
-    """Tunes a tuner's prompts, from the start or from where a run stopped.
+    """Tunes the prompts of a tuner, from the start or from where a run stopped.
 
     Args:
-        tuner: whose prompts, batches, loss and validation.
-        run: the folder that is written; None writes nothing.
-        key: what says which run this is.
-        examples: N, of the training set.
-        tracker: gets each epoch's row, too.
-        progress: show a bar, where the output is a terminal.
+        tuner: provides the prompts, batches, loss and validation.
+        run: run folder to write; None writes nothing.
+        key: identifies the run.
+        examples: number N of training examples.
+        tracker: also receives the metrics of each epoch.
+        progress: show a progress bar if the output is a terminal.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Loop:
         self.best_score, self.best_epoch = -math.inf, 0
 
     def run(self) -> dict[str, Tensor] | None:
-        """Run all epochs that are left; returns the best prompts on the validation images."""
+        """Run the remaining epochs; return the best prompts on the validation images."""
         start, epochs = self._restore(), self.config.epochs
         if epochs <= self.config.warmup_epochs:
-            log.warning("all %d epochs are warm-up, at warmup_lr: lower warmup_epochs", epochs)
+            log.warning("all %d epochs use warmup_lr: lower warmup_epochs or raise epochs", epochs)
         batches = math.ceil(self.examples / self.config.batch)
         title, done = f"tune {self.tuner.method}", start * batches
         with Progress(epochs * batches, title, "batch", initial=done, show=self.progress) as bar:
@@ -93,7 +93,7 @@ class Loop:
         return patience is not None and waited >= patience
 
     def _restore(self) -> int:
-        """Put back the state that the run folder holds; how many epochs it had done."""
+        """Restore the state in the run folder; return the number of completed epochs."""
         run = self.run_folder
         state = None if run is None else run.read_state(self.key)
         if run is None:
@@ -109,7 +109,7 @@ class Loop:
         return epochs
 
     def _better(self, row: dict[str, Any]) -> bool:
-        """Whether an epoch was better than all before it; the first of equals counts."""
+        """Return whether an epoch is strictly better than all before it, and record its score."""
         score = row.get(self.tuner.score)
         if score is None or not score > self.best_score:
             return False
@@ -130,7 +130,7 @@ class Loop:
             self.run_folder.write_state(state, row["epoch"], self.key)
 
     def _order(self, epoch: int) -> Tensor:
-        """A function of seed and epoch alone: a resumed run sees the same."""
+        """Return the epoch's order of examples, the same in a resumed run: from seed and epoch."""
         generator = torch.Generator().manual_seed(numbered_seed(self.config.seed, epoch))
         return torch.randperm(self.examples, generator=generator)
 
@@ -155,7 +155,7 @@ class Loop:
         }
 
     def _steps(self, order: Tensor, epoch: int, good: dict[str, Tensor], bar: Progress) -> Tensor:
-        """The epoch's optimizer steps; each batch's loss times its size, on the device."""
+        """Run the epoch's optimizer steps; return each batch's loss times its size, on device."""
         group = self.config.batch * self.config.accumulate
         device = self.tuner.clip.device
         losses = torch.zeros(math.ceil(len(order) / self.config.batch), device=device)
@@ -165,11 +165,11 @@ class Loop:
                 self.optimizer.zero_grad(set_to_none=True)
                 together = min(group, len(order) - seen)
             loss = self.tuner.loss(batch)
-            # the mean over all examples of the step, whatever the sizes of its batches
+            # the loss of a step is the mean over its examples, also if its batches differ in size
             (loss if size == together else loss * (size / together)).backward()
             seen += size
             losses[i] = loss.detach() * size
-            if device.type == "cpu":  # looking at it waits for no device
+            if device.type == "cpu":  # reading the loss does not synchronize
                 self._check_finite(losses[: i + 1], order, epoch, good)
             if seen % group == 0 or seen == len(order):
                 self.optimizer.step()
@@ -178,20 +178,20 @@ class Loop:
         return losses
 
     def _check_prompts(self, epoch: int, good: dict[str, Tensor]) -> None:
-        """Raise if an epoch left prompts that are not finite, by a gradient that was not."""
+        """Raise if a non-finite gradient has made the prompts non-finite in this epoch."""
         bad = torch.stack([~p.isfinite().all() for p in self.prompts.parameters()]).any()
         if bool(bad):
             self.prompts.load_state_dict(good)
             raise FloatingPointError(
-                f"the prompts became nan or infinite in epoch {epoch + 1}, by a gradient that was "
-                f"not finite: lower lr, or take precision='fp32'; the state after epoch {epoch} is "
+                f"the prompts became nan or infinite in epoch {epoch + 1} because of a non-finite "
+                f"gradient: lower lr, or use precision='fp32'; the state after epoch {epoch} is "
                 "kept"
             )
 
     def _check_finite(
         self, losses: Tensor, order: Tensor, epoch: int, good: dict[str, Tensor]
     ) -> None:
-        """Raise if a loss is not finite; the prompts go back to where the epoch began."""
+        """Raise if a loss is not finite, and restore the prompts of the start of the epoch."""
         bad = ~losses.isfinite()
         if not bool(bad.any()):
             return
@@ -203,7 +203,7 @@ class Loop:
         step = epoch * math.ceil(len(order) / (batch * together)) + place // together + 1
         raise FloatingPointError(
             f"the loss became {float(losses[place])} in step {step}, in epoch {epoch + 1}: lower "
-            f"lr, or look at the training images {rows[:_SHOWN]}{more}; the state after epoch "
+            f"lr, or inspect the training images {rows[:_SHOWN]}{more}; the state after epoch "
             f"{epoch} is kept"
         )
 

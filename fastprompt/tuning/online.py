@@ -1,4 +1,4 @@
-"""What the methods share that attack the prompts as they are, in every step."""
+"""Base classes of the methods that attack the current prompts in every step."""
 
 import dataclasses
 from abc import abstractmethod
@@ -19,27 +19,29 @@ from .online_pgd import OnlinePGD
 from .step import Step
 from .tuner import Tuner
 
-_VAL_DRAW = 2**32 - 1  # the random start on validation images: no epoch's
+_VAL_DRAW = 2**32 - 1  # number of the random start on validation images, used by no epoch
 
 
 @dataclasses.dataclass(frozen=True)
 class OnlineConfig(TunerConfig):
-    """What every method has that makes fresh adversarial images in each step.
+    """Settings of every method that computes new adversarial images in each step.
 
     Attributes:
-        n_ctx: context tokens.
-        ctx_init: words whose embeddings the context starts from (CoOp's option of that name): their
-            first ``n_ctx`` tokens, and N(0, 0.02) behind them. By default noise alone.
-        eps: radius of the attack, a float in pixel units or such as ``"4/255"``.
-        eps_min: draw each image's radius anew in each epoch, uniform in [eps_min, eps]; by default
-            all have eps.
+        n_ctx: number of context tokens; if several layers have prompts, the number per layer.
+        ctx_init: words whose first ``n_ctx`` token embeddings initialize the context, as in CoOp;
+            further tokens are drawn from N(0, 0.02). By default all tokens are.
+        eps: radius of the attack, in pixel units: a float, or a string such as ``"4/255"``.
+        eps_min: smallest radius; each epoch draws the radius of each image uniformly from
+            [eps_min, eps]. By default the radius of all images is eps.
         steps: gradient steps of the attack.
-        alpha: its step size; by default twice the radius over the steps, at most the radius: 2/3 of
-            it at 3 steps (NAP: 1.5 times, 0.3 at 5). With ``eps_min`` it shrinks, too.
-        random_start: start from a uniform point of the ball instead of the image.
-        augment: random resized crops and horizontal flips of the training images.
-        crop_min: the smallest crop, as a share of the image's area.
-        workers: processes that decode images; 0 decodes in this one.
+        alpha: step size of the attack; by default ``min(1, 2 / steps) * eps``, 2/3 eps for 3 steps
+            (NAP: ``min(1, 1.5 / steps) * eps``, 0.3 eps for 5 steps). With ``eps_min``, alpha is
+            scaled with the radius of the image.
+        random_start: start the attack at a uniformly random point of the ball, instead of at the
+            clean image.
+        augment: apply random resized crops and horizontal flips to the training images.
+        crop_min: area of the smallest crop, as a fraction of the image.
+        workers: processes that decode images; 0 decodes in the main process.
     """
 
     keep: Literal["best", "last"] = "best"
@@ -54,7 +56,7 @@ class OnlineConfig(TunerConfig):
     crop_min: float = 0.08
     workers: int = 0
 
-    _reach: ClassVar[float] = 2.0  # all steps together, in radii
+    _reach: ClassVar[float] = 2.0  # total length of all steps with the default alpha, in radii
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,27 +65,27 @@ class OnlineConfig(TunerConfig):
         check_count(self.workers, "workers", least=0)
         parse_distances(self, "eps", "eps_min", "alpha", zero=("eps_min",))
         if self.eps_min is not None and float(self.eps_min) > self.radius:
-            raise ValueError(f"eps_min must be at most eps, {self.eps}, got {self.eps_min}")
+            raise ValueError(f"eps_min must be at most eps={self.eps}, got {self.eps_min}")
         check_number(self.crop_min, "crop_min", above=0, high=1)
 
     @property
     def radius(self) -> float:
-        """eps as a number."""
+        """eps as a float."""
         return float(self.eps)
 
     @property
     def step_size(self) -> float:
-        """alpha as a number, the default filled in."""
+        """alpha as a float, or its default value if alpha is None."""
         if self.alpha is None:
             return min(1.0, self._reach / self.steps) * self.radius
         return float(self.alpha)
 
 
 class OnlineTuner(Tuner):
-    """A method whose loss is made of fresh adversarial images: see `Step`.
+    """Base class of the methods whose loss uses new adversarial images in each step; see `Step`.
 
-    Images are decoded once and kept on the device where they fit there, augmented there; validation
-    has the training attack's threat model.
+    Images are decoded once and kept on the device if they fit into its memory; they are augmented
+    on the device. Validation uses the attack settings of training.
     """
 
     job: ClassVar[dict[str, Any]] = {"data": "shapes", "shots": 16, "attacks": "clean,pgd-20"}
@@ -92,7 +94,7 @@ class OnlineTuner(Tuner):
 
     @abstractmethod
     def loss(self, batch: Step) -> Tensor:
-        """The method's loss of a step, a mean over its images."""
+        """Return the method's loss of a step, the mean over its images."""
 
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
@@ -148,7 +150,7 @@ class OnlineTuner(Tuner):
         vars(self).pop("_pictures", None)
 
     def _radii(self, examples: int, epoch: int) -> Tensor | None:
-        """Each training image's radius in an epoch, ``[N]``: a function of seed and epoch alone."""
+        """Return each training image's radius, ``[N]``; it depends only on seed and epoch."""
         config = self.config
         if config.eps_min is None:
             return None
@@ -159,7 +161,7 @@ class OnlineTuner(Tuner):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Clean and robust accuracy on the validation images, under the attack of the training."""
+        """Return clean and robust accuracy on the validation images, under the training attack."""
         pictures = self._pictures.get("val")
         if pictures is None:
             return {}
@@ -171,7 +173,7 @@ class OnlineTuner(Tuner):
             result = self._attack(images, labels, rows, prepared, draw=_VAL_DRAW)
             pair = self.model.pair(images, result.images, prepared)
             right = [(x.argmax(1) == labels) & ~x.isnan().any(1) for x in pair]
-            # what the attack had no gradient for is not shown to be robust
+            # an image without a usable gradient does not count as robust
             stalled = result.health.stalled
             robust = right[0] & right[1] & ~stalled
             hits += torch.stack([right[0].sum(), robust.sum(), stalled.sum()])

@@ -1,4 +1,4 @@
-"""The attack inside a tuning step: PGD against the prompts as they are at that step."""
+"""The attack inside a tuning step: PGD against the current prompts."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .cuda_graph import CapturedAscent
 
 
 class OnlinePGD:
-    """Fresh adversarial images for each tuning step; cross-entropy, white-box through the prompts.
+    """White-box PGD on the cross-entropy, through the current prompts, for each tuning step.
 
-    On the fast engine the class features are computed once, without a graph, and each step takes
-    the gradient in the pixels alone. Nothing waits for the device; on a GPU the steps are one
-    CUDA graph. The reference engine does what published code does: the text encoder runs inside
-    each step, forward and backward.
+    On the fast engine, the class features are computed once, without a graph, and each gradient
+    step differentiates with respect to the pixels only. No operation synchronizes with the device;
+    on a GPU, all steps run as one CUDA graph. The reference engine does what published code does:
+    the text encoder runs forward and backward in each gradient step.
 
     Args:
-        model: the prompts in their CLIP.
-        eps: radius in pixel units, a float or such as ``"4/255"``.
-        alpha: step size in pixel units, likewise.
+        model: CLIP model with the prompts to attack.
+        eps: radius in pixel units: a float, or a string such as ``"4/255"``.
+        alpha: step size in pixel units, in the same formats as ``eps``.
         steps: gradient steps.
-        random_start: start from a uniform point of the ball instead of the image.
-        seed: of the random starts, which depend on (seed, image index, draw) alone.
-        capture: False never captures a CUDA graph.
+        random_start: start at a uniformly random point of the ball, instead of at the clean image.
+        seed: seed of the random starts, which depend only on (seed, image index, draw).
+        capture: if False, never capture a CUDA graph.
 
     Raises:
-        ValueError, TypeError: an argument out of its range.
+        ValueError, TypeError: an argument has an invalid value or type.
     """
 
     def __init__(
@@ -79,23 +79,25 @@ class OnlinePGD:
         """Attack a batch.
 
         Args:
-            images: float32 ``[B, 3, S, S]`` in [0, 1], on the model's device. Values are not
-                checked: looking at them waits for the device.
-            labels: int64 ``[B]``.
-            indices: the images' indices in their data set, int64 ``[B]``.
-            prepared: from `PromptedCLIP.prepare`, which the step's loss shares; by default
-                computed here. The reference engine computes its own in every step.
-            draw: which random start of an image: the epoch, say.
-            radius: each image's own in place of eps, float ``[B]``, at most eps; its steps are as
-                much smaller than alpha.
+            images: float32 ``[B, 3, S, S]`` in [0, 1], on the model's device. The values are not
+                checked, because a check would synchronize with the device.
+            labels: class indices, int64 ``[B]``.
+            indices: indices of the images in their data set, int64 ``[B]``.
+            prepared: result of `PromptedCLIP.prepare`, to share it with the step's loss; by default
+                computed here. The reference engine does not use it.
+            draw: number of the random start, such as the epoch.
+            radius: radius per image instead of eps, float ``[B]``, at most eps; alpha is scaled by
+                ``radius / eps``.
 
         Raises:
-            ValueError, TypeError: images, labels, indices or radius of a wrong shape or dtype.
+            ValueError, TypeError: images, labels, indices or radius have a wrong shape or dtype.
         """
         check_images(images, values=False)
         for name, tensor in (("labels", labels), ("indices", indices), ("radius", radius)):
             if tensor is not None and tensor.shape != (len(images),):
-                raise ValueError(f"{name} must be [{len(images)}], got {list(tensor.shape)}")
+                raise ValueError(
+                    f"{name} must have shape [{len(images)}], got {list(tensor.shape)}"
+                )
         x = images.detach()
         start = x
         if self.random_start:
@@ -122,7 +124,7 @@ class OnlinePGD:
 
         def gradient(loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
             images = images.detach().requires_grad_(True)
-            # as `loss.backward()` does: also into the prompts, where nobody reads it
+            # like `loss.backward()`, also computes the prompts' gradients, which are not used
             return torch.autograd.grad(loss_of(images), [images, *learning], allow_unused=True)[0]
 
         ascent = CapturedAscent(

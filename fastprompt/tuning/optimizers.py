@@ -1,4 +1,4 @@
-"""Optimizer, learning rate, and their state as plain tensors: a run goes on with the same bits."""
+"""Optimizer, learning-rate schedule, and their state as tensors, to resume bit-identically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .config import TunerConfig
 def make_optimizer(
     config: TunerConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The optimizer that the settings name."""
+    """Return the optimizer that the settings select."""
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
@@ -23,10 +23,15 @@ def make_optimizer(
 
 
 def learning_rate(config: TunerConfig, epoch: int) -> float:
-    """``warmup_lr`` for the first epochs, then a cosine over all of them; epochs count from 0."""
+    """Return ``warmup_lr`` in the W warm-up epochs, then ``lr (1 + cos(pi (epoch - W) / T)) / 2``.
+
+    T is the number of all epochs, and epochs count from 0: the scheduler of Dassl, which CoOp and
+    the code that follows it use.
+    """
     if epoch < config.warmup_epochs:
         return config.warmup_lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+    angle = math.pi * (epoch - config.warmup_epochs) / config.epochs
+    return config.lr * 0.5 * (1 + math.cos(angle))
 
 
 def pack(
@@ -34,7 +39,7 @@ def pack(
     optimizer: torch.optim.Optimizer,
     best: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Prompts, optimizer state and the best prompts so far as one flat mapping."""
+    """Pack prompts, optimizer state and the best prompts so far into one flat mapping."""
     out = {f"prompts/{k}": v for k, v in prompts.state_dict().items()}
     out |= {f"best/{k}": v for k, v in (best or {}).items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -45,7 +50,7 @@ def pack(
 def unpack(
     tensors: Mapping[str, Tensor], prompts: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor] | None:
-    """Put back what `pack` took; returns the best prompts, if it got some."""
+    """Restore the state that `pack` returned; return the best prompts, or None without any."""
     prompts.load_state_dict(_under("prompts/", tensors))
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimizer/", tensors).items():

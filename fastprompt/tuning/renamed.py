@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-_GONE = ("weigh",)  # CAPT's, None where no function was handed in
+_GONE = ("weigh",)  # removed setting of CAPT; None if no function was given
 _KEYS = {"optimiser": "optimizer", "defences": "defenses"}
 _VALUES = {
     ("mix", "normalised"): "normalized",
@@ -11,17 +11,17 @@ _VALUES = {
     ("sanity", "True"): "full",
     ("sanity", "False"): "quick",
 }
-_NEW = {"sanity": "quick"}  # of a job
+_NEW = {"sanity": "quick"}  # defaults of a job
 
 
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, or a command's arguments, under the names of today."""
+    """Return settings, or a command's arguments, under their current names."""
     kept = {k: v for k, v in values.items() if k not in _GONE or v is not None}
     return {_KEYS.get(k, k): _VALUES.get((k, str(v)), v) for k, v in kept.items()}
 
 
 def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a ``config.json`` with its ``config`` and ``job`` under the names of today."""
+    """Return a ``config.json`` with the current names in its ``config`` and ``job``."""
     parts = (name for name in ("config", "job") if isinstance(config.get(name), Mapping))
     new = {name: renamed(config[name]) for name in parts}
     if "job" in new:

@@ -1,4 +1,4 @@
-"""A tuner's run folder: what says which run it is, saving, loading, and going on."""
+"""The run folder of a tuner: identity, saving, loading and resuming."""
 
 import dataclasses
 from abc import ABC
@@ -28,7 +28,7 @@ from .renamed import renamed_config
 
 
 class SavedTuner(ABC):
-    """The part of a tuner that reads and writes folders; `Tuner` is the whole."""
+    """The part of `Tuner` that reads and writes run folders."""
 
     method: ClassVar[str]
     Config: ClassVar[type[TunerConfig]]
@@ -36,7 +36,7 @@ class SavedTuner(ABC):
     classnames: list[str]
     config: TunerConfig
     prompts: nn.Module
-    _given: dict[str, Any]  # how the run is executed, as far as the user said
+    _given: dict[str, Any]  # execution settings as the user gave them
 
     def __init__(
         self, clip: FrozenCLIP | nn.Module | str, classnames: Sequence[str], config: Any = None
@@ -47,17 +47,17 @@ class SavedTuner(ABC):
         """Write ``config.json`` and ``prompts.safetensors`` into ``folder``.
 
         Args:
-            job: what else a new ``config.json`` should hold.
+            job: further entries of a new ``config.json``.
 
         Raises:
-            FileExistsError: ``folder`` holds another run, or other files.
+            FileExistsError: ``folder`` contains another run or other files.
         """
         run = RunFolder(folder)
         if not run.started:
             run.check_free("folder")
             run.write_config({**self._identity(), **(job or {})})
         elif digest_json(run_facts(identity_in(run.read_config()))) != self._hash():
-            raise FileExistsError(f"folder: {run.path} holds another run: choose a new folder")
+            raise FileExistsError(f"folder: {run.path} contains another run: choose a new folder")
         self._write_prompts(run)
         return run.path
 
@@ -69,16 +69,16 @@ class SavedTuner(ABC):
         *,
         which: Literal["prompts", "best", "last"] = "prompts",
     ) -> Self:
-        """The tuner that `save` or a finished run left in ``folder``.
+        """Load the tuner that `save` or a finished run wrote to ``folder``.
 
         Args:
-            clip: the model; by default it is loaded again from what ``config.json`` says.
-            which: the prompts that the run ended with, the best on its validation images, or the
-                last.
+            clip: the model; by default the model that ``config.json`` names is loaded.
+            which: ``"prompts"`` for the prompts that the run ended with, ``"best"`` for the best on
+                the validation images, ``"last"`` for those of the last epoch.
 
         Raises:
-            FileNotFoundError: no run folder, or tuning has not finished.
-            ValueError: damaged or foreign files, another method, or another model's weights.
+            FileNotFoundError: ``folder`` is not a run folder, or tuning has not finished.
+            ValueError: a file is damaged or foreign, or the method or the model's weights differ.
         """
         run = RunFolder(folder)
         stored = run.read_config()
@@ -88,9 +88,9 @@ class SavedTuner(ABC):
         if clip is None:
             clip = clip_of(config)
         clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
-        # how it was executed was for another machine, perhaps: this one's defaults are taken
+        # the run may be from another machine: use this machine's defaults for execution settings
         settings = {k: v for k, v in config["config"].items() if k not in EXECUTION}
-        origin = settings.pop("init_from", None)  # its values were replaced by tuned ones
+        origin = settings.pop("init_from", None)  # not read: tuned prompts replace the initial ones
         if not runs_here(settings.get("precision"), clip):
             settings["precision"] = None
         whole = cls.Config(**typed(cls.Config, settings))
@@ -99,10 +99,10 @@ class SavedTuner(ABC):
         if tuner.clip.fingerprint != known:
             raise ValueError(
                 f"clip: {run.path} was tuned on {config['clip']['name']} with weights "
-                f"{known[:12]}…, this model's are {tuner.clip.fingerprint[:12]}…"
+                f"{known[:12]}…, got a model with weights {tuner.clip.fingerprint[:12]}…"
             )
         tuner.config = dataclasses.replace(tuner.config, init_from=origin)
-        identity = digest_json(run_facts(identity_in(stored)))  # as it was when it was written
+        identity = digest_json(run_facts(identity_in(stored)))  # hashed with the names as stored
         tensors = run.read_prompts(cls.method, identity, which)
         tuner.prompts.load_state_dict(tensors)
         return tuner
@@ -122,14 +122,14 @@ class SavedTuner(ABC):
 
     def _key(self, train: ImageDataset, val: ImageDataset | None) -> str:
         facts = [run_facts(self._identity()), fingerprint(train), len(train)]
-        if val is not None:  # it decides which prompts are kept, and when to stop
+        if val is not None:  # validation decides which prompts are kept, and when to stop
             facts += [fingerprint(val), len(val)]
         if self.config.init_from is not None:
             facts.append(digest(self._start_values()))
         return digest_json(facts)
 
     def _identity(self) -> dict[str, Any]:
-        """What says which run this is."""
+        """Return the facts that identify this run."""
         return {
             "method": self.method,
             "config": as_dict(self.config),
@@ -149,28 +149,28 @@ class SavedTuner(ABC):
             )
         elif not resume:
             raise FileExistsError(
-                f"out: {run.path} holds a run already: resume it, or choose a new folder"
+                f"out: {run.path} already contains a run: resume it, or choose a new folder"
             )
         elif (stored := run.read_config())["classnames"] != self.classnames:
             raise ValueError(
-                f"resume: {run.path} was begun with the classes {some(stored['classnames'])}, "
-                f"these are {some(self.classnames)}"
+                f"resume: {run.path} was started with the classes {some(stored['classnames'])}, "
+                f"got {some(self.classnames)}"
             )
         elif stored.get("key") != key:
             raise ValueError(
-                f"resume: {run.path} is a run with other settings, another model or other data, or "
-                "was begun by an earlier version: begin a new run"
+                f"resume: {run.path} was started with other settings, another model or other data, "
+                "or by an earlier version: start a new run"
             )
         else:
             self._adopt(stored["config"], run.path)
 
     def _adopt(self, stored: Mapping[str, Any], path: Path) -> None:
-        """How a run that is resumed was executed: for the same bits, it goes on likewise."""
+        """Take over the execution settings of a resumed run, for bit-identical results."""
         known = {key: stored[key] for key in EXECUTION if key in stored}
         for key, value in known.items():
             if self._given[key] is not None and getattr(self.config, key) != value:
                 raise ValueError(
-                    f"{key}: {path} was begun with {value!r}, got {self._given[key]!r}: "
-                    "leave it out"
+                    f"{key}: {path} was started with {value!r}, got {self._given[key]!r}: "
+                    "omit this setting"
                 )
         self.config = dataclasses.replace(self.config, **typed(self.Config, known))

@@ -1,4 +1,4 @@
-"""A batch inside a tuning step, and what a loss is made of."""
+"""A batch inside a tuning step, and the model's outputs from which a loss is computed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .online_pgd import OnlinePGD
 
 @dataclasses.dataclass
 class Step:
-    """A batch, and what a loss is made of.
+    """A batch, and the model's outputs from which a loss is computed.
 
-    ``prepared`` and ``adv`` are made when they are first asked for, and once; `clean`, `attacked`
-    and `both` are a pass each.
+    ``prepared`` and ``adv`` are computed on first access and cached. Each call of `clean`,
+    `attacked` and `both` runs the model.
 
     Attributes:
-        images: clean, float32 ``[B, 3, S, S]`` in [0, 1], augmented.
-        labels, rows: classes, and places in the training set, int64 ``[B]``.
-        progress: share of the epochs that are done, in [0, 1).
-        draw, radius: of the attack, see `OnlinePGD`.
-        result: of the attack; None as long as ``adv`` was not asked for.
+        images: clean images, augmented, float32 ``[B, 3, S, S]`` in [0, 1].
+        labels, rows: class indices, and indices in the training set, int64 ``[B]``.
+        progress: fraction of completed epochs, in [0, 1).
+        draw, radius: arguments of the attack, see `OnlinePGD`.
+        result: result of the attack; None until ``adv`` is accessed.
     """
 
     model: PromptedCLIP
@@ -42,15 +42,15 @@ class Step:
 
     @cached_property
     def prepared(self) -> Prepared | None:
-        """What attack and loss share of the prompts; on the reference engine they share nothing."""
+        """Class features and prompts that attack and loss share; None on the reference engine."""
         if self.model.engine == "reference":
             return None
-        with torch.enable_grad():  # whoever asks first: the loss needs its graph
+        with torch.enable_grad():  # also if first accessed under no_grad: the loss needs the graph
             return self.model.prepare()
 
     @property
     def adv(self) -> Tensor:
-        """The images, attacked through the prompts as they are now."""
+        """Adversarial images for the current prompts."""
         if self.result is None:
             self.result = self.attack(
                 self.images,
@@ -63,13 +63,13 @@ class Step:
         return self.result.images
 
     def clean(self, **options: Any) -> Seen:
-        """The model on the clean images, see `PromptedCLIP.see`."""
+        """Run the model on the clean images; see `PromptedCLIP.see`."""
         return self.model.see(self.images, self.prepared, **options)
 
     def attacked(self, **options: Any) -> Seen:
-        """The model on the adversarial images."""
+        """Run the model on the adversarial images; see `PromptedCLIP.see`."""
         return self.model.see(self.adv, self.prepared, **options)
 
     def both(self, **options: Any) -> tuple[Seen, Seen]:
-        """The model on the clean and on the adversarial images, in one pass."""
+        """Run the model on clean and adversarial images together; see `PromptedCLIP.see_both`."""
         return self.model.see_both(self.images, self.adv, self.prepared, **options)

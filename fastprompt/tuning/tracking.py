@@ -1,4 +1,4 @@
-"""TensorBoard curves of a run, beside its ``metrics.jsonl``."""
+"""TensorBoard curves of a run, in addition to its ``metrics.jsonl``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ class Tracker:
         self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One epoch's row."""
+        """Write the metrics of one epoch."""
         for name, value in row.items():
             if name != "epoch":
                 self.writer.add_scalar(name, value, row["epoch"])

@@ -1,4 +1,4 @@
-"""What the methods share: settings, prompts in their towers, tuning, evaluation."""
+"""The base class of all tuners: settings, prompts in a frozen CLIP, tuning, evaluation."""
 
 import dataclasses
 from abc import abstractmethod
@@ -26,29 +26,29 @@ from .tracking import Tracker
 
 
 class Tuner(SavedTuner):
-    """Tunes the prompts of a frozen CLIP.
+    """Tunes prompts of a frozen CLIP model; base class of all methods.
 
     Args:
-        clip: a `FrozenCLIP`, an open_clip model (copied, left as it was), or a name for
-            `load_clip`.
-        classnames: C distinct names.
-        config: settings: the method's dataclass, a mapping, or a YAML or JSON file.
-        **overrides: single settings; they win over ``config``, which wins over the preset for a
-            bundled model, which wins over the dataclass's defaults.
+        clip: a `FrozenCLIP`, an open_clip model (it is copied and not modified), or a model name
+            for `load_clip`.
+        classnames: C distinct class names.
+        config: settings as the method's dataclass, a mapping, or the path of a YAML or JSON file.
+        **overrides: individual settings. They take precedence over ``config``, which takes
+            precedence over the preset of a bundled model, and this over the dataclass's defaults.
 
     Raises:
-        ValueError: the method does not fit the model (the reason is given), a bad class list, an
-            unknown or bad setting.
+        ValueError: the method does not support the model (the message gives the reason), the class
+            names are invalid, or a setting is unknown or invalid.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    # what `fastprompt tune` takes by default
+    # defaults of the options of `fastprompt tune`
     job: ClassVar[Mapping[str, Any]] = {
         "data": "patterns",
         "shots": "all",
         "attacks": "clean,feature-pgd-40,pgd-20",
     }
-    score: ClassVar[str]  # which of the validation's numbers says what prompts are the best
+    score: ClassVar[str]  # validation metric that selects the best prompts
 
     def __init__(
         self,
@@ -59,62 +59,65 @@ class Tuner(SavedTuner):
     ) -> None:
         self.clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
         if reason := self.unfit(self.clip):
-            raise ValueError(f"clip: {self.method} does not fit {self.clip.name}: {reason}")
+            raise ValueError(f"clip: {self.method} does not support {self.clip.name}: {reason}")
         self.classnames = check_classnames(classnames)
         self.config = build(self.Config, self.preset, config, overrides)
         self._given = {key: getattr(self.config, key) for key in EXECUTION}
         self._start()
 
-    # ---- what a method defines -------------------------------------------------------------
+    # ---- defined by each method ------------------------------------------------------------
 
     @classmethod
     def unfit(cls, clip: FrozenCLIP) -> str:
-        """Why the method does not fit ``clip``; empty if it does. By default: text prompts."""
+        """Return why the method does not support ``clip``; empty if it does.
+
+        By default, a method needs a text encoder that accepts prompts.
+        """
         return clip.why_no_text_prompts()
 
     @abstractmethod
     def build_prompts(self) -> nn.Module:
-        """What learns; its state dict is what is saved."""
+        """Return the module of trainable parameters; its state dict is saved."""
 
     @abstractmethod
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
     ) -> int:
-        """Get ready to tune; the number of training examples."""
+        """Prepare the tuning; return the number of training examples."""
 
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
-        """The scalar loss of a batch, a mean over its examples."""
+        """Return the scalar loss of a batch, the mean over its examples."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Accuracies to log after an epoch, by name."""
+        """Return the accuracies to log after an epoch, by name."""
 
     def batches(self, order: Tensor, epoch: int) -> Iterator[tuple[int, Any]]:
-        """An epoch's batches, each with its number of examples; by default the examples' rows.
+        """Yield an epoch's batches with their numbers of examples; by default batches of indices.
 
         Args:
-            order: the training examples' rows in this epoch's order, int64 ``[N]``, on the CPU.
-            epoch: from 0.
+            order: indices of the training examples in the epoch's order, int64 ``[N]``, on the CPU.
+            epoch: the epoch, counted from 0.
         """
         for rows in order.to(self.clip.device).split(self.config.batch):
             yield len(rows), rows
 
-    def release(self) -> None:  # most methods hold nothing
-        """Let go of what only tuning needs."""
+    def release(self) -> None:  # optional
+        """Release the resources that only tuning needs."""
 
-    # ---- what all share --------------------------------------------------------------------
+    # ---- shared by all methods -------------------------------------------------------------
 
     @property
     def preset(self) -> Mapping[str, Any]:
-        """The settings whose defaults are others for this bundled model; empty for any other."""
+        """The bundled model's settings that replace defaults; empty for any other model."""
         return self.presets.get((self.clip.source or {}).get("model", ""), {})
 
     def _start(self) -> None:
-        """New prompts, in towers that run as the settings say; what they left open is filled in."""
+        """Create new prompts and the model with them; fill in the settings that were None."""
         config = self.config
         prompts = self.build_prompts().to(self.clip.device)
-        # prompts of a float64 model learn in float64
+        # prompts of a float64 model are float64
         self.prompts = prompts.double() if self.clip.dtype == torch.float64 else prompts
         if config.init_from is not None:
             self.prompts.load_state_dict(self._start_values(), strict=False)
@@ -141,42 +144,43 @@ class Tuner(SavedTuner):
         return PromptedCLIP(self.clip, classnames, self.prompts, **{**options, **changes})
 
     def text_width(self) -> int:
-        """Width of a context token."""
+        """Return the width of a context token."""
         return self.clip.text_parts.width
 
     def context_start(self, words: str | None, n_ctx: int) -> Tensor | None:
-        """The embeddings of the first ``n_ctx`` tokens of some words; None for no words."""
+        """Return the embeddings of the first ``n_ctx`` tokens of ``words``; None if it is None."""
         return None if words is None else word_context(self.clip, words, n_ctx)
 
     def log(self, examples: int, **terms: Tensor) -> None:
-        """Note means over a batch of so many examples; ``metrics.jsonl`` gets the epoch's."""
+        """Log means over ``examples`` examples; ``metrics.jsonl`` contains the epoch's means."""
         for name, value in terms.items():
             value = value.detach() * examples
             self.totals[name] = self.totals[name] + value if name in self.totals else value
 
     @property
     def classifier(self) -> CLIPClassifier:
-        """The tuned classifier: pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``."""
-        self.prompts.to(self.clip.device)  # the clip may have been moved since it was tuned
+        """The tuned classifier; it maps pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``."""
+        self.prompts.to(self.clip.device)  # the model may have been moved since tuning
         return self.model.classifier()
 
     def classifier_for(
         self, classnames: Sequence[str] | None = None, *, precision: str | None = None
     ) -> CLIPClassifier:
-        """The tuned prompts' classifier for other classes, or in another precision.
+        """Return the classifier of the tuned prompts for other classes or in another precision.
 
         Args:
-            classnames: as for base-to-new, or of another data set; by default the tuner's.
-            precision: see `CLIPClassifier`; by default that of the tuning.
+            classnames: class names, such as the new classes of a base-to-new evaluation, or those
+                of another data set; by default the tuner's.
+            precision: see `CLIPClassifier`; by default the precision of tuning.
 
         Raises:
-            ValueError: a bad class list, or prompts that belong to the classes they were tuned on;
-                a precision that the device lacks.
+            ValueError: the class names are invalid, the prompts are class-specific and the classes
+                differ, or the device does not support the precision.
         """
         names = self.classnames if classnames is None else check_classnames(classnames)
         if self.config.class_specific and names != self.classnames:
             raise ValueError(
-                "classnames: each tuned class has a context of its own, there is none for others"
+                "classnames: each tuned class has a separate context, other classes have none"
             )
         self.prompts.to(self.clip.device)
         changes = {} if precision is None else {"precision": precision}
@@ -193,40 +197,42 @@ class Tuner(SavedTuner):
         track: bool = False,
         progress: bool = True,
     ) -> Self:
-        """Tune the prompts.
+        """Tune the prompts and return the tuner.
 
         Args:
             train: map-style data set of uint8 images ``[3, S, S]`` and labels.
-            val: likewise; judged after each epoch. See ``keep`` and ``patience`` in the settings.
-            out: the run folder to write; None writes nothing.
-            resume: go on with the run that stopped in ``out``; on CPU it ends with the same bits
-                as one that was never stopped.
-            job: what else ``config.json`` should hold, such as the data's arguments.
-            track: also write TensorBoard curves into ``out`` (extra ``track``).
-            progress: show bars, where the output is a terminal.
+            val: validation data set of the same form, evaluated after each epoch; see the settings
+                ``keep`` and ``patience``.
+            out: run folder to write; None writes nothing.
+            resume: resume the stopped run in ``out``. On CPU, the result is bit-identical to that
+                of an uninterrupted run.
+            job: further entries of ``config.json``, such as the arguments of the data set.
+            track: also write TensorBoard curves to ``out``; requires the extra ``track``.
+            progress: show progress bars if the output is a terminal.
 
         Raises:
-            ValueError, TypeError: data that does not fit the model or the class list.
-            FileExistsError: ``out`` holds a run and ``resume`` is not set.
-            FloatingPointError: the loss is not finite; the last good state stays in ``out`` and in
-                the prompts. The message says in which step, and on which images.
+            ValueError, TypeError: the data does not match the model or the class names.
+            FileExistsError: ``out`` contains a run and ``resume`` is False.
+            FloatingPointError: the loss or the prompts are not finite. The state after the last
+                completed epoch stays in ``out`` and in the prompts. For a loss, the message gives
+                the step and the images.
         """
         for name, data in (("train", train), ("val", val)):
             if data is not None:
                 check_dataset(data, name, self.clip.image_size, len(self.classnames))
                 check_same_classes(data, name, self.classnames)
         if val is None and self.config.patience is not None:
-            raise ValueError("patience needs val: images to judge the prompts on")
+            raise ValueError("patience needs val: pass validation images")
         run = None if out is None else RunFolder(out)
         if run is None and (track or resume):
             raise ValueError(
-                f"out is needed with {'track' if track else 'resume'}: the run's folder"
+                f"out is needed with {'track' if track else 'resume'}: pass a run folder"
             )
         key = self._key(train, val)
         if run is not None:
             self._open(run, key, resume, job)
         tracker = Tracker(run.path) if run is not None and track else None
-        # from the start values, whatever was tuned before: config.json must be the whole story
+        # restart from the initial prompts: config.json must describe the run completely
         self._start()
         examples = self.prepare(train, val, None if run is None else run.path, progress)
         best = Loop(self, run, key, examples, tracker, progress).run()
@@ -249,18 +255,18 @@ class Tuner(SavedTuner):
         templates: Sequence[str] = TEMPLATES,
         **options: Any,
     ) -> Evaluation:
-        """Accuracies of the zero-shot classifier and of the tuned one, side by side.
+        """Evaluate the zero-shot and the tuned classifier under the same attacks.
 
         Args:
-            test: data set as in `fit`.
-            attacks: names such as ``"pgd-20"``, ``"autoattack"``, ``"feature-pgd-40"``;
-                ``"clean"`` is always done.
-            eps: one radius or several.
-            templates: of the zero-shot classifier.
+            test: test data set, of the same form as in `fit`.
+            attacks: attack names such as ``"pgd-20"``, ``"autoattack"``, ``"feature-pgd-40"``;
+                ``"clean"`` is always included.
+            eps: one radius or several, in pixel units.
+            templates: prompt templates of the zero-shot classifier.
             **options: see `fastprompt.evaluate`.
 
         Raises:
-            ValueError: as `fastprompt.evaluate`, or images of other classes.
+            ValueError: see `fastprompt.evaluate`; or the test images have other classes.
         """
         check_same_classes(test, "test", self.classnames)
         models = {

@@ -1,4 +1,4 @@
-"""CAPT's loss: cross-entropy, and two divergences to the clean and the frozen prediction."""
+"""CAPT's loss: cross-entropy plus KL divergences to the clean and the frozen predictions."""
 
 from .op import consistency_loss
 

@@ -1,4 +1,4 @@
-"""What the loss and its gradients take, in the order of the registered ops."""
+"""Arguments of the registered ops, in the order of their schemas."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """`eager.consistency_loss`.
+    """Arguments of `eager.consistency_loss`.
 
     Attributes:
         adv, clean, frozen: logits ``[B, C]``, each of any floating dtype.
         labels: int64 ``[B]``.
-        alphas, lams: ``[B]``, stand for ``alpha`` and ``lam`` where they are given.
-        ce_clean: cross-entropy of ``clean``, not of ``adv``.
-        train_reversed, frozen_reversed: the target's distribution comes first in the KL.
+        alphas, lams: ``[B]``; if given, they replace ``alpha`` and ``lam``.
+        ce_clean: compute the cross-entropy from ``clean``, not from ``adv``.
+        train_reversed, frozen_reversed: the target is the first distribution of the KL.
     """
 
     adv: Tensor
@@ -30,13 +30,13 @@ class Loss(NamedTuple):
 
 
 class LossBackward(NamedTuple):
-    """`eager.consistency_loss_backward`.
+    """Arguments of `eager.consistency_loss_backward`.
 
     Attributes:
-        grad: of the loss, ``[B]``.
-        statistics: `eager.consistency_loss`'s third result.
-        detach_targets: no gradient goes through a KL into its target.
-        wanted: whether there is to be a gradient in adversarial, clean and frozen logits.
+        grad: gradient of the loss, ``[B]``.
+        statistics: third output of `eager.consistency_loss`.
+        detach_targets: do not propagate gradients through a KL to its target.
+        wanted: whether to compute the gradients of the adversarial, clean and frozen logits.
     """
 
     grad: Tensor

@@ -1,4 +1,4 @@
-"""What `consistency_loss` refuses: every message names the argument and what it got."""
+"""Argument checks of `consistency_loss`; each error names the argument and its value."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ _ANCHOR = "adv_logits"
 
 
 def check_logits(adv_logits: Tensor, **others: Tensor) -> None:
-    """``[B, C]`` of one shape, on one device, each of any floating dtype."""
+    """Check for floating ``[B, C]`` tensors of one shape on one device; the dtypes may differ."""
     check_tensor(adv_logits, _ANCHOR)
     if adv_logits.ndim != 2 or not adv_logits.shape[1]:
         raise ValueError(f"adv_logits must be [B, C] with C >= 1, got {list(adv_logits.shape)}")
@@ -24,17 +24,19 @@ def check_logits(adv_logits: Tensor, **others: Tensor) -> None:
 
 
 def check_labels(adv_logits: Tensor, labels: Tensor) -> None:
-    """Int64 ``[B]``; the values are looked at where they are read."""
+    """Check for int64 ``[B]``; the values are checked where they are used."""
     check_tensor(labels, "labels")
     if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64 class indices, got {labels.dtype}: call .long()")
+        raise TypeError(f"labels must be int64 class indices, got {labels.dtype}; call .long()")
     if labels.shape != adv_logits.shape[:1]:
-        raise ValueError(f"labels must be [{adv_logits.shape[0]}], got {list(labels.shape)}")
+        raise ValueError(
+            f"labels must have shape [{adv_logits.shape[0]}], got {list(labels.shape)}"
+        )
     check_device(labels, "labels", adv_logits, _ANCHOR)
 
 
 def check_weight(
     value: float | Tensor, name: str, adv_logits: Tensor, most: float | None = None
 ) -> None:
-    """A finite number from 0 to ``most``, or one for each sample."""
+    """Check for a finite number from 0 to ``most``, or a tensor with one value per sample."""
     check_per_sample(value, name, adv_logits, _ANCHOR, low=0.0, high=most)

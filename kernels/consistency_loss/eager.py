@@ -1,8 +1,8 @@
-"""The formulas in plain tensor code: what runs on the CPU.
+"""Plain PyTorch implementation of CAPT's loss; runs on the CPU.
 
-``KL(p|q) = sum p (log p - log q)``, with log-probabilities relative to the row's largest logit:
-``log p = (x - r) - log s``, ``s = sum exp(x - r)``. What is kept for the backward formula is ``r``
-and ``log s`` apart, which is as exact for logits of 1e4 as for logits of 1.
+``KL(p|q) = sum p (log p - log q)``, with log-probabilities relative to the row's largest logit r:
+``log p = (x - r) - log s``, ``s = sum exp(x - r)``. The forward saves ``r`` and ``log s``
+separately for the backward, which is as accurate for logits of 1e4 as for logits of 1.
 """
 
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor
 from .._dispatch import wide_dtype
 from .arguments import Loss, LossBackward
 
-# columns of what the backward formula reads: the references of adversarial, clean and frozen
-# logits, the logarithms of their sums, the two divergences, and the weights of these
+# columns of the tensor saved for the backward: r of the adversarial, clean and frozen logits, log s
+# of the three, the two divergences, and the weights of the divergences
 STATISTICS = 10
 
 
 def check_range(labels: Tensor, classes: int) -> None:
-    """On the CPU alone, where a look at the values costs nothing."""
+    """Check the label values; only on the CPU, where reading them needs no synchronization."""
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
         return
     low, high = (int(v) for v in labels.aminmax())
@@ -26,26 +26,26 @@ def check_range(labels: Tensor, classes: int) -> None:
 
 
 def _divergence(weight: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """``sum p (log p - log q)``, ``[B]``, of ``weight`` p; a p of 0 gives 0 whatever q is."""
+    """Return ``sum p (log p - log q)``, ``[B]``, with ``weight`` p; a p of 0 gives 0 for any q."""
     terms = (log_p - log_q).mul_(weight)
     return terms.masked_fill_(weight == 0, 0.0).sum(dim=1)
 
 
 def _valid(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Which labels are classes, and labels that all are."""
+    """Return a mask of the labels in range, and the labels with 0 in place of the others."""
     valid = (labels >= 0) & (labels < classes)
     return valid, torch.where(valid, labels, 0)
 
 
 def _cross_entropy(log_p: Tensor, labels: Tensor) -> Tensor:
-    """NaN where the label is no class."""
+    """Return the cross-entropy, which is NaN where the label is out of range."""
     valid, labels = _valid(labels, log_p.shape[1])
     chosen = log_p.gather(1, labels[:, None])[:, 0]
     return torch.where(valid, -chosen, torch.nan)
 
 
 def _weighted(weight: Tensor, value: Tensor) -> Tensor:
-    """A weight of 0 drops what may be infinite."""
+    """Return ``weight * value``, and 0 for a weight of 0 even if the value is infinite."""
     return torch.where(weight == 0, 0.0, weight * value)
 
 
@@ -54,10 +54,10 @@ def _per_sample(value: float, values: Tensor | None, like: Tensor) -> Tensor:
 
 
 def consistency_loss(given: Loss) -> tuple[Tensor, Tensor, Tensor]:
-    """``CE + lam * ((1 - alpha) * L_train + alpha * L_frozen)`` of each sample.
+    """Return ``CE + lam * ((1 - alpha) * L_train + alpha * L_frozen)`` of each sample.
 
     Returns:
-        The loss ``[B]``, its terms ``[B, 3]``, and what the backward formula reads.
+        The loss ``[B]``, its terms ``[B, 3]``, and the statistics saved for the backward.
     """
     adv, clean, frozen, labels = given[:4]
     check_range(labels, adv.shape[1])
@@ -75,31 +75,32 @@ def consistency_loss(given: Loss) -> tuple[Tensor, Tensor, Tensor]:
     share = _per_sample(given.alpha, given.alphas, cross_entropy)
     scale = _per_sample(given.lam, given.lams, cross_entropy)
     weights = scale * (1 - share), scale * share
-    # rounding may take a divergence below 0
+    # rounding can make a divergence negative
     terms = [cross_entropy, *(d.clamp(min=0) for d in divergences)]
     loss = cross_entropy + _weighted(weights[0], terms[1]) + _weighted(weights[1], terms[2])
     references = [t.amax(dim=1).to(dtype) for t in (adv, clean, frozen)]
-    # the largest log-probability is the logarithm of 1 / sum
+    # the largest log-probability is -log s
     statistics = [*references, *(-t.amax(dim=1) for t in log_p), *divergences, *weights]
     return loss, torch.stack(terms, dim=1), torch.stack(statistics, dim=1)
 
 
 def _in_first(p: Tensor, log_p: Tensor, log_q: Tensor, kl: Tensor, weight: Tensor) -> Tensor:
-    """``weight * p * ((log p - log q) - kl)``: a KL's gradient in its first logits."""
+    """Return ``weight * p * ((log p - log q) - kl)``: a KL's gradient w.r.t. the logits of p."""
     found = (log_p - log_q).sub_(kl).mul_(p).mul_(weight)
     return found.masked_fill_((p == 0) | (weight == 0), 0.0)
 
 
 def _in_second(p: Tensor, q: Tensor, weight: Tensor) -> Tensor:
-    """``weight * (q - p)``: a KL's gradient in its second logits."""
+    """Return ``weight * (q - p)``: a KL's gradient w.r.t. the logits of q."""
     return (q - p).mul_(weight).masked_fill_(weight == 0, 0.0)
 
 
 def consistency_loss_backward(given: LossBackward) -> list[Tensor]:
-    """Gradients in the logits that are ``wanted``, of adversarial, clean and frozen ones.
+    """Return the ``wanted`` gradients of the adversarial, clean and frozen logits.
 
-    With p, q the first and second distribution of a KL they are ``p * ((log p - log q) - KL)``
-    in the logits of p and ``q - p`` in those of q; of the cross-entropy ``p - onehot``.
+    With p and q the first and second distribution of a KL, its gradient is
+    ``p * ((log p - log q) - KL)`` w.r.t. the logits of p and ``q - p`` w.r.t. those of q. The
+    gradient of the cross-entropy is ``p - onehot``.
     """
     logits = (given.adv, given.clean, given.frozen)
     labels, statistics, wanted = given.labels, given.statistics, given.wanted

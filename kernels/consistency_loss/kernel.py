@@ -1,8 +1,8 @@
-"""The same on a GPU: each row of logits is read once, forward and backward.
+"""Triton kernels of CAPT's loss; the forward and the backward kernel read each row of logits once.
 
-Forward, a program takes one sample and walks over its classes; sums taken relative to the largest
-logit so far are rescaled when a larger one comes. The address of every entry is computed in 64
-bits.
+A program of the forward kernel loops over the classes of one sample. It computes sums relative to
+the running maximum of the logits and rescales them when the maximum grows. Offsets are computed in
+64 bits.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def _offset(row, stride, ALIGNED: tl.constexpr):
-    """Where a row begins. Of 1,000 classes a row lies on 16 bytes, which Triton must be told."""
+    """Return a row's offset; Triton can't infer that rows of 1,000 classes are 16-byte aligned."""
     if ALIGNED:
         return tl.multiple_of(row * stride, 8)
     else:
@@ -20,15 +20,15 @@ def _offset(row, stride, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _reference(largest):
-    """What a row is shifted by: 0 where all classes so far are masked."""
+    """Return the value to subtract from a row: its maximum, or 0 if all classes so far are -inf."""
     return tl.where(largest == float("-inf"), 0.0, largest)
 
 
 @triton.jit
 def _advance(largest, total, logits):
-    """The largest logit and the sum of exponentials with one block more.
+    """Update the running maximum and the sum of exponentials with one block of logits.
 
-    Also the factor that the sums so far are rescaled by, and the block's shifted logits with their
+    Also return the factor that rescales the previous sums, the block's shifted logits, and their
     exponentials.
     """
     largest_now = tl.maximum(largest, tl.max(logits, axis=0))
@@ -41,13 +41,13 @@ def _advance(largest, total, logits):
 
 @triton.jit
 def _expect(expected, total, keep, moved_first, moved_second, weight, first, second):
-    """``sum exp(first) * (first - second)`` with one block more.
+    """Update the running sum ``sum exp(first) * (first - second)`` with one block.
 
     Args:
-        expected, total: the sum so far, and that of the exponentials, relative to old references.
-        keep: rescales both.
-        moved_first, moved_second: by how much the references have grown.
-        weight, first, second: of the block: exponentials and shifted logits.
+        expected, total: this sum and that of the exponentials, relative to the old references.
+        keep: factor that rescales both.
+        moved_first, moved_second: increase of the two references.
+        weight, first, second: the block's exponentials and shifted logits.
     """
     before = keep * (expected - total * (moved_first - moved_second))
     before = tl.where(keep == 0.0, 0.0, before)
@@ -57,7 +57,7 @@ def _expect(expected, total, keep, moved_first, moved_second, weight, first, sec
 
 @triton.jit
 def _divergence(expected, adv_total, target_total, REVERSED: tl.constexpr):
-    # rounded as IEEE says: equal totals must give a logarithm of exactly 0
+    # IEEE division: equal totals must give a logarithm of exactly 0
     if REVERSED:
         return expected / target_total - tl.log(tl.div_rn(target_total, adv_total))
     else:
@@ -66,19 +66,19 @@ def _divergence(expected, adv_total, target_total, REVERSED: tl.constexpr):
 
 @triton.jit
 def _weighted(weight, value):
-    """A weight of 0 drops what may be infinite."""
+    """Return ``weight * value``, and 0 for a weight of 0 even if the value is infinite."""
     return tl.where(weight == 0.0, 0.0, weight * value)
 
 
 @triton.jit
 def _positive(value):
-    """Rounding may take a divergence below 0; NaN stays."""
+    """Clamp a divergence, which rounding can make negative, to at least 0; keep NaN."""
     return tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _of_sample(value, values_ptr, row):
-    """The number that holds for this sample."""
+    """Return this sample's value: an entry of the tensor if given, otherwise the number."""
     if values_ptr is not None:
         return tl.load(values_ptr + row).to(tl.float32)
     else:
@@ -111,7 +111,7 @@ def _consistency_loss_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     if ALIGNED:
-        classes = classes // 8 * 8  # the same: a hint on an argument is lost
+        classes = classes // 8 * 8  # same value; a divisibility hint on an argument is lost
     adv_ptr += _offset(row, adv_stride, ALIGNED)
     clean_ptr += _offset(row, clean_stride, ALIGNED)
     frozen_ptr += _offset(row, frozen_stride, ALIGNED)
@@ -160,7 +160,7 @@ def _consistency_loss_kernel(
     tl.store(terms_ptr + row * 3, cross_entropy)
     tl.store(terms_ptr + row * 3 + 1, _positive(train))
     tl.store(terms_ptr + row * 3 + 2, _positive(frozen))
-    # in the order of `eager.STATISTICS`
+    # same order as in `eager.STATISTICS`
     statistics_ptr += row * STATISTICS
     tl.store(statistics_ptr, _reference(x_max))
     tl.store(statistics_ptr + 1, _reference(y_max))
@@ -182,7 +182,7 @@ def _log_probability(logits_ptr, statistics_ptr, which: tl.constexpr, at, mask):
 
 @triton.jit
 def _gradients(adv, target, divergence, REVERSED: tl.constexpr):
-    """Of a KL in adversarial and in target logits, from log-probabilities."""
+    """Return a KL's gradients w.r.t. adversarial and target logits, from log-probabilities."""
     p, q = tl.exp(adv), tl.exp(target)
     if REVERSED:
         in_target = tl.where(q == 0.0, 0.0, q * ((target - adv) - divergence))
@@ -219,7 +219,7 @@ def _consistency_loss_backward_kernel(
     program = tl.program_id(0).to(tl.int64)
     row = program // chunks
     if ALIGNED:
-        classes = classes // 8 * 8  # the same: a hint on an argument is lost
+        classes = classes // 8 * 8  # same value; a divisibility hint on an argument is lost
     at = (program - row * chunks) * BLOCK + tl.arange(0, BLOCK)
     mask = at < classes
     statistics_ptr += row * STATISTICS

@@ -1,4 +1,4 @@
-"""How the kernels of CAPT's loss are started: memory formats, grids, outputs."""
+"""Launchers of the kernels of CAPT's loss: memory formats, grids and outputs."""
 
 import torch
 import triton
@@ -13,17 +13,17 @@ _BLOCK_GRADIENT = 1024
 
 
 def _dense_rows(*logits: Tensor) -> list[Tensor]:
-    """A row's classes side by side, rows anywhere; copied where they aren't."""
+    """Return tensors whose rows are contiguous, copied if needed; any row stride is allowed."""
     return [t if t.stride(1) == 1 else t.contiguous() for t in logits]
 
 
 def _aligned(*logits: Tensor) -> bool:
-    """Whether every row of each begins at a multiple of eight entries: 16 bytes and more."""
+    """Return whether every row starts at a multiple of 8 entries, that is, of at least 16 bytes."""
     return all(n % 8 == 0 for t in logits for n in (t.stride(0), t.shape[1]))
 
 
 def launch_consistency_loss(given: Loss) -> tuple[Tensor, Tensor, Tensor]:
-    """`eager.consistency_loss`."""
+    """Launch the kernel of `eager.consistency_loss`."""
     adv, clean, frozen = given[:3]
     rows, classes = adv.shape
     loss = torch.empty(rows, dtype=torch.float32, device=adv.device)
@@ -56,13 +56,13 @@ def launch_consistency_loss(given: Loss) -> tuple[Tensor, Tensor, Tensor]:
         ALIGNED=_aligned(adv, clean, frozen),
         BLOCK=block,
         num_warps=max(1, block // 256),
-        enable_fp_fusion=True,  # versions of Triton differ in the default
+        enable_fp_fusion=True,  # the default differs between Triton versions
     )
     return loss, terms, statistics
 
 
 def launch_consistency_loss_backward(given: LossBackward) -> list[Tensor]:
-    """`eager.consistency_loss_backward`."""
+    """Launch the kernel of `eager.consistency_loss_backward`."""
     adv, clean, frozen = given[1:4]
     rows, classes = adv.shape
     logits = (adv, clean, frozen)

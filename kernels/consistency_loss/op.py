@@ -1,4 +1,4 @@
-"""Schemas, implementations, fakes, autograd, and the public function."""
+"""Op registration, autograd function and public function of CAPT's loss."""
 
 from typing import Any, Literal, overload
 
@@ -67,7 +67,7 @@ class _ConsistencyLoss(torch.autograd.Function):
 
 
 def _split(value: float | Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:
-    """A tensor of one number for each sample, or a number for all."""
+    """Return ``(tensor, 0.0)`` for per-sample values and ``(None, number)`` for a number."""
     if isinstance(value, Tensor):
         return value.detach().to(dtype).contiguous(), 0.0
     return None, float(value)
@@ -124,51 +124,52 @@ def consistency_loss(
     return_terms: bool = False,
     impl: Impl = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """CAPT's loss of each sample: ``CE + lam * ((1 - alpha) * L_train + alpha * L_frozen)``.
+    """Return CAPT's loss per sample, ``CE + lam * ((1 - alpha) * L_train + alpha * L_frozen)``.
 
     With ``p = softmax(adv_logits)``: ``CE = -log p[label]``, ``L_train = KL(p || softmax(clean))``,
     ``L_frozen = KL(p || softmax(frozen))``, where ``KL(p || q) = sum p (log p - log q)``. CAPT is
-    Consistency-guided Adversarial Prompt Tuning; its abstract leaves open which logits the
-    cross-entropy reads, the directions of the KLs and whether their targets learn: hence options.
-    Each matrix is read once forward and once backward, and ten numbers a row are kept.
+    Consistency-guided Adversarial Prompt Tuning; its abstract does not say which logits the
+    cross-entropy uses, which directions the KLs have and whether gradients flow to their targets,
+    so these are options. The forward and the backward pass read each logit matrix once; ten
+    numbers per row are saved for the backward pass.
 
-    Digits: logits are taken relative to their row's largest, so that 1e4 loses no more than 1. A
-    KL near 0 is a difference of numbers up to the size of 1 and has an absolute error of about
-    1e-7 in float32, relative to ``max(1, KL)``; rounding below 0 is cut off. The gradient's terms
-    carry that error times the probability.
+    Precision: logits are taken relative to their row's maximum, so logits of 1e4 are as accurate as
+    logits of 1. A KL near 0 is a difference of numbers of magnitude up to 1: in float32 its error
+    is about ``1e-7 * max(1, KL)``. A KL that is negative by rounding is clamped to 0. The terms of
+    the gradient have this error times the probability.
 
-    Classes masked with -inf in both distributions of a KL count as 0; where only the second has
-    probability 0 the KL is infinite and its gradient is not finite. A term of weight 0 is left
-    out, whatever its value. A row without a finite logit is NaN.
+    Classes that are masked with -inf in both distributions of a KL contribute 0; if only the second
+    has probability 0, the KL is infinite and its gradient is not finite. A term of weight 0 is
+    omitted, whatever its value. A row without a finite logit gives NaN.
 
     Args:
-        adv_logits: of the adversarial images, through the prompts that learn, ``[B, C]``.
-        clean_logits: of the clean images, through the same prompts, ``[B, C]``.
-        frozen_logits: of the clean images, through the untouched model, ``[B, C]``. Each of the
-            three may be of another floating dtype.
-        labels: classes, int64 ``[B]``.
-        alpha: share of the frozen target, from 0 to 1; or one for each sample, ``[B]``.
-        lam: weight of both KLs; or one for each sample, ``[B]``. Neither gets a gradient, and
-            values of tensors are not looked at.
-        ce: whether the cross-entropy reads ``adv_logits`` or ``clean_logits``.
-        train_kl, frozen_kl: which distribution comes first; ``"target||adv"`` is what
-            ``F.kl_div(log_softmax(adv), softmax(target))`` computes.
-        detach_targets: no gradient goes through a KL into its target. The clean logits still get
-            the cross-entropy's with ``ce="clean"``.
-        return_terms: give the terms too.
-        impl: ``"triton"`` (GPU kernels), ``"torch"`` (plain code, any device), or ``"auto"``: the
-            kernels on a GPU where no logits are float64, plain code elsewhere.
+        adv_logits: logits of the adversarial images with the trainable prompts, ``[B, C]``.
+        clean_logits: logits of the clean images with the same prompts, ``[B, C]``.
+        frozen_logits: logits of the clean images with the original model, ``[B, C]``. The three
+            tensors may have different floating dtypes.
+        labels: class indices, int64 ``[B]``.
+        alpha: weight of the frozen target, from 0 to 1; a number or one per sample, ``[B]``.
+        lam: weight of both KLs; a number or one per sample, ``[B]``. ``alpha`` and ``lam`` get no
+            gradient, and the values of tensors are not checked.
+        ce: whether the cross-entropy uses ``adv_logits`` or ``clean_logits``.
+        train_kl, frozen_kl: order of the two distributions; ``"target||adv"`` is the divergence
+            that ``F.kl_div(log_softmax(adv), softmax(target))`` computes.
+        detach_targets: do not propagate gradients through a KL to its target. With ``ce="clean"``
+            the clean logits still get the gradient of the cross-entropy.
+        return_terms: also return the terms.
+        impl: ``"triton"`` (GPU kernels), ``"torch"`` (plain implementation, any device), or
+            ``"auto"``: the kernels on a GPU unless some logits are float64, else the plain one.
 
     Returns:
         The loss ``[B]``, float32 (float64 if any logits are), differentiable once; with
         ``return_terms`` also CE, L_train and L_frozen, ``[B, 3]``, detached.
 
     Raises:
-        TypeError: logits or weights that aren't floating, labels that aren't int64.
-        ValueError: shapes or devices that don't fit, a weight out of range, an unknown option; a
-            label out of range on the CPU. On a GPU, and where plain code itself is compiled, such
-            a row's loss and gradients become NaN instead, without a look at the values.
-        RuntimeError: ``impl="triton"`` where it can't run.
+        TypeError: logits or weights are not floating, or labels are not int64.
+        ValueError: shapes or devices do not match, a weight is out of range, an option is unknown,
+            or, on the CPU, a label is out of range. On a GPU, and where the plain implementation
+            itself is compiled, labels are not checked: such a row's loss and gradients are NaN.
+        RuntimeError: ``impl="triton"`` cannot run.
     """
     check_logits(adv_logits, clean_logits=clean_logits, frozen_logits=frozen_logits)
     check_labels(adv_logits, labels)

@@ -1,4 +1,4 @@
-"""CAPT's loss by torch's functions: for tests and benchmarks."""
+"""Reference implementation of CAPT's loss with torch's functions, for tests and benchmarks."""
 
 import torch
 import torch.nn.functional as F
@@ -19,24 +19,25 @@ def consistency_loss(
     frozen_kl: str = "adv||target",
     detach_targets: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """``CE + lam * ((1 - alpha) * KL_train + alpha * KL_frozen)`` of each sample, and the terms.
+    """Return ``CE + lam * ((1 - alpha) * KL_train + alpha * KL_frozen)`` per sample, and the terms.
 
+    The loss of Consistency-guided Adversarial Prompt Tuning (CAPT), with
     ``CE = -log softmax(adv)[label]`` or that of ``clean``. ``KL_train`` is the divergence between
     the predictions on adversarial and clean images, ``KL_frozen`` that to the frozen model's:
-    ``KL(p || q) = sum p (log p - log q)``, p the adversarial prediction or, for
-    ``"target||adv"``, the other one. Consistency-guided Adversarial Prompt Tuning (CAPT).
+    ``KL(p || q) = sum p (log p - log q)``, with the adversarial prediction as p, or as q for
+    ``"target||adv"``.
 
-    The gradients, in the logits of p ``p * ((log p - log q) - KL)``, in those of q ``q - p``, and
-    of the cross-entropy ``p - onehot``.
+    The gradient of a KL is ``p * ((log p - log q) - KL)`` w.r.t. the logits of p and ``q - p``
+    w.r.t. those of q; the gradient of the cross-entropy is ``p - onehot``.
 
     Args:
         adv, clean, frozen: logits ``[B, C]``, finite.
         labels: int64 ``[B]``.
-        alpha, lam: numbers or ``[B]``.
-        detach_targets: no gradient goes through a KL into clean and frozen logits.
+        alpha, lam: numbers or tensors ``[B]``.
+        detach_targets: do not propagate gradients through a KL to the clean and frozen logits.
 
     Returns:
-        ``[B]`` and ``[B, 3]``, float32 at least.
+        ``[B]`` and ``[B, 3]``, at least float32.
     """
     adv, clean, frozen = (t.to(wide_dtype(t)) for t in (adv, clean, frozen))
     log_p = adv.log_softmax(dim=1)

@@ -1,4 +1,4 @@
-"""NAP's feature term: cosine distance of two towers' tokens, summed over the layers."""
+"""NAP's feature term: cosine distance between two towers' tokens, summed over layers."""
 
 from .op import layer_consistency
 

@@ -1,4 +1,4 @@
-"""What the distance and its gradients take, in the order of the registered ops."""
+"""Arguments of the registered ops, in the order of their schemas."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Layers(NamedTuple):
-    """`eager.layer_consistency`: one layer after the other, sample r % samples in row r."""
+    """Arguments of `eager.layer_consistency`, ordered by layer; row r is sample r % samples."""
 
     a: list[Tensor]
     b: list[Tensor]
@@ -14,13 +14,13 @@ class Layers(NamedTuple):
 
 
 class LayersBackward(NamedTuple):
-    """`eager.layer_consistency_backward`.
+    """Arguments of `eager.layer_consistency_backward`.
 
     Attributes:
-        grad: of the sums, ``[B]``.
-        norms: `eager.layer_consistency`'s second result.
-        a, b: its inputs.
-        wanted: whether there is to be a gradient, for each a, then for each b.
+        grad: gradient of the sums, ``[B]``.
+        norms: second output of `eager.layer_consistency`.
+        a, b: inputs of `eager.layer_consistency`.
+        wanted: whether to compute the gradient of each a, then of each b.
     """
 
     grad: Tensor

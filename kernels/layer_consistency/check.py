@@ -1,4 +1,4 @@
-"""What `layer_consistency` refuses: every message names the argument and what it got."""
+"""Argument checks of `layer_consistency`; each error names the argument and its value."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from .._check import check_device, check_dtype, check_floating, check_shape, che
 def check_layers(
     a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], int]:
-    """Two lists of tensors ``[k * B, ...]``, and B: a stack is one tensor of L * B rows."""
+    """Return two lists of tensors ``[k * B, ...]``, and B; a stack becomes one of L * B rows."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         _check_stack(a, "a")
         _check_stack(b, "b")
@@ -26,10 +26,10 @@ def check_layers(
     for layer, (x, y) in enumerate(zip(a, b, strict=True)):
         name = f"a[{layer}]"
         if x.ndim < 2:
-            raise ValueError(f"{name} must be [B, ...] with two dimensions or more, {_shape(x)}")
+            raise ValueError(f"{name} must be [B, ...] with at least two dimensions, {_shape(x)}")
         if x.shape[0] != a[0].shape[0]:
-            wanted = f"the batch of a[0], {a[0].shape[0]}"
-            raise ValueError(f"{name} must have {wanted}, got {x.shape[0]}: samples come first")
+            wanted = f"the batch size of a[0], {a[0].shape[0]}"
+            raise ValueError(f"{name} must have {wanted}, got {x.shape[0]}; put the batch first")
         _check_kind(x, name, a[0], "a[0]")
         _check_pair(x, name, y, f"b[{layer}]")
     return list(a), list(b), a[0].shape[0]
@@ -42,11 +42,11 @@ def _shape(tensor: Tensor) -> str:
 def _check_stack(stack: Tensor, name: str) -> None:
     if stack.ndim < 3:
         raise ValueError(
-            f"{name} must be a stack [L, B, ...] with three dimensions or more, {_shape(stack)}: "
-            "pass one layer as a list"
+            f"{name} must be a stack [L, B, ...] with at least three dimensions, {_shape(stack)}; "
+            "pass a single layer as a list"
         )
     if not stack.shape[0]:
-        raise ValueError(f"{name} must have one layer or more, {_shape(stack)}")
+        raise ValueError(f"{name} must have at least one layer, {_shape(stack)}")
 
 
 def _check_list(layers: Sequence[Tensor], name: str) -> None:
@@ -54,7 +54,7 @@ def _check_list(layers: Sequence[Tensor], name: str) -> None:
         kind = type(layers).__name__
         raise TypeError(f"{name} must be a list of tensors or a stacked tensor, got {kind}")
     if not layers:
-        raise ValueError(f"{name} must have one layer or more, got an empty list")
+        raise ValueError(f"{name} must have at least one layer, got an empty list")
     for layer, tensor in enumerate(layers):
         check_tensor(tensor, f"{name}[{layer}]")
 

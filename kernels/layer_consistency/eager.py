@@ -1,12 +1,12 @@
-"""The formulas in plain tensor code: what runs on the CPU.
+"""Plain PyTorch implementation of NAP's feature term; runs on the CPU.
 
 A row is one sample in one layer. With ``n_a = |a|``, ``n_b = |b|`` and ``gap = n_a - n_b``::
 
     1 - cos = ||a - b||^2 / (2 n_a n_b) - gap^2 / (2 n_a n_b)
     gap     = sum (a - b)(a + b) / (n_a + n_b)
 
-No term is a small difference of large ones while ``a`` is near ``b``. Where the norms differ so
-much that ``gap^2 > n_a n_b`` (by a factor above 2.6), ``1 - sum(a b) / (n_a n_b)`` loses less.
+This avoids cancellation while ``a`` is near ``b``. Where the norms differ by a factor above 2.6
+(``gap^2 > n_a n_b``), ``1 - sum(a b) / (n_a n_b)`` is more accurate and is used instead.
 """
 
 import torch
@@ -18,11 +18,11 @@ from .memory_format import gradient_like
 
 
 def layer_consistency(layers: Layers) -> tuple[Tensor, Tensor]:
-    """``sum_l (1 - cos)`` of each sample, and what the backward formula reads.
+    """Return ``sum_l (1 - cos)`` of each sample, and the values saved for the backward.
 
     Returns:
         The sums ``[B]``, and ``n_a, n_b, gap, 1 - cos`` of each row in the order of the list,
-        ``[R, 4]``; both in float32 at least.
+        ``[R, 4]``; both at least float32.
     """
     norms = torch.cat([_row_norms(x, y) for x, y in zip(layers.a, layers.b, strict=True)])
     if not layers.samples:
@@ -31,7 +31,7 @@ def layer_consistency(layers: Layers) -> tuple[Tensor, Tensor]:
 
 
 def _row_norms(a: Tensor, b: Tensor) -> Tensor:
-    """``n_a, n_b, gap, 1 - cos``, ``[R, 4]``."""
+    """Return ``n_a, n_b, gap, 1 - cos`` of each row, ``[R, 4]``."""
     a, b = (t.flatten(1).to(wide_dtype(t)) for t in (a, b))
     difference = a - b
     n_a, n_b = (a * a).sum(dim=1).sqrt(), (b * b).sum(dim=1).sqrt()
@@ -39,17 +39,17 @@ def _row_norms(a: Tensor, b: Tensor) -> Tensor:
     gap = (difference * (a + b)).sum(dim=1) / torch.where(zero, 1.0, n_a + n_b)
     near = ((difference * difference).sum(dim=1) - gap * gap) / n_a / n_b / 2
     far = 1 - (a * b).sum(dim=1) / n_a / n_b
-    # rounding may go below 0
+    # rounding can make the distance negative
     distance = torch.where(gap * gap > n_a * n_b, far, near).clamp(min=0)
     return torch.stack([n_a, n_b, gap, torch.where(zero, 1.0, distance)], dim=1)
 
 
 def _coefficients(norms: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """The factors of ``a - b``, ``a`` and ``b`` in the gradient in a, then of those in b, ``[R]``.
+    """Return factors ``[R]`` of ``a - b``, ``a`` and ``b`` in the gradient of a, then in that of b.
 
-    With hats for unit vectors the gradient in a is ``((a^ - b^) - (1 - cos) a^) / n_a``, where
-    ``a^ - b^ = (a - b) / n_a - gap b / (n_a n_b)``, or the like with ``(a - b) / n_b`` and ``a``
-    in the place of ``b``: the larger norm below the difference keeps both terms small.
+    With unit vectors ``a^`` and ``b^``, the gradient of a is ``((a^ - b^) - (1 - cos) a^) / n_a``,
+    where ``a^ - b^ = (a - b) / n_a - gap b / (n_a n_b) = (a - b) / n_b - gap a / (n_a n_b)``. The
+    form that divides ``a - b`` by the larger norm keeps both terms small.
     """
     n_a, n_b, gap, distance = norms.unbind(dim=1)
     zero = (n_a == 0) | (n_b == 0)
@@ -70,7 +70,7 @@ def _coefficients(norms: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
 
 
 def layer_consistency_backward(given: LayersBackward) -> list[Tensor]:
-    """Gradients in each a, then in each b, of those that are ``wanted``."""
+    """Return the ``wanted`` gradients, of each a, then of each b."""
     grad, norms, a, b, wanted = given
     out = [gradient_like(x) for x, want in zip([*a, *a], wanted, strict=True) if want]
     if not len(grad):
@@ -85,7 +85,7 @@ def layer_consistency_backward(given: LayersBackward) -> list[Tensor]:
 
 
 def _write(out: Tensor, a: Tensor, b: Tensor, factors: Tensor) -> None:
-    """``out = p (a - b) + q a + r b`` with ``factors`` p, q, r, ``[3, R]``."""
+    """Write ``p (a - b) + q a + r b`` to ``out``, with ``factors`` p, q, r, ``[3, R]``."""
     p, q, r = factors.view(3, -1, *[1] * (a.ndim - 1))
     a, b = a.to(factors.dtype), b.to(factors.dtype)
     out.copy_(p * (a - b) + q * a + r * b)

@@ -1,7 +1,6 @@
-"""The same on a GPU: each input is read once, forward and backward.
+"""Triton kernels of NAP's feature term; the forward and the backward pass read each input once.
 
-The address of every entry is computed in 64 bits. All sums are taken in one order: two runs give
-the same bits.
+Offsets are computed in 64 bits. All sums have a fixed order: two runs give the same bits.
 """
 
 from typing import Any
@@ -15,11 +14,11 @@ from .arguments import Layers, LayersBackward
 from .memory_format import gradient_like, order_of
 
 _BLOCK = 1024
-# versions of Triton differ in what they do without a word on fusion
+# the default of enable_fp_fusion differs between Triton versions
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 _BLOCK_GRADIENT = 2048
-# programs that fill the largest GPUs (132 to 304 multiprocessors) several times over: where rows
-# are few, they are cut into as many parts as that takes, of four blocks at least
+# programs that fill the largest GPUs (132 to 304 multiprocessors) several times over: if there are
+# fewer rows, each row is split into parts of at least four blocks to reach this number
 _PROGRAMS = 2048
 _MAX_SPLITS = 64
 _MIN_BLOCKS = 4
@@ -29,7 +28,7 @@ _MIN_BLOCKS = 4
 def _row_sums_kernel(
     a_ptr, b_ptr, sums_ptr, n, a_stride, b_stride, span, splits, BLOCK: tl.constexpr
 ):
-    """Five sums over one of the ``splits`` parts of a row, ``span`` entries long."""
+    """Compute five sums over one of the ``splits`` parts of a row, each ``span`` entries long."""
     program = tl.program_id(0).to(tl.int64)
     row = program // splits
     split = program - row * splits
@@ -59,7 +58,7 @@ def _row_sums_kernel(
 
 @triton.jit
 def _total(sums_ptr, row, which, splits, mask, SPLITS: tl.constexpr):
-    """One of the five sums of each row, ``[LAYERS]``."""
+    """Add up the parts of one of the five sums, for each row, ``[LAYERS]``."""
     split = tl.arange(0, SPLITS)
     at = sums_ptr + (row * 5 + which)[:, None] * splits + split[None, :]
     parts = tl.load(at, mask=mask[:, None] & (split < splits)[None, :], other=0.0)
@@ -77,7 +76,7 @@ def _row_distance_kernel(
     LAYERS: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """One sample: norms and distance of each of its rows, and the distances' sum."""
+    """Compute the norms and distances of one sample's rows, and the sum of the distances."""
     sample = tl.program_id(0).to(tl.int64)
     value = tl.zeros([LAYERS], tl.float32)
     for first in range(0, layers, LAYERS):
@@ -121,7 +120,7 @@ def _row_gradient_kernel(
     chunks,
     BLOCK: tl.constexpr,
 ):
-    """``p (a - b) + q a + r b`` with a row's own factors: see `eager._coefficients`."""
+    """Compute ``p (a - b) + q a + r b`` with per-row factors: see `eager._coefficients`."""
     program = tl.program_id(0).to(tl.int64)
     row = program // chunks
     entries = (program - row * chunks) * BLOCK + tl.arange(0, BLOCK)
@@ -145,19 +144,19 @@ def _row_gradient_kernel(
 
 
 def _dense(tensor: Tensor, order: list[int]) -> Tensor:
-    """A view whose samples have no gaps; a copy where there is none."""
+    """Return a view in which each sample is contiguous, or a copy if there is no such view."""
     tensor = tensor.permute(order)
     return tensor if tensor[0].is_contiguous() else tensor.contiguous()
 
 
 def _splits(rows: int, n: int) -> int:
-    """Parts into which a row of ``n`` entries is cut."""
+    """Return the number of parts into which a row of ``n`` entries is split."""
     enough = triton.cdiv(_PROGRAMS, rows)
     return min(_MAX_SPLITS, enough, max(1, triton.cdiv(n, _BLOCK) // _MIN_BLOCKS))
 
 
 def launch_layer_consistency(layers: Layers) -> tuple[Tensor, Tensor]:
-    """`eager.layer_consistency`: a launch for each tensor, and one for all."""
+    """Launch the kernels of `eager.layer_consistency`: one per pair of tensors, and one for all."""
     a, b, samples = layers
     device = a[0].device
     rows = sum(len(x) for x in a)
@@ -190,7 +189,7 @@ def launch_layer_consistency(layers: Layers) -> tuple[Tensor, Tensor]:
 
 
 def launch_layer_consistency_backward(given: LayersBackward) -> list[Tensor]:
-    """`eager.layer_consistency_backward`: a launch for each pair of tensors."""
+    """Launch the kernels of `eager.layer_consistency_backward`: one per pair of tensors."""
     grad, norms, a, b, wanted = given
     grad = grad.contiguous()
     places: list[Any] = [

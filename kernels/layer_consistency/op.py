@@ -1,4 +1,4 @@
-"""Schemas, implementations, fakes, autograd, and the public function."""
+"""Op registration, autograd function and public function of NAP's feature term."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from .memory_format import gradient_like
 def _fake(layers: Layers) -> tuple[Tensor, Tensor]:
     a = layers.a
     dtype = wide_dtype(a[0])
-    rows = sum(x.shape[0] for x in a)  # len() would fix a symbolic size
+    rows = sum(x.shape[0] for x in a)  # len() would specialize a symbolic size
     return a[0].new_empty(layers.samples, dtype=dtype), a[0].new_empty(rows, 4, dtype=dtype)
 
 
@@ -67,38 +67,39 @@ class _LayerConsistency(torch.autograd.Function):
 def layer_consistency(
     a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor], *, impl: Impl = "auto"
 ) -> Tensor:
-    """Cosine distance of two towers' features, summed over layers.
+    """Return the cosine distance between two towers' features, summed over layers.
 
     For each sample ``sum_l (1 - cos(flat(a_l), flat(b_l)))``: the feature term of NAP (Neural
     Augmented Prompt Tuning), where ``a`` and ``b`` are all tokens after each image block, of clean
-    and of adversarial pictures. One read of each input, forward and backward; only four numbers
-    for each layer and sample are kept beside the inputs.
+    and of adversarial images. The forward and the backward pass read each input once; only four
+    numbers per layer and sample are saved in addition to the inputs.
 
-    Digits: ``1 - cos`` is taken from ``a - b``, not from a cosine near 1: in float32 its relative
-    error stays near 1e-6 however near ``a`` is to ``b``, while the norms are near as well. Where
-    they differ by more than the direction, an absolute error of up to about
-    ``4e-7 * min(1, (|a| - |b|)^2 / (2 |a| |b|))`` is left; the tests measure it. Sums are taken in
-    float32: norms below 1e-19 or above 1e19 are out of range.
+    Precision: ``1 - cos`` is computed from ``a - b``, not from a cosine near 1: in float32 its
+    relative error stays near 1e-6 however near ``a`` is to ``b``, if the norms are near as well.
+    Where the norms differ more than the directions, an absolute error of up to about
+    ``4e-7 * min(1, (|a| - |b|)^2 / (2 |a| |b|))`` remains; the tests measure it. Sums are
+    accumulated in float32: norms below 1e-19 or above 1e19 are out of range.
 
-    A zero vector has no direction: its cosine counts as 0, the distance as 1, and that layer gives
+    If either vector is zero, the cosine is defined as 0 and the distance as 1, and that layer gives
     no gradient to either side.
 
     Args:
-        a: a list of tensors ``[B, ...]``, one for each layer, which may differ in the trailing
-            shape; or a stack ``[L, B, ...]``. Floating; float64 runs in plain code.
+        a: a list of tensors ``[B, ...]``, one per layer, whose trailing shapes may differ; or a
+            stack ``[L, B, ...]``. Floating; float64 uses the plain implementation.
         b: likewise, with the shapes, dtype and device of ``a``.
-        impl: ``"triton"`` (GPU kernels), ``"torch"`` (plain code, any device), or ``"auto"``: the
-            kernels for anything but float64 on a GPU, plain code elsewhere.
+        impl: ``"triton"`` (GPU kernels), ``"torch"`` (plain implementation, any device), or
+            ``"auto"``: the kernels on a GPU except for float64, else the plain implementation.
 
     Returns:
-        ``[B]``, float32 (float64 for float64), differentiable once, in every tensor of ``a`` and
-        ``b``. Samples without gaps in memory are read where they stand, whatever lies between them
-        and in whatever order their dimensions are, if ``b`` has the same; others are copied.
+        ``[B]``, float32 (float64 for float64), differentiable once w.r.t. every tensor of ``a`` and
+        ``b``. The kernels read samples that are dense in memory without a copy, for any batch
+        stride and any order of dimensions, if ``b`` has the same order; they copy others.
 
     Raises:
-        TypeError: neither two lists nor two tensors, or dtypes that differ or aren't floating.
-        ValueError: no layer, shapes or devices that don't fit, or an unknown ``impl``.
-        RuntimeError: ``impl="triton"`` where it can't run.
+        TypeError: the inputs are neither two lists nor two tensors, or dtypes differ or are not
+            floating.
+        ValueError: there is no layer, shapes or devices do not match, or ``impl`` is unknown.
+        RuntimeError: ``impl="triton"`` cannot run.
     """
     listed_a, listed_b, samples = check_layers(a, b)
     chosen = resolve(impl, *listed_a, *listed_b)

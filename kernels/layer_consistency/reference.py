@@ -1,4 +1,4 @@
-"""NAP's feature term, as it stands: for tests and benchmarks."""
+"""Reference implementation of NAP's feature term, for tests and benchmarks."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from .._dispatch import wide_dtype
 
 
 def layer_consistency(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """``sum_l (1 - a_l . b_l / (|a_l| |b_l|))`` of each sample: ``[B]``.
+    """Return ``sum_l (1 - a_l . b_l / (|a_l| |b_l|))`` of each sample, ``[B]``.
 
-    The feature term of NAP (Neural Augmented Prompt Tuning). A zero vector counts as of cosine 0.
-    With hats for unit vectors, the gradient in ``a_l`` is ``(cos a^_l - b^_l) / |a_l|``, and in
-    ``b_l`` the same with the two exchanged.
+    The feature term of NAP (Neural Augmented Prompt Tuning). The cosine of a zero vector is 0. With
+    unit vectors ``a^`` and ``b^``, the gradient w.r.t. ``a_l`` is ``(cos a^_l - b^_l) / |a_l|``;
+    w.r.t. ``b_l``, it is the same with the two exchanged.
 
     Args:
-        a, b: features of the layers, ``[B, ...]`` each, flattened to a vector for each sample; in
-            float32 at least.
+        a, b: features of the layers, ``[B, ...]`` each, flattened to a vector for each sample;
+            computed in at least float32.
     """
     pairs = zip(a, b, strict=True)
     distances = [1 - F.cosine_similarity(_flat(x), _flat(y)) for x, y in pairs]

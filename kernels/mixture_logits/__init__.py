@@ -1,4 +1,4 @@
-"""Logits of AMPT's mixture of prompts, from Gram matrices."""
+"""Logits of AMPT's mixture of prompts, computed from Gram matrices."""
 
 from .op import Mix, MixtureGram, mixture_gram, mixture_logits
 

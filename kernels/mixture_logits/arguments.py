@@ -1,4 +1,4 @@
-"""What the mixture and its gradients take, in the order of the registered ops."""
+"""Arguments of the registered ops, in the order of their schemas."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 class Prompts(NamedTuple):
-    """`eager.mixture_gram`: text features ``[K, C, D]``, and whether they are normalized first."""
+    """Arguments of `eager.mixture_gram`: text features ``[K, C, D]``; whether to normalize them."""
 
     text: Tensor
     normalized: bool
 
 
 class Mixture(NamedTuple):
-    """`eager.mixture_logits`: inputs as in `op.mixture_logits`, and `eager.mixture_gram`'s."""
+    """Arguments of `eager.mixture_logits`: inputs of the op, and outputs of `mixture_gram`."""
 
     image: Tensor
     text: Tensor
@@ -25,7 +25,7 @@ class Mixture(NamedTuple):
 
 
 class MixtureBackward(NamedTuple):
-    """`eager.mixture_logits_backward`: gradients, inputs and results of `eager.mixture_logits`."""
+    """Arguments of the backward: gradients, inputs and outputs of `eager.mixture_logits`."""
 
     dlogits: Tensor
     dweights: Tensor | None

@@ -1,7 +1,7 @@
-"""The mixture's formulas in plain tensor code: what runs on the CPU.
+"""Plain PyTorch implementation of the mixture; runs on the CPU.
 
-Symbols: ``f_b`` image feature, ``t^_kc`` feature of class c under prompt k, of length 1 unless raw,
-``w`` the router's weights, ``q_bc = w_b^T G_c w_b`` the squared length of an image's mixture,
+Symbols: ``f_b`` image feature, ``t^_kc`` feature of class c with prompt k, normalized unless raw,
+``w`` the router's weights, ``q_bc = w_b^T G_c w_b`` the squared norm of an image's mixture,
 ``r = q^(-1/2)``, ``cos_bc = r * sum_k w_bk f_b.t^_kc``.
 """
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from .._dispatch import wide_dtype
 from .arguments import Mixture, MixtureBackward, Prompts
 
-# entries of the text gradient that are worked on at once: they stay in a core's cache
+# entries of the text gradient to compute at once, so that they stay in a core's cache
 _CHUNK = 1 << 19
 
 
 def _inverse_root(squared: Tensor) -> Tensor:
-    """0 for a length of 0, and for what rounding put below it."""
+    """Return ``squared ** -0.5``, or 0 where ``squared`` is 0 or, by rounding, negative."""
     return torch.where(squared > 0, squared.rsqrt(), 0.0)
 
 
 def _pairs(weights: Tensor) -> Tensor:
-    """``w_bk w_bl``."""
+    """Return ``w_bk w_bl``."""
     return (weights[:, :, None] * weights[:, None]).flatten(1)  # [B, K*K]
 
 
@@ -37,11 +37,11 @@ def mixture_gram(given: Prompts) -> tuple[Tensor, Tensor]:
 
 
 def mixture_logits(given: Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``s * cos`` and the weights; ``cos`` and ``r``, ``[B, C]``, for the backward."""
+    """Return ``s * cos``, the weights, and for the backward ``cos`` and ``r``, ``[B, C]``."""
     image, text, router, scale, gram, inv_norm, temperature = given
     dtype = gram.dtype
     image, router = image.to(dtype), router.to(dtype)
-    # the largest is taken off before the division, which may overflow
+    # subtract the maximum before the division, which might overflow
     weights = ((router - router.amax(dim=1, keepdim=True)) / temperature).softmax(dim=1)
     inverse = _inverse_root(_pairs(weights) @ gram.flatten(0, 1))  # [B, C]
     cosine = torch.zeros_like(inverse)
@@ -56,7 +56,7 @@ def mixture_logits(given: Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def mixture_logits_backward(
     given: MixtureBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of image, text, router and scale; without entries where one is not wanted.
+    """Return the gradients of image, text, router and scale, empty where not wanted.
 
     With ``g`` the gradient of the logits, ``alpha = g s r`` and ``beta = -1/2 g s cos r^2``::
 
@@ -93,7 +93,7 @@ def mixture_logits_backward(
 def _through_products(
     alpha: Tensor, image: Tensor, given: MixtureBackward
 ) -> tuple[Tensor, Tensor]:
-    """The image gradient, and ``f_b . Z_bk`` as ``[B, K, 1]``."""
+    """Return the image gradient, and ``f_b . Z_bk`` as ``[B, K, 1]``."""
     weights = given.weights
     dimage = torch.zeros_like(image)
     dmix = weights.new_empty(*weights.shape, 1)
@@ -108,9 +108,9 @@ def _through_products(
 def _text_gradient(
     alpha: Tensor, twice_beta: Tensor, image: Tensor, given: MixtureBackward
 ) -> Tensor:
-    """A few classes at once, all their prompts: one product, one batched product, one write.
+    """Compute the text gradient, in chunks of a few classes with all their prompts.
 
-    What normalizing takes off along ``t_kc`` goes onto the diagonal of ``Gamma``.
+    The normalization removes the component along ``t_kc``: subtract it on ``Gamma``'s diagonal.
     """
     text, weights = given.text, given.weights
     n_prompts, n_classes, width = text.shape
@@ -128,6 +128,6 @@ def _text_gradient(
             along = (gamma * given.gram[:, :, part].permute(2, 0, 1)).sum(dim=2)
             along += (found * prompts).sum(dim=2)  # dt^ . t^
             gamma.diagonal(dim1=1, dim2=2).sub_(along)
-        gamma.mul_(inv).mul_(inv.transpose(1, 2))  # of t, no longer of t^
+        gamma.mul_(inv).mul_(inv.transpose(1, 2))  # now w.r.t. t, not t^
         dtext[:, part] = found.baddbmm_(gamma, prompts).transpose(0, 1)
     return dtext

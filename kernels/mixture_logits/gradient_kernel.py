@@ -1,4 +1,4 @@
-"""The mixture's gradients on a GPU: products on tensor cores, sums in a fixed order.
+"""Triton kernels of the mixture's gradients: products on tensor cores, sums in a fixed order.
 
 Symbols are those of `eager`, tiles those of `kernel`.
 """
@@ -26,7 +26,7 @@ def _image_gradient_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """``sum_kc w_bk alpha_bc t^_kc`` over ``n_steps`` blocks of classes."""
+    """Compute ``sum_kc w_bk alpha_bc t^_kc`` over ``n_steps`` blocks of classes."""
     program = tl.program_id(0).to(tl.int64)
     tiles_b, tiles_d = tl.cdiv(B, BLOCK_B), tl.cdiv(D, BLOCK_D)
     part = program // (tiles_b * tiles_d)
@@ -34,7 +34,7 @@ def _image_gradient_kernel(
     b = (rest % tiles_b) * BLOCK_B + tl.arange(0, BLOCK_B)
     d = (rest // tiles_b) * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
-    # one loop over classes and prompts: loads run ahead from one block of classes into the next
+    # one loop over classes and prompts, so that loads are pipelined across blocks of classes
     for i in range(n_steps * K):
         step = i // K
         k = i - step * K
@@ -46,7 +46,7 @@ def _image_gradient_kernel(
         row = k * C + c
         inv = tl.load(inv_norm_ptr + row, mask=c < C, other=0.0)
         t = tl.load(text_ptr + row[:, None] * D + d[None, :], mask=t_mask, other=0.0)
-        # the length with the weight: bfloat16 and float16 values of t are exact in TF32
+        # apply inv to the weight, not to t: bfloat16 and float16 values of t are exact in TF32
         share = _rounded(alpha * w_k[:, None] * inv[None, :], PRECISION)
         acc = tl.dot(share, t.to(tl.float32), acc, input_precision=PRECISION)
     to = parts_ptr + (part * B + b)[:, None] * D + d[None, :]
@@ -65,7 +65,7 @@ def _gamma_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``Gamma_c[k, l]``, the sum of ``2 beta_bc w_bk w_bl``: one ``k``, a block of classes."""
+    """Compute ``Gamma_c[k, l] = sum_b 2 beta_bc w_bk w_bl`` of one ``k`` and a block of classes."""
     program = tl.program_id(0).to(tl.int64)
     tiles_c = tl.cdiv(C, BLOCK_C)
     k = program // tiles_c
@@ -107,9 +107,9 @@ def _text_gradient_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """``ROWS`` pairs of a prompt and one of ``CLASSES`` classes, and a block of the width.
+    """Compute a block of the text gradient's width for ``ROWS`` pairs of a prompt and a class.
 
-    ``Gamma`` is block-diagonal in the classes: one product of all rows with all rows, masked.
+    ``Gamma`` is block-diagonal in the ``CLASSES`` classes: multiply all rows by all, masked.
     """
     program = tl.program_id(0).to(tl.int64)
     tiles_d = tl.cdiv(D, BLOCK_D)
@@ -127,13 +127,13 @@ def _text_gradient_kernel(
         b = (first + tl.arange(0, BLOCK_B)).to(tl.int64)
         f_mask = (b < B)[:, None] & (d < D)[None, :]
         f = tl.load(image_ptr + b[:, None] * D + d[None, :], mask=f_mask, other=0.0)
-        # each once: not for every class, or for every prompt
+        # load each w and alpha once, not per class or per prompt
         flat = b[None, None, :]
         w = tl.load(weights_ptr + flat * K + prompt, mask=(prompt < K) & (flat < B), other=0.0)
         alpha = tl.load(alpha_ptr + flat * C + own, mask=(own < C) & (flat < B), other=0.0)
         share = _rounded(tl.reshape(w * alpha, [ROWS, BLOCK_B]), PRECISION)
         acc = tl.dot(share, f.to(tl.float32), acc, input_precision=PRECISION)
-    # a few columns of Gamma at a time: all of it would not fit into registers
+    # a few columns of Gamma at a time: all columns would not fit into registers
     for start in range(0, ROWS, SLICE):
         column = start + tl.arange(0, SLICE)
         j, local_j = column // CLASSES, column % CLASSES
@@ -143,7 +143,7 @@ def _text_gradient_kernel(
         prompts = (k[:, None] * K + j[None, :]).to(tl.int64)
         mask = real[:, None] & real_j[None, :] & (local[:, None] == local_j[None, :])
         gamma = tl.load(gamma_ptr + prompts * C + c[:, None], mask=mask, other=0.0)
-        # of t, not t^: bfloat16 and float16 values are exact in TF32, normalized ones are not
+        # apply inv to Gamma, not to t: bfloat16 and float16 values of t are exact in TF32
         inv_j = tl.load(inv_norm_ptr + row_j, mask=real_j, other=0.0)
         gamma = _rounded(gamma * inv_j[None, :], PRECISION)
         mask_j = real_j[:, None] & (d < D)[None, :]
@@ -165,7 +165,7 @@ def _text_gradient_kernel(
 
 @triton.jit
 def _add_up(parts_ptr, sum_ptr, n, here, BLOCK: tl.constexpr):
-    """``n`` numbers to one, by the program for which ``here`` holds."""
+    """Sum ``n`` numbers, in the program where ``here`` is true."""
     if here:
         total = tl.zeros([BLOCK], tl.float32)
         for first in range(0, n, BLOCK):
@@ -189,7 +189,7 @@ def _router_gradient(
     KP: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
 ):
-    """The softmax's backward of one image, by the program for which ``here`` holds."""
+    """Compute the softmax backward of one image, in the program where ``here`` is true."""
     if here:
         k = tl.arange(0, KP)
         sums = tl.zeros([BLOCK_PARTS, KP], tl.float32)
@@ -227,9 +227,9 @@ def _image_router_scale_gradient_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
 ):
-    """One image and a block of the width: its parts added up, and once the softmax's backward.
+    """Sum the parts of ``dimage`` for one image and a block of the width.
 
-    The first program also adds up dscale.
+    The first block also computes the image's softmax backward, the first program sums ``dscale``.
     """
     program = tl.program_id(0).to(tl.int64)
     b = program % B

@@ -1,11 +1,11 @@
-"""The same on a GPU: the products on tensor cores, the mixture's length from the Gram matrices.
+"""Triton kernels of the mixture: products on tensor cores, mixture norms from Gram matrices.
 
-Tiles are ``[BLOCK_B images, BLOCK_C classes]``, prompts a loop: no tensor has both classes and
-width, or images, prompts and classes. Weights and Gram matrices are multiplied in full float32:
-the length of a mixture of prompts that almost cancel lies in their last digits.
+Tiles are ``[BLOCK_B images, BLOCK_C classes]`` with a loop over prompts: no intermediate has both
+classes and width, or images, prompts and classes. Weights and Gram matrices are multiplied in full
+float32, since the norm of a mixture of nearly canceling prompts depends on their last digits.
 
-``KP`` is the number of prompts padded for `tl.dot`, ``SLICE`` how many are taken at once.
-Symbols are those of `eager`. What the marginals leave of the gradients is in `gradient_kernel`.
+``KP`` is the number of prompts padded for `tl.dot`, ``SLICE`` the number processed at once. Symbols
+are those of `eager`. `gradient_kernel` computes the gradients from the marginals.
 """
 
 import triton
@@ -28,7 +28,7 @@ def _gram_kernel(
     KP: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One class: the products of its prompts."""
+    """Compute the Gram matrix of one class's prompts."""
     c = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, KP)
     row = text_ptr + (k * C + c) * D
@@ -50,7 +50,7 @@ def _gram_kernel(
 
 @triton.jit
 def _weights(router_ptr, at, mask, peak, temperature):
-    """Not yet divided by their sum. Other rows are zeros: minus infinity would make them NaN."""
+    """Return the softmax numerators, 0 outside ``mask``: loading -inf there would give NaN."""
     x = tl.load(router_ptr + at, mask=mask, other=0.0).to(tl.float32)
     return tl.where(mask, tl.exp((x - peak) / temperature), 0.0)
 
@@ -100,7 +100,7 @@ def _mixture_logits_kernel(
             rows = _gram_rows(gram_ptr, k, prompt, c, C, K)
             squared = tl.dot(w * w_k[:, None], rows, squared, input_precision="ieee")
     else:
-        # a few prompts at a time: all weights at once would not fit into registers
+        # a few prompts at a time: all weights would not fit into registers
         for first in range(0, K, SLICE):
             j = first + tl.arange(0, SLICE)
             mask = (b < B)[:, None] & (j < K)[None, :]
@@ -113,7 +113,7 @@ def _mixture_logits_kernel(
     dots = tl.zeros([BLOCK_B, BLOCK_C], tl.float32)
     acc = tl.zeros([BLOCK_B, BLOCK_C], tl.float32)
     steps = tl.cdiv(D, BLOCK_D)
-    # one loop over prompts and widths: loads run ahead from one prompt into the next
+    # one loop over prompts and widths, so that loads are pipelined across prompts
     for i in range(K * steps):
         k = i // steps
         step = i - k * steps
@@ -160,8 +160,10 @@ def _marginals_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """``M_bkc = alpha P + 2 beta V``, summed over a tile's classes (``dw``) and over its images,
-    by ``w_bk`` (``along``, which is ``dt^_kc . t^_kc``); what is not wanted has no pointer.
+    """Compute ``alpha``, ``2 beta``, and sums of ``M_bkc = alpha P + 2 beta V`` over a tile.
+
+    ``dw`` sums M over classes, ``along`` sums ``w_bk M`` over images, which is ``dt^_kc . t^_kc``.
+    Unwanted outputs have no pointer.
     """
     program, tile_b, tile_c, b, c = _tile(B, C, BLOCK_B, BLOCK_C)
     at = b[:, None] * C + c[None, :]
@@ -180,7 +182,7 @@ def _marginals_kernel(
     if dw_ptr is not None or along_ptr is not None:
         acc = tl.zeros([BLOCK_B, BLOCK_C], tl.float32)
         steps = tl.cdiv(D, BLOCK_D)
-        # one loop over prompts and widths: loads run ahead from one prompt into the next
+        # one loop over prompts and widths, so that loads are pipelined across prompts
         for i in range(K * steps):
             k = i // steps
             step = i - k * steps

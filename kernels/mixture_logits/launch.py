@@ -1,4 +1,4 @@
-"""Grids and block sizes: starts the kernels."""
+"""Launchers of the mixture's kernels: grids and block sizes."""
 
 import torch
 import triton
@@ -8,22 +8,22 @@ from .._dispatch import dot_precision, interpreted
 from . import gradient_kernel, kernel
 from .arguments import Mixture, MixtureBackward, Prompts
 
-# programs that keep a big GPU busy: below these smaller tiles are taken, and sums split
+# programs that fill a large GPU: with fewer, tiles are smaller, and sums are split
 _PROGRAMS = 256
 _SPLIT_PROGRAMS = 512
 _TILES = ((64, 64), (64, 32), (32, 32), (16, 32), (16, 16))
-# pairs of a prompt and a class that a program of the text gradient handles
+# pairs of a prompt and a class per program of the text gradient
 _ROWS = 64
-# the least that `tl.dot` takes
+# the smallest size that `tl.dot` accepts
 _SLICE = 16
-# of the width, in a program that adds up parts
+# block of the width in the kernel that sums parts
 _SUM_BLOCK = 128
-# said, as Triton's versions differ in what they take by themselves
+# set explicitly, since the defaults differ between Triton versions
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def _sizes(image: Tensor, text: Tensor) -> tuple[int, int, int, int]:
-    """Images, classes, prompts, width."""
+    """Return the numbers of images, classes and prompts, and the width."""
     return image.shape[0], text.shape[1], text.shape[0], text.shape[2]
 
 
@@ -32,7 +32,7 @@ def _padded(n_prompts: int) -> int:
 
 
 def _tiles(n_images: int, n_classes: int) -> tuple[int, int, int, int]:
-    """Images and classes of a tile, and the numbers of tiles."""
+    """Return the images and classes per tile, and the numbers of tiles."""
     for block_b, block_c in _TILES:
         tiles_b, tiles_c = triton.cdiv(n_images, block_b), triton.cdiv(n_classes, block_c)
         if tiles_b * tiles_c >= _PROGRAMS:
@@ -41,19 +41,19 @@ def _tiles(n_images: int, n_classes: int) -> tuple[int, int, int, int]:
 
 
 def _block(features: Tensor, size: int) -> int:
-    """Along what a product sums; float32 operands that no tensor core takes fill registers."""
+    """Return a product's inner block size; float32 without tensor cores needs more registers."""
     if features.element_size() == 2:
         return size
     return 16 if dot_precision(features.dtype) == "ieee" else 32
 
 
 def _stages(features: Tensor) -> int:
-    """How far loads run ahead, for the same reason."""
+    """Return the number of pipeline stages, which registers limit as in `_block`."""
     return 2 if _block(features, 64) == 16 else 3
 
 
 def _tile_options(features: Tensor, block_b: int, block_c: int) -> dict[str, object]:
-    """What forward and marginals share."""
+    """Return the options shared by the forward and the marginals kernel."""
     block_d = _block(features, 128 if block_b * block_c <= 1024 else 64)
     if features.element_size() == 4 and block_b * block_c >= 1024:
         block_d = 16
@@ -71,7 +71,7 @@ def _tile_options(features: Tensor, block_b: int, block_c: int) -> dict[str, obj
 
 
 def launch_mixture_gram(given: Prompts) -> tuple[Tensor, Tensor]:
-    """`eager.mixture_gram`."""
+    """Launch the kernel of `eager.mixture_gram`."""
     text = given.text
     n_prompts, n_classes, width = text.shape
     gram = torch.empty(n_prompts, n_prompts, n_classes, dtype=torch.float32, device=text.device)
@@ -84,11 +84,11 @@ def launch_mixture_gram(given: Prompts) -> tuple[Tensor, Tensor]:
         n_prompts,
         width,
         NORMALIZED=given.normalized,
-        # a mixture's length, where its prompts almost cancel, lies in the last digits
+        # the norm of a mixture of nearly canceling prompts depends on the last digits
         PRECISION="ieee" if text.dtype == torch.float32 else dot_precision(text.dtype),
         WIDEN=interpreted(),
         KP=_padded(n_prompts),
-        # of more prompts the products alone fill registers
+        # with more prompts, the products alone fill the registers
         BLOCK_D=64 if n_prompts <= 32 else _block(text, 64) // 2,
         **_OPTIONS | {"num_warps": 2 if n_prompts <= 32 else 4},
     )
@@ -96,7 +96,7 @@ def launch_mixture_gram(given: Prompts) -> tuple[Tensor, Tensor]:
 
 
 def launch_mixture_logits(given: Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`eager.mixture_logits`."""
+    """Launch the kernel of `eager.mixture_logits`."""
     image, text, router, scale, gram, inv_norm, temperature = given
     sizes = n_images, n_classes, n_prompts, _ = _sizes(image, text)
     logits, cosine, inverse = (
@@ -128,7 +128,7 @@ def launch_mixture_logits(given: Mixture) -> tuple[Tensor, Tensor, Tensor, Tenso
 def launch_mixture_logits_backward(
     given: MixtureBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`eager.mixture_logits_backward`."""
+    """Launch the kernels of `eager.mixture_logits_backward`."""
     dlogits, dweights, image, text, router, scale, gram, inv_norm = given[:8]
     weights, cosine, inverse, temperature, normalized = given[8:13]
     wants_image, wants_text, wants_router, wants_scale = given[13:]
@@ -164,7 +164,7 @@ def launch_mixture_logits_backward(
         along,
         dscale_parts,
         *sizes,
-        # one less than the forward: what else it holds fills registers
+        # fewer than in the forward, since this kernel needs more registers
         **_tile_options(image, block_b, block_c) | {"num_stages": 2},
     )
     if wants_text:
@@ -205,7 +205,7 @@ def _room(like: Tensor, wanted: bool) -> Tensor:
 def _image_parts(
     image: Tensor, text: Tensor, inv_norm: Tensor, weights: Tensor, alpha: Tensor | None
 ) -> Tensor:
-    """The image gradient in parts, each over some of the classes: ``[parts, B, D]``."""
+    """Compute the image gradient in parts, each over some of the classes: ``[parts, B, D]``."""
     sizes = n_images, n_classes, _, width = _sizes(image, text)
     block_b = 64 if n_images > 32 else 32 if n_images > 16 else 16
     block_c, block_d = _block(text, 32), 64

@@ -1,4 +1,4 @@
-"""Schemas, implementations, fakes, autograd, and the public functions."""
+"""Op registration, autograd function and public functions of the mixture."""
 
 from typing import Any, Literal, NamedTuple, overload
 
@@ -15,12 +15,12 @@ Mix = Literal["normalized", "raw"]
 
 
 class MixtureGram(NamedTuple):
-    """What depends on the text features alone: see `mixture_gram`.
+    """Values that depend only on the text features: see `mixture_gram`.
 
     Attributes:
-        gram: products of the prompts' features of each class, ``[K, K, C]``, at least float32.
-        inv_norm: 1 / length of each feature, ``[K, C]``; ones for ``mix="raw"``.
-        mix: which of the two it was made for.
+        gram: Gram matrix of the prompts' features of each class, ``[K, K, C]``, at least float32.
+        inv_norm: inverse norm of each feature, ``[K, C]``; ones for ``mix="raw"``.
+        mix: the ``mix`` that it was computed for.
     """
 
     gram: Tensor
@@ -82,7 +82,7 @@ class _MixtureLogits(torch.autograd.Function):
         logits, weights, cosine, inverse = _forward(impl, given)
         ctx.save_for_backward(*given[:6], weights, cosine, inverse)
         ctx.impl, ctx.settings = impl, (given.temperature, normalized)
-        # without a term on the weights their gradient is None, not a tensor of zeros
+        # if the weights are unused, their gradient is None instead of a tensor of zeros
         ctx.set_materialize_grads(False)
         return logits, weights
 
@@ -90,7 +90,7 @@ class _MixtureLogits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dlogits: Tensor | None, dweights: Tensor | None) -> tuple[Any, ...]:
         wants = ctx.needs_input_grad[2:6]
-        saved = ctx.saved_tensors  # read once: a checkpoint unpacks them once
+        saved = ctx.saved_tensors  # read once: activation checkpointing unpacks them only once
         dlogits = torch.zeros_like(saved[7]) if dlogits is None else dlogits
         given = MixtureBackward(dlogits, dweights, *saved, *ctx.settings, *wants)
         found = zip(_backward(ctx.impl, given), wants, strict=True)
@@ -100,17 +100,17 @@ class _MixtureLogits(torch.autograd.Function):
 def mixture_gram(
     text_features: Tensor, *, mix: Mix = "normalized", impl: Impl = "auto"
 ) -> MixtureGram:
-    """The part of `mixture_logits` that depends on the text features alone.
+    """Compute the part of `mixture_logits` that depends only on the text features.
 
-    An attack of many steps over fixed text features makes it once and hands it to each of them.
-    It is data, not a node of the graph: no gradient goes through it, and `mixture_logits` gives
-    the text features their full gradient all the same. It must be made anew when they change.
+    A multi-step attack with fixed text features computes it once and passes it to each step. The
+    result is not part of the autograd graph: no gradient flows through it, and `mixture_logits`
+    still gives the text features their full gradient. Recompute it when the text features change.
 
     Args:
         text_features: ``[K, C, D]``, float64, float32, float16 or bfloat16, K up to 64 and D up to
             1280.
-        mix: as for `mixture_logits`, which takes it only with the same.
-        impl: ``"triton"`` (a GPU kernel), ``"torch"`` (plain code, any device), or ``"auto"``.
+        mix: as for `mixture_logits`, which must get the same value.
+        impl: as for `mixture_logits`.
 
     Returns:
         A `MixtureGram`: ``G_c[k, l] = t^_kc . t^_lc`` as ``[K, K, C]``, and ``1 / |t_kc|`` as
@@ -167,51 +167,51 @@ def mixture_logits(
     return_weights: bool = False,
     impl: Impl = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Logits of images whose class features are a mixture of K prompts' features, each its own.
+    """Return logits of images, each with its own mixture of K prompts' features as class features.
 
     With ``w = softmax(router_logits / temperature)`` and ``t^_kc = t_kc / |t_kc|`` (``t_kc`` for
     ``mix="raw"``), the class feature of an image is ``m_bc = sum_k w_bk t^_kc``, and::
 
         logit_bc = s f_b . m_bc / |m_bc| = s sum_k w_bk (f_b . t^_kc) / sqrt(w_b^T G_c w_b)
 
-    with ``G_c[k, l] = t^_kc . t^_lc``. Exact, without a tensor ``[B, C, D]`` or ``[B, K, C]``:
-    adversarial mixture prompt tuning (AMPT), whose mixture this is, spells the first form. A
-    feature or a mixture of zeros counts as of length 1/0 = 0: its logit is 0, not NaN. Where
-    prompts nearly cancel, ``|m_bc|^2 = q << 1``, rounding grows as ``1/q``, in the first form as
-    ``1/sqrt(q)``.
+    with ``G_c[k, l] = t^_kc . t^_lc``. The mixture is that of adversarial mixture prompt tuning
+    (AMPT), which uses the first form. The second form, used here, is exact and needs no tensor
+    ``[B, C, D]`` or ``[B, K, C]``. The inverse norm of a zero feature or mixture is defined as 0:
+    the logit of a zero mixture is 0, not NaN. Where prompts nearly cancel, ``|m_bc|^2 = q << 1``,
+    the rounding error grows as ``1/q``, in the first form as ``1/sqrt(q)``.
 
     Args:
-        image_features: ``f``, ``[B, D]``, float64, float32, float16 or bfloat16; taken as they
-            are: for cosines the caller normalizes them.
+        image_features: ``f``, ``[B, D]``, float64, float32, float16 or bfloat16; not normalized
+            here: for cosines, pass normalized features.
         text_features: ``t``, ``[K, C, D]``, dtype of ``image_features``; K up to 64, D up to 1280.
         router_logits: ``[B, K]``, any of these dtypes (float64 only with float64 features).
-        logit_scale: ``s``, the factor itself, exp already taken: a number, or a tensor without
-            dimensions on the device of the features, floating.
-        temperature: of the router's softmax, above 0.
-        mix: mix features of length 1, or as they are.
-        gram: `mixture_gram` of these text features and this ``mix``, to spare computing it. It
-            gets no gradient; ``text_features`` get the full one all the same.
+        logit_scale: ``s``, the factor itself (after exp): a number, or a floating 0-dimensional
+            tensor on the device of the features.
+        temperature: temperature of the router's softmax, above 0.
+        mix: ``"normalized"`` mixes features of norm 1, ``"raw"`` the features as they are.
+        gram: `mixture_gram` of these text features and this ``mix``, to avoid computing it again.
+            It gets no gradient; ``text_features`` still get their full gradient.
         return_weights: also return ``w``.
-        impl: ``"triton"`` (GPU kernels), ``"torch"`` (plain code, any device), or ``"auto"``: the
-            kernels on a GPU but for float64, plain code elsewhere.
+        impl: ``"triton"`` (GPU kernels), ``"torch"`` (plain implementation, any device), or
+            ``"auto"``: the kernels on a GPU except for float64, else the plain implementation.
 
     Returns:
         Logits ``[B, C]``, at least float32; with ``return_weights`` also the weights ``[B, K]``,
-        at least float32. Differentiable, once, in the features, the router's logits and a
-        ``logit_scale`` that is a tensor; what needs no gradient costs none.
+        at least float32. Differentiable once w.r.t. the features, ``router_logits`` and a tensor
+        ``logit_scale``; gradients that are not needed are not computed.
 
     Raises:
-        TypeError: a dtype other than said above.
-        ValueError: shapes or devices that don't fit together, no prompt, class or width, too many
-            of them, a temperature not above 0, a ``gram`` made for others.
-        RuntimeError: ``impl="triton"`` where it can't run.
+        TypeError: a dtype is not as above.
+        ValueError: shapes or devices do not match, K, C or D is 0, K or D is too large, the
+            temperature is not above 0, or ``gram`` belongs to other features.
+        RuntimeError: ``impl="triton"`` cannot run.
     """
     check_text(text_features, mix)
     check_mixture(image_features, text_features, router_logits, logit_scale, temperature)
     resolved = resolve(impl, text_features, image_features, router_logits)
     if gram is None:
         gram = mixture_gram(text_features, mix=mix, impl=impl)
-    check_type(gram, "gram", MixtureGram, "a MixtureGram", "make it with mixture_gram")
+    check_type(gram, "gram", MixtureGram, "a MixtureGram", "compute it with mixture_gram")
     dtype = wide_dtype(text_features)
     check_gram(gram.gram, gram.inv_norm, gram.mix, text_features, mix, dtype)
     if isinstance(logit_scale, Tensor):

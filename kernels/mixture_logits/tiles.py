@@ -1,4 +1,4 @@
-"""What the mixture's kernels share: tiles of images and classes, products, weights, Gram rows."""
+"""Device functions shared by the mixture's kernels: tiles, products and rows of Gram matrices."""
 
 import triton
 import triton.language as tl
@@ -6,14 +6,14 @@ import triton.language as tl
 
 @triton.jit
 def _inverse_root(squared):
-    """0 for a length of 0, and for what rounding put below it."""
+    """Return ``squared ** -0.5``, or 0 where ``squared`` is 0 or, by rounding, negative."""
     positive = squared > 0
     return tl.where(positive, tl.rsqrt(tl.where(positive, squared, 1.0)), 0.0)
 
 
 @triton.jit
 def _operand(x, WIDEN: tl.constexpr):
-    """In float32 products are the same; the interpreter would multiply the bits of bfloat16."""
+    """Cast to float32 under the interpreter, which would multiply the bits of bfloat16 values."""
     if WIDEN:
         return x.to(tl.float32)
     else:
@@ -22,7 +22,7 @@ def _operand(x, WIDEN: tl.constexpr):
 
 @triton.jit
 def _rounded(x, PRECISION: tl.constexpr):
-    """To the nearest value of TF32, which a tensor core would cut it off to."""
+    """Round to the nearest TF32 value; a tensor core would truncate."""
     if PRECISION == "tf32":
         near = ((x.to(tl.int32, bitcast=True) + 0x1000) & -8192).to(tl.float32, bitcast=True)
         return tl.where(x == x, near, x)
@@ -32,7 +32,7 @@ def _rounded(x, PRECISION: tl.constexpr):
 
 @triton.jit
 def _tile(B, C, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Images and classes of this program; those that share classes are neighbors."""
+    """Return this program's images and classes; programs with the same classes are neighbors."""
     program = tl.program_id(0).to(tl.int64)
     tiles_b = tl.cdiv(B, BLOCK_B)
     tile_c = program // tiles_b
@@ -57,7 +57,7 @@ def _add_product(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """``f_b . t_kc`` of one prompt over a block of the width."""
+    """Add ``f_b . t_kc`` of one prompt over a block of the width to ``acc``."""
     f_mask = (b < B)[:, None] & (d < D)[None, :]
     t_mask = (c < C)[None, :] & (d < D)[:, None]
     f = tl.load(image_ptr + b[:, None] * D + d[None, :], mask=f_mask, other=0.0)
@@ -67,7 +67,7 @@ def _add_product(
 
 @triton.jit
 def _gram_rows(gram_ptr, k, j, c, C, K):
-    """``G_c[k, j]`` of one prompt ``k`` and some others ``j``, ``[SLICE, BLOCK_C]``."""
+    """Load ``G_c[k, j]`` of one prompt ``k`` and several prompts ``j``, ``[SLICE, BLOCK_C]``."""
     mask = (j < K)[:, None] & (c < C)[None, :]
     pair = (k * K + j).to(tl.int64)
     return tl.load(gram_ptr + pair[:, None] * C + c[None, :], mask=mask, other=0.0)

@@ -1,4 +1,4 @@
-"""One projected sign step of an L-inf attack: PGD's and APGD's."""
+"""Projected sign steps of L-inf attacks: PGD and APGD."""
 
 from .op import apgd_step, pgd_step, pgd_step_
 

@@ -1,4 +1,4 @@
-"""What the steps take, in the order of the registered ops."""
+"""Arguments of the registered ops, in the order of their schemas."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Step(NamedTuple):
-    """`op.pgd_step`; ``alphas`` and ``epses``, if given, stand for ``alpha`` and ``eps``."""
+    """Arguments of `op.pgd_step`; if given, ``alphas``, ``epses`` replace ``alpha``, ``eps``."""
 
     x_adv: Tensor
     x: Tensor
@@ -22,7 +22,7 @@ class Step(NamedTuple):
 
 
 class TwoPointStep(NamedTuple):
-    """`op.apgd_step`, likewise."""
+    """Arguments of `op.apgd_step`, likewise."""
 
     x_adv: Tensor
     x_prev: Tensor

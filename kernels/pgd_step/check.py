@@ -1,4 +1,4 @@
-"""What the steps refuse: every message names the argument, what it got and what it takes."""
+"""Argument checks of the steps; each error names the argument, its limits and its value."""
 
 from typing import TypeAlias
 
@@ -20,7 +20,7 @@ PerImage: TypeAlias = float | Tensor
 
 
 def check_images(x_adv: Tensor, **others: Tensor) -> None:
-    """Shapes, dtypes and devices; all but ``grad`` have ``x_adv``'s dtype."""
+    """Check shapes, dtypes and devices; only ``grad`` may differ from ``x_adv`` in dtype."""
     check_pixels(x_adv, "x_adv")
     for name, tensor in others.items():
         check_tensor(tensor, name)
@@ -33,15 +33,15 @@ def check_images(x_adv: Tensor, **others: Tensor) -> None:
 
 
 def check_radius(x_adv: Tensor, alpha: PerImage, eps: PerImage, lo: float, hi: float) -> None:
-    """Step size, radius and box; without a ball, ``eps`` is infinite."""
-    # an infinite step times a sign of 0 is NaN
+    """Check step size, radius and box; an infinite ``eps`` means no ball."""
+    # alpha must be finite: an infinite step times a sign of 0 is NaN
     check_per_sample(alpha, "alpha", x_adv, "x_adv", low=0.0)
     check_per_sample(eps, "eps", x_adv, "x_adv", low=0.0, finite=False)
     check_box(lo, hi)
 
 
 def check_counts(x_adv: Tensor, counts: Tensor | None) -> None:
-    """Int64 ``[B, 2]``, contiguous."""
+    """Check for a contiguous int64 tensor ``[B, 2]``."""
     if counts is None:
         return
     check_tensor(counts, "counts")
@@ -50,12 +50,12 @@ def check_counts(x_adv: Tensor, counts: Tensor | None) -> None:
             f"counts must be int64 [{x_adv.shape[0]}, 2], got {counts.dtype} {list(counts.shape)}"
         )
     if not counts.is_contiguous():
-        raise ValueError("counts must be contiguous: it is written in place")
+        raise ValueError("counts must be contiguous, since it is modified in place")
     check_device(counts, "counts", x_adv, "x_adv")
 
 
 def split(value: PerImage, x_adv: Tensor) -> tuple[float, Tensor | None]:
-    """A number for all images, or a tensor of one for each, in the images' dtype."""
+    """Return ``(number, None)``, or ``(0.0, tensor)`` in the images' dtype for per-image values."""
     if isinstance(value, Tensor):
         return 0.0, value.detach().to(x_adv.dtype).contiguous()
     return float(value), None

@@ -1,4 +1,4 @@
-"""The formulas in plain tensor code: what runs on the CPU."""
+"""Plain PyTorch implementation of the steps; runs on the CPU."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from .memory_format import output_format
 
 
 def _each(value: float, values: Tensor | None, like: Tensor) -> float | Tensor:
-    """One number for all, or ``[B]`` numbers to go with ``[B, ...]``."""
+    """Return the number, or the per-image values reshaped to broadcast with ``[B, ...]``."""
     if values is None:
         return value
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
@@ -26,9 +26,9 @@ def _sign(grad: Tensor, targeted: bool, like: Tensor) -> Tensor:
 
 
 def pgd_step(step: Step) -> Tensor:
-    """``clip(x + clip(x_adv + alpha * sign(grad) - x, -eps, eps), lo, hi)``, images alike.
+    """Return ``clip(x + clip(x_adv + alpha * sign(grad) - x, -eps, eps), lo, hi)``.
 
-    A NaN in ``grad`` stands still: `torch.sign` gives 0 for it. ``counts`` is written.
+    A pixel with a NaN in ``grad`` does not move, since `torch.sign` gives 0. ``counts`` is updated.
     """
     x_adv = step.x_adv
     moved = x_adv + _each(step.alpha, step.alphas, x_adv) * _sign(step.grad, step.targeted, x_adv)
@@ -39,14 +39,14 @@ def pgd_step(step: Step) -> Tensor:
 
 
 def pgd_step_(step: Step) -> None:
-    """`pgd_step`, written over ``x_adv``."""
+    """Like `pgd_step`, but modify ``x_adv`` in place."""
     step.x_adv.copy_(pgd_step(step))
 
 
 def apgd_step(step: TwoPointStep) -> Tensor:
-    """The two-point step, with ``z`` the point that `pgd_step` gives and ``P`` its projection.
+    """Return ``P(x_adv + momentum * (z - x_adv) + (1 - momentum) * (x_adv - x_prev))``.
 
-    ``P(x_adv + momentum * (z - x_adv) + (1 - momentum) * (x_adv - x_prev))``
+    ``z`` is the result of `pgd_step` and ``P`` its projection.
     """
     x_adv, momentum = step.x_adv, step.momentum
     radius = _each(step.eps, step.epses, x_adv)
@@ -59,7 +59,7 @@ def apgd_step(step: TwoPointStep) -> Tensor:
 
 
 def count_gradients(grad: Tensor, counts: Tensor | None) -> None:
-    """Add how many entries of each image's gradient are zero, and non-finite: int64 ``[B, 2]``."""
+    """Add each image's number of zero and of non-finite gradient entries to ``counts``."""
     if counts is None:
         return
     per_image = grad.flatten(1)

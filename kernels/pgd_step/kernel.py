@@ -1,7 +1,7 @@
-"""The same on a GPU: one read of each input, one write of each output.
+"""Triton kernels of the steps, which read each input once and write each output once.
 
-The address of every entry is computed in 64 bits. Bits equal those of the plain code: nothing is
-contracted into a fused multiply-add.
+Offsets are computed in 64 bits. The results equal those of the plain implementation bit for bit,
+since nothing is contracted into a fused multiply-add.
 """
 
 import triton
@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def _place(n, chunks, BLOCK: tl.constexpr):
-    """The image of this program, and the entries of it that it handles."""
+    """Return this program's image, the entries it processes, and their mask."""
     program = tl.program_id(0).to(tl.int64)
     image = program // chunks
     entries = (program - image * chunks) * BLOCK + tl.arange(0, BLOCK)
@@ -19,7 +19,7 @@ def _place(n, chunks, BLOCK: tl.constexpr):
 
 @triton.jit
 def _of_image(value, values_ptr, image):
-    """The number that holds for this image."""
+    """Return this image's value: an entry of the tensor if given, otherwise the number."""
     if values_ptr is not None:
         return tl.load(values_ptr + image).to(tl.float32)
     else:
@@ -28,7 +28,7 @@ def _of_image(value, values_ptr, image):
 
 @triton.jit
 def _sign(g, TARGETED: tl.constexpr):
-    """-1, 0 or 1; 0 for NaN."""
+    """Return -1, 0 or 1; 0 for NaN."""
     up = (g > 0).to(tl.float32) - (g < 0).to(tl.float32)
     if TARGETED:
         return -up
@@ -38,7 +38,7 @@ def _sign(g, TARGETED: tl.constexpr):
 
 @triton.jit
 def _clamp(value, lo, hi):
-    """NaN stays NaN, as in torch."""
+    """Clamp, propagating NaN as torch does."""
     value = tl.maximum(value, lo, propagate_nan=tl.PropagateNan.ALL)
     return tl.minimum(value, hi, propagate_nan=tl.PropagateNan.ALL)
 
@@ -50,9 +50,9 @@ def _project(moved, x, eps, lo, hi):
 
 @triton.jit
 def _count(counts_ptr, image, g, mask):
-    """Integer atomics: their order changes nothing."""
+    """Add to the counts with integer atomics, whose order does not change the result."""
     zero = tl.sum((mask & (g == 0)).to(tl.int32))
-    # NaN and infinity alone are no finite number minus themselves
+    # true for NaN, which compares as false, and for infinities
     bad = tl.sum((mask & ~(tl.abs(g) < float("inf"))).to(tl.int32))
     tl.atomic_add(counts_ptr + 2 * image, zero.to(tl.int64), mask=zero > 0, sem="relaxed")
     tl.atomic_add(counts_ptr + 2 * image + 1, bad.to(tl.int64), mask=bad > 0, sem="relaxed")

@@ -1,4 +1,4 @@
-"""How the step kernels are started: memory formats, grids, outputs."""
+"""Launchers of the step kernels: memory formats, grids and outputs."""
 
 import torch
 import triton
@@ -13,26 +13,26 @@ _LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 def _rows(images: Tensor) -> tuple[int, int]:
-    """Entries of an image, and programs that share one."""
+    """Return the number of entries per image and the number of programs per image."""
     n = images[0].numel()
     return n, triton.cdiv(n, _BLOCK)
 
 
 def _dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """In the memory format in which ``like`` is written; copied where they are not."""
+    """Return tensors in the memory format in which ``like`` is written, copied if needed."""
     memory_format = output_format(like)
     return [t.contiguous(memory_format=memory_format) for t in tensors]
 
 
 def launch_pgd_step(step: Step) -> Tensor:
-    """`eager.pgd_step`."""
+    """Launch the kernel of `eager.pgd_step`."""
     out = torch.empty_like(step.x_adv, memory_format=output_format(step.x_adv))
     _write_pgd_step(out, step)
     return out
 
 
 def launch_pgd_step_(step: Step) -> None:
-    """`eager.pgd_step_`."""
+    """Launch the kernel of `eager.pgd_step_`."""
     (out,) = _dense(step.x_adv, step.x_adv)
     _write_pgd_step(out, step._replace(x_adv=out))
     if out is not step.x_adv:
@@ -40,7 +40,7 @@ def launch_pgd_step_(step: Step) -> None:
 
 
 def _write_pgd_step(out: Tensor, step: Step) -> None:
-    """``out`` is dense, and may be ``x_adv``."""
+    """Write the step to ``out``, which is dense and may be ``x_adv``."""
     if not out.numel():
         return
     n, chunks = _rows(out)
@@ -63,7 +63,7 @@ def _write_pgd_step(out: Tensor, step: Step) -> None:
 
 
 def launch_apgd_step(step: TwoPointStep) -> Tensor:
-    """`eager.apgd_step`."""
+    """Launch the kernel of `eager.apgd_step`."""
     out = torch.empty_like(step.x_adv, memory_format=output_format(step.x_adv))
     if not out.numel():
         return out

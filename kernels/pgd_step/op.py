@@ -1,4 +1,4 @@
-"""Schemas, implementations, fakes, and the public functions."""
+"""Op registration and public functions of the steps."""
 
 import torch
 from torch import Tensor
@@ -57,34 +57,36 @@ def pgd_step(
     counts: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """One projected sign step: ``clip(x + clip(x_adv + alpha*sign(grad) - x, -eps, eps), lo, hi)``.
+    """Return ``clip(x + clip(x_adv + alpha * sign(grad) - x, -eps, eps), lo, hi)``.
 
-    Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018,
-    equation 3, in the order of operations that `torchattacks` has: rounding may leave the ball by
-    1e-7, never the box. One read of each input, one write of each output. Not differentiable.
+    The projected sign step of Madry et al., "Towards deep learning models resistant to adversarial
+    attacks", ICLR 2018, equation 3, in the order of operations of `torchattacks`: by rounding, the
+    result may leave the ball by 1e-7, but never the box. The kernel reads each input once and
+    writes each output once. Not differentiable.
 
     Args:
-        x_adv: current images, ``[B, ...]``, float32 (float64 for tests); not changed.
+        x_adv: current images, ``[B, ...]``, float32 (float64 for tests); not modified.
         x: clean images, shape and dtype of ``x_adv``.
-        grad: the loss's gradient in the pixels, shape of ``x_adv``, any floating dtype. Where it
-            is zero or NaN the pixel stands still.
-        alpha: step size in pixel units; one number, or one for each image, ``[B]``.
-        eps: radius of the L-inf ball in pixel units, likewise; infinite for none.
+        grad: gradient of the loss w.r.t. the pixels, shape of ``x_adv``, any floating dtype. Pixels
+            whose gradient is zero or NaN do not move.
+        alpha: step size in pixel units; a number, or one per image, ``[B]``.
+        eps: radius of the L-inf ball in pixel units, likewise; infinite for no ball.
         lo, hi: the box of valid pixels.
-        targeted: step against the gradient.
-        counts: int64 ``[B, 2]``; adds each image's number of zero and of non-finite entries of
-            ``grad``, so that a stalled attack can be told from a robust model.
-        impl: ``"triton"`` (a GPU kernel), ``"torch"`` (plain code, any device), or ``"auto"``: the
-            kernel for float32 images on a GPU, plain code elsewhere. Bits are the same.
+        targeted: whether to step against the gradient.
+        counts: int64 ``[B, 2]``; each image's number of zero and of non-finite entries of ``grad``
+            is added to it, which distinguishes a stalled attack from a robust model.
+        impl: ``"triton"`` (a GPU kernel), ``"torch"`` (plain implementation, any device), or
+            ``"auto"``: the kernel for float32 images on a GPU, else the plain implementation. All
+            give the same bits.
 
     Returns:
         The next images, a new tensor like ``x_adv``.
 
     Raises:
-        TypeError: ``x_adv`` in low precision, or another type or dtype than said above.
-        ValueError: shapes or devices that don't fit, a negative ``alpha`` or ``eps``, an ``alpha``
-            that is not finite, ``lo > hi``. The values of tensors are not looked at.
-        RuntimeError: ``impl="triton"`` where it can't run.
+        TypeError: ``x_adv`` is in low precision, or another type or dtype is not as above.
+        ValueError: shapes or devices do not match, ``alpha`` or ``eps`` is negative, ``alpha`` is
+            not finite, or ``lo > hi``. The values of tensors are not checked.
+        RuntimeError: ``impl="triton"`` cannot run.
     """
     step = _step(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
     return _pgd_step(resolve(impl, *step[:5]), step)
@@ -103,7 +105,7 @@ def pgd_step_(
     counts: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """`pgd_step`, written over ``x_adv``, which is handed back."""
+    """Like `pgd_step`, but modify ``x_adv`` in place and return it."""
     step = _step(x_adv, x, grad, alpha, eps, lo, hi, targeted, counts)
     check_writable(x_adv, "x_adv")
     _pgd_step_(resolve(impl, *step[:5]), step)
@@ -144,7 +146,7 @@ def apgd_step(
     counts: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """APGD's step from the last two points, in one pass.
+    """Return APGD's step from the last two points, computed in one pass.
 
     With ``P`` the projection of `pgd_step` and ``z = P(x_adv + alpha * sign(grad))``::
 
@@ -154,18 +156,18 @@ def apgd_step(
     parameter-free attacks", ICML 2020, section 4.1.
 
     Args:
-        x_adv, x_prev: the current images and those of the step before, ``[B, ...]``, float32.
+        x_adv, x_prev: the current images and those of the previous step, ``[B, ...]``, float32.
         x: clean images.
-        grad: the gradient at ``x_adv``, any floating dtype.
-        alpha: step size, usually one for each image, ``[B]``: APGD halves each on its own.
-        momentum: share of the new point: 0.75, and 1 in the first step.
+        grad: gradient at ``x_adv``, any floating dtype.
+        alpha: step size, usually one per image, ``[B]``: APGD halves them separately.
+        momentum: weight of the new point: 0.75, and 1 in the first step.
         eps, lo, hi, targeted, counts, impl: as for `pgd_step`.
 
     Returns:
         The next images, a new tensor like ``x_adv``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `pgd_step`; ``momentum`` outside [0, 1].
+        TypeError, ValueError, RuntimeError: as `pgd_step`, or ``momentum`` is not in [0, 1].
     """
     check_images(x_adv, x_prev=x_prev, x=x, grad=grad)
     check_radius(x_adv, alpha, eps, lo, hi)

@@ -1,4 +1,4 @@
-"""Attention of packed suffixes over one shared prefix and, causally, over themselves."""
+"""Attention of packed suffixes over a shared prefix and, causally, over themselves."""
 
 from .op import prefix_attention
 

@@ -1,4 +1,4 @@
-"""What the attention and its gradients take, in the order of the registered ops."""
+"""Arguments of the registered ops, in the order of their schemas."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,13 @@ from torch import Tensor
 
 
 class Attention(NamedTuple):
-    """`eager.prefix_attention`.
+    """Arguments of `eager.prefix_attention`.
 
     Attributes:
-        q: ``[K, M, H, d]``, M = N, or with ``last_only`` M = C.
+        q: ``[K, M, H, d]``, M = N, or M = C with ``last_only``.
         k, v: ``[K, N, H, d]``.
         prefix_k, prefix_v: ``[K, P, H, d]``.
-        cu_seqlens: ``[C + 1]``; plain code reads its values.
+        cu_seqlens: ``[C + 1]``; the plain implementation reads its values.
     """
 
     q: Tensor
@@ -26,7 +26,7 @@ class Attention(NamedTuple):
 
 
 class AttentionBackward(NamedTuple):
-    """`eager.prefix_attention_backward`: a gradient, inputs and results of the forward op."""
+    """Arguments of the backward: gradient, inputs and outputs of `eager.prefix_attention`."""
 
     dout: Tensor
     q: Tensor

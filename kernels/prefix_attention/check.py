@@ -1,4 +1,4 @@
-"""What the op refuses: every message names the argument, what it got and what it takes."""
+"""Argument checks of the attention; each error names the argument, its limits and its value."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def check_arguments(
     last_only: bool,
     scale: float | None,
 ) -> None:
-    """Shapes, dtypes, devices; not the values of ``cu_seqlens``."""
+    """Check shapes, dtypes and devices, but not the values of ``cu_seqlens``."""
     tensors = {"q": q, "k": k, "v": v, "prefix_k": prefix_k, "prefix_v": prefix_v}
     check_tensor(q, "q")
     check_floating(q, "q")
@@ -24,14 +24,14 @@ def check_arguments(
         check_tensor(tensor, name)
         if tensor.ndim != 4:
             raise ValueError(
-                f"{name} must be [K or 1, tokens, heads, d], got {list(tensor.shape)}: "
-                "tokens stand before heads"
+                f"{name} must be [K or 1, tokens, heads, d], got {list(tensor.shape)}; "
+                "tokens come before heads"
             )
         check_dtype(tensor, name, q, "q")
         if tensor.shape[2:] != q.shape[2:]:
             raise ValueError(
                 f"{name} must have q's heads and width {list(q.shape[2:])}, "
-                f"got {list(tensor.shape[2:])} of {list(tensor.shape)}"
+                f"got {list(tensor.shape[2:])} in shape {list(tensor.shape)}"
             )
         check_device(tensor, name, q, "q")
     for name, tensor, like, other in (
@@ -46,38 +46,38 @@ def check_arguments(
     _check_lengths(q, k, cu_seqlens, last_only)
     if q.shape[2] < 1 or q.shape[3] < 1:
         raise ValueError(
-            f"q must have a head and a width d of at least 1, got {list(q.shape)} for "
+            f"q must have heads and a width d of at least 1, got {list(q.shape)} for "
             "[K or 1, tokens, heads, d]"
         )
     if scale is not None:
-        # nor is a GPU waited for, to read it
-        remedy = "no gradient would reach it, multiply q by it and give scale=1"
+        # reading a tensor's value would also synchronize with the GPU
+        remedy = "it would get no gradient, multiply q by it and pass scale=1"
         check_number(scale, "scale", remedy=remedy)
 
 
 def _check_prompts(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.shape[0]:
-            raise ValueError(f"{name} must hold K prompts or 1, got none: {list(tensor.shape)}")
+            raise ValueError(f"{name} must have K prompts or 1, got shape {list(tensor.shape)}")
     several = {name: len(t) for name, t in tensors.items() if len(t) != 1}
     if len(set(several.values())) > 1:
         name = ", ".join(several)
-        raise ValueError(f"{name} must hold the same K prompts or 1, got {several}")
+        raise ValueError(f"{name} must have the same K prompts or 1, got {several}")
 
 
 def _check_lengths(q: Tensor, k: Tensor, cu_seqlens: Tensor, last_only: bool) -> None:
     check_tensor(cu_seqlens, "cu_seqlens")
     if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}: call .int()")
+        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}; call .int()")
     if cu_seqlens.ndim != 1 or not len(cu_seqlens):
         raise ValueError(
-            f"cu_seqlens must be [classes + 1], got {list(cu_seqlens.shape)}: "
-            "the cumulative sum of the classes' lengths behind a 0"
+            f"cu_seqlens must be [classes + 1], got {list(cu_seqlens.shape)}; "
+            "pass a 0 followed by the cumulative sum of the class lengths"
         )
     check_device(cu_seqlens, "cu_seqlens", q, "q")
     wanted, whose = (len(cu_seqlens) - 1, "class") if last_only else (k.shape[1], "token of k")
     if q.shape[1] != wanted:
         raise ValueError(
-            f"q must hold one query for each {whose}, {wanted} with last_only={last_only}, "
+            f"q must have one query per {whose}, {wanted} with last_only={last_only}, "
             f"got {q.shape[1]}"
         )

@@ -1,8 +1,8 @@
-"""The formula and its gradients in plain tensor code: what runs on the CPU.
+"""Plain PyTorch implementation of the attention and its gradients; runs on the CPU.
 
-Classes of one length are computed together, and each pass over the large tensors is counted: this
-is the hot path of a text tower on the CPU. In an order without runs of equal lengths the classes
-are gathered first.
+Classes of equal length are computed together, with few passes over the large tensors: this is the
+hot path of a text tower on the CPU. If classes of equal length are not adjacent, their tokens are
+gathered first.
 """
 
 import torch
@@ -14,12 +14,13 @@ from .groups import Group, group
 
 
 def prefix_attention(given: Attention) -> tuple[Tensor, Tensor]:
-    """``softmax(scale * q [prefix_k; own k]^T) [prefix_v; own v]``, and the sums' logarithms.
+    """Return ``softmax(scale * q [prefix_k; own k]^T) [prefix_v; own v]``, and the log-sum-exp.
 
-    A query sees the whole prefix and, of its own class's tokens, itself and what stands before it.
+    A query attends to the whole prefix and, in its own class, to itself and the tokens before it.
 
     Returns:
-        Like ``q``, and ``log sum exp`` of each query's scores, ``[K, M, H]``, at least float32.
+        A tensor like ``q``, and ``log sum exp`` of each query's scores, ``[K, M, H]``, at least
+        float32.
     """
     q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale = given
     dtype, wide = q.dtype, wide_dtype(q)
@@ -47,11 +48,11 @@ def _attend_group(
     out: Tensor,
     lse: Tensor,
 ) -> None:
-    """Softmax of one group: what it takes from its own tokens, and its weights over the prefix.
+    """Compute one group's softmax weights, and its output over its own tokens.
 
     Args:
-        front: scores of the prefix, ``[K, H, M, P]``; replaced by weights.
-        out, lse: written.
+        front: scores over the prefix, ``[K, H, M, P]``; the group's are replaced by weights.
+        out, lse: the group's entries are written.
     """
     n, rows = some.classes, some.rows
     own_q = _by_head(q[:, some.queries], n, rows)  # [K, n, H, rows, d]
@@ -74,7 +75,7 @@ def _attend_group(
 def prefix_attention_backward(
     given: AttentionBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``q``, ``k``, ``v``, ``prefix_k``, ``prefix_v``; empty where not needed.
+    """Return the gradients of ``q, k, v, prefix_k, prefix_v``, empty where not needed.
 
     With ``w = exp(scores - lse)``: ``dv = w^T dout``, ``ds = w (dout v^T - sum(dout * out))``,
     ``dq = scale * ds k``, ``dk = scale * ds^T q``.
@@ -118,7 +119,7 @@ def _prefix_backward(
     need_q: bool,
     need_prefix: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The prefix's gradients, and its share of ``dq``: one product each over all queries."""
+    """Compute the prefix gradients and the prefix's part of ``dq``, each in one product."""
     by_head = (t.transpose(1, 2) for t in (q, dout, prefix_k, prefix_v))
     head_q, head_dout, head_k, head_v = by_head  # [K, H, M or P, d]
     lse, delta = (t.transpose(1, 2)[..., None] for t in (lse, delta))  # [K, H, M, 1]
@@ -146,9 +147,9 @@ def _group_backward(
     dk: Tensor,
     dv: Tensor,
 ) -> None:
-    """One group over its own tokens: adds to ``dq``, writes ``dk`` and ``dv``, if not empty."""
+    """Add one group's own tokens' part to ``dq`` and write its ``dk`` and ``dv``, if not empty."""
     n, rows, length = some.classes, some.rows, some.length
-    # copied once, not in each product
+    # copy once instead of in each product
     own_q, own_dout = (_by_head(t[:, some.queries], n, rows).contiguous() for t in (q, dout))
     own_k, own_v = (_by_head(t[:, some.tokens], n, length).contiguous() for t in (k, v))
     sums, delta = (_by_head(t[:, some.queries, :, None], n, rows) for t in (lse, delta))
@@ -164,17 +165,17 @@ def _group_backward(
 
 
 def _by_head(packed: Tensor, classes: int, rows: int) -> Tensor:
-    """``[K, classes * rows, H, d]`` -> ``[K, classes, H, rows, d]``, a view."""
+    """Return a view of ``[K, classes * rows, H, d]`` as ``[K, classes, H, rows, d]``."""
     return packed.unflatten(1, (classes, rows)).transpose(2, 3)
 
 
 def _take(packed: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """In the order of the groups."""
+    """Reorder from the packed order to the groups' order."""
     return (packed if order is None else packed[:, order]).to(dtype)
 
 
 def _put_back(grouped: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """In the packed order."""
+    """Reorder from the groups' order to the packed order."""
     if order is None or not grouped.numel():
         return grouped.to(dtype)
     return torch.empty_like(grouped, dtype=dtype).index_copy_(1, order, grouped.to(dtype))

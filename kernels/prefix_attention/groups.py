@@ -1,4 +1,4 @@
-"""Classes of one suffix length side by side: what plain code computes at once."""
+"""Groups of classes with equal suffix length, which the plain implementation computes together."""
 
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Group:
-    """Some classes of one length: their queries and their tokens, counted in the groups' order."""
+    """Classes of equal length, and the slices of their queries and tokens in the groups' order."""
 
     classes: int
     length: int
@@ -18,7 +18,7 @@ class Group:
 
     @property
     def rows(self) -> int:
-        """Queries of each class."""
+        """Number of queries per class."""
         return (self.queries.stop - self.queries.start) // self.classes
 
 
@@ -27,9 +27,9 @@ class Groups:
     """All classes, in groups.
 
     Attributes:
-        groups: in order.
-        queries, tokens: which packed query or token stands at each place of the groups' order;
-            None where that is the packed order itself.
+        groups: the groups in order.
+        queries, tokens: packed index of each query or token in the groups' order; None if the
+            groups' order is the packed order.
     """
 
     groups: list[Group]
@@ -38,18 +38,18 @@ class Groups:
 
 
 def group(cu_seqlens: Tensor, n_tokens: int, last_only: bool) -> Groups:
-    """Classes by length; reads ``cu_seqlens``, which waits where it is on a GPU.
+    """Group classes by length; reads ``cu_seqlens`` on the host, which synchronizes with a GPU.
 
     Raises:
-        ValueError: it does not rise from 0 to ``n_tokens``.
+        ValueError: ``cu_seqlens`` does not increase strictly from 0 to ``n_tokens``.
     """
     ends = cu_seqlens.tolist()
     lengths = [b - a for a, b in pairwise(ends)]
     if ends[0] != 0 or ends[-1] != n_tokens or any(n < 1 for n in lengths):
         shown = ends if len(ends) <= 8 else f"{ends[:3]} ... {ends[-3:]}"
         raise ValueError(
-            f"cu_seqlens must rise strictly from 0 to k's {n_tokens} tokens, got {shown}: "
-            "it is the cumulative sum of the classes' lengths, each at least 1, behind a 0"
+            f"cu_seqlens must increase strictly from 0 to k's {n_tokens} tokens, got {shown}; "
+            "pass a 0 followed by the cumulative sum of the class lengths, each at least 1"
         )
     runs = [(length, len(list(run))) for length, run in groupby(lengths)]
     if len({length for length, _ in runs}) == len(runs):
@@ -63,7 +63,7 @@ def group(cu_seqlens: Tensor, n_tokens: int, last_only: bool) -> Groups:
 
 
 def _slices(runs: list[tuple[int, int]], last_only: bool) -> list[Group]:
-    """Each group behind the other; ``runs`` are lengths and how many classes have them."""
+    """Return consecutive groups; ``runs`` are pairs of a length and a number of classes."""
     out, query, token = [], 0, 0
     for length, classes in runs:
         queries = slice(query, query + classes * (1 if last_only else length))

@@ -1,8 +1,8 @@
-"""The same on a GPU, tile by tile of queries: no copy of the prefix, no padding, no weights kept.
+"""Triton kernels over tiles of queries: no copy of the prefix, no padding, no stored weights.
 
-A tile holds consecutive packed queries of whatever classes: its own keys reach from the start of
-its first class to its last query, and the mask keeps classes apart. Which class a token is of is
-searched in ``cu_seqlens`` where it is needed.
+A tile holds consecutive packed queries of one or more classes. Its suffix keys range from the start
+of its first class to its last query, and a mask separates the classes. A token's class is found by
+binary search in ``cu_seqlens``.
 """
 
 import triton
@@ -13,11 +13,11 @@ from .tiles import LN2, LOG2E, load_rows, place, product, span, store_rows
 
 @triton.jit
 def _attend(q, k, v, seen, scale, largest, total, mixed, PRECISION: tl.constexpr):
-    """One block of keys into the running softmax, in powers of two."""
+    """Update the running softmax, in powers of two, with one block of keys."""
     scores = product(q, tl.trans(k), PRECISION) * scale
     scores = tl.where(seen, scores, float("-inf"))
     larger = tl.maximum(largest, tl.max(scores, 1))
-    # of a row that has seen nothing yet: infinity less infinity is no number
+    # 0 for a row that has seen no key yet: -inf minus -inf is NaN
     level = tl.where(larger == float("-inf"), 0.0, larger)
     weights = tl.exp2(scores - level[:, None])
     shrink = tl.exp2(largest - level)
@@ -104,7 +104,7 @@ def _prefix_attention_kernel(
 
 @triton.jit
 def _query_gradient(q, dout, k, v, seen, scale, lse, delta, dq, PRECISION: tl.constexpr):
-    """What one block of keys adds to ``dq / scale``."""
+    """Add the contribution of one block of keys to ``dq / scale``."""
     scores = product(q, tl.trans(k), PRECISION) * scale
     weights = tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)
     dweights = product(dout, tl.trans(v), PRECISION)
@@ -158,7 +158,7 @@ def _query_backward_kernel(
     BLOCK_P: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``delta = sum(dout * out)``, which all gradients need, and ``dq`` if it is wanted."""
+    """Compute ``delta = sum(dout * out)``, which all gradients need, and ``dq`` if wanted."""
     tile, head, prompt = place(tiles, heads)
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = rows < n_queries

@@ -1,4 +1,4 @@
-"""Gradients of keys and values, tile by tile of keys."""
+"""Triton kernels of the gradients of keys and values, over tiles of keys."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ from .tiles import LOG2E, class_of, load_rows, place, product, store_rows
 
 @triton.jit
 def _key_gradients(k, v, q, dout, seen, scale, lse, delta, dk, dv, PRECISION: tl.constexpr):
-    """What one block of queries adds to ``dk / scale`` and ``dv``."""
+    """Add the contribution of one block of queries to ``dk / scale`` and ``dv``."""
     scores = product(k, tl.trans(q), PRECISION) * scale
     weights = tl.where(seen, tl.exp2(scores - lse[None, :]), 0.0)
     dv += product(weights.to(q.dtype), dout, PRECISION)
@@ -55,11 +55,11 @@ def _suffix_keys_backward_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``dk`` and ``dv`` of a tile of own tokens, over the queries that see them."""
+    """Compute ``dk`` and ``dv`` of a tile of suffix tokens from the queries that attend to them."""
     tile, head, prompt = place(tiles, heads)
     keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     there = keys < n_tokens
-    # queries from first to before last see a key; rows behind the last key repeat it, unwritten
+    # queries in [first, last) see a key; rows beyond the last key repeat it and are not stored
     token = tl.minimum(keys, n_tokens - 1)
     own = class_of(token, cu_ptr, n_classes, steps)
     if LAST_ONLY:
@@ -123,10 +123,10 @@ def _prefix_keys_backward_kernel(
     BLOCK_P: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What a chunk of the queries gives to some of the prefix: parts ``[chunks, 2, K, P, H, d]``.
+    """Compute a chunk of queries' part of the prefix gradients, ``[chunks, 2, K, P, H, d]``.
 
-    Every query sees all of the prefix. Each part is written once, by one program: the sum over them
-    has a fixed order.
+    Every query attends to the whole prefix. One program writes each part once, so the sum over the
+    parts has a fixed order.
     """
     tile, head, prompt = place(tiles, heads)
     blocks = tl.cdiv(n_prefix, BLOCK_P)
@@ -170,7 +170,7 @@ def _sum_prefix_parts_kernel(
     BLOCK: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
 ):
-    """Parts ``[chunks, 2, n]`` summed over the chunks, always in one order."""
+    """Sum parts ``[chunks, 2, n]`` over the chunks in a fixed order."""
     entries = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = entries < n
     dk = tl.zeros([BLOCK_CHUNKS, BLOCK], tl.float32)

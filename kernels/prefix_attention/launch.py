@@ -1,4 +1,4 @@
-"""Sizes of the tiles, and the launches."""
+"""Launchers of the attention's kernels: tile sizes, grids and outputs."""
 
 from dataclasses import dataclass, replace
 
@@ -10,23 +10,23 @@ from .._dispatch import dot_precision
 from . import kernel, key_kernel
 from .arguments import Attention, AttentionBackward
 
-# programs that share the sum over all queries into the prefix: at least so many in all if there is
-# work for them, and at most so many of one head
+# the prefix gradients' sum over queries is split into at most _CHUNKS chunks per head, to get about
+# _PROGRAMS programs in total if there is enough work
 _PROGRAMS = 512
 _CHUNKS = 64
 
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Rows of each tile.
+    """Tile sizes.
 
     Attributes:
-        queries: of the forward kernel, which goes tile by tile of queries.
-        turning: of the backward kernel that does so.
-        keys: that they take at a time, own ones or the prefix's.
-        held: keys of the kernels that go tile by tile of keys.
-        passing: queries that these take at a time.
-        own_stages, prefix_stages: loads that these have under way, of the two kernels.
+        queries: queries per tile of the forward kernel.
+        turning: queries per tile of the backward kernel of the queries.
+        keys: keys that these two kernels process at a time, of the suffixes or the prefix.
+        held: keys per tile of the backward kernels of the suffix and the prefix keys.
+        passing: queries that these two kernels process at a time.
+        own_stages, prefix_stages: pipeline stages of these two kernels.
     """
 
     queries: int
@@ -39,27 +39,27 @@ class _Tiles:
 
 
 def _tiles(q: Tensor, last_only: bool) -> _Tiles:
-    """The largest that leave all targets enough registers."""
+    """Return the largest tile sizes that fit into registers on all target GPUs."""
     wide = q.shape[-1] > 64
     if q.dtype == torch.float32:
-        # three products in the place of one hold their operands in parts
+        # float32 takes three TF32 products, whose split operands need more registers
         tiles = _Tiles(16, 16, 16, 16, 16, 1, 1) if wide else _Tiles(32, 16, 16, 32, 16, 1)
     else:
         tiles = _Tiles(64, 64, 32, 32, 32) if wide else _Tiles(64, 64, 32, 64, 32)
     if last_only:
-        # such a query sees its own class alone: a large tile of them sees mostly nothing
+        # each query sees only its own class: most of a large tile would be masked
         tiles = replace(tiles, queries=16, turning=16, passing=16)
     rows = q.shape[1]
     return replace(tiles, queries=_block(rows, tiles.queries), turning=_block(rows, tiles.turning))
 
 
 def _block(rows: int, most: int) -> int:
-    """The smallest tile that holds these rows, at most so large; a product needs 16."""
+    """Return the smallest tile for ``rows``, at most ``most``; `tl.dot` needs at least 16."""
     return min(most, max(16, triton.next_power_of_2(rows)))
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """With the entries of a head side by side; copied where they are not."""
+    """Return a tensor in which the entries of a head are contiguous, copied if needed."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
@@ -68,25 +68,25 @@ def _strides(*tensors: Tensor) -> list[int]:
 
 
 def _options(q: Tensor) -> dict[str, int | str | bool]:
-    """What all kernels are told."""
+    """Return the options shared by all kernels."""
     d = q.shape[-1]
     return {
         "D": d,
         "BLOCK_D": max(16, triton.next_power_of_2(d)),
         "PRECISION": dot_precision(q.dtype),
         "num_warps": 4,
-        "enable_fp_fusion": True,  # versions of Triton differ in the default
+        "enable_fp_fusion": True,  # the default differs between Triton versions
     }
 
 
 def _classes(cu_seqlens: Tensor) -> tuple[int, int]:
-    """How many, and how often halved until one is left."""
+    """Return the number of classes and the number of steps of a binary search over them."""
     classes = len(cu_seqlens) - 1
     return classes, (classes - 1).bit_length()
 
 
 def launch_prefix_attention(given: Attention) -> tuple[Tensor, Tensor]:
-    """`eager.prefix_attention`, in one launch."""
+    """Launch the kernel of `eager.prefix_attention`."""
     q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale = given
     prompts, rows, heads, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -121,7 +121,7 @@ def launch_prefix_attention(given: Attention) -> tuple[Tensor, Tensor]:
 def launch_prefix_attention_backward(
     given: AttentionBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`eager.prefix_attention_backward`: dq, own keys, prefix, sum: four launches."""
+    """Launch the four backward kernels: queries, suffix keys, prefix keys, sum of prefix parts."""
     dout, q, k, v, prefix_k, prefix_v, cu_seqlens, out, lse = given[:9]
     last_only, scale, need_q, need_kv, need_prefix = given[9:]
     if not q.numel():
@@ -135,7 +135,7 @@ def launch_prefix_attention_backward(
     dout, q, k, v, prefix_k, prefix_v = (_rows(t) for t in (dout, q, k, v, prefix_k, prefix_v))
     cu_seqlens, n_prefix = cu_seqlens.contiguous(), prefix_k.shape[1]
     tiles, options = _tiles(q, last_only), _options(q)
-    # what is not needed stays empty; an op's outputs must not be one tensor
+    # unneeded gradients stay empty, but separate: an op's outputs must not share a tensor
     dq, dk, dv, dprefix_k, dprefix_v = (q.new_empty(0) for _ in range(5))
     if need_q:
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -237,7 +237,7 @@ def _prefix_keys_backward(
     rows, held = q.shape[1], _block(n_prefix, tiles.held)
     blocks = triton.cdiv(n_prefix, held)
     wanted = min(_CHUNKS, max(1, _PROGRAMS // (blocks * heads * prompts)))
-    # whole tiles of queries to each chunk
+    # a chunk is a multiple of the tile of queries
     chunk = triton.cdiv(triton.cdiv(rows, tiles.passing), wanted) * tiles.passing
     chunks = triton.cdiv(rows, chunk)
     shape = (chunks, 2, prompts, n_prefix, heads, d)
@@ -263,7 +263,7 @@ def _prefix_keys_backward(
         num_stages=tiles.prefix_stages,
         **options,
     )
-    # contiguous, and two tensors: an op's outputs must not share memory
+    # contiguous and separate tensors: an op's outputs must not share memory
     dprefix_k, dprefix_v = (
         torch.empty(prefix_k.shape, dtype=prefix_k.dtype, device=q.device) for _ in range(2)
     )

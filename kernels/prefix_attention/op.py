@@ -1,4 +1,4 @@
-"""Schemas, implementations, fakes, autograd, and the public function."""
+"""Op registration, autograd function and public function of the attention."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from . import eager
 from .arguments import Attention, AttentionBackward
 from .check import check_arguments
 
-# the widest head whose tiles fit into registers
+# the largest head width whose tiles fit into registers
 _WIDEST = 128
 
 
@@ -80,51 +80,51 @@ def prefix_attention(
     scale: float | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Attention of packed suffixes over one shared prefix and, causally, over their own tokens.
+    """Compute attention of packed suffixes over a shared prefix and, causally, over themselves.
 
-    Token i of class c sees P prefix tokens, the same for all classes, and the tokens of c up to
-    itself::
+    Token i of class c attends to the P prefix tokens, which all classes share, and to the tokens of
+    c up to itself::
 
         softmax(scale * q_i [prefix_k; k_start..i]^T) [prefix_v; v_start..i]
 
-    which is causal attention (Vaswani et al., "Attention is all you need", 2017, section 3.2) over
-    C sequences that begin alike, without a copy of the prefix for each and without padding. The
-    gradients take the weights from the scores again, with the sums of the forward pass (Dao et al.,
+    This is causal attention (Vaswani et al., "Attention is all you need", 2017, section 3.2) over C
+    sequences with the same prefix, which is not copied, and without padding. The backward pass
+    recomputes the weights from the scores and the forward pass's log-sum-exp (Dao et al.,
     "FlashAttention", 2022, algorithm 4). Weights and sums are at least float32. Differentiable once
-    in all five tensors; nothing is computed for those without a gradient. The kernels multiply
-    whole tiles of tokens: an infinity in ``v`` makes neighbors of other classes NaN too.
+    w.r.t. all five tensors; gradients that are not needed are not computed. The kernels multiply
+    whole tiles of tokens, so an infinity in ``v`` also makes neighbors in other classes NaN.
 
     Args:
-        q: queries of N packed tokens in K prompts, ``[K or 1, N, H, d]``; with ``last_only`` of
-            each class's last token alone, ``[K or 1, C, H, d]``. float32, bfloat16, float16 or
+        q: queries of N packed tokens with K prompts, ``[K or 1, N, H, d]``; with ``last_only``, of
+            each class's last token only, ``[K or 1, C, H, d]``. float32, bfloat16, float16 or
             float64; any strides.
         k, v: keys and values, ``[K or 1, N, H, d]``, dtype of ``q``.
-        prefix_k, prefix_v: of the P shared tokens, ``[K or 1, P, H, d]``; P may be 0.
-        cu_seqlens: where each class's tokens begin, and N: int32 ``[C + 1]``, strictly rising from
-            0. On a GPU its values are not looked at: others than these read foreign memory.
-        last_only: whether ``q`` holds the last tokens alone.
-        scale: of the scores; ``d ** -0.5`` by default.
-        impl: ``"triton"`` (GPU kernels, d up to 128), ``"torch"`` (plain code, any device; it reads
-            ``cu_seqlens`` on the host, which waits for a GPU), or ``"auto"``: the kernels on a GPU
-            where they can, plain code elsewhere.
+        prefix_k, prefix_v: those of the P shared tokens, ``[K or 1, P, H, d]``; P may be 0.
+        cu_seqlens: start of each class's tokens, followed by N: int32 ``[C + 1]``, strictly
+            increasing from 0. On a GPU the values are not checked; wrong ones read out of bounds.
+        last_only: whether ``q`` has only the last token of each class.
+        scale: factor of the scores; ``d ** -0.5`` by default.
+        impl: ``"triton"`` (GPU kernels, d up to 128), ``"torch"`` (plain implementation, any
+            device; reads ``cu_seqlens`` on the host, which synchronizes with a GPU), or ``"auto"``:
+            the kernels on a GPU where they can run, else the plain implementation.
 
     Returns:
         ``[K, N or C, H, d]``, dtype of ``q``.
 
     Raises:
-        TypeError: dtypes that differ or are not floating; ``cu_seqlens`` not int32.
-        ValueError: shapes or devices that don't fit; on the CPU, wrong values in ``cu_seqlens``.
-        RuntimeError: ``impl="triton"`` where it can't run.
+        TypeError: dtypes differ or are not floating, or ``cu_seqlens`` is not int32.
+        ValueError: shapes or devices do not match, or, on the CPU, ``cu_seqlens`` is invalid.
+        RuntimeError: ``impl="triton"`` cannot run.
     """
     check_arguments(q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     several = [len(t) for t in (q, k, v, prefix_k, prefix_v) if len(t) != 1]
     prompts = several[0] if several else 1
-    # autograd adds up what an expanded tensor gets; the kernels read it where it lies
+    # autograd sums the gradient of an expanded tensor; the kernels read it without a copy
     tensors = [t.expand(prompts, -1, -1, -1) for t in (q, k, v, prefix_k, prefix_v)]
     if impl == "triton" and q.shape[-1] > _WIDEST:
         raise ValueError(
-            f"q: the kernels take heads of d <= {_WIDEST}, got {list(q.shape)}; "
+            f"q must have heads of d <= {_WIDEST} for the kernels, got {list(q.shape)}; "
             "use impl='auto' or 'torch'"
         )
     given = Attention._make((*tensors, cu_seqlens, last_only, scale))

@@ -1,4 +1,4 @@
-"""Attention over a shared prefix, query after query: for tests."""
+"""Reference implementation of attention over a shared prefix, query by query, for tests."""
 
 from itertools import pairwise
 
@@ -16,18 +16,18 @@ def prefix_attention(
     last_only: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """``softmax(scale * q_i [prefix_k; k_start..i]^T) [prefix_v; v_start..i]`` for each token i.
+    """Return ``softmax(scale * q_i [prefix_k; k_start..i]^T) [prefix_v; v_start..i]`` per token i.
 
-    ``start`` is the first token of i's class: causal attention (Vaswani et al., "Attention is all
-    you need", 2017, section 3.2) over sequences that begin with the same prefix. With ``w`` a
-    query's weights and ``o`` its output, ``dv = w^T do``, ``ds = w * (do v^T - do . o)``,
+    ``start`` is the first token of i's class. This is causal attention (Vaswani et al., "Attention
+    is all you need", 2017, section 3.2) over sequences with the same prefix. With ``w`` a query's
+    weights and ``o`` its output, ``dv = w^T do``, ``ds = w * (do v^T - do . o)``,
     ``dq = scale * ds k`` and ``dk = scale * ds^T q``.
 
     Args:
-        q: ``[K, N, H, d]``; with ``last_only`` of each class's last token, ``[K, C, H, d]``.
+        q: ``[K, N, H, d]``; with ``last_only``, of each class's last token, ``[K, C, H, d]``.
         k, v: packed tokens of C classes, ``[K, N, H, d]``.
         prefix_k, prefix_v: ``[K, P, H, d]``.
-        cu_seqlens: where each class's tokens begin, and N, ``[C + 1]``.
+        cu_seqlens: start of each class's tokens, followed by N, ``[C + 1]``.
         scale: ``d ** -0.5`` by default.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Tiles of packed tokens: their place, their rows in memory, and what they see.
+"""Device functions for tiles of packed tokens: position, loads and stores, visible keys.
 
-Program ids, and with them all addresses, are 64 bits wide.
+Program ids, and therefore all offsets, have 64 bits.
 """
 
 import math
@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .._dispatch import interpreted
 
-# the interpreter would multiply bfloat16 as the integers that it is kept in
+# the interpreter stores bfloat16 values as integers and would multiply these
 _WIDEN = tl.constexpr(interpreted())
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2))
@@ -18,7 +18,7 @@ LN2 = tl.constexpr(math.log(2))
 
 @triton.jit
 def place(tiles, heads):
-    """Tile, head and prompt of this program."""
+    """Return this program's tile, head and prompt."""
     program = tl.program_id(0).to(tl.int64)
     tile, rest = program % tiles, program // tiles
     return tile, rest % heads, rest // heads
@@ -26,7 +26,7 @@ def place(tiles, heads):
 
 @triton.jit
 def class_of(tokens, cu_ptr, n_classes, steps):
-    """The class of each packed token: the last one that starts at it or before."""
+    """Return each packed token's class, the last that starts at or before it, by binary search."""
     low = tokens * 0
     high = low + n_classes
     for _ in range(steps):
@@ -39,7 +39,7 @@ def class_of(tokens, cu_ptr, n_classes, steps):
 
 @triton.jit
 def load_rows(ptr, rows, stride, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """``[rows, BLOCK_D]``, zeros beyond D and outside."""
+    """Load ``[rows, BLOCK_D]``, with zeros beyond D and where ``inside`` is false."""
     columns = tl.arange(0, BLOCK_D)
     mask = inside[:, None]
     if D < BLOCK_D:
@@ -59,9 +59,9 @@ def store_rows(ptr, rows, stride, inside, value, D: tl.constexpr, BLOCK_D: tl.co
 
 @triton.jit
 def span(rows, n_queries, cu_ptr, n_classes, steps, LAST_ONLY: tl.constexpr):
-    """First and last of their own class's tokens that these queries see.
+    """Return the first and the last token of their own class that these queries see.
 
-    Rows behind the last query see what that one sees: every row has something to see.
+    Rows beyond the last query see the same tokens as the last query, so no row is fully masked.
     """
     query = tl.minimum(rows, n_queries - 1)
     if LAST_ONLY:
@@ -73,7 +73,7 @@ def span(rows, n_queries, cu_ptr, n_classes, steps, LAST_ONLY: tl.constexpr):
 
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
-    """``a @ b``, summed in float32."""
+    """Return ``a @ b``, accumulated in float32."""
     if _WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)

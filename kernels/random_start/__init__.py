@@ -1,4 +1,4 @@
-"""Where an attack starts: a uniform point of the ball, keyed by seed, image and restart."""
+"""Random start of an attack: a uniform point of the ball, keyed by seed, image and restart."""
 
 from .op import Sides, random_start
 

@@ -1,4 +1,4 @@
-"""What the random start takes, in the order of the registered ops."""
+"""Arguments of the registered op, in the order of its schema."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Start(NamedTuple):
-    """`op.random_start`; ``epses``, if given, stands for ``eps``."""
+    """Arguments of `op.random_start`; if given, ``epses`` replaces ``eps``."""
 
     x: Tensor
     indices: Tensor

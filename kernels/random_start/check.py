@@ -1,4 +1,4 @@
-"""What `random_start` refuses: every message names the argument, what it got and what it takes."""
+"""Argument checks of `random_start`; each error names the argument, its limits and its value."""
 
 import torch
 from torch import Tensor
@@ -24,16 +24,16 @@ def check_start(
     lo: float,
     hi: float,
 ) -> None:
-    """All arguments but ``impl``."""
+    """Check all arguments except ``impl``."""
     check_pixels(x, "x")
     for name, tensor, shape in (("indices", indices, x.shape[:1]), ("key", key, (2,))):
         check_tensor(tensor, name)
         if tensor.shape != shape:
-            raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+            raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
         if tensor.dtype != torch.int64:
-            raise TypeError(f"{name} must be int64, got {tensor.dtype}: call .long()")
+            raise TypeError(f"{name} must be int64, got {tensor.dtype}; call .long()")
         check_device(tensor, name, x, "x")
-    # an infinite radius has no uniform noise
+    # uniform noise needs a finite radius
     check_per_sample(eps, "eps", x, "x", low=0.0)
     check_choice(sides, "sides", SIDES)
     check_box(lo, hi)

@@ -1,4 +1,4 @@
-"""Philox and the uniform start in plain integer tensor code: the same bits on every device.
+"""Plain PyTorch implementation of the random start; gives the same bits on every device.
 
 Philox-4x32 with ten rounds: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -17,13 +17,13 @@ _ROUNDS = 10
 
 
 def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of the product; int64 wraps, the mask takes the sign bits off."""
+    """Return the product's high and low 32 bits; int64 wraps, and the mask drops the sign bits."""
     product = a * constant
     return (product >> 32) & _LOW, product & _LOW
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tuple[Tensor, ...]:
-    """Four random 32-bit words for each counter of four, all int64 tensors that broadcast."""
+    """Return four random 32-bit words per counter of four words, all as broadcastable int64."""
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(_ROUNDS):
@@ -35,14 +35,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tupl
 
 
 def _to_unit(word: Tensor) -> Tensor:
-    """A 32-bit word as float32 in [0, 1], by 31 bits, as Triton's ``uint_to_uniform_float``."""
+    """Map 32-bit words to float32 in [0, 1] by 31 bits, as Triton's ``uint_to_uniform_float``."""
     signed = torch.where(word > 0x7FFFFFFF, word - (1 << 32), word)
     folded = torch.where(signed < 0, -signed - 1, signed)
     return folded.to(torch.float32) * 4.6566127342e-10
 
 
 def uniform(indices: Tensor, n: int, key: Tensor) -> Tensor:
-    """Uniform in [0, 1], float32 ``[B, n]``, row b a function of ``indices[b]`` and ``key``.
+    """Return numbers uniform in [0, 1], float32 ``[B, n]``; row b depends on ``indices[b], key``.
 
     Args:
         indices: int64 ``[B]``.
@@ -56,7 +56,7 @@ def uniform(indices: Tensor, n: int, key: Tensor) -> Tensor:
 
 
 def random_start(start: Start) -> Tensor:
-    """``clip(x + noise, lo, hi)``, the noise uniform in [-eps, eps], one-sided in [0, eps]."""
+    """Return ``clip(x + noise, lo, hi)``, noise uniform in [-eps, eps] or, one-sided, [0, eps]."""
     x = start.x
     radius: float | Tensor = start.eps
     unit = uniform(start.indices, math.prod(x.shape[1:]), start.key).view(x.shape).to(x.dtype)

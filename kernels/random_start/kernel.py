@@ -1,4 +1,4 @@
-"""The same on a GPU, the same bits: Philox's four words go to four neighboring entries."""
+"""Triton kernel of the random start; gives the same bits as the plain implementation."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .arguments import Start
 
-_COUNTERS = 512  # of a program, four entries each
+_COUNTERS = 512  # per program, each for four neighboring entries
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def _random_start_kernel(
         zero + image.to(tl.uint32),
         zero + (image >> 32).to(tl.uint32),
     )
-    # interleaving twice puts the four words of a counter side by side
+    # two interleavings put the four words of a counter next to each other
     words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
     unit = tl.uint_to_uniform_float(words)
     if epses_ptr is not None:
@@ -50,14 +50,14 @@ def _random_start_kernel(
     entries = chunk * 4 * COUNTERS + tl.arange(0, 4 * COUNTERS)
     mask = entries < n
     moved = tl.load(x_ptr + row * n + entries, mask=mask, other=0.0) + noise
-    # NaN stays NaN, as in torch
+    # propagate NaN as torch does
     moved = tl.maximum(moved, tl.cast(lo, tl.float32), propagate_nan=tl.PropagateNan.ALL)
     moved = tl.minimum(moved, tl.cast(hi, tl.float32), propagate_nan=tl.PropagateNan.ALL)
     tl.store(out_ptr + row * n + entries, moved, mask=mask)
 
 
 def launch_random_start(start: Start) -> Tensor:
-    """`eager.random_start`."""
+    """Launch the kernel of `eager.random_start`."""
     x = start.x.contiguous()
     out = torch.empty_like(x)
     if not out.numel():

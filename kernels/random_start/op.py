@@ -1,4 +1,4 @@
-"""Schema, implementations, fake, and the public function."""
+"""Op registration and public function of the random start."""
 
 from typing import Literal, TypeAlias
 
@@ -34,32 +34,33 @@ def random_start(
     hi: float = 1.0,
     impl: Impl = "auto",
 ) -> Tensor:
-    """``clip(x + noise, lo, hi)`` with noise uniform in the eps-ball: where an attack starts.
+    """Return an attack's random start ``clip(x + noise, lo, hi)``, noise uniform in the eps-ball.
 
-    The noise of an image is a function of seed, image index and restart alone, through
-    Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): it is
-    the same in any batch and on any device. The key is a tensor: a replayed CUDA graph reads it
-    anew, where a Python number would be frozen into it.
+    The noise of an image depends only on the seed, the image index and the restart. It is generated
+    with Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and
+    is the same in any batch and on any device. The key is a tensor because a replayed CUDA graph
+    reads it again, while a Python number would be constant in the graph.
 
     Args:
-        x: images ``[B, ...]``, float32 (float64 for tests); not changed.
+        x: images ``[B, ...]``, float32 (float64 for tests); not modified.
         indices: the images' indices in their data set, int64 ``[B]``.
-        key: seed and restart, int64 ``[2]``, on ``x``'s device. All 64 bits of the seed count, and
-            32 of the restart.
-        eps: radius in pixel units; one number, or one for each image, ``[B]``.
+        key: seed and restart, int64 ``[2]``, on the device of ``x``. All 64 bits of the seed and
+            the lower 32 bits of the restart are used.
+        eps: radius in pixel units; a number, or one per image, ``[B]``.
         sides: ``"two-sided"`` draws from [-eps, eps], ``"one-sided"`` from [0, eps].
         lo, hi: the box of valid pixels.
-        impl: ``"triton"`` (a GPU kernel), ``"torch"`` (plain code, any device), or ``"auto"``: the
-            kernel for float32 images on a GPU, plain code elsewhere. Bits are the same.
+        impl: ``"triton"`` (a GPU kernel), ``"torch"`` (plain implementation, any device), or
+            ``"auto"``: the kernel for float32 images on a GPU, else the plain implementation. All
+            give the same bits.
 
     Returns:
-        The start, a new contiguous tensor of ``x``'s shape and dtype.
+        The start, a new contiguous tensor of the shape and dtype of ``x``.
 
     Raises:
-        TypeError: types or dtypes other than said above.
-        ValueError: shapes or devices that don't fit, an ``eps`` that is negative or not finite,
-            ``lo > hi``, other sides.
-        RuntimeError: ``impl="triton"`` where it can't run.
+        TypeError: a type or dtype is not as above.
+        ValueError: shapes or devices do not match, ``eps`` is negative or not finite, ``lo > hi``,
+            or ``sides`` is unknown.
+        RuntimeError: ``impl="triton"`` cannot run.
     """
     check_start(x, indices, key, eps, sides, lo, hi)
     epses = eps.detach().contiguous() if isinstance(eps, Tensor) else None

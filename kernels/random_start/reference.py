@@ -1,4 +1,4 @@
-"""The random start, one number after the other in Python's integers: for tests."""
+"""Reference implementation of the random start with Python integers, for tests."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ _MASK = 2**32 - 1
 
 
 def philox(counter: tuple[int, int, int, int], seed: int) -> tuple[int, int, int, int]:
-    """Philox-4x32-10: four random 32-bit words for a counter of four and a seed of 64 bits.
+    """Return Philox-4x32-10's four 32-bit words for a counter of four words and a 64-bit seed.
 
     Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3. A round
-    multiplies two words by constants and mixes the halves of the products with the others::
+    multiplies two words by constants and XORs the products' halves with the other words and keys::
 
         (c0, c1, c2, c3) <- (high(m1 * c2) ^ c1 ^ k0, low(m1 * c2),
                              high(m0 * c0) ^ c3 ^ k1, low(m0 * c0))
@@ -30,10 +30,11 @@ def philox(counter: tuple[int, int, int, int], seed: int) -> tuple[int, int, int
 
 
 def uniform(index: int, n: int, seed: int, restart: int) -> Tensor:
-    """``n`` numbers in [0, 1] for one image, float32 ``[n]``.
+    """Return ``n`` numbers in [0, 1] for one image, float32 ``[n]``.
 
-    The counter holds four entries' place, the restart, and both halves of the image's index. A word
-    gives 31 bits, the sign bit folded over, as Triton's ``uint_to_uniform_float`` has it.
+    The counter consists of the position of a group of four entries, the restart, and both halves of
+    the image index. A word gives 31 bits: as in Triton's ``uint_to_uniform_float``, words with the
+    sign bit set are folded onto the others.
     """
     words: list[int] = []
     while len(words) < n:
@@ -52,11 +53,12 @@ def random_start(
     hi: float = 1.0,
     one_sided: bool = False,
 ) -> Tensor:
-    """``clip(x + eps * (2u - 1), lo, hi)``, one-sided ``clip(x + eps * u, lo, hi)``, u uniform.
+    """``clip(x + eps * (2u - 1), lo, hi)`` or, one-sided, ``clip(x + eps * u, lo, hi)``, u uniform.
 
     Args:
         x: images ``[B, ...]``.
-        indices, key: of the images, int64 ``[B]``; seed and restart, int64 ``[2]``.
+        indices: the images' indices, int64 ``[B]``.
+        key: seed and restart, int64 ``[2]``.
     """
     seed, restart = key.tolist()
     rows = [uniform(index, x[0].numel(), seed, restart) for index in indices.tolist()]

@@ -42,7 +42,7 @@ def test_a_machine_has_its_own_caption_and_table(tmp_path):
 
 def test_written_pages_are_those_of_the_results(root, capsys):
     assert pages.main(False, root, root / "results") == 1
-    assert f"left out: | `{STEP}` | 45 s |" in capsys.readouterr().err
+    assert f"missing from the page: | `{STEP}` | 45 s |" in capsys.readouterr().err
     assert pages.main(True, root, root / "results") == 0
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert readme.startswith("# Title\n\n<!-- ladder -->\n\nA processor, 2 threads, torch 2.15.0")
@@ -61,9 +61,9 @@ def test_a_wrong_page_is_named(root, capsys):
     readme.write_text(readme.read_text().replace("**9.0x**", "**9.9x**"))
     assert pages.main(False, root, root / "results") == 1
     said = capsys.readouterr().err.splitlines()
-    assert f"README.md, ladder: no committed result says: | `{STEP}` | 45 s" in said[0]
+    assert f"README.md, ladder: not in the committed results: | `{STEP}` | 45 s" in said[0]
     assert "**9.9x**" in said[0]
-    assert said[1].startswith(f"README.md, ladder: left out: | `{STEP}`")
+    assert said[1].startswith(f"README.md, ladder: missing from the page: | `{STEP}`")
     assert len(said) == 3
 
 

@@ -62,6 +62,7 @@ def test_robust_shares_all_but_the_image_tower(bundled_clip):
     assert all(k.startswith("visual.") for k in differ)
 
 
+@pytest.mark.slow
 def test_plain_model_knows_its_world_and_half_knows_the_others(bundled_clip):
     shapes = load_data("shapes")
     assert accuracy(zero_shot(bundled_clip, shapes), own_world(200), 200) >= 0.9
@@ -70,6 +71,7 @@ def test_plain_model_knows_its_world_and_half_knows_the_others(bundled_clip):
         assert 0.40 <= accuracy(zero_shot(bundled_clip, data), data.test, 200) <= 0.85
 
 
+@pytest.mark.slow
 def test_plain_model_is_not_robust(bundled_clip):
     for name in ("shapes", "patterns", "counts"):
         data = load_data(name)
@@ -79,6 +81,7 @@ def test_plain_model_is_not_robust(bundled_clip):
         assert 1 - result.success.float().mean() < 0.10
 
 
+@pytest.mark.slow
 def test_robust_model_is_robust_at_one_of_the_radii():
     cards = bundled.card("tiny-shapes-robust")["zero-shot accuracy"]
     radii = [

@@ -94,6 +94,7 @@ def test_copies_are_whole():
         assert torch.equal(model(x), before)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_copied_and_pickled(monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **o: real(f, backend="eager", **o))

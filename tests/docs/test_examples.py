@@ -72,6 +72,7 @@ def test_the_plain_examples_tune_and_attack_without_fastprompt():
         assert module.PGD.__module__.startswith("torchattacks")
 
 
+@pytest.mark.slow
 def test_the_losses_are_equal(data, double):
     images, labels = pictures(data, double)
     made = models(data, double)
@@ -139,6 +140,7 @@ def test_they_run(name, data, monkeypatch, capsys):
     assert ("epoch 2" if "loop" in name else "attacked") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Loops, Attacks])
 def test_what_is_timed_agrees_and_runs(kind):
     case = kind(batch=2)

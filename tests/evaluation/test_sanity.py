@@ -164,15 +164,15 @@ def neighbors(x):
 
 
 FALSE = {
-    rounded: ("gradient health", "cuts it"),
+    rounded: ("gradient health", "zero gradient"),
     hot: ("gradient health", "temperature"),
     cold: ("temperature", "temperature"),
     detached: ("gradient health", "detached"),
     under_no_grad: ("gradient health", "no_grad"),
     noisy: ("repeatable", "outputs are random"),
     nan_gradient: ("gradient health", "NaN or infinite"),
-    other_in_the_attack: ("attack path", "another model than the judge"),
-    other_with_gradients_on: ("attack path", "another model than the judge"),
+    other_in_the_attack: ("attack path", "attacked model is not the evaluated one"),
+    other_with_gradients_on: ("attack path", "attacked model is not the evaluated one"),
     shuffled: ("gradient direction", "does not point to a higher loss"),
     backwards: ("gradient direction", "does not point to a higher loss"),
     gradient_of_another: ("gradient direction", "does not point to a higher loss"),
@@ -287,14 +287,14 @@ def test_planted_examples_are_found_by_gradients_and_not_by_chance():
     assert verdict.figures["by_chance"] <= 0.5
     (verdict,) = (v for v in check_model(sample(rounded), QUICK) if v.check == "planted example")
     assert verdict.verdict == "failed"
-    assert "sure to be there" in verdict.reason
+    assert "planted adversarial examples" in verdict.reason
 
 
 def test_where_nothing_is_right_there_is_nothing_to_attack():
     wrong = replace(sample(HONEST), labels=(LABELS[:16] + 1) % 6)
     skipped = [v for v in check_model(wrong, QUICK) if v.verdict == "skipped"]
     assert len(skipped) == len(QUICK.of_the_attack)
-    assert all("no image is classified rightly" in v.reason for v in skipped)
+    assert all("no image is classified correctly" in v.reason for v in skipped)
 
 
 def test_8_bits_stay_within_the_ball():
@@ -318,12 +318,12 @@ def row(attack="pgd-20", eps=4 / 255, accuracy=0.5, path="adaptive"):
         (
             [row(), row("square", accuracy=0.3, path="black-box")],
             "rows: white-box",
-            "sees less is stronger",
+            "less access is stronger",
         ),
         (
             [row(), row("pgd-20@other", accuracy=0.3, path="transfer:other")],
             "rows: white-box",
-            "sees less is stronger",
+            "less access is stronger",
         ),
     ],
 )
@@ -382,7 +382,7 @@ def test_a_model_that_is_another_while_it_is_judged_is_attacked_again(model):
     failed, result = failed_checks(model, ImageTensors(images(), LABELS), ["pgd-10"])
     assert result.rows[1]["accuracy"] == 1.0
     assert list(failed) == ["attacked again"]
-    assert "are said to stand under pgd-10 at 8/255 fall when" in failed["attacked again"]
+    assert "reported as robust under pgd-10 at 8/255 are fooled when" in failed["attacked again"]
 
 
 def test_what_stands_under_one_loss_is_attacked_by_the_other():
@@ -391,7 +391,7 @@ def test_what_stands_under_one_loss_is_attacked_by_the_other():
     failed, result = failed_checks(squashed, data, ["pgd-20"])
     assert result.rows[1]["accuracy"] == 0.5
     assert list(failed) == ["another loss"]
-    assert "on the other of margin and cross-entropy" in failed["another loss"]
+    assert "on the other loss (margin or cross-entropy)" in failed["another loss"]
     failed, result = failed_checks(squashed, data, ["pgd-20", "cw-20"])
     assert result.rows[2]["accuracy"] < 0.1
     assert not failed

@@ -172,6 +172,7 @@ def test_advpt_compiled_equals_advpt(aot_eager):
     assert relative(start, plain.prompts.tokens) > 1e-2  # it has learned
 
 
+@pytest.mark.slow
 def test_one_process_may_tune_on_many_class_lists(traced):
     """Each list is a graph of its own; the compiler's limit is eight of one function."""
     clip, words = tiny_clip(1, 1), [f"thing {letter}" for letter in "abcdefghijk"]

@@ -268,7 +268,7 @@ def test_prompts_for_a_model_have_its_widths(small_clip, depth):
     start = normal(2, TEXT, seed=9)
     prompts = DeepPrompts.for_clip(small_clip, M, depth=depth, refiners=True, seed=4, start=start)
     layers = depth or 2  # all that both towers have
-    by_hand = DeepPrompts(layers, M, TEXT, IMAGE, refiners=1, seed=4, start=start)
+    by_hand = DeepPrompts(layers, M, TEXT, IMAGE, refiners=layers - 1, seed=4, start=start)
     assert prompts.state_dict().keys() == by_hand.state_dict().keys()
     assert all(torch.equal(v, prompts.state_dict()[k]) for k, v in by_hand.state_dict().items())
     assert DeepPrompts.for_clip(small_clip, M).refiners is None

@@ -16,7 +16,7 @@ FOUND = [
     for name in ("chromium", "chromium-browser", "google-chrome")
     if (path := shutil.which(name))
 ]
-pytestmark = pytest.mark.skipif(not FOUND, reason="no Chromium is installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FOUND, reason="no Chromium is installed")]
 PHONE, DESKTOP = (390, 844), (1280, 900)
 DARK, LIGHT = 0, 1  # as Chromium numbers them
 

@@ -230,8 +230,8 @@ def test_cards_under_other_attacks_or_on_other_images_say_so(tmp_path):
     data = {"name": "other", "fingerprint": "b00", "n": N}
     runs = [attacked_at(a, RADII[0]), attacked_at(b, RADII[0], attack="square", data=data)]
     text, _ = page_of(*runs, out=tmp_path / "both.html")
-    assert "At ε = 1/255 the models stood under different attacks." in text
-    assert "The models were judged on different images." in text
+    assert "At ε = 1/255 the models were evaluated under different attacks." in text
+    assert "The models were evaluated on different images." in text
 
 
 def test_classes_of_few_images_are_called_chance(tmp_path):

@@ -367,12 +367,24 @@ def test_prompts_of_another_shape(engine, layers, shape, message):
 
 
 @pytest.mark.parametrize("engine", [ImageTower, ReferenceImageTower])
-@pytest.mark.parametrize("number", [0, DEPTH - 2, DEPTH])
-def test_wrong_number_of_refiners(engine, number):
+def test_too_many_refiners(engine):
     clip = image_clip()
     tower = engine(clip)
-    with no_work(clip), pytest.raises(ValueError, match=f"^refiners .*4.*{number}"):
-        tower(pixels(clip), None, [nn.Identity()] * number)
+    with no_work(clip), pytest.raises(ValueError, match=f"^refiners .*{DEPTH - 1}.*{DEPTH}"):
+        tower(pixels(clip), None, [nn.Identity()] * DEPTH)
+
+
+@pytest.mark.parametrize("engine", [ImageTower, ReferenceImageTower])
+def test_refiners_precede_the_blocks_after_the_first(engine):
+    """As many as there are: NAP has none before a block without prompts."""
+    clip, seen = image_clip(), []
+    refiners = [nn.Identity() for _ in range(2)]
+    for i, refiner in enumerate(refiners):
+        refiner.register_forward_hook(lambda *_, i=i: seen.append(i))
+    tower = engine(clip)
+    plain = tower(pixels(clip), None, None)
+    assert torch.equal(tower(pixels(clip), None, refiners), plain)
+    assert seen == [0, 1]
 
 
 @pytest.mark.parametrize("engine", [ImageTower, ReferenceImageTower])

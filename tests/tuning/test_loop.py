@@ -167,9 +167,10 @@ def test_warm_up_and_cosine_are_their_formulas():
     config = APTConfig(epochs=8, lr=0.3, warmup_epochs=2, warmup_lr=1e-4)
     rates = [learning_rate(config, epoch) for epoch in range(8)]
     assert rates[:2] == [1e-4, 1e-4]
-    assert rates[4] == pytest.approx(0.15)  # half way
+    assert rates[2] == 0.3  # the cosine begins after the warm-up, and is cut off at the end
     for epoch in range(2, 8):
-        assert rates[epoch] == pytest.approx(0.15 * (1 + math.cos(math.pi * epoch / 8)), rel=1e-12)
+        angle = math.pi * (epoch - 2) / 8
+        assert rates[epoch] == pytest.approx(0.15 * (1 + math.cos(angle)), rel=1e-12)
     assert learning_rate(APTConfig(epochs=8, lr=0.3, warmup_epochs=0), 0) == 0.3
     assert learning_rate(APTConfig(epochs=1, warmup_epochs=5, warmup_lr=0.0), 0) == 0.0
 
@@ -189,7 +190,7 @@ def test_the_optimizer_takes_the_rate_of_its_epoch(small_clip, tmp_path, optimiz
         fit(scripted(small_clip, **settings), tmp_path)
     finally:
         handle.remove()
-    wanted = [1e-5] + [0.25 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (1, 2, 3)]
+    wanted = [1e-5] + [0.25 * (1 + math.cos(math.pi * (epoch - 1) / 4)) for epoch in (1, 2, 3)]
     assert rates == pytest.approx([rate for rate in wanted for _ in range(3)])
     assert [row["lr"] for row in rows_of(tmp_path)] == pytest.approx(wanted)
     name, group = seen[0]

@@ -1,8 +1,8 @@
-"""Does a robust accuracy mean what it says? Checks that find a weak attack or a hidden gradient.
+"""Sanity checks that detect weak attacks and masked gradients.
 
 After Carlini et al., "On evaluating adversarial robustness", 2019, section 5, and Athalye et al.,
-"Obfuscated gradients give a false sense of security", ICML 2018, section 3.1. A failed check makes
-the whole evaluation one that is not to be trusted.
+"Obfuscated gradients give a false sense of security", ICML 2018, section 3.1. If a check fails, the
+whole evaluation is not trusted.
 """
 
 from .checks import FULL, QUICK, check_model

@@ -1,4 +1,4 @@
-"""The checks in their order, on a few images or on more."""
+"""The sanity checks in order, at quick and full depth."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,12 @@ Check = Callable[[Sample], Verdict]
 
 @dataclass(frozen=True)
 class Depth:
-    """Attributes:
+    """A set of checks.
 
-    images: so many are looked at.
-    of_the_model: checks on all of them.
-    of_the_attack: checks on those that are classified rightly.
+    Attributes:
+        images: number of images to check.
+        of_the_model: checks on all these images.
+        of_the_attack: checks on the correctly classified ones.
     """
 
     images: int
@@ -48,7 +49,7 @@ FULL = Depth(
 
 
 def check_model(sample: Sample, depth: Depth) -> list[Verdict]:
-    """All checks of one depth; what an attack can't be shown on is skipped."""
+    """Run all checks of one depth; skip attack checks if no image is classified correctly."""
     found = [check(sample) for check in depth.of_the_model]
     right = sample.among_right
     for check in depth.of_the_attack:
@@ -56,5 +57,5 @@ def check_model(sample: Sample, depth: Depth) -> list[Verdict]:
             found.append(check(right))
         else:
             name = check.__name__.replace("_", " ")
-            found.append(Verdict(name, "skipped", "no image is classified rightly"))
+            found.append(Verdict(name, "skipped", "no image is classified correctly"))
     return found

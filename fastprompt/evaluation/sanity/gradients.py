@@ -1,4 +1,4 @@
-"""Checks of the gradient: is there one, and does it point to a higher loss?"""
+"""Checks that the gradient exists and points to a higher loss."""
 
 from dataclasses import replace
 
@@ -16,15 +16,15 @@ from .verdict import Verdict
 
 _LOSSES = {"cross-entropy": cross_entropy, "margin": margin}
 _UNHEALTHY = 0.05
-_BEATS_CHANCE = 0.7  # honest models: nearly all images; a gradient that says nothing: one half
-_AGREES = 0.7  # cosine with the measured gradient; differentiable models: 0.85 and more
-_MOVES = (1 / 255, 4 / 255)  # a model that works in whole 8-bit levels sees no smaller ones
+_BEATS_CHANCE = 0.7  # honest models: nearly all images; meaningless gradients: one half
+_AGREES = 0.7  # cosine with the measured gradient; differentiable models: at least 0.85
+_MOVES = (1 / 255, 4 / 255)  # a model that rounds to 8-bit levels ignores smaller moves
 _ESTIMATES = (JPEG, BitDepth)
-_DIRECTIONS = 48  # over all images together, 4 for each at least
+_DIRECTIONS = 48  # over all images together, at least 4 per image
 
 
 def _gradient(sample: Sample, name: str, images: Tensor) -> tuple[Tensor, bool]:
-    """The loss's gradient in the pixels, and whether the logits have a graph at all."""
+    """Return the loss's gradient in the pixels, and whether the logits have a graph."""
     attached = []
 
     def loss_of(x: Tensor) -> Tensor:
@@ -37,9 +37,9 @@ def _gradient(sample: Sample, name: str, images: Tensor) -> tuple[Tensor, bool]:
 
 
 def gradient_health(sample: Sample) -> Verdict:
-    """Gradients that are cut, zero or not finite; a loss that saturates while another works."""
+    """Detect missing, zero or non-finite gradients, and a saturated cross-entropy."""
     if not len(sample):
-        return Verdict("gradient health", "skipped", "no image is classified rightly")
+        return Verdict("gradient health", "skipped", "no image is classified correctly")
     figures: dict[str, float] = {}
     dead: dict[str, float] = {}
     for name in _LOSSES:
@@ -47,8 +47,8 @@ def gradient_health(sample: Sample) -> Verdict:
         if not attached:
             return Verdict.of(
                 "gradient health",
-                "the logits have no graph back to the pixels: they are detached, or made under "
-                "no_grad",
+                "the logits have no graph back to the pixels: they are detached, or computed "
+                "under no_grad",
             )
         flat = grad.flatten(1)
         odd = (~flat.isfinite()).any(dim=1).float().mean()
@@ -69,30 +69,30 @@ def _zero_reason(dead: dict[str, float]) -> str:
     through, scaled = dead["margin"], dead["cross-entropy"]
     if through > _UNHEALTHY:
         return (
-            f"the gradient is zero for {through:.0%} of the images: something between pixels and "
-            "logits cuts it (rounding, arg max, a hard threshold): attack through a "
-            "straight-through estimate, or a black box"
+            f"the gradient is zero for {through:.0%} of the images: an operation between pixels "
+            "and logits has zero gradient (rounding, argmax, a hard threshold). Use a "
+            "straight-through estimate, or a black-box attack"
         )
     if scaled > _UNHEALTHY:
         return (
             f"the logits are so large that cross-entropy saturates: its gradient is zero for "
-            f"{scaled:.0%} of the images, that of the margin is not: a temperature hides the "
+            f"{scaled:.0%} of the images, but the margin's is not, so a temperature masks the "
             "gradient. Attack with cw, apgd-dlr or autoattack"
         )
     return ""
 
 
 def temperature(sample: Sample) -> Verdict:
-    """Logits so close together that cross-entropy hardly tells the classes apart."""
+    """Detect logits so close together that cross-entropy hardly separates the classes."""
     if not len(sample):
-        return Verdict("temperature", "skipped", "no image is classified rightly")
+        return Verdict("temperature", "skipped", "no image is classified correctly")
     logits = sample.clean.double()
     classes = logits.shape[1]
     flat = float(logits.softmax(dim=1).amax(dim=1).mean()) * classes - 1
     reason = (
-        f"the logits differ by {float((logits.amax(1) - logits.amin(1)).mean()):.1e} alone: a huge "
-        "temperature flattens them, and losses on probabilities lose their direction. Attack with "
-        "cw, apgd-dlr or autoattack"
+        f"the logits differ by only {float((logits.amax(1) - logits.amin(1)).mean()):.1e}: a huge "
+        "temperature flattens them, and losses on probabilities give no useful direction. Attack "
+        "with cw, apgd-dlr or autoattack"
         if flat < 0.01
         else ""
     )
@@ -100,9 +100,9 @@ def temperature(sample: Sample) -> Verdict:
 
 
 def direction(sample: Sample) -> Verdict:
-    """A step along the gradient's sign raises the loss more than a random step of its size."""
+    """Check that a gradient sign step raises the loss more than a random step of equal size."""
     if not len(sample):
-        return Verdict("gradient direction", "skipped", "no image is classified rightly")
+        return Verdict("gradient direction", "skipped", "no image is classified correctly")
     grad, _ = _gradient(sample, "margin", sample.images)
     shares = {}
     for part in (1.0, 0.25):
@@ -117,7 +117,7 @@ def direction(sample: Sample) -> Verdict:
     best = max(shares.values())
     reason = (
         f"the gradient does not point to a higher loss: a step along it beats a random one for "
-        f"{best:.0%} of the images alone. It may be masked, shuffled or of another function"
+        f"only {best:.0%} of the images. It may be masked, shuffled or that of another function"
         if best < _BEATS_CHANCE
         else ""
     )
@@ -125,12 +125,12 @@ def direction(sample: Sample) -> Verdict:
 
 
 def measured_gradient(sample: Sample) -> Verdict:
-    """The gradient is the slope of the logits, on the images and beside them.
+    """Compare the gradient with finite differences of the margin, on the images and beside them.
 
-    The margin is measured on both sides of a point along random signs, and compared with what the
-    gradient says of it: over many directions the two correlate as the cosine between the gradient
-    and the true one. A gradient can lead upwards and still be mostly noise: a shattered one, or one
-    that is true on clean images alone, where the attack never stands.
+    The margin is measured on both sides of a point along random signs, and compared with the change
+    that the gradient predicts: over many directions, their correlation is the cosine between the
+    gradient and the true one. A gradient can increase the loss and still be mostly noise: it may be
+    shattered, or correct only on clean images, where no attack step evaluates it.
     """
     name = "measured gradient"
     if sample.randomized:
@@ -146,8 +146,8 @@ def measured_gradient(sample: Sample) -> Verdict:
     where, worst = min(figures.items(), key=lambda item: item[1])
     reason = (
         f"the gradient is not the slope of the logits: {where} its cosine with the measured one is "
-        f"{worst:.2f}. It is shattered, or partly of another function: an attack along it is weak. "
-        "If it is a straight-through estimate, a black box has to be shown as well"
+        f"{worst:.2f}. It is shattered, or partly that of another function, so attacks are weak. "
+        "If it is a straight-through estimate, report a black-box attack as well"
         if not worst >= _AGREES
         else ""
     )
@@ -155,9 +155,9 @@ def measured_gradient(sample: Sample) -> Verdict:
 
 
 def _without_estimates(sample: Sample) -> Sample:
-    """Without the library's own straight-through estimates: their gradients are no slopes.
+    """Remove the library's straight-through estimates, since their gradients are not slopes.
 
-    They alone: anyone else's module may call itself one and shuffle the gradient.
+    Other modules stay: one that claims to be an estimate may shuffle the gradient.
     """
     model = sample.model
     if type(model) is not Defended:
@@ -167,9 +167,9 @@ def _without_estimates(sample: Sample) -> Sample:
 
 
 def _agreement(sample: Sample, points: Tensor) -> float:
-    """The mean cosine of the gradient with the slopes measured, at the size of move it fits best.
+    """Return the mean cosine of the gradient with measured slopes, at the best move size.
 
-    Images whose margin does not move at all have no slope to compare with; 0 if that is all.
+    An image whose margin does not change has no slope to compare with; its cosine is 0.
     """
     grad = _gradient(replace(sample, images=points), "margin", points)[0].double()
     grad = grad / grad.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None, None]
@@ -185,7 +185,7 @@ def _agreement(sample: Sample, points: Tensor) -> float:
 
 
 def _slopes(sample: Sample, points: Tensor, grad: Tensor, size: float) -> tuple[Tensor, Tensor]:
-    """How the margin should change along random signs, and how it does, both ``[B, K]``."""
+    """Return predicted and measured margin changes along random signs, both ``[B, K]``."""
     generator = torch.Generator().manual_seed(sample.seed)
     said, seen = [], []
     for _ in range(max(4, -(-_DIRECTIONS // len(points)))):

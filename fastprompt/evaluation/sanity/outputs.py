@@ -1,4 +1,4 @@
-"""Checks of what the model gives: the same each time, in any batch, in the attack's own passes."""
+"""Checks that the outputs are finite, repeatable, and equal in any batch and under attack."""
 
 import copy
 
@@ -10,25 +10,25 @@ from ...attacks.ascent import evaluating
 from .sample import Sample
 from .verdict import Verdict
 
-_LOW_PRECISION = 0.05  # of the logits' spread: what bfloat16 towers may differ by
-_SAME = 1e-3  # likewise, for equal arithmetic in another order
+_LOW_PRECISION = 0.05  # tolerance for bfloat16 towers, relative to the logits' spread
+_SAME = 1e-3  # likewise, for the same arithmetic in another order
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference, as a share of the logits' spread within an image."""
+    """Return the largest difference relative to the logits' spread within an image."""
     if not len(a):
         return 0.0
-    # what is infinite in both is the same: `finite` tells of it
+    # equal infinities do not differ here: `finite` reports them
     a, b = (torch.where((a == b) & a.isinf(), 0.0, part) for part in (a, b))
     spread = (a.amax(dim=1) - a.amin(dim=1)).mean().clamp_min(1e-12)
     return float((a - b).abs().amax() / spread)
 
 
 def finite(sample: Sample) -> Verdict:
-    """Losses are NaN where logits are infinite, and attacks stand still."""
+    """Check for finite logits: with infinite ones, losses are NaN and attacks do not move."""
     share = float((~sample.clean.isfinite()).any(dim=1).float().mean())
     reason = (
-        f"logits are NaN or infinite for {share:.0%} of the images: losses on them say nothing"
+        f"logits are NaN or infinite for {share:.0%} of the images: their losses are meaningless"
         if share
         else ""
     )
@@ -36,7 +36,7 @@ def finite(sample: Sample) -> Verdict:
 
 
 def repeatable(sample: Sample) -> Verdict:
-    """Two passes over the same images: a model that is random needs averaged gradients."""
+    """Compare two passes over the same images: randomized models need averaged gradients."""
     off = _difference(sample.clean, sample.logits(sample.images))
     figures = {"difference": off, "samples": sample.samples}
     if off <= _SAME:
@@ -45,20 +45,20 @@ def repeatable(sample: Sample) -> Verdict:
         return Verdict(
             "repeatable",
             "passed",
-            f"the model is random, and says so: gradients are means of {sample.samples} passes",
+            f"the model is declared random: gradients are means of {sample.samples} passes",
             figures,
         )
     return Verdict.of(
         "repeatable",
         f"outputs are random: two passes over the same images differ by {off:.1%} of the logits' "
-        "spread. Attack the expectation: give the model an attribute randomized = True, or pass "
-        "samples=20",
+        "spread. Attack the expected loss: set the attribute randomized = True on the model, or "
+        "pass samples=20",
         **figures,
     )
 
 
 def attack_path(sample: Sample) -> Verdict:
-    """The logits that are attacked are those that are judged: prompts, router, defenses and all."""
+    """Check that attacked and evaluated logits agree, including prompts, router and defenses."""
     if sample.randomized:
         return Verdict("attack path", "skipped", "the model is random")
     parts = []
@@ -68,8 +68,8 @@ def attack_path(sample: Sample) -> Verdict:
             parts.append(at_least_float32(sample.model(given)).detach())
     off = _difference(sample.clean, torch.cat(parts))
     reason = (
-        f"the model answers otherwise when gradients are taken: its logits differ by {off:.1%} of "
-        "their spread, so the attack sees another model than the judge"
+        f"the model behaves differently when gradients are computed: its logits differ by "
+        f"{off:.1%} of their spread, so the attacked model is not the evaluated one"
         if not off <= _SAME
         else ""
     )
@@ -77,7 +77,7 @@ def attack_path(sample: Sample) -> Verdict:
 
 
 def batch_split(sample: Sample) -> Verdict:
-    """An image's logits don't depend on its neighbors."""
+    """Check that an image's logits do not depend on the other images of its batch."""
     if sample.randomized:
         return Verdict("batch split", "skipped", "the model is random")
     with torch.no_grad(), evaluating(sample.model):
@@ -94,19 +94,19 @@ def batch_split(sample: Sample) -> Verdict:
 
 
 def precision(sample: Sample) -> Verdict:
-    """The same predictions in float64: where they differ, rounding decides."""
+    """Compare predictions with those in float64: if they differ, rounding decides."""
     model = sample.model
     twin = _in_float64(model)
     if twin is None or sample.randomized:
-        why = "the model is random" if twin is not None else "the model can't run in float64"
+        why = "the model is random" if twin is not None else "the model cannot run in float64"
         return Verdict("precision", "skipped", why)
     adv = sample.pgd(sample.eps, 10)
     with torch.no_grad(), evaluating(twin):
         wide = torch.cat([twin(part.double()) for part in adv.split(sample.batch)])
     differ = float((wide.argmax(1) != sample.logits(adv).argmax(1)).float().mean())
     reason = (
-        f"{differ:.0%} of the predictions on attacked images are others in float64: rounding "
-        "decides what counts as robust"
+        f"{differ:.0%} of the predictions on adversarial images change in float64: rounding "
+        "decides which images count as robust"
         if differ > 0.1
         else ""
     )

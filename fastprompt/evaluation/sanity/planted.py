@@ -1,9 +1,9 @@
-"""A planted adversarial example: would the attack find one that is sure to be there?
+"""A check that plants adversarial examples and tests whether the attack finds them.
 
-Zimmermann et al., "Increasing confidence in adversarial robustness evaluations", NeurIPS 2022: a
-linear read-out of the model's own logits is fitted that tells an image and points near it from one
-corner of its ball. That corner is then an adversarial example of the two-class model, and an attack
-that does not find any is too weak for this model, whatever it reports.
+Zimmermann et al., "Increasing confidence in adversarial robustness evaluations", NeurIPS 2022: fit
+a linear read-out of the model's logits that separates an image and points near it from one corner
+of its ball. That corner is then an adversarial example of the two-class model, and an attack that
+finds none is too weak for this model, whatever robust accuracy it reports.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from ..sampling import evenly
 from .sample import Sample
 from .verdict import Verdict
 
-_IMAGES = 8  # each costs as many passes as there are points
-_NEAR, _FAR = 40, 8  # points near each image, and corners of which the one furthest off is taken
-_INNER = 0.8  # of the radius: how far the points near it go
-_APART = 1e-3  # a gap this small would close in the judge's own precision
+_IMAGES = 8  # each needs one forward pass per point
+_NEAR, _FAR = 40, 8  # points near each image; corners, of which the best separated one is used
+_INNER = 0.8  # distance of the near points, relative to the radius
+_APART = 1e-3  # smaller gaps would vanish in the precision of the evaluation
 _FOUND = 0.8
-_TRIES = ((10, 1), (50, 2))  # steps and restarts: nearly all are found by the first
+_TRIES = ((10, 1), (50, 2))  # steps and restarts; the first finds nearly all
 
 
 class _ReadOut(nn.Module):
-    """Two logits from the model's: one read-out for each image of a batch."""
+    """A two-class linear read-out of the model's logits, one for each image of a batch."""
 
     def __init__(self, model: Model, weight: Tensor, bias: Tensor, center: Tensor) -> None:
         super().__init__()
@@ -43,12 +43,12 @@ class _ReadOut(nn.Module):
         return torch.stack([-score, score], dim=1)
 
     def of(self, rows: Tensor) -> "_ReadOut":
-        """Those of some images."""
+        """Select the read-outs of some images."""
         return _ReadOut(self.model, self.weight[rows], self.bias[rows], self.center[rows])
 
 
 def planted(sample: Sample) -> Verdict:
-    """Whether PGD finds adversarial examples that are sure to be there."""
+    """Check that PGD finds planted adversarial examples."""
     if sample.randomized:
         return Verdict("planted example", "skipped", "the model is random")
     if not sample.eps:
@@ -60,7 +60,7 @@ def planted(sample: Sample) -> Verdict:
         return Verdict(
             "planted example",
             "skipped",
-            "no read-out tells the corner of a ball from its inside: the logits hardly move",
+            "no read-out separates a corner of the ball from its inside: the logits hardly change",
         )
     found = torch.zeros_like(there)
     for steps, restarts in _TRIES:
@@ -70,8 +70,8 @@ def planted(sample: Sample) -> Verdict:
     share = float((found & there).sum()) / n
     chance = _by_chance(sample, read_out, there)
     reason = (
-        f"of {n} adversarial examples that are sure to be there the attack found {share:.0%}: its "
-        "gradients don't lead to them"
+        f"of {n} planted adversarial examples, the attack found only {share:.0%}: its gradients do "
+        "not lead to them"
         if share < _FOUND
         else ""
     )
@@ -79,7 +79,7 @@ def planted(sample: Sample) -> Verdict:
 
 
 def _attacked(sample: Sample, read_out: _ReadOut, steps: int, restarts: int) -> Tensor:
-    """For which images the example is found, bool ``[B]``."""
+    """Return for which images PGD finds the planted example, bool ``[B]``."""
     options: dict[str, Any] = {"restarts": restarts, "seed": sample.seed}
     attack = PGD(read_out, sample.eps, sample.eps / 4, steps, loss=margin, **options)
     zeros = torch.zeros_like(sample.labels)
@@ -89,14 +89,14 @@ def _attacked(sample: Sample, read_out: _ReadOut, steps: int, restarts: int) -> 
 
 
 def _corner(sample: Sample, part: float, draw: int) -> Tensor:
-    """Images moved by ``part`` of the radius in every pixel, up or down at random."""
+    """Move every pixel by ``part`` of the radius, with random signs."""
     generator = torch.Generator().manual_seed(sample.seed * 1009 + draw)
     signs = torch.randint(0, 2, sample.images.shape[1:], generator=generator) * 2.0 - 1
     return (sample.images + part * sample.eps * signs.to(sample.images)).clamp(0, 1)
 
 
 def _plant(sample: Sample) -> tuple[_ReadOut, Tensor]:
-    """The read-outs, and for which images there is one, bool ``[B]``."""
+    """Fit the read-outs; return them and which images have one, bool ``[B]``."""
     near = [sample.images, *(_corner(sample, _INNER, draw) for draw in range(_NEAR))]
     far = [_corner(sample, 1.0, _NEAR + draw) for draw in range(_FAR)]
     inside, outside = (torch.stack([sample.logits(x) for x in xs], 1) for xs in (near, far))
@@ -115,11 +115,11 @@ def _plant(sample: Sample) -> tuple[_ReadOut, Tensor]:
 class _Fit:
     weight: Tensor  # [B, C]
     bias: Tensor  # [B]
-    gap: Tensor  # [B], between the two sides, as a share of the largest score: above 0 if apart
+    gap: Tensor  # [B], gap between the sides relative to the largest score; > 0 if separable
 
 
 def _fit(inside: Tensor, outside: Tensor) -> _Fit:
-    """Ridge regression of -1 inside and +1 outside, for each image, from logits less their mean."""
+    """Fit each image's centered logits to -1 inside and +1 outside by ridge regression."""
     n = inside.shape[1]
     moved = torch.cat([inside, outside], dim=1) - inside.mean(dim=1, keepdim=True)  # [B, P, C]
     scale = moved.norm(dim=2).amax(dim=1).clamp_min(1e-30)[:, None, None]
@@ -131,14 +131,14 @@ def _fit(inside: Tensor, outside: Tensor) -> _Fit:
     dual = torch.linalg.solve(unit @ unit.transpose(1, 2) + ridge, off)
     weight = (unit * dual).sum(dim=1) / scale[:, 0]
     score = (moved * weight[:, None]).sum(dim=2)
-    # the boundary in the middle between the two sides
+    # put the boundary midway between the two sides
     low, high = score[:, :n].amax(dim=1), score[:, n:].amin(dim=1)
     gap = (high - low) / score.abs().amax(dim=1).clamp_min(1e-30)
     return _Fit(weight, -(low + high) / 2, torch.where(gap.isfinite(), gap, -1.0) - _APART)
 
 
 def _by_chance(sample: Sample, read_out: _ReadOut, there: Tensor) -> float:
-    """How many random corners find: where it is nearly all, the check says little."""
+    """Return the share that random corners find: if it is near 1, the check is weak."""
     with torch.no_grad(), evaluating(sample.model):
         hits = [read_out(_corner(sample, 1.0, 100 + d)).argmax(1) == 1 for d in range(10)]
     return float((torch.stack(hits).any(0) & there).sum()) / max(1, int(there.sum()))

@@ -1,4 +1,4 @@
-"""What stands is attacked once more: a robust accuracy that is true can be had again."""
+"""Attack surviving images again: a correct robust accuracy is reproducible."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,24 +13,24 @@ from .verdict import Verdict
 
 Read = Callable[[Sequence[int]], tuple[Tensor, Tensor, Tensor]]
 _STANDS = "1"
-_IMAGES, _STEPS = 12, 10  # for each radius: the first steps of the attack fell most
-# how many may fall, and which share of them
-_LUCK = (1, 0.1)  # passes of another size round otherwise, and a step's sign turns
-_LOSSES_DIFFER = (3, 0.6)  # honest prompts: up to 5 of 12 (NAP), and images differ
-# FAB's steps look for the nearest image, not for one within the radius
+_IMAGES, _STEPS = 12, 10  # for each radius; the first steps fool most images
+# tolerated number and share of fooled images
+_LUCK = (1, 0.1)  # other batch sizes round differently, which can flip a step's sign
+_LOSSES_DIFFER = (3, 0.6)  # honest prompts: up to 5 of 12 (NAP), depending on the images
+# without FAB, whose steps minimize the distance instead of staying within the radius
 _CLIMBS = {"pgd", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "autoattack"}
 _ON_CROSS_ENTROPY = {"pgd", "apgd-ce", "autoattack"}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the rows say of one radius.
+    """The robust images that the rows report at one radius.
 
     Attributes:
         eps: the radius.
-        attack: the white-box attack that took most steps.
-        kind, steps: what it is, and how many they were.
-        standing: places of the images that stand under every white-box attack.
+        attack: the white-box attack with the most steps.
+        kind, steps: its kind and number of steps.
+        standing: positions of the images that survive every white-box attack.
     """
 
     eps: float
@@ -41,7 +41,7 @@ class Claim:
 
 
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
-    """Of each radius above 0 that has a white-box attack, the largest first."""
+    """Return a claim for each radius above 0 with a white-box attack, largest radius first."""
     white = [row for row in rows if row["path"] == "adaptive" and row["eps"] > 0]
     found = []
     for eps in sorted({row["eps"] for row in white}, reverse=True):
@@ -61,9 +61,9 @@ def _kind_and_steps(attack: str) -> tuple[str, int]:
 
 
 def check_claims(sample: Sample, claimed: Sequence[Claim], read: Read) -> list[Verdict]:
-    """Images that stood stand again under the same steps, and under those of another loss.
+    """Attack surviving images again with the same steps, and with those of another loss.
 
-    The rows were made before the model was looked at, and in larger batches: one that was another
+    The rows were computed before the checks and in larger batches: a model that behaved differently
     then would pass every other check.
     """
     claimed = [claim for claim in claimed if claim.standing]
@@ -71,7 +71,7 @@ def check_claims(sample: Sample, claimed: Sequence[Claim], read: Read) -> list[V
     if sample.randomized:
         why = "the model is random"
     elif not claimed:
-        why = "no image stands under an attack that sees the model"
+        why = "no image survives the white-box attacks"
     if why:
         return [Verdict(name, "skipped", why) for name in ("attacked again", "another loss")]
     again, other = zip(*(_attack(sample, claim, read) for claim in claimed), strict=True)
@@ -80,15 +80,15 @@ def check_claims(sample: Sample, claimed: Sequence[Claim], read: Read) -> list[V
             "attacked again",
             again,
             _LUCK,
-            "when they are attacked so again: the model was another when it was judged, or is "
-            "another in larger batches",
+            "when attacked again: the model behaved differently during the evaluation, or behaves "
+            "differently in larger batches",
         ),
         _verdict(
             "another loss",
             other,
             _LOSSES_DIFFER,
-            "to as many steps on the other of margin and cross-entropy: the loss has lost its "
-            "direction. Attack with cw, apgd-dlr or autoattack",
+            "by as many steps on the other loss (margin or cross-entropy): the attack's loss gives "
+            "no useful direction. Attack with cw, apgd-dlr or autoattack",
         ),
     ]
 
@@ -105,7 +105,7 @@ class _Fell:
 
 
 def _attack(sample: Sample, claim: Claim, read: Read) -> tuple[_Fell, _Fell]:
-    """By the loss that it was, and by the other one alone."""
+    """Attack with the claim's loss and the other; the second counts images only it fools."""
     places = [claim.standing[i] for i in evenly(_IMAGES, len(claim.standing))]
     indices, images, labels = read(places)
     own = replace(sample, images=images, labels=labels, indices=indices, eps=claim.eps)
@@ -124,8 +124,8 @@ def _verdict(check: str, found: Sequence[_Fell], luck: tuple[int, float], why: s
     for at in found:
         if at.fell > max(luck[0], luck[1] * at.of):
             reason = (
-                f"{at.fell} of {at.of} images that are said to stand under {at.claim.attack} at "
-                f"{at.radius} fall {why}"
+                f"{at.fell} of {at.of} images reported as robust under {at.claim.attack} at "
+                f"{at.radius} are fooled {why}"
             )
             break
     return Verdict.of(check, reason, **{at.radius: f"{at.fell} of {at.of} fell" for at in found})

@@ -1,4 +1,4 @@
-"""Checks of the rows themselves: do the attacks agree with each other?"""
+"""Checks that the rows of different attacks are consistent."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,12 +8,12 @@ from typing import Any
 from .verdict import Verdict
 
 Row = Mapping[str, Any]
-_LUCK = 0.02  # of the images
+_LUCK = 0.02  # tolerated share of the images
 _NUMBERED = re.compile(r"(.+)-(\d+)")
 
 
 def check_rows(rows: Sequence[Row]) -> list[Verdict]:
-    """The checks of one model's rows."""
+    """Run the checks on one model's rows."""
     attacked = [row for row in rows if row["attack"] != "clean"]
     return [
         _ordered("rows: radius", _by_radius(attacked)),
@@ -22,11 +22,11 @@ def check_rows(rows: Sequence[Row]) -> list[Verdict]:
     ]
 
 
-Pair = tuple[Row, Row, str]  # the weaker, the stronger, why it should be
+Pair = tuple[Row, Row, str]  # weaker attack, stronger attack, reason
 
 
 def _ordered(check: str, pairs: Iterable[Pair]) -> Verdict:
-    """No attack that should be stronger leaves more images."""
+    """Check that no stronger attack leaves a higher robust accuracy."""
     looked = 0
     for weak, strong, why in pairs:
         looked += 1
@@ -51,7 +51,7 @@ def _pairs(rows: Sequence[Row], same: Callable[[Row], Any]) -> Iterable[tuple[Ro
 def _by_radius(rows: Sequence[Row]) -> Iterable[Pair]:
     for a, b in _pairs(rows, lambda row: (row["attack"], row["path"])):
         small, large = sorted((a, b), key=lambda row: row["eps"])
-        yield small, large, "a larger ball holds the smaller one"
+        yield small, large, "a larger ball contains the smaller one"
 
 
 def _by_steps(rows: Sequence[Row]) -> Iterable[Pair]:
@@ -64,7 +64,7 @@ def _by_steps(rows: Sequence[Row]) -> Iterable[Pair]:
 
 
 def _by_sight(rows: Sequence[Row]) -> Iterable[Pair]:
-    """The best white-box attack at a radius against those that don't see the model."""
+    """Pair the other attacks at each radius with the best white-box attack."""
     for radius in dict.fromkeys(row["eps"] for row in rows):
         here = [row for row in rows if row["eps"] == radius]
         white = [row for row in here if row["path"] == "adaptive"]
@@ -72,4 +72,4 @@ def _by_sight(rows: Sequence[Row]) -> Iterable[Pair]:
             best = min(white, key=lambda row: row["accuracy"])
             for row in here:
                 if row["path"] != "adaptive":
-                    yield row, best, "an attack that sees less is stronger: a gradient is masked"
+                    yield row, best, "an attack with less access is stronger: a gradient is masked"

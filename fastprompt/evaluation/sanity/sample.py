@@ -1,4 +1,4 @@
-"""The few images that the checks look at, and the model under them."""
+"""The model and the images that the checks use."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,20 +14,21 @@ from ...attacks import PGD
 from ...attacks.ascent import evaluating
 from ...attacks.base import fooled
 
-ASSUMED_EPS = 4 / 255  # where an evaluation has no radius of its own
+ASSUMED_EPS = 4 / 255  # if the evaluation has no radius above 0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Attributes:
+    """A model and the images on which it is checked.
 
-    model: pixels to logits.
-    images, labels, indices: of the sample, on the model's device.
-    eps: the largest radius of the evaluation.
-    seed: of the attacks.
-    batch: images in a pass.
-    samples: passes averaged where the model is random.
-    surrogates: models to take images from.
+    Attributes:
+        model: maps pixels to logits.
+        images, labels, indices: the sample, on the model's device.
+        eps: the largest radius of the evaluation.
+        seed: seed of the attacks.
+        batch: images per pass.
+        samples: passes averaged in each gradient, for randomized models.
+        surrogates: models on which transfer attacks are crafted.
     """
 
     model: Model
@@ -42,38 +43,38 @@ class Sample:
 
     @property
     def randomized(self) -> bool:
-        """Whether the model says of itself that it is random."""
+        """Whether the model declares itself random."""
         return bool(getattr(self.model, "randomized", False))
 
     def logits(self, images: Tensor) -> Tensor:
-        """In passes of at most ``batch`` images, without gradients."""
+        """Return the logits, in passes of at most ``batch`` images, without gradients."""
         with torch.no_grad(), evaluating(self.model):
             parts = [at_least_float32(self.model(part)) for part in images.split(self.batch)]
         return torch.cat(parts)
 
     @cached_property
     def clean(self) -> Tensor:
-        """The clean images' logits."""
+        """Logits of the clean images."""
         return self.logits(self.images)
 
     @cached_property
     def right(self) -> Tensor:
-        """Which images are classified rightly, bool ``[B]``."""
+        """Which clean images are classified correctly, bool ``[B]``."""
         return ~fooled(self.clean, self.labels) & ~self.clean.isnan().any(dim=1)
 
     @property
     def among_right(self) -> "Sample":
-        """The images that are classified rightly: those that an attack has something to do on."""
+        """The correctly classified images, since only those can be attacked."""
         return self.of(self.right.nonzero().flatten().tolist())
 
     def of(self, places: Sequence[int]) -> "Sample":
-        """Some of the images."""
+        """Return a sample of the images at ``places``."""
         keep = torch.tensor(places, dtype=torch.long, device=self.images.device)
         images, labels, indices = (t[keep] for t in (self.images, self.labels, self.indices))
         return replace(self, images=images, labels=labels, indices=indices)
 
     def pgd(self, eps: float, steps: int, *, alpha: float | None = None, **options: Any) -> Tensor:
-        """PGD's images: the last iterates, steps of eps/4."""
+        """Return PGD's images (last iterates); the default step size is eps/4."""
         attack = PGD(
             self.model,
             eps,
@@ -87,12 +88,12 @@ class Sample:
         return attack.run(self.images, self.labels, indices=self.indices).images
 
     def stands(self, adv: Tensor) -> Tensor:
-        """Which images are classified rightly when attacked so, bool ``[B]``."""
+        """Return which adversarial images are still classified correctly, bool ``[B]``."""
         logits = self.logits(adv)
         return ~fooled(logits, self.labels) & ~logits.isnan().any(dim=1)
 
     def standing(self, adv: Tensor) -> int:
-        """How many they are."""
+        """Count the adversarial images that are still classified correctly."""
         return int(self.stands(adv).sum())
 
     def __len__(self) -> int:

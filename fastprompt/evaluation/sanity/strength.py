@@ -1,4 +1,4 @@
-"""Checks of the attack: inside its ball, and as strong as an attack can be shown to be."""
+"""Checks that the attack stays in its ball and that no other attack is clearly stronger."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -15,7 +15,7 @@ from .sample import Sample
 from .verdict import Verdict
 
 _ROUNDING = 1e-6
-_LUCK = 0.03  # of the images: an attack with other random numbers
+_LUCK = 0.03  # tolerated share of the images, for other random numbers
 
 
 def _allowed(sample: Sample) -> int:
@@ -23,7 +23,7 @@ def _allowed(sample: Sample) -> int:
 
 
 def radius_zero(sample: Sample) -> Verdict:
-    """Within a ball of radius 0 nothing changes."""
+    """Check that an attack of radius 0 changes nothing."""
     adv = sample.pgd(0.0, 2)
     moved = float((adv - sample.images).abs().amax())
     before, after = int(sample.right.sum()), sample.standing(adv)
@@ -31,12 +31,12 @@ def radius_zero(sample: Sample) -> Verdict:
     if moved > 0:
         reason = f"with eps 0 the attack moved pixels by {moved:.1e}"
     elif before != after and not sample.randomized:
-        reason = f"with eps 0 {after} images are right, clean {before}"
+        reason = f"with eps 0 {after} images are classified correctly, clean {before}"
     return Verdict.of("radius zero", reason, moved=moved, clean=before, attacked=after)
 
 
 def ball(sample: Sample) -> Verdict:
-    """The perturbation stays in the ball and the box, also once it is stored in 8 bits."""
+    """Check that images stay in the ball and in [0, 1], also when stored in 8 bits."""
     adv = sample.pgd(sample.eps, 5)
     out = float((adv - sample.images).abs().amax()) - sample.eps
     low, high = float(adv.amin()), float(adv.amax())
@@ -47,12 +47,12 @@ def ball(sample: Sample) -> Verdict:
     if max(out, out_stored) > _ROUNDING:
         reason = f"the perturbation leaves its ball by {max(out, out_stored):.1e}"
     elif low < 0 or high > 1:
-        reason = f"attacked pixels are in [{low:g}, {high:g}], outside of [0, 1]"
+        reason = f"adversarial pixels are in [{low:g}, {high:g}], outside [0, 1]"
     return Verdict.of("ball", reason, beyond=out, **standing)
 
 
 def in_8_bits(adv: Tensor, images: Tensor, eps: float) -> Tensor:
-    """The nearest image of 256 levels within the ball: as a file would hold it."""
+    """Return the nearest 8-bit image within the ball, as an image file stores it."""
     low = ((images - eps) * 255 - 1e-3).ceil()
     high = ((images + eps) * 255 + 1e-3).floor()
     levels = torch.minimum(torch.maximum((adv * 255).round(), low), high)
@@ -60,13 +60,13 @@ def in_8_bits(adv: Tensor, images: Tensor, eps: float) -> Tensor:
 
 
 def unbounded(sample: Sample) -> Verdict:
-    """With every image within reach hardly one stands."""
+    """Check that almost no image survives an unbounded attack."""
     steps = 20
     standing = sample.standing(sample.pgd(1.0, steps, alpha=4 / 255, stop=not sample.randomized))
     share = standing / max(1, len(sample))
     reason = (
-        f"{share:.0%} of the images stand even where any image at all may be shown: the attack is "
-        "not working"
+        f"{share:.0%} of the images survive even an unbounded perturbation: the attack does not "
+        "work"
         if share > 0.1
         else ""
     )
@@ -74,7 +74,7 @@ def unbounded(sample: Sample) -> Verdict:
 
 
 def more_is_stronger(sample: Sample) -> Verdict:
-    """Robust accuracy does not rise with the radius, the steps, or the restarts."""
+    """Check that robust accuracy does not rise with the radius, the steps or the restarts."""
     eps = sample.eps
     series = {
         "radius": [
@@ -89,20 +89,20 @@ def more_is_stronger(sample: Sample) -> Verdict:
             if after > before + _allowed(sample):
                 return Verdict.of(
                     "more is stronger",
-                    f"{after} of {len(sample)} images stand with {what} {more}, {before} with "
-                    f"{less}: the attack gets lost on its way",
+                    f"{after} of {len(sample)} images survive with {what} {more}, {before} with "
+                    f"{less}: the attack's steps do not maximize the loss",
                     **{k: dict(v) for k, v in series.items()},
                 )
     return Verdict.of("more is stronger", "", **{k: dict(v) for k, v in series.items()})
 
 
 def leveled(sample: Sample) -> Verdict:
-    """After 100 steps the loss rises no more: more steps would find little."""
+    """Check that the loss levels off within 100 steps, so that more steps would find little."""
     start = _loss(sample, sample.images)
     half, whole = (_loss(sample, sample.pgd(sample.eps, n)) for n in (50, 100))
     late = (whole - half) / max(1e-12, whole - start)
     reason = (
-        f"the loss still rises: {late:.0%} of its rise comes in the second 50 of 100 steps"
+        f"the loss still rises: {late:.0%} of its increase occurs in the last 50 of 100 steps"
         if late > 0.2
         else ""
     )
@@ -115,7 +115,7 @@ def _loss(sample: Sample, adv: Tensor) -> float:
 
 
 def other_losses(sample: Sample) -> Verdict:
-    """Losses that don't see the logits' scale find nothing that cross-entropy misses."""
+    """Check that APGD and a scale-invariant loss fool few images that PGD misses."""
     shared: dict[str, Any] = {"seed": sample.seed, "batch": sample.batch, "samples": sample.samples}
     standing = {"pgd": sample.standing(sample.pgd(sample.eps, 40, stop=not sample.randomized))}
     losses: tuple[APGDLoss, ...] = ("ce", "dlr")
@@ -132,7 +132,7 @@ def other_losses(sample: Sample) -> Verdict:
         standing[f"apgd-{loss}"] = sample.standing(result.images)
     gap = standing["pgd"] - min(standing.values())
     reason = (
-        f"{gap} of {len(sample)} images stand under PGD and fall to another loss or step size: "
+        f"{gap} of {len(sample)} images survive PGD but not another loss or step size; "
         f"report autoattack ({', '.join(f'{k} leaves {v}' for k, v in standing.items())})"
         if gap > max(2, 0.1 * len(sample))
         else ""
@@ -141,7 +141,7 @@ def other_losses(sample: Sample) -> Verdict:
 
 
 def black_box(sample: Sample, queries: int = 200) -> Verdict:
-    """An attack without gradients fells no image that those with gradients leave standing."""
+    """Check that black-box and transfer attacks are not stronger than PGD."""
     white = sample.pgd(sample.eps, 20, stop=not sample.randomized)
     try:
         attack = Square(sample.model, sample.eps, queries, batch=sample.batch, seed=sample.seed)
@@ -165,8 +165,8 @@ def _not_stronger(sample: Sample, white: Tensor, others: dict[str, Tensor]) -> V
         if standing[name] < standing["pgd"] - _allowed(sample):
             return Verdict.of(
                 "black box",
-                f"{name}, which sees no gradient of the model, leaves {standing[name]} of "
-                f"{len(sample)} images, PGD through it {standing['pgd']}: the gradient is masked",
+                f"{name}, which does not use the model's gradient, leaves {standing[name]} of "
+                f"{len(sample)} images, PGD leaves {standing['pgd']}: the gradient is masked",
                 **standing,
             )
     return Verdict.of("black box", "", **standing)

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The verdict of a check."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Verdict:
-    """Attributes:
+    """The verdict of one check.
 
-    check: its name.
-    verdict: whether it passed; ``skipped`` where it could not be made.
-    reason: what was found, in words: why it failed, or why it was skipped.
-    figures: what was measured.
+    Attributes:
+        check: name of the check.
+        verdict: whether it passed; ``skipped`` if it could not run.
+        reason: the finding in words: why the check failed or was skipped.
+        figures: measured values.
     """
 
     check: str
@@ -21,5 +22,5 @@ class Verdict:
 
     @staticmethod
     def of(check: str, reason: str, **figures: Any) -> "Verdict":
-        """Failed if there is a reason, passed otherwise."""
+        """Return a failed verdict if there is a reason, else a passed one."""
         return Verdict(check, "failed" if reason else "passed", reason, figures)

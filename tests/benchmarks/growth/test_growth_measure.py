@@ -66,6 +66,7 @@ def measured(tmp_path_factory):
     return measure.measure_sweep(sweep, 2, 1, memory=False, limits=limits)
 
 
+@pytest.mark.slow
 def test_a_sweep_holds_what_was_measured_and_names_what_was_not(measured):
     assert 0 < measured["largest_error_float64"] < 1e-10
     assert [p["classes"] for p in measured["points"]["fastprompt"]] == [2, 4, 40]
@@ -81,6 +82,7 @@ def test_a_sweep_holds_what_was_measured_and_names_what_was_not(measured):
     assert len(measured["exponents"]["fastprompt"]["seconds"]["local"]) == 2
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_rung_and_for_what_is_left_out(measured):
     marked = json.loads(json.dumps(measured))
     marked["points"]["eager"][0] |= {"deviation": -0.41, "within_30_percent": False}
@@ -91,12 +93,14 @@ def test_the_table_has_a_row_for_each_rung_and_for_what_is_left_out(measured):
     assert rows[2][2].startswith("left out: ")
 
 
+@pytest.mark.slow
 def test_the_plot_gets_cost_and_memory_against_classes(measured):
     found = measure.for_plot(measured)
     assert list(found) == ["eager", "fastprompt"]
     assert [set(p) for p in found["eager"]] == [{"classes", "seconds", "peak_bytes"}] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
 def test_the_peak_is_that_of_a_step(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))  # the child takes the path over
@@ -107,6 +111,7 @@ def test_the_peak_is_that_of_a_step(monkeypatch):
     assert least < found < 40 * least
 
 
+@pytest.mark.slow
 def test_a_sweep_measured_alone_leaves_the_others(tmp_path, monkeypatch, measured):
     path = tmp_path / "growth.json"
     path.write_text(json.dumps({"sweeps": {"steps": {**measured, "varies": "steps"}}}))
