@@ -1,6 +1,6 @@
-"""Names the packages; all metadata is in pyproject.toml.
+"""List the packages; all other metadata is in pyproject.toml.
 
-The kernels live at the top of the repository and are imported as ``fastprompt.kernels``.
+The folder ``kernels`` in the root of the repository is installed as ``fastprompt.kernels``.
 """
 
 from setuptools import find_packages, setup

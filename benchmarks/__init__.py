@@ -1,1 +1,1 @@
-"""Speed and accuracy, measured: results are kept beside, as the programs wrote them."""
+"""Benchmarks of speed and accuracy; ``results/`` contains their result files."""

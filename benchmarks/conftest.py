@@ -1,4 +1,4 @@
-"""What the benchmarks share: threads, memory that is kept, the machine's facts, a guard."""
+"""Shared fixtures: threads, memory settings, machine facts, and the regression check."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def freed_memory_kept():
 @pytest.fixture(autouse=True)
 def _facts(benchmark, freed_memory_kept):
     if ON_GPU:
-        # full float32 for the eager rungs; the careful one allows itself TF32
+        # full float32 for the eager implementations; eager-careful enables TF32 itself
         torch.backends.cudnn.allow_tf32 = False
     else:
         torch.set_num_threads(THREADS)
@@ -33,7 +33,7 @@ def pytest_report_header():
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info.pop("node", None)  # the results are for all to read
+    machine_info.pop("node", None)  # the host name: results are public
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
@@ -41,6 +41,6 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     done = session.benchmarks if session else []
     entries = [b.as_dict() for b in done if b and not b.has_error]
     if said := summarize(rows_of(entries), results() / FILE):
-        terminalreporter.section("ratios against the committed ones")
+        terminalreporter.section("ratios compared with the committed results")
         for line in said:
             terminalreporter.write_line(line)

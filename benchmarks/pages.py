@@ -1,10 +1,10 @@
-"""Tables and drawing of the ladder, from the committed results; fails where a page has others.
+"""Writes the ladder's tables and drawing from the committed results, and checks the pages.
 
-python -m benchmarks.pages            # prints the README's table, checks README and docs page
-python -m benchmarks.pages --write    # puts the tables between the pages' markers, draws
+python -m benchmarks.pages            # prints the README's table, checks the pages
+python -m benchmarks.pages --write    # writes the marked tables of the pages and the drawing
 
-A page has its tables between ``<!-- ladder -->`` and ``<!-- /ladder -->``; docs/benchmarks.md has
-those of the GPU and of growth apart, benchmarks/README.md has the profile.
+A page's tables are between ``<!-- ladder -->`` and ``<!-- /ladder -->``; docs/benchmarks.md also
+has blocks for the GPU and for growth, benchmarks/README.md has the profile.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LINK = f"![Speed-up of each rung, seconds and memory against the number of class
 
 
 def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
-    """By page, what belongs between which markers."""
+    """Return for each page the text of each marked block."""
     ladders = result_file.committed(results)
     short = blocks(ladders, "benchmarks/results", short_table)
     whole = blocks(ladders, "../benchmarks/results", whole_table)
@@ -55,7 +55,7 @@ def _growth(result: Mapping[str, Any]) -> str:
 
 
 def _of_machines(results: Path, file: str, table: Callable[[Mapping[str, Any]], str]) -> str:
-    """Each machine's table under its name."""
+    """Return each machine's table below its name."""
     paths = sorted(results.glob(f"*/{file}"))
     parts = [f"{path.parent.name}:\n\n{table(read_json(path))}" for path in paths]
     return "\n\n".join(parts) or f"{NOT_YET[0].upper()}{NOT_YET[1:]}."
@@ -70,27 +70,27 @@ def _filled(text: str, name: str, part: str) -> str:
 
 
 def differences(page: Path, text: str, parts: Mapping[str, str]) -> list[str]:
-    """What a page says between its markers and the results don't, and the other way round."""
+    """Return a message for each line that differs between a page's blocks and the results."""
     out = []
     for name, part in parts.items():
         found = _block(name).search(text)
         if found is None:
-            out.append(f"{page}: there is no <!-- {name} --> with a <!-- /{name} --> behind it")
+            out.append(f"{page}: there is no <!-- {name} --> followed by <!-- /{name} -->")
             continue
         says, measured = found[2].strip().splitlines(), part.splitlines()
         if says == measured:
             continue
         wrong = [line for line in says if line and line not in measured]
         left_out = [line for line in measured if line and line not in says]
-        out += [f"{page}, {name}: no committed result says: {line}" for line in wrong]
-        out += [f"{page}, {name}: left out: {line}" for line in left_out]
+        out += [f"{page}, {name}: not in the committed results: {line}" for line in wrong]
+        out += [f"{page}, {name}: missing from the page: {line}" for line in left_out]
         if not wrong and not left_out:
-            out.append(f"{page}, {name}: the lines are in another order, or there are others twice")
+            out.append(f"{page}, {name}: the lines are in another order or repeated")
     return out
 
 
 def drawn(svg: str) -> str:
-    """What a drawing says that it shows."""
+    """Return the drawing's description, its ``aria-label``."""
     found = re.search(r'aria-label="([^"]*)"', svg)
     return unescape(found[1]) if found else ""
 
@@ -98,7 +98,7 @@ def drawn(svg: str) -> str:
 def problems(
     root: Path = ROOT, results: Path = RESULTS, pages: Sequence[Path] = (README, PAGE, NOTES)
 ) -> list[str]:
-    """Where the pages and the drawing differ from the committed results, in words."""
+    """Return a message for each difference between the pages, the drawing and the results."""
     out = []
     for page, parts in wanted(results).items():
         if page not in pages:
@@ -114,7 +114,7 @@ def problems(
 
 
 def write(root: Path = ROOT, results: Path = RESULTS) -> None:
-    """Put the tables between the markers, and draw."""
+    """Write the tables between the markers, and the drawing."""
     for page, parts in wanted(results).items():
         before = text = (root / page).read_text(encoding="utf-8")
         for name, part in parts.items():
@@ -127,10 +127,10 @@ def write(root: Path = ROOT, results: Path = RESULTS) -> None:
 
 
 def main(write_pages: bool = False, root: Path = ROOT, results: Path = RESULTS) -> int:
-    """Print the README's table; 1 if a page or the drawing says something else than the results.
+    """Print the README's table; return 1 if a page or the drawing differs from the results.
 
     Args:
-        write_pages: put the tables between the markers first.
+        write_pages: write the tables between the markers first.
         root: folder of README.md and docs.
         results: folder of the machines' results.
     """
@@ -141,17 +141,17 @@ def main(write_pages: bool = False, root: Path = ROOT, results: Path = RESULTS) 
     for problem in found:
         print(problem, file=sys.stderr)
     if found:
-        print("python -m benchmarks.pages --write puts right what has markers", file=sys.stderr)
+        print("python -m benchmarks.pages --write updates the marked blocks", file=sys.stderr)
     return 1 if found else 0
 
 
 def arguments(args: Sequence[str] | None = None) -> dict[str, Any]:
-    """From the command line."""
+    """Parse the command line."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="python -m benchmarks.pages", description=__doc__)
     parser.add_argument(
-        "--write", dest="write_pages", action="store_true", help="put the tables into the pages"
+        "--write", dest="write_pages", action="store_true", help="write the tables into the pages"
     )
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")

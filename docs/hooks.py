@@ -7,11 +7,13 @@ from latex2mathml.converter import convert
 
 _FENCED = re.compile(r"(```.*?```)", re.DOTALL)
 _FORMULA = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+)\$", re.DOTALL)
-_LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<up>(?:\.\./)+)(?P<path>(?!\.\./)[^)#]+)(?:#[^)]*)?\)")
+_LINK = re.compile(
+    r"\[(?P<text>[^\]]*)\]\((?P<up>(?:\.\./)+)(?P<path>(?!\.\./)[^)#]+)(?:#[^)]*)?\)"
+)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Convert formulas, and replace links that leave docs/ by the path from the repository's root."""
+    """Convert formulas, and replace links that leave docs/ by the repository's path."""
     depth = page.file.src_uri.count("/")
 
     def path(found: re.Match[str]) -> str:

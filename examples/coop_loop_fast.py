@@ -1,7 +1,7 @@
-"""Adversarial prompt tuning of a CLIP, in the manner of CoOp (Zhou et al., IJCV 2022).
+"""Adversarial prompt tuning of CLIP in the style of CoOp (Zhou et al., IJCV 2022).
 
-A few context tokens stand between the start token and each class name. They learn from adversarial
-images that PGD makes anew in each step against the prompts as they are.
+Trainable context tokens between the start token and each class name are tuned on adversarial
+images, which PGD computes in each step against the current prompts.
 """
 
 import time
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 import fastprompt
 from fastprompt import PGD, PromptedCLIP, TextContext, load_clip
 
-WORDS = "a photo of a"  # that the context starts from
+WORDS = "a photo of a"  # the initial context
 EPS, ALPHA, STEPS = 1 / 255, 0.5 / 255, 3
 
 
 def start_context(clip: open_clip.CLIP) -> Tensor:
-    """The embeddings of `WORDS`, ``[M, width]``."""
+    """Return the token embeddings of `WORDS`, ``[M, width]``."""
     n_ctx = len(WORDS.split())
     ids = open_clip.tokenize(WORDS)[0, 1 : 1 + n_ctx]
     return clip.token_embedding(ids.to(clip.positional_embedding.device)).detach()
 
 
 class CoOpCLIP(nn.Module):
-    """Pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``, through a context that learns."""
+    """Maps pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]`` with a trainable context."""
 
     def __init__(self, clip: open_clip.CLIP, classnames: Sequence[str], context: Tensor) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class CoOpCLIP(nn.Module):
         self.register_buffer("std", torch.tensor(clip.visual.image_std).view(3, 1, 1))
 
     def class_features(self) -> Tensor:
-        """``[C, D]``."""
+        """Return the normalized text features, ``[C, D]``."""
         context = self.context.expand(len(self.start), -1, -1)
         x = torch.cat([self.start, context, self.names], dim=1) + self.clip.positional_embedding
         x = self.clip.ln_final(self.clip.transformer(x, attn_mask=self.clip.attn_mask))
@@ -57,13 +57,13 @@ class CoOpCLIP(nn.Module):
 
 
 def prompted(clip: open_clip.CLIP, classnames: Sequence[str]) -> nn.Module:
-    """The CLIP with a context that learns; nothing else in it does."""
+    """Return CLIP with a trainable context; all other parameters are frozen."""
     context = start_context(clip)
     return PromptedCLIP(load_clip(clip), classnames, TextContext(*context.shape, start=context))
 
 
 def attacked(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """What PGD makes of the images, against the context as it is now."""
+    """Return PGD's adversarial images against the current context."""
     attack = PGD(model.classifier(), EPS, ALPHA, STEPS, random_start=False)
     return attack(images, labels)
 
@@ -78,7 +78,7 @@ def tune(
     lr: float = 0.5,
     seed: int = 0,
 ) -> list[float]:
-    """The loss of each step."""
+    """Tune the context; return the loss of each step."""
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr, momentum=0.9)
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +95,7 @@ def tune(
 
 
 def main() -> None:
-    """Four images of each of 80 classes, on a CLIP small enough for any machine."""
+    """Tune on four images of each of 80 classes, with a CLIP small enough for any machine."""
     data = fastprompt.load_data("shapes", shots=4)
     images, labels = data.train.images.float() / 255, data.train.labels
     model = prompted(fastprompt.load_clip("tiny-shapes").model, data.classnames)

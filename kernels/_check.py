@@ -133,7 +133,8 @@ def check_pixels(images: Tensor, name: str) -> None:
     check_tensor(images, name)
     if images.dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"{name} must be float32, got {images.dtype}; lower precision can leave the eps-ball"
+            f"{name} must be float32, got {images.dtype}; call .float(), since lower precision can "
+            "leave the eps-ball"
         )
     if images.ndim < 1:
         raise ValueError(f"{name} must have shape [B, ...], got a 0-dimensional tensor")

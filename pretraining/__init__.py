@@ -1,1 +1,1 @@
-"""The scripts that make the bundled models. Not installed."""
+"""Training scripts of the bundled models. Not installed."""

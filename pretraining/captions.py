@@ -1,4 +1,4 @@
-"""Captions of the pre-training world, and which caption is true of which picture."""
+"""Captions of the pre-training scenes, and which captions are true of which image."""
 
 from dataclasses import dataclass
 
@@ -19,22 +19,24 @@ TEMPLATES = (
     "this picture shows {}.",
 )
 _NOUNS = ("shape", "object", "thing")
-# how often a caption names each attribute; the number is named for every single object ("a star")
+# probability that a caption mentions an attribute; the number is always mentioned for a single
+# object ("a star")
 _MENTION = {"shape": 0.85, "color": 0.8, "pattern": 0.5, "size": 0.35, "count": 0.5}
 
 
 @dataclass(frozen=True)
 class Captions:
-    """``texts[i]`` describes scene ``i``; ``named[attribute][i]`` says whether it names that."""
+    """Captions of scenes; ``named[attribute][i]``: whether ``texts[i]`` mentions the attribute."""
 
     texts: list[str]
     scenes: Scenes
     named: dict[str, Tensor]
 
     def true_of(self, scenes: Scenes) -> Tensor:
-        """Whether caption j holds for scene i: bool ``[len(scenes), len(texts)]``.
+        """Return whether caption j is true of scene i: bool ``[len(scenes), len(texts)]``.
 
-        A caption holds if all that it names is so; one that names no number speaks of several.
+        A caption is true if every attribute it mentions matches; without a number it refers to
+        several objects.
         """
         holds = torch.ones(len(scenes), len(self.texts), dtype=torch.bool)
         for name in ("shape", "color", "pattern", "size"):
@@ -46,7 +48,7 @@ class Captions:
 
 
 def describe_scenes(scenes: Scenes, generator: torch.Generator) -> Captions:
-    """One random caption for each scene, such as "two small striped red stars"."""
+    """Draw one random caption for each scene, such as "two small striped red stars"."""
     n = len(scenes)
     chance = {k: torch.rand(n, generator=generator) < p for k, p in _MENTION.items()}
     chance["count"] |= scenes.count == 0

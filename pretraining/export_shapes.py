@@ -1,4 +1,4 @@
-"""Makes the package's files of trained weights: fp16 safetensors, and a json that describes them.
+"""Exports the trained models to the package: fp16 safetensors and a JSON description.
 
 python -m pretraining.export_shapes --help
 """
@@ -24,18 +24,18 @@ from fastprompt.evaluation import evaluate
 
 from .pretrain_shapes import CONFIG, MEAN, STD, class_labels, load_stage
 
-HELD_OUT = 999_999_999  # far from the seeds that training counts through
+HELD_OUT = 999_999_999  # far from the seeds that training uses
 _COMMAND = "python -m pretraining.pretrain_shapes"
 
 
 def own_world(n: int = 2000, seed: int = HELD_OUT) -> ImageTensors:
-    """Unseen images of the pre-training world, labeled as the 80 classes of ``shapes``."""
+    """Return unseen images of the pre-training scenes, labeled as the 80 classes of ``shapes``."""
     scenes = Scenes.random(n, torch.Generator().manual_seed(seed))
     return ImageTensors(render(scenes, seed=seed), class_labels(scenes)["pair"])
 
 
 def measure(clip: FrozenCLIP, eps: Sequence[str], images: int, seed: int = 0) -> dict[str, Any]:
-    """Zero-shot accuracies: clean everywhere, under PGD-20 on ``images`` of each test set."""
+    """Measure zero-shot accuracy: clean on all data sets, PGD-20 on ``images`` images of three."""
     shapes = WORLDS["shapes"]
     judge = clip.zero_shot(shapes.classnames, shapes.templates)
     own = evaluate(judge, own_world(), ["clean"], batch=250, progress=False)
@@ -68,7 +68,7 @@ def export(
     assets: Path = Path("fastprompt/assets"),
     images: int = 400,
 ) -> None:
-    """Write both bundled models into ``assets`` from the stages' files in ``out``, and measure."""
+    """Measure the models of the stages in ``out`` and write both to ``assets``."""
     plain, robust = load_stage(out, "plain"), load_stage(out, "robust")
     commands = [_command(s, read_json(out / f"{s}.json")) for s in ("plain", "robust")]
     tower = {f"visual.{k}": v for k, v in robust.visual.state_dict().items()}
@@ -90,14 +90,14 @@ def export(
             "versions": versions(),
             "zero-shot accuracy": measure(_as_stored(files, weights), eps, images),
         }
-        # measured first, so that no card is ever half done
+        # measured first, so that no card is incomplete
         for file in weights:
             write_bytes(assets / file, files[file])
         write_json(assets / f"{name}.json", card)
 
 
 def _as_stored(files: dict[str, bytes], weights: Sequence[str]) -> FrozenCLIP:
-    """The model that the package will load: the weights as rounded to fp16."""
+    """Return the model as the package loads it: with weights rounded to fp16."""
     state = {k: v.float() for file in weights for k, v in load(files[file]).items()}
     model = open_clip.CLIP(**CONFIG)
     model.load_state_dict(state)

@@ -1,12 +1,12 @@
-"""Trains the bundled CLIPs, `tiny-shapes` and `tiny-shapes-robust`, on the pre-training world.
+"""Trains the bundled CLIP models, `tiny-shapes` and `tiny-shapes-robust`, on synthetic scenes.
 
     python -m pretraining.pretrain_shapes --help
 
-Stage ``plain`` trains an open_clip ``CLIP`` from scratch with the contrastive loss on pictures and
-captions that are drawn afresh in every step. Stage ``robust`` fine-tunes its image tower alone on
-adversarial pictures against the frozen text features: TeCoA's recipe (Mao et al., "Understanding
-zero-shot adversarial robustness for large-scale models", ICLR 2023).
-`pretraining.export_shapes` then makes the package's files of what the stages leave.
+Stage ``plain`` trains an open_clip ``CLIP`` from scratch with the contrastive loss on images and
+captions that are drawn anew in every step. Stage ``robust`` fine-tunes only its image encoder on
+adversarial images against the frozen text features, following TeCoA (Mao et al., "Understanding
+zero-shot adversarial robustness for large-scale models", ICLR 2023). `pretraining.export_shapes`
+then exports the stages' results to the package.
 """
 
 import copy
@@ -61,7 +61,7 @@ def _normalize(pixels: Tensor) -> Tensor:
 
 
 def encode_short_text(model: Any, tokens: Tensor) -> Tensor:
-    """`open_clip`'s ``encode_text``, cut behind the longest caption: the mask is causal."""
+    """`open_clip`'s ``encode_text``, cut after the longest caption: the mask is causal."""
     length = int((tokens != 0).sum(dim=1).max())
     tokens = tokens[:, :length]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
@@ -71,9 +71,9 @@ def encode_short_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, true: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy, with every caption that is true of a picture a positive.
+    """CLIP's symmetric cross-entropy, with every caption that is true of an image as a positive.
 
-    ``true`` is bool ``[B, B]``, pictures by captions. The targets are uniform over the positives
+    ``true`` is bool ``[B, B]``, images by captions. The targets are uniform over the positives
     (UniCL, Yang et al., CVPR 2022); with one positive each this is CLIP's own loss.
     """
     logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
@@ -98,7 +98,7 @@ def _schedule(optimizer: torch.optim.Optimizer, step: int, steps: int, lr: float
 
 
 def train_plain(steps: int, batch: int, lr: float, seed: int) -> Any:
-    """Train the CLIP from scratch: ``steps`` batches of ``batch`` fresh pictures with captions."""
+    """Train CLIP from scratch on ``steps`` batches of ``batch`` new images with captions."""
     torch.manual_seed(seed)
     model = open_clip.CLIP(**CONFIG).train()
     tokenizer = open_clip.SimpleTokenizer()
@@ -128,7 +128,7 @@ def train_plain(steps: int, batch: int, lr: float, seed: int) -> Any:
 
 
 def class_prompts() -> dict[str, list[str]]:
-    """The questions that the robust tower is trained on: color and shape, pattern, count."""
+    """Return the prompts of the robust stage's tasks: color and shape, pattern, count."""
     pairs = [f"a photo of a {c} {s}." for c in COLORS for s in SHAPES]
     patterns = [f"a photo of a {p} shape." for p in PATTERNS]
     counts = ["a photo of one shape."] + [f"a photo of {c} shapes." for c in COUNTS[1:]]
@@ -136,14 +136,14 @@ def class_prompts() -> dict[str, list[str]]:
 
 
 def class_labels(scenes: Scenes) -> dict[str, Tensor]:
-    """Each scene's answers to `class_prompts`, int64 ``[N]`` each."""
+    """Return each scene's labels for `class_prompts`, int64 ``[N]`` each."""
     pair = scenes.color * len(SHAPES) + scenes.shape
     return {"pair": pair, "pattern": scenes.pattern, "count": scenes.count}
 
 
 @torch.no_grad()
 def text_features(model: Any) -> dict[str, Tensor]:
-    """Normalized text features of `class_prompts`, ``[C, D]`` each."""
+    """Return the normalized text features of `class_prompts`, ``[C, D]`` each."""
     tokenizer = open_clip.SimpleTokenizer()
     return {
         name: F.normalize(encode_short_text(model, tokenizer(prompts)), dim=-1)
@@ -165,7 +165,7 @@ def _question_loss(
 def train_robust(
     plain: Any, steps: int, batch: int, lr: float, seed: int, eps: float, attack_steps: int
 ) -> Any:
-    """Fine-tune a copy of ``plain``'s image tower on PGD pictures; text and scale stay frozen."""
+    """Fine-tune a copy of ``plain``'s image encoder on PGD images; text and scale stay frozen."""
     torch.manual_seed(seed + 1)
     model = copy.deepcopy(plain).requires_grad_(False)
     text = text_features(model)
@@ -203,14 +203,14 @@ def train_robust(
 
 
 def _save(model: Any, out: Path, stage: str, settings: dict[str, Any]) -> None:
-    """The weights and, beside them, the settings that made them."""
+    """Write the weights and, next to them, the settings of their training."""
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     write_bytes(out / f"{stage}.safetensors", save(state))
     write_json(out / f"{stage}.json", settings)
 
 
 def load_stage(out: Path, stage: Literal["plain", "robust"]) -> Any:
-    """The model that a stage left in ``out``, in eval mode."""
+    """Load the model that a stage wrote to ``out``, in eval mode."""
     model = open_clip.CLIP(**CONFIG)
     model.load_state_dict(load_file(out / f"{stage}.safetensors"))
     return model.eval()
@@ -226,9 +226,9 @@ def main(
     eps: float = 4 / 255,
     attack_steps: int = 2,
 ) -> None:
-    """Run one stage; ``robust`` starts from what ``plain`` left in the folder ``out``."""
+    """Run one stage; ``robust`` starts from the result of ``plain`` in the folder ``out``."""
     settings: dict[str, Any] = {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
-    # CPU: the plain attention's backward is several times faster than the fused one's at 37 tokens
+    # on a CPU, plain attention's backward is several times faster than the fused one's at 37 tokens
     with sdpa_kernel(SDPBackend.MATH):
         if stage == "plain":
             model = train_plain(steps, batch, lr, seed)

@@ -1,1 +1,1 @@
-"""How accurate tuned prompts are, and how strong the attacks."""
+"""Accuracy of tuned prompts and strength of the attacks."""

@@ -1,12 +1,12 @@
-"""Accuracies: the methods against each other, AdvPT's own, the attacks beside torchattacks'.
+"""Measures accuracies: of all methods, of AdvPT, and of the attacks compared with torchattacks.
 
-python -m benchmarks.accuracy methods attempt nap tiny-shapes '{"lr": 0.001}'  # of the search
-python -m benchmarks.accuracy methods measure       # tunes and judges what is not done yet, hours
-python -m benchmarks.accuracy methods measure --share 0 --shares 2   # half, beside another process
-python -m benchmarks.accuracy methods collect       # what is done into the result file
-python -m benchmarks.accuracy methods autoattack    # the first seeds under AutoAttack, an hour
+python -m benchmarks.accuracy methods attempt nap tiny-shapes '{"lr": 0.001}'  # preset search
+python -m benchmarks.accuracy methods measure       # tunes and evaluates all missing runs, hours
+python -m benchmarks.accuracy methods measure --share 0 --shares 2   # half, in one of two processes
+python -m benchmarks.accuracy methods collect       # writes finished runs into the result file
+python -m benchmarks.accuracy methods autoattack    # AutoAttack on the first seeds, an hour
 python -m benchmarks.accuracy methods table         # docs/results.md and the README's table
-python -m benchmarks.accuracy advpt measure         # or table; so for the others
+python -m benchmarks.accuracy advpt measure         # or table, as for the others
 python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
 python -m benchmarks.accuracy strength measure
 """
@@ -20,7 +20,7 @@ from .methods.results_page import table
 from .methods.run import collect, measure
 
 METHODS = {
-    "_help": "The methods against each other.",
+    "_help": "Comparison of the methods.",
     "attempt": attempt,
     "measure": measure,
     "collect": collect,
@@ -34,12 +34,12 @@ if __name__ == "__main__":
             "methods": METHODS,
             "advpt": advpt.main,
             "autoattack": {
-                "_help": "AutoAttack here and in torchattacks.",
+                "_help": "AutoAttack of fastprompt and of torchattacks.",
                 "measure": autoattack.measure,
                 "table": autoattack.show,
             },
             "strength": {
-                "_help": "PGD and APGD here and in torchattacks.",
+                "_help": "PGD and APGD of fastprompt and of torchattacks.",
                 "measure": strength.measure,
                 "table": strength.show,
             },

@@ -1,4 +1,4 @@
-"""AdvPT on the bundled models and data, three seeds: what the README's table is made of.
+"""AdvPT on the bundled models and data with three seeds; source of the table in docs/bundled.md.
 
 python -m benchmarks.accuracy advpt measure   # runs everything, writes the JSON file
 python -m benchmarks.accuracy advpt table     # prints the Markdown table of the committed file
@@ -19,7 +19,7 @@ from fastprompt.tuning.config import as_dict
 from ..common.paths import TWO_CORES
 
 RESULT = TWO_CORES / "advpt.json"
-# model, data set, training images a class
+# model, data set, training images per class
 CASES: tuple[tuple[str, str, Any], ...] = (
     ("tiny-shapes", "patterns", "all"),
     ("tiny-shapes-robust", "patterns", "all"),
@@ -34,7 +34,7 @@ PATHS = {
 
 
 def measure(seeds: Sequence[int] = (0, 1, 2), images: int = 250) -> None:
-    """Tune with the presets at each seed (of the shots, the order and the attacks); write all."""
+    """Tune with the presets for each seed (of shots, order and attacks) and write all results."""
     rows: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
     for model, name, shots in CASES:
@@ -63,7 +63,7 @@ def measure(seeds: Sequence[int] = (0, 1, 2), images: int = 250) -> None:
 def gains(
     path: Path = RESULT, attack: str = "feature-pgd-40"
 ) -> dict[tuple[str, str], list[float]]:
-    """Tuned minus zero-shot accuracy under ``attack``, by (model, data set), one a seed."""
+    """Return tuned minus zero-shot accuracy under ``attack``, by (model, data set), per seed."""
     rows = [r for r in json.loads(path.read_text("utf-8"))["rows"] if r["attack"] == attack]
     out: dict[tuple[str, str], list[float]] = {}
     for zero, tuned in zip(rows[::2], rows[1::2], strict=True):
@@ -79,7 +79,7 @@ def _cell(rows: list[dict[str, Any]], model: str) -> str:
 
 
 def table(path: Path = RESULT) -> str:
-    """The Markdown table of a result file: mean and range over the seeds, in percent."""
+    """Return the Markdown table of a result file: mean and range over the seeds, in percent."""
     result = json.loads(path.read_text(encoding="utf-8"))
     lines = [
         "| model | data | attack | eps | zero-shot | tuned |",

@@ -1,4 +1,4 @@
-"""AutoAttack (standard) here and put together from torchattacks, on the same images, in one run.
+"""Compares AutoAttack (standard) with torchattacks' four attacks on the same images, in one run.
 
 python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
 python -m benchmarks.accuracy autoattack table
@@ -27,8 +27,8 @@ STEPS, TARGETS, QUERIES = 100, 9, 5000
 
 
 def peer(model: nn.Module, eps: float, seed: int) -> Any:
-    """The standard four at the standard's values: `torchattacks.AutoAttack` has other ones."""
-    import torchattacks  # of the extra peers: the tables are printed without it
+    """Combine torchattacks' attacks with the standard's settings; its `AutoAttack` has others."""
+    import torchattacks  # from the extra `peers`; printing the tables does not need it
 
     shared = {"norm": "Linf", "eps": eps, "seed": seed}
     return torchattacks.MultiAttack(
@@ -88,7 +88,7 @@ def measure(
     seed: int = 0,
     out: str = str(RESULT),
 ) -> None:
-    """Attack the zero-shot classifier on test images of shapes, both ways; add to the file."""
+    """Attack the zero-shot classifier on test images of shapes with both; add to the file."""
     data = load_data("shapes", shots=1)
     model = load_clip(clip).zero_shot(data.classnames, data.templates)
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))[:images]
@@ -108,7 +108,7 @@ def measure(
 
 
 def lines(out: Path = RESULT) -> list[list[str]]:
-    """The file's table."""
+    """Return the rows of the file's table."""
     head = ["", "eps", "clean"]
     for what in ("stand", "s", "gradients"):
         head += [what, f"{what} (torchattacks)"]

@@ -1,6 +1,6 @@
-"""PGD, APGD-CE and APGD-T here and in torchattacks: how strong at an equal budget?
+"""Compares the strength of PGD, APGD-CE and APGD-T with torchattacks at an equal budget.
 
-python -m benchmarks.accuracy strength measure   # zero-shot and tuned runs, half an hour
+python -m benchmarks.accuracy strength measure   # zero-shot and tuned classifiers, half an hour
 python -m benchmarks.accuracy strength table
 """
 
@@ -42,7 +42,7 @@ def _ours(model: nn.Module, name: str, eps: float, seed: int) -> Attack:
 
 
 def _theirs(model: nn.Module, name: str, eps: float, seed: int) -> Attack:
-    import torchattacks  # of the extra peers: the tables are printed without it
+    import torchattacks  # from the extra `peers`; printing the tables does not need it
 
     steps = STEPS[name]
     if name == "pgd":
@@ -59,7 +59,7 @@ def _attack(attack: Attack, images: Tensor, labels: Tensor) -> Tensor:
 
 def _compare(model: nn.Module, name: str, images: Tensor, labels: Tensor) -> dict[str, Any]:
     eps = parse_fraction(EPS, "eps")
-    seeds = SEEDS[:1] if name == "pgd" else SEEDS  # without a random start there is nothing to draw
+    seeds = SEEDS[:1] if name == "pgd" else SEEDS  # PGD without a random start is deterministic
     standing: dict[str, list[int]] = {"fastprompt": [], "torchattacks": []}
     for seed in seeds:
         pair = {
@@ -74,7 +74,7 @@ def _compare(model: nn.Module, name: str, images: Tensor, labels: Tensor) -> dic
 
 
 def measure() -> None:
-    """Attack the test images that are right clean, both ways, in one process."""
+    """Attack the correctly classified test images with both libraries, in one process."""
     rows = []
     for cell in main_cells():
         if cell.model != MODEL or cell.seed or cell.method not in METHODS:
@@ -94,7 +94,7 @@ def measure() -> None:
 
 
 def lines() -> list[list[str]]:
-    """Images that stand, seed by seed."""
+    """Return the numbers of images still classified correctly, for each seed."""
     found = [["", "attack", "attacked", "stand", "stand (torchattacks)"]]
     for row in json.loads(RESULT.read_text("utf-8"))["rows"]:
         sides = (", ".join(map(str, row[side])) for side in ("fastprompt", "torchattacks"))

@@ -1,1 +1,1 @@
-"""What the benchmarks share: models, rungs, timing, the machine, result files."""
+"""Shared code: models, implementations (rungs), timing, machine facts, result files."""

@@ -1,8 +1,8 @@
-"""The prompted CLIPs of the ladder's rungs: published code, and what a careful user makes of it.
+"""CLIP models with prompts, one class for each implementation (rung) of the ladder.
 
-``eager`` is the reference engine itself: open_clip's modules, 77 tokens a class, the text encoder
-in every forward pass, the attack's too. Each rung above it changes what its class says, and keeps
-what the one below it has changed.
+``eager`` is the reference engine: open_clip's modules, 77 tokens per class, and the text encoder in
+every forward pass, including the attack's. Each further class adds the optimization that its
+docstring names to the class before it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ T = TypeVar("T")
 
 
 class HoistedCLIP(PromptedCLIP):
-    """Eager towers, but class features once a step, held fixed in the attack; nothing else."""
+    """Eager encoders; class features are computed once per step and fixed in the attack."""
 
     def __init__(
         self, clip: FrozenCLIP, classnames: Sequence[str], prompts: nn.Module, **options: Any
     ) -> None:
         super().__init__(clip, classnames, prompts, engine="reference", **options)
-        self.engine = "hoisted"  # not "reference": a step's attack and loss share the features
+        self.engine = "hoisted"  # not "reference": attack and loss of a step share the features
 
     @property
     def head(self) -> Head | None:
-        """The mixture spelled out, as on the reference engine."""
+        """The mixture's plain implementation, as on the reference engine."""
         head = getattr(self.prompts, "head", None)
         return PlainMixtureHead(head) if isinstance(head, MixtureHead) else head
 
@@ -53,14 +53,14 @@ class HoistedCLIP(PromptedCLIP):
         *,
         keep_layers: bool = False,
     ) -> tuple[Seen, Seen]:
-        """Two passes, as published code makes them."""
+        """Run clean and adversarial images in two passes, as published code does."""
         prepared = prepared or self.prepare()
         clean, attacked = (self.see(x, prepared, keep_layers=keep_layers) for x in (images, adv))
         return clean, attacked
 
 
 class TrimmedTextTower(ReferenceTextTower):
-    """open_clip's modules on sequences that end where the longest class does."""
+    """open_clip's modules on sequences cut to the length of the longest class."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -73,7 +73,7 @@ class TrimmedTextTower(ReferenceTextTower):
 
 
 class CarefulCLIP(HoistedCLIP):
-    """Hoisted and trimmed; on a GPU under bfloat16 autocast (TF32 is the timing's to allow)."""
+    """Hoisted and trimmed; on a GPU under bfloat16 autocast (the timing code allows TF32)."""
 
     def __init__(
         self, clip: FrozenCLIP, classnames: Sequence[str], prompts: nn.Module, **options: Any
@@ -98,7 +98,7 @@ class CarefulCLIP(HoistedCLIP):
 
 
 class CompiledCLIP(CarefulCLIP):
-    """The careful one through `torch.compile`."""
+    """`CarefulCLIP` with `torch.compile`."""
 
     def __init__(
         self, clip: FrozenCLIP, classnames: Sequence[str], prompts: nn.Module, **options: Any
@@ -107,7 +107,7 @@ class CompiledCLIP(CarefulCLIP):
         self.compiled = True
 
     def _run(self, function: Callable[..., T], tower: Tower, *tensors: Tensor | None) -> T:
-        with plain_attention():  # inside, it would break the graph
+        with plain_attention():  # the attention op would break the compiled graph
             return super()._run(function, tower, *tensors)
 
     def _maybe_compiled(self, function: Callable[..., T]) -> Callable[..., T]:
@@ -122,15 +122,15 @@ class CompiledCLIP(CarefulCLIP):
 def step_by_step(
     model: PromptedCLIP, attack: OnlinePGD | None = None, *, compiled: bool = False
 ) -> Iterator[None]:
-    """Inside, no CUDA graph, whose memory is not seen, and no compiled code, whose FLOPs are not.
+    """Disable CUDA graphs, whose memory is not visible, and compiled code, whose FLOPs are not.
 
     Args:
-        compiled: what is compiled stays so.
+        compiled: if True, compiled code stays enabled.
     """
     before, failure = model.compiled, attack._ascent.failure if attack else ""
     model.compiled = before and compiled
     if attack:
-        attack._ascent.failure = "it is looked into"
+        attack._ascent.failure = "disabled by step_by_step"
     try:
         yield
     finally:
@@ -139,7 +139,7 @@ def step_by_step(
             attack._ascent.failure = failure
 
 
-# None: the tuner's own model, on the reference or on the fast engine
+# None: the tuner's own model, on the reference engine (eager) or the fast one (fastprompt)
 CLIPS: Mapping[str, type[HoistedCLIP] | None] = {
     "eager": None,
     "eager-hoisted": HoistedCLIP,
@@ -148,14 +148,14 @@ CLIPS: Mapping[str, type[HoistedCLIP] | None] = {
     "fastprompt": None,
 }
 
-# of rungs that are not in float32
+# implementations that do not compute in float32
 DTYPES: Mapping[str, torch.dtype] = (
     dict.fromkeys(("eager-careful", "compiled", "fastprompt"), torch.bfloat16) if ON_GPU else {}
 )
 
 
 def prompted(rung: str, clip: Any, names: list[str], prompts: Any) -> PromptedCLIP:
-    """The rung's model."""
+    """Create the model of an implementation."""
     kind = CLIPS[rung]
     if kind is not None:
         return kind(clip, names, prompts)

@@ -1,4 +1,4 @@
-"""Time, memory and limits of a GPU: events around a backlog, so that launches are hidden."""
+"""GPU timing with CUDA events that hides launch overhead, peak memory, and hardware limits."""
 
 import gc
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,7 +16,7 @@ Rungs = Mapping[str, Callable[[], Any]]
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """Bytes that one call allocates above what was there."""
+    """Return the bytes that one call allocates at its peak, above those allocated before."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -27,7 +27,7 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 
 def busy_share(function: Callable[[], object]) -> float:
-    """Share of the time from the first kernel to the last in which one is running."""
+    """Return the share of the time between first and last kernel in which a kernel runs."""
     from torch.profiler import ProfilerActivity, profile
 
     function()
@@ -49,7 +49,7 @@ def busy_share(function: Callable[[], object]) -> float:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Products and convolutions in TF32, or in full float32 (torch's default mixes them)."""
+    """Allow or forbid TF32 in matrix products and convolutions (torch's default mixes them)."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
@@ -61,7 +61,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def under_tf32(allowed: bool, run: Callable[[], object]) -> Callable[[], object]:
-    """``run`` with TF32 allowed, or not."""
+    """Wrap ``run`` so that it runs with TF32 allowed or forbidden."""
 
     def inside() -> object:
         with tf32(allowed):
@@ -77,11 +77,11 @@ def event_turns(
     backlog: int | None = None,
     once: Collection[str] = (),
 ) -> dict[str, Timing]:
-    """Seconds of a call, rungs by turns: events around a backlog that hides launches.
+    """Time interleaved calls in seconds per call, with CUDA events around queued calls.
 
     Args:
-        backlog: calls in one; by default as many as take about 100 ms.
-        once: as in `timing.by_turns`.
+        backlog: calls per measurement; by default as many as take about 100 ms.
+        once: see `timing.by_turns`.
     """
     for function in rungs.values():
         for _ in range(warmup):
@@ -95,10 +95,10 @@ def event_turns(
 
 
 def _backlog(function: Callable[[], object], calls: int) -> float:
-    """Seconds of one of so many calls."""
+    """Return the seconds per call, averaged over ``calls`` queued calls."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    # cycles, about 50 ms: the device is kept busy while the host fills the queue
+    # in clock cycles, about 50 ms: the device is busy while the host fills the queue
     torch.cuda._sleep(100_000_000)
     start.record()
     for _ in range(calls):
@@ -113,12 +113,12 @@ def _calls(function: Callable[[], object], seconds: float = 0.1) -> int:
 
 
 def event_rounds(rungs: Rungs, rounds: int = ROUNDS, backlog: int = BACKLOG) -> dict[str, float]:
-    """Median seconds of a call, see `event_turns`."""
+    """Return the median seconds per call; see `event_turns`."""
     return {n: t.median for n, t in event_turns(rungs, rounds, backlog=backlog).items()}
 
 
 def copy_bandwidth(count: int = 2**28) -> float:
-    """Bytes a second, read and written, of a copy of float32."""
+    """Measure the bandwidth of a float32 copy, in bytes read and written per second."""
     source = torch.rand(count, device=DEVICE)
     target = torch.empty_like(source)
     taken = event_rounds({"copy": lambda: target.copy_(source)})["copy"]

@@ -1,6 +1,6 @@
-"""What the machine can do at most: a bare matrix product's rate, a bare copy's bandwidth.
+"""Hardware limits: the rate of a plain matrix product and the bandwidth of a plain copy.
 
-Both are timed in the same rounds as what they are compared with.
+Both are timed in the same rounds as the operations that they are compared with.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import torch
 
 from .sizes import DEVICE, ON_GPU
 
-# bytes: less may stay in a cache, and takes as long as calling anything does
+# in bytes; less may stay in a cache, and call overhead dominates its time
 CACHED = 64 << 20
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Attributes:
+    """A hardware limit.
 
-    name: ``"matmul"`` or ``"copy"``.
-    amount: FLOPs or bytes of one `run`.
-    run: does nothing but them.
-    dtype: of what is compared with it.
-    moved: bytes of the operation under the limit, for ``"copy"``.
+    Attributes:
+        name: ``"matmul"`` or ``"copy"``.
+        amount: FLOPs or bytes of one `run`.
+        run: performs only this work.
+        dtype: of the operations that are compared with it.
+        moved: bytes that the compared operation reads and writes, for ``"copy"``.
     """
 
     name: str
@@ -34,21 +35,21 @@ class Limit:
     moved: int = 0
 
     def work(self, flops: int) -> int | None:
-        """What an operation of so many FLOPs does of the limited thing; None: it says nothing."""
+        """Return the operation's FLOPs or bytes under this limit; None if it does not apply."""
         if self.name == "matmul":
             return flops
         return self.moved if self.moved >= CACHED else None
 
 
 def multiplying(dtype: torch.dtype) -> Limit:
-    """A square product."""
+    """Create the limit of a square matrix product."""
     n = 8192 if ON_GPU else 1536
     a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
     return Limit("matmul", 2 * n**3, lambda: a @ b, dtype)
 
 
 def copying(dtype: torch.dtype, moved: int) -> Limit:
-    """A copy of float32, read and written, larger than the caches."""
+    """Create the limit of a float32 copy, read and written, that is larger than the caches."""
     n = 2**28 if ON_GPU else 2**25
     source = torch.rand(n, device=DEVICE)
     target = torch.empty_like(source)

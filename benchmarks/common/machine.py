@@ -1,4 +1,4 @@
-"""The machine under a measurement: its facts, its bare matmul rate, the memory of one function."""
+"""Machine facts, memory settings, plain matrix products, and a function's peak memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 T = TypeVar("T")
 
-# numbers of glibc's malloc.h
+# constants of glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
@@ -31,11 +31,11 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep what it frees, for all rungs alike; False where there is no glibc.
+    """Make glibc keep freed memory in the process; return False on systems without glibc.
 
-    glibc gives a big tensor back to the system at every free, and the page faults of getting it
-    again slow eager code down, which frees many, far more than code that does without them: that
-    baseline would be a false one.
+    By default glibc returns large tensors to the system at every free. The page faults of
+    allocating them again slow down eager code, which frees many tensors, far more than code that
+    frees few: the baseline would be unfairly slow.
     """
     libc = _libc()
     if libc is None:
@@ -46,20 +46,20 @@ def keep_freed_memory() -> bool:
 
 
 def grow_heap(most: int = 7 << 30) -> int:
-    """Touch memory and free it again, which `keep_freed_memory` keeps: bytes.
+    """Allocate and free memory that `keep_freed_memory` then keeps; return its size in bytes.
 
-    Otherwise the first to need so much would pay for all that come behind it, and that is the eager
-    rung of the largest group.
+    Otherwise the first code that needs as much memory, the eager implementation of the largest
+    group, would pay for the page faults of all later ones.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    size = min(most, free // 2)  # of what is free, for what else runs here
+    size = min(most, free // 2)  # leave half of the free memory to other processes
     torch.zeros(size, dtype=torch.uint8).fill_(1)
     return size
 
 
 @dataclass(frozen=True)
 class Gemm:
-    """A linear layer without bias, ``[rows, inputs]`` to ``[rows, outputs]``, weights frozen."""
+    """A frozen linear layer without bias, from ``[rows, inputs]`` to ``[rows, outputs]``."""
 
     rows: int
     inputs: int
@@ -67,18 +67,18 @@ class Gemm:
 
     @property
     def flops(self) -> int:
-        """Forward, and backward into the input."""
+        """FLOPs of the forward pass and of the backward pass to the input."""
         return 4 * self.rows * self.inputs * self.outputs
 
 
 def layer_gemms(tokens: int, width: int) -> tuple[Gemm, ...]:
-    """The linear layers of one transformer block on ``tokens`` tokens."""
+    """Return the linear layers of one transformer block on ``tokens`` tokens."""
     shapes = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))
     return tuple(Gemm(tokens, i, o) for i, o in shapes)
 
 
 def gemm_pass(gemms: Sequence[Gemm]) -> Callable[[], None]:
-    """A function that does each of ``gemms`` once, forward and backward, and nothing else."""
+    """Return a function that runs only the forward and backward products of ``gemms``."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -96,7 +96,7 @@ def gemm_pass(gemms: Sequence[Gemm]) -> Callable[[], None]:
 
 
 def _status(key: str) -> int:
-    """A size from ``/proc/self/status``, in bytes."""
+    """Return a size from ``/proc/self/status`` in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return 1024 * int(line.split()[1])
@@ -104,19 +104,19 @@ def _status(key: str) -> int:
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """Bytes of resident memory that ``function`` takes at its peak, above those at its start.
+    """Return the peak resident memory of ``function`` in bytes, above that at its start.
 
-    For a fresh process (`in_child`): memory that was freed before but is still held would be used
-    again unseen. What can be given back is given back first.
+    Call it in a fresh process (`in_child`): memory that was freed but is still held would be reused
+    and not be counted. Memory that can be returned to the system is returned first.
 
     Raises:
-        RuntimeError: this is not Linux, or the peak can't be reset.
+        RuntimeError: the system is not Linux, or the peak cannot be reset.
     """
     gc.collect()
     if (libc := _libc()) is not None:
         libc.malloc_trim(0)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except OSError as error:
         raise RuntimeError(f"peak memory needs Linux's /proc/self/clear_refs: {error}") from None
     start = _status("VmHWM")
@@ -125,7 +125,7 @@ def peak_memory(function: Callable[[], object]) -> int:
 
 
 def in_child(function: Callable[..., T], *args: Any) -> T:
-    """``function(*args)`` in a fresh process; the function must be importable there."""
+    """Call ``function(*args)`` in a fresh process, where the function must be importable."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
@@ -142,7 +142,7 @@ def _processor() -> str:
 
 @functools.cache
 def _gpu() -> dict[str, Any]:
-    """The card, its driver, and the clocks that it is allowed, as `nvidia-smi` says."""
+    """Return the card, its driver and its maximum clocks, as reported by `nvidia-smi`."""
     driver, _, clocks = _asked("driver_version,clocks.max.sm,clocks.max.memory").partition(", ")
     return {"card": torch.cuda.get_device_name(), "driver": driver, "clocks": clocks}
 
@@ -157,12 +157,12 @@ def _asked(query: str) -> str:
 
 
 def clocks_now() -> str:
-    """The GPU's clocks of this moment, of its processors and its memory."""
+    """Return the current clocks of the GPU's multiprocessors and memory."""
     return _asked("clocks.sm,clocks.memory")
 
 
 def facts() -> dict[str, Any]:
-    """What a time depends on beside the code."""
+    """Return the properties of the machine that affect run times."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

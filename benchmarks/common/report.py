@@ -1,4 +1,4 @@
-"""Result files and the tables that the programs print."""
+"""Writes result files and formats tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ NOT_YET = "not yet measured"
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result with the machine's facts and all versions beside it."""
+    """Write a result with the machine's facts and the package versions."""
     write_json(path, {**result, "machine": facts(), "versions": versions()})
     print(f"written: {path}")
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
-    """Columns under each other: the first to the left, figures to the right."""
+    """Format aligned columns: the first one left-aligned, the others right-aligned."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
@@ -30,16 +30,16 @@ def table(rows: Sequence[Sequence[object]]) -> str:
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def gigaflops(flops: float) -> str:
-    """FLOPs, in thousands of millions."""
+    """Format FLOPs in units of 1e9."""
     return f"{flops / 1e9:.1f}"
 
 
 def mebibytes(size: float) -> str:
-    """Bytes, in MiB."""
+    """Format bytes in MiB."""
     return f"{size / 2**20:.0f}"

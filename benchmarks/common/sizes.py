@@ -1,7 +1,7 @@
-"""How large the ladder is: ``small`` for two CPU cores, ``full`` for a GPU.
+"""Problem sizes of the ladder: ``small`` for two CPU cores, ``full`` for a GPU.
 
-`FASTPROMPT_BENCH` says which; by default what the machine has. `FASTPROMPT_BENCH_ROUNDS` asks for
-more rounds than a group has by itself.
+The environment variable `FASTPROMPT_BENCH` selects them; the default depends on the machine.
+`FASTPROMPT_BENCH_ROUNDS` sets a minimum number of rounds for every group.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import torch
 
 SMALL, FULL = "small", "full"
-THREADS = 2  # of torch, on a CPU
+THREADS = 2  # torch's threads on a CPU
 
 
 def _chosen() -> str:
@@ -25,7 +25,7 @@ def _chosen() -> str:
 def _rounds() -> int:
     value = os.environ.get("FASTPROMPT_BENCH_ROUNDS", "0")
     if not value.isdigit():
-        raise ValueError(f"FASTPROMPT_BENCH_ROUNDS must be a number of rounds, got {value!r}")
+        raise ValueError(f"FASTPROMPT_BENCH_ROUNDS must be a non-negative integer, got {value!r}")
     return int(value)
 
 

@@ -1,4 +1,4 @@
-"""Rungs timed by turns, behind a gate that they agree; their FLOPs counted."""
+"""Equality check, interleaved timing, and FLOP counts of implementations."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from torch.utils.flop_counter import flop_registry
 
 from fastprompt.kernels._dispatch import PLAIN
 
-# of differences, norm-relative
+# largest allowed norm-relative differences
 TOLERANCE = 1e-4  # in float32
 EXACT = 1e-10  # in float64
 
 
 class RungsDifferError(RuntimeError):
-    """Rungs that are to be compared don't compute the same."""
+    """The compared implementations do not compute the same result."""
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -40,15 +40,15 @@ def gate(
     baseline: str = "eager",
     limit: float | Mapping[str, float] = TOLERANCE,
 ) -> dict[str, dict[str, float]]:
-    """How far each rung's tensors are from the baseline's, norm-relative, by rung and name.
+    """Return the norm-relative differences from the baseline, by implementation and name.
 
     Args:
-        results: by rung, outputs and gradients by name.
-        limit: of every difference, for float32; or of each rung's.
+        results: for each implementation, outputs and gradients by name.
+        limit: largest allowed difference, by default for float32; or one for each implementation.
 
     Raises:
-        RungsDifferError: a difference is above the limit, or not a number (as where the baseline
-            is zero, which proves nothing), or names or shapes differ.
+        RungsDifferError: a difference exceeds its limit or is NaN (as with a baseline of zero,
+            which proves nothing), or names or shapes differ.
     """
     wanted = results[baseline]
     found: dict[str, dict[str, float]] = {}
@@ -58,9 +58,11 @@ def gate(
             continue
         shapes = {name: tuple(t.shape) for name, t in tensors.items()}
         if shapes != {name: tuple(t.shape) for name, t in wanted.items()}:
-            raise RungsDifferError(f"{rung} and {baseline} give other names or shapes: {shapes}")
+            raise RungsDifferError(
+                f"{rung} and {baseline} have different names or shapes: {shapes}"
+            )
         found[rung] = {name: difference(t, wanted[name]) for name, t in tensors.items()}
-        # not "> limit", which a NaN would pass
+        # not "d > most", which is False for NaN
         most = limit[rung] if isinstance(limit, Mapping) else limit
         wrong += [
             f"{rung}: {n} by {d:.2e}, above {most:g}"
@@ -74,28 +76,28 @@ def gate(
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one rung, a round each."""
+    """Seconds of one implementation, one entry per round."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Half of the rounds took longer."""
+        """Median over the rounds."""
         return statistics.median(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The lower and the upper one."""
+        """Lower and upper quartile over the rounds."""
         return quartiles(self.seconds)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a result file."""
+        """Return the values for a result file."""
         lower, upper = self.quartiles
         return {"median": self.median, "lower": lower, "upper": upper, "rounds": len(self.seconds)}
 
 
 def quartiles(values: tuple[float, ...]) -> tuple[float, float]:
-    """The lower and the upper quartile; of one value, itself."""
+    """Return the lower and the upper quartile; a single value is both."""
     if len(values) == 1:
         return values[0], values[0]
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -110,14 +112,14 @@ def by_turns(
     once: Collection[str] = (),
     take: Callable[[str], float] | None = None,
 ) -> dict[str, Timing]:
-    """Every rung once a round, so that what else the machine does meets all of them alike.
+    """Time all implementations interleaved, so that other load on the machine affects all equally.
 
     Args:
-        warmup: rounds in front that don't count.
-        once: rungs so long that they take part in the first round alone.
-        clock: seconds.
-        take: seconds of a rung, by name, where it is more than a call between two looks at the
-            clock: see `gpu_timing.event_turns`.
+        warmup: untimed rounds before the others.
+        clock: returns seconds.
+        once: slow implementations, which run and are timed in the first round only.
+        take: returns the seconds of an implementation by name, if they are not the difference of
+            two readings of the clock; see `gpu_timing.event_turns`.
     """
 
     def called(name: str) -> float:
@@ -130,7 +132,7 @@ def by_turns(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     for i in range(warmup + rounds):
-        # another one goes first each time: none always comes behind the same other
+        # rotate the order, so that no implementation always follows the same other one
         first = i % len(names)
         for name in names[first:] + names[:first]:
             if i and name in once:
@@ -142,9 +144,9 @@ def by_turns(
 
 
 def ratio(timings: Mapping[str, Timing], slow: str, fast: str) -> dict[str, float]:
-    """How many times longer ``slow`` takes: of the medians; least and most over the rounds.
+    """Return ``slow``'s time over ``fast``'s: of the medians, and least and most over the rounds.
 
-    One that took part in the first round alone is compared with every round of the other.
+    If one of them ran in the first round only, it is compared with every round of the other.
     """
     a, b = timings[slow].seconds, timings[fast].seconds
     alone = 1 in (len(a), len(b))
@@ -155,7 +157,7 @@ def ratio(timings: Mapping[str, Timing], slow: str, fast: str) -> dict[str, floa
 
 
 class _FlopCount(TorchDispatchMode):
-    """torch's own formulas, without its counter's module hooks, which `autograd.grad` trips."""
+    """Counts by torch's formulas without its module hooks, which fail under `autograd.grad`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -167,9 +169,9 @@ class _FlopCount(TorchDispatchMode):
         kwargs = kwargs or {}
         plain, composite, formula = _of(func)
         if plain is not None and not any(isinstance(x, FakeTensor) for x in args):
-            with self:  # what the op does inside
+            with self:  # count the operations inside
                 return plain(*args, **kwargs)
-        # below autograd, as an op's plain code is, torch's own ops come undecomposed
+        # plain implementations run below autograd, where composite torch ops are not decomposed
         if composite:
             with self:
                 return func.decompose(*args, **kwargs)
@@ -181,9 +183,9 @@ class _FlopCount(TorchDispatchMode):
 
 @functools.cache
 def _of(func: Any) -> tuple[Callable[..., Any] | None, bool, Callable[..., int] | None]:
-    """Of an operator: our plain code, whether it is made of others, and its FLOPs.
+    """Return an operator's plain implementation, whether it is composite, and its FLOP formula.
 
-    One in place has the FLOPs of the one it is called after.
+    An in-place operator has the formula of its out-of-place version.
     """
     packet = func._overloadpacket
     same = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), packet)
@@ -195,12 +197,12 @@ def _of(func: Any) -> tuple[Callable[..., Any] | None, bool, Callable[..., int] 
 
 
 def count_flops(function: Callable[[], object]) -> int:
-    """FLOPs of the matrix products and convolutions that ``function`` does.
+    """Count the FLOPs of the matrix products and convolutions in ``function``.
 
-    Attention counts as its plain products in every rung: the fused kernel's backward computes some
-    of them twice, which is no use to anybody. fastprompt's own ops count by their plain code; on
-    tensors without values, which it can't read, not at all (in a step that is their attention over
-    a shared prefix: well below 1 %).
+    Attention counts as its plain matrix products in every implementation: the fused kernel's
+    backward recomputes some of them, which is not useful work. fastprompt's ops count by their
+    plain implementations; on tensors without values, which these cannot read, they are not counted
+    (in a step that is the attention over the shared prefix: well below 1 %).
     """
     with sdpa_kernel(SDPBackend.MATH), _FlopCount() as count:
         function()
@@ -208,6 +210,6 @@ def count_flops(function: Callable[[], object]) -> int:
 
 
 def count_without_values(function: Callable[[], object]) -> int:
-    """The same on tensors without values: nothing is computed."""
+    """Count FLOPs as `count_flops` does, on tensors without values; nothing is computed."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         return count_flops(function)

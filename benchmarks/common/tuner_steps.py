@@ -1,7 +1,7 @@
-"""A method's whole tuning step by every rung: images in, gradients in the prompts out.
+"""A method's tuning step on each implementation: from images to the prompts' gradients.
 
-The step is the tuner's own: its pictures, its attack, its loss. A rung says what CLIP is under it.
-The optimizer's update, alike for all, is left out.
+The step uses the tuner's own batches, attack and loss; the implementation determines the CLIP
+model. The optimizer's update is the same for all and is not included.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from fastprompt.tuning.step import Step
 from .clips import CLIPS, step_by_step
 from .timing import count_flops
 
-# of the gate: few, of different lengths
+# for the equality check: few names of different lengths
 NAMES = ["cat", "small dog", "a long name indeed", "fish", "red circle"]
-EPOCH = 0.5  # share of the epochs that are done: where it matters, both of a loss's parts count
-NOISE = 0.02  # on the start values: some gradients are zero there, which shows nothing
+EPOCH = 0.5  # share of finished epochs: with a schedule, both terms of the loss have weight
+NOISE = 0.02  # added to the initial values, where some gradients are zero and prove nothing
 
 
 def random_images(n: int, size: int, classes: int) -> ImageTensors:
-    """Noise with labels: what the pixels show does not change what is computed."""
+    """Create noise images with labels: pixel values do not change what is computed."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
     return ImageTensors(images, torch.arange(n) % classes)
 
 
 def published(tuner: type[OnlineTuner], clip: FrozenCLIP) -> dict[str, Any]:
-    """The defaults of what a bundled model has presets for: a step is the same on every model."""
+    """Return the published values of preset settings, so that a step is equal on every model."""
     preset = tuner.presets.get((clip.source or {}).get("model", ""), {})
     return {f.name: f.default for f in dataclasses.fields(tuner.Config) if f.name in preset}
 
 
 class TunerStep:
-    """One step of a method that attacks online.
+    """One tuning step of a method with an online attack.
 
     Args:
-        rung: a key of `clips.CLIPS`.
+        rung: the implementation, a key of `clips.CLIPS`.
         method: a tuner's name.
         settings: of the tuner.
     """
@@ -75,44 +75,45 @@ class TunerStep:
         if kind is not None:
             self.tuner.model = kind(clip, names, self.tuner.prompts)
         self.tuner.prepare(data, None, None, False)
-        # CAPT's frozen features of images that stay as they are, which one engine alone keeps: with
-        # augmentation, its default, there are none
+        # drop CAPT's cache of frozen features of unaugmented images, which only one engine keeps:
+        # with augmentation, its default, there is none
         if hasattr(self.tuner, "_known"):
             self.tuner._known = None
-        if kind is not None:  # eager code captures no graph
+        if kind is not None:  # eager code captures no CUDA graph
             self.without_graph()
         self.order = torch.arange(len(data))
 
     def without_graph(self) -> None:
-        """Attack without a CUDA graph from here on."""
+        """Run the attack without a CUDA graph from now on."""
         config = self.tuner.config
         self.tuner._attack = OnlinePGD(
             self.tuner.model, config.eps, config.step_size, config.steps, capture=False
         )
 
     def begin(self) -> Step:
-        """The step's batch; its attack has not run."""
+        """Return the step's batch, before its attack has run."""
         epoch = int(EPOCH * self.tuner.config.epochs)
         ((_, step),) = self.tuner.batches(self.order, epoch)
         return step
 
     def __call__(self, adv: Tensor | None = None) -> Tensor:
-        """The loss, its gradients in the prompts; ``adv`` instead of an attack of its own."""
+        """Return the loss and compute the prompts' gradients, at ``adv`` if it is given."""
         self.tuner.prompts.zero_grad()
         step = self.begin()
         if adv is not None:
             step.result = untouched(adv)
         loss = self.tuner.loss(step)
         if isinstance(loss, FakeTensor):
-            raise RuntimeError("flops() came first: what the towers derive was made without values")
+            raise RuntimeError("flops() was called before the first step: run a step first")
         loss.backward()
         return loss.detach()
 
     def results(self, adv: Tensor) -> dict[str, Tensor]:
-        """For the gate: loss and gradients at ``adv``, and the attack's first gradient.
+        """Return loss and gradients at ``adv``, and the attack's first gradient, for `timing.gate`.
 
-        All rungs are handed the same images. Their own would differ where rounding turns the sign
-        of a pixel's gradient; that the attacks are one is shown by the gradient before any sign.
+        All implementations get the same adversarial images. Their own would differ where rounding
+        flips the sign of a pixel's gradient; the gradient before the sign shows that the attacks
+        are equal.
         """
         loss = self(adv)
         prompts = self.tuner.prompts.named_parameters()
@@ -120,7 +121,7 @@ class TunerStep:
         return {"loss": loss, "first attack gradient": self.attack_gradient(), **grads}
 
     def attack_gradient(self) -> Tensor:
-        """Of the attack's loss in the clean pixels."""
+        """Return the gradient of the attack's loss with respect to the clean pixels."""
         step = self.begin()
         images, model = step.images.clone().requires_grad_(), self.tuner.model
         if model.engine == "reference":
@@ -136,9 +137,9 @@ class TunerStep:
         return step_by_step(self.tuner.model, self.tuner._attack, compiled=compiled)
 
     def flops(self) -> int:
-        """FLOPs of a step, counted on tensors without values: nothing is computed.
+        """Count the FLOPs of a step on tensors without values; nothing is computed.
 
-        To be asked after a step has run: towers derive tensors when they are first called.
+        Call it after a step has run: towers derive tensors in their first call.
         """
         step = self.begin()
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -153,7 +154,7 @@ class TunerStep:
 
 @contextmanager
 def texts_encoded_once(clip: FrozenCLIP) -> Iterator[None]:
-    """CAPT's frozen text features are the same in every rung: one encodes them for all."""
+    """Cache CAPT's frozen text features, which are the same in every implementation."""
     encode, known = clip._encode_tokens, dict[bytes, Tensor]()
 
     def remembered(tokens: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def texts_encoded_once(clip: FrozenCLIP) -> Iterator[None]:
 def tuner_steps(
     rungs: Sequence[str], method: str, *args: Any, **settings: Any
 ) -> dict[str, TunerStep]:
-    """A step of each rung, all with the same prompts."""
+    """Create a step for each implementation, all with the same prompts."""
     with texts_encoded_once(args[0]):
         steps = {rung: TunerStep(rung, method, *args, **settings) for rung in rungs}
     first = next(iter(steps.values()))
@@ -184,14 +185,14 @@ def tuner_steps(
 
 
 def agreement(steps: dict[str, TunerStep]) -> dict[str, dict[str, Tensor]]:
-    """What `timing.gate` compares, at the first rung's adversarial images."""
+    """Return the tensors for `timing.gate`, at the first implementation's adversarial images."""
     adv = next(iter(steps.values())).begin().adv
     return {rung: step.results(adv) for rung, step in steps.items()}
 
 
 @contextmanager
 def counting_text(model: PromptedCLIP) -> Iterator[Counter[str]]:
-    """Counts ``forwards`` of the text encoder, and ``tokens`` that go into its first block."""
+    """Count the text encoder's ``forwards`` and the ``tokens`` that enter its first block."""
     count: Counter[str] = Counter()
 
     def forward(*_: object) -> None:
@@ -201,7 +202,7 @@ def counting_text(model: PromptedCLIP) -> Iterator[Counter[str]]:
         count["tokens"] += inputs[0].numel() // inputs[0].shape[-1]
 
     text: Any = model.text
-    # the fast tower calls a block piece by piece: its first LayerNorm sees what the block does
+    # the fast tower calls a block's modules one by one: its first LayerNorm gets the block's input
     first = text.parts.transformer.resblocks[0].ln_1
     hooks = [text.register_forward_hook(forward), first.register_forward_hook(tokens)]
     try:

@@ -1,1 +1,1 @@
-"""What can be checked and measured on a GPU alone, task by task."""
+"""Checks and measurements that need a GPU, divided into tasks."""

@@ -1,11 +1,11 @@
-"""Every check and measurement that needs a GPU: what is pending, and a way to run it in chunks.
+"""Lists the checks and measurements that need a GPU, and runs the pending ones.
 
-python -m benchmarks.gpu                        # what has a result for this code, what has none
-python -m benchmarks.gpu --pending              # run what has none, the most valuable first
-python -m benchmarks.gpu --pending --seconds 540 --out FOLDER   # in a call of bounded time
+python -m benchmarks.gpu                        # lists which tasks have a result for this code
+python -m benchmarks.gpu --pending              # runs those without, the most valuable first
+python -m benchmarks.gpu --pending --seconds 540 --out FOLDER   # in a call of limited time
 
-A result belongs to the code that it was measured with: each file holds a digest of the sources, and
-a change makes it pending again. Without a GPU the list is all there is.
+Each result file contains a digest of the sources: after a change of the code its task is pending
+again. Without a GPU, tasks are only listed.
 """
 
 import json
@@ -31,15 +31,17 @@ def main(
     """List the tasks, or run those that have no result yet.
 
     Args:
-        pending: run them, the most valuable first.
-        only: run these, whether they have a result or not.
-        seconds: start nothing that might end later than that.
-        out: folder for results; by default this one's ``results``.
+        pending: run tasks without a result, the most valuable first.
+        only: run these tasks, with or without a result.
+        seconds: start no task that may end later than this.
+        out: folder for results; default ``benchmarks/results``.
     """
     began, digest = time.perf_counter(), code_digest()
     unknown = set(only or ()) - {task.name for task in TASKS}
     if unknown:
-        raise SystemExit(f"unknown task {sorted(unknown)[0]!r}: see python -m benchmarks.gpu")
+        raise SystemExit(
+            f"unknown task {sorted(unknown)[0]!r}; python -m benchmarks.gpu lists them"
+        )
     todo = []
     for task in TASKS:
         path = finished(task, digest)
@@ -55,7 +57,7 @@ def main(
     failed = 0
     for task in todo:
         if time.perf_counter() - began + task.seconds > seconds:
-            print(f"left for the next call: {task.name}")
+            print(f"not started for lack of time: {task.name}")
             continue
         found = run_task(task, digest, out or RESULTS)
         failed += "error" in found
@@ -65,11 +67,11 @@ def main(
 
 
 def arguments() -> dict[str, Any]:
-    """From the command line."""
+    """Parse the command line."""
     parser = ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--pending", action="store_true", help="run what has no result yet")
-    parser.add_argument("--only", nargs="+", help="run these, whether they have a result or not")
-    parser.add_argument("--seconds", type=int, default=540, help="start nothing that may end later")
+    parser.add_argument("--pending", action="store_true", help="run tasks without a result")
+    parser.add_argument("--only", nargs="+", help="run these, with or without a result")
+    parser.add_argument("--seconds", type=int, default=540, help="start no task that may end later")
     parser.add_argument("--out", type=Path, help="folder for results; default: benchmarks/results")
     return parser.parse_args().as_dict()
 

@@ -1,4 +1,4 @@
-"""What the kernels gain on a GPU, against torch's own fused code and the card's limits."""
+"""Speed of the kernels on a GPU, compared with torch's fused code and the card's limits."""
 
 import shutil
 import subprocess
@@ -32,7 +32,7 @@ from ..ladder.kernel_groups import (
 
 
 def pgd_bandwidth() -> dict[str, Any]:
-    """The sign step of 256 pictures: its share of the bandwidth of a copy."""
+    """Measure the sign step on 256 images: its share of a copy's bandwidth."""
     limit = copy_bandwidth()
     out: dict[str, Any] = {"copy_bytes_per_second": limit}
     x = torch.rand(256, 3, 224, 224, device=DEVICE)
@@ -45,7 +45,9 @@ def pgd_bandwidth() -> dict[str, Any]:
             pgd_step(x_adv, x, grad, **named), pgd_step(x_adv, x, grad, impl="torch", **named)
         )
         if not same:
-            raise RuntimeError("the kernel's bits are not the plain code's")
+            raise RuntimeError(
+                "the kernel and the plain code differ: they must be equal bit for bit"
+            )
 
         def run(impl: Any, grad: Tensor = grad, **more: Any) -> Tensor:
             return pgd_step(x_adv, x, grad, alpha=0.01, eps=0.03, impl=impl, **more)
@@ -67,7 +69,7 @@ def pgd_bandwidth() -> dict[str, Any]:
 
 
 def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], Any]:
-    """Forward, and backward of a fixed direction into all inputs."""
+    """Return a function that runs forward and backward with a fixed output gradient."""
     direction = torch.randn_like(function(*inputs))
 
     def run() -> tuple[Tensor, ...]:
@@ -77,7 +79,7 @@ def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> Callable
 
 
 def mixture() -> dict[str, Any]:
-    """Router and mixture at B, C, K, D = 256, 1000, 8, 512, in bf16 and float32."""
+    """Measure router and mixture at B, C, K, D = 256, 1000, 8, 512, in bf16 and float32."""
     out: dict[str, Any] = {}
     for dtype in (torch.bfloat16, torch.float32):
         generator = torch.Generator().manual_seed(0)
@@ -96,7 +98,9 @@ def mixture() -> dict[str, Any]:
         exact = mixture_formula(*(v.detach().double() for v in inputs))
         errors = {name: difference(call(*inputs), exact) for name, call in functions.items()}
         if not errors["kernel"] <= 2 * errors["eager plain"] + 1e-6:
-            raise RuntimeError(f"further from float64 than the plain code: {errors}")
+            raise RuntimeError(
+                f"the kernel's error exceeds the plain code's, both against float64: {errors}"
+            )
         detached = [v.detach() for v in inputs]
         forward = event_rounds({n: partial(c, *detached) for n, c in functions.items()})
         whole = event_rounds({n: with_gradients(c, *inputs) for n, c in functions.items()})
@@ -111,7 +115,7 @@ def mixture() -> dict[str, Any]:
 
 
 def attention(classes: int = 1000, heads: int = 8, prefix: int = 17, d: int = 64) -> dict[str, Any]:
-    """Suffixes of 2 to 8 tokens behind one prefix, against fused attention over a copied one."""
+    """Measure suffixes of 2 to 8 tokens after a prefix, against fused attention on its copies."""
     lengths = [2 + i % 7 for i in range(classes)]
     longest, total = max(lengths), sum(lengths)
     used = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]  # [C, S]
@@ -164,7 +168,7 @@ def attention(classes: int = 1000, heads: int = 8, prefix: int = 17, d: int = 64
 
 
 def consistency() -> dict[str, Any]:
-    """Both consistency losses at NAP's and CAPT's published sizes, against compiled plain code."""
+    """Measure both consistency losses at NAP's and CAPT's sizes, against compiled plain code."""
     limit = copy_bandwidth()
     layers, batch, tokens, width, classes = 12, 32, 213, 768, 1000
     features = [
@@ -215,7 +219,7 @@ def consistency() -> dict[str, Any]:
 
 
 def sanitized() -> dict[str, Any]:
-    """The launch tests under compute-sanitizer, where it is installed."""
+    """Run the launch tests under compute-sanitizer, if it is installed."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return {"installed": False}

@@ -1,4 +1,4 @@
-"""What needs a GPU, one task at a time: run, with its result in a file, and known again."""
+"""A task that needs a GPU, and its result file with a digest of the code."""
 
 import hashlib
 import json
@@ -19,12 +19,13 @@ from ..common.paths import RESULTS, ROOT, card
 
 @dataclass(frozen=True)
 class Task:
-    """Attributes:
+    """A check or measurement that needs a GPU.
 
-    name: of the result file.
-    about: what it shows.
-    seconds: how long it takes at most, compilation included: below ten minutes.
-    run: measures; its result goes into the file.
+    Attributes:
+        name: of the result file.
+        about: short description.
+        seconds: upper limit of its duration, including compilation; below ten minutes.
+        run: measures and returns the result for the file.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Task:
 
 
 def code_digest() -> str:
-    """SHA-256 over library and benchmarks: what a result was measured with."""
+    """Return the SHA-256 of library and benchmarks, which identifies the measured code."""
     digest = hashlib.sha256()
     for folder in ("fastprompt", "kernels", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -45,7 +46,7 @@ def code_digest() -> str:
 
 
 def finished(task: Task, digest: str, results: Path = RESULTS) -> Path | None:
-    """The file of a result of this code, on any card."""
+    """Return the file with a result of this code on any card, if there is one."""
     for path in sorted(results.glob(f"*/gpu-{task.name}.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["code"] == digest and "error" not in result:
@@ -54,11 +55,11 @@ def finished(task: Task, digest: str, results: Path = RESULTS) -> Path | None:
 
 
 def run_task(task: Task, digest: str, out: Path) -> dict[str, Any]:
-    """Run and write at once; an error is a result, too: the others go on."""
+    """Run a task and write its result; an error is recorded, and other tasks still run."""
     began = time.perf_counter()
     try:
         found: dict[str, Any] = {"result": task.run()}
-    except Exception:  # one failure must not cost the other measurements
+    except Exception:  # a failure must not stop the other measurements
         found = {"error": traceback.format_exc()}
     finally:
         torch.cuda.empty_cache()
@@ -73,7 +74,7 @@ def run_task(task: Task, digest: str, out: Path) -> dict[str, Any]:
     path = out / card() / f"gpu-{task.name}.json"
     try:
         write_json(path, found)
-    except ValueError:  # a NaN, which JSON has no word for
+    except ValueError:  # a NaN, which JSON cannot represent
         found = {**found, "result": None, "error": f"not finite: {found.pop('result')!r}"}
         write_json(path, found)
     return found

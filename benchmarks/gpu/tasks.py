@@ -1,4 +1,4 @@
-"""The tasks of `benchmarks.gpu`, the most valuable first."""
+"""Tasks of `benchmarks.gpu`, the most valuable first."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ LAUNCH = "tests/kernels/launch"
 
 
 def gpu_tests() -> dict[str, Any]:
-    """Every test marked ``gpu`` but those of the kernels, in a process of its own."""
+    """Run every test marked ``gpu`` except those of the kernels, in a separate process."""
     command = [*PYTEST, f"--ignore={LAUNCH}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=450)
     if done.returncode:
@@ -51,7 +51,7 @@ def gpu_tests() -> dict[str, Any]:
 
 
 def kernel_tests() -> dict[str, Any]:
-    """The kernels against the plain code: files side by side, as most of it is compilation."""
+    """Compare kernels and plain code, one process per test file: most of it is compilation."""
     running = {
         path.stem: subprocess.Popen(
             [*PYTEST, str(path)],
@@ -70,9 +70,9 @@ def kernel_tests() -> dict[str, Any]:
 
 
 def attack_rate(batch: int = 256, steps: int = 10) -> dict[str, Any]:
-    """PGD-10 on ViT-B/16 in bf16: images a second, and the share of a bare product's rate.
+    """Measure PGD-10 on ViT-B/16 in bf16: images per second, share of the plain product's rate.
 
-    All ways and the bare product take turns.
+    All variants and the plain product run interleaved.
     """
     clip = random_clip("ViT-B-16").to(DEVICE)
     data = random_images(batch, clip.image_size, 100)
@@ -109,7 +109,7 @@ def attack_rate(batch: int = 256, steps: int = 10) -> dict[str, Any]:
 
 
 def text_tower() -> dict[str, Any]:
-    """ViT-B-32's text tower on ImageNet's names, forward and backward, in float32."""
+    """Measure ViT-B-32's text encoder on ImageNet's names, forward and backward, in float32."""
     clip = random_clip("ViT-B-32").to(DEVICE)
     context = (0.02 * torch.randn(N_CTX, 512)).to(DEVICE).requires_grad_()
     names = list(dict.fromkeys(open_clip.IMAGENET_CLASSNAMES))
@@ -141,7 +141,7 @@ def text_tower() -> dict[str, Any]:
 
 
 def many_classes(classes: int = 21_000) -> dict[str, Any]:
-    """The same with 21,000 names, in chunks."""
+    """Measure the text encoder on 21,000 names, in chunks."""
     clip = random_clip("ViT-B-32").to(DEVICE)
     context = (0.02 * torch.randn(N_CTX, 512)).to(DEVICE).requires_grad_()
     out: dict[str, Any] = {"classes": classes}
@@ -160,7 +160,7 @@ def many_classes(classes: int = 21_000) -> dict[str, Any]:
 
 FLOAT32 = ("eager", "eager-hoisted", "fastprompt")
 FP32: dict[str, Any] = {"precision": "fp32", "compile": False}
-# name of the result: rung, settings, whether TF32 is allowed
+# name of the result: implementation, settings, whether TF32 is allowed
 VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "eager": ("eager", {}, False),
     "eager, TF32": ("eager", {}, True),
@@ -173,9 +173,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 
 def gate_small(clip: FrozenCLIP) -> dict[str, Any]:
-    """Losses and gradients on a few classes, before a step is timed.
+    """Check losses and gradients on a few classes before a step is timed.
 
-    Those of the float32 rungs are equal; how far bfloat16 is from them is shown.
+    The float32 implementations must agree; bfloat16's differences from them are only reported.
     """
     data = random_images(4, clip.image_size, len(NAMES))
 
@@ -198,7 +198,7 @@ def _settings(rung: str) -> dict[str, Any]:
 def tuning_step(
     name: str = "ViT-B-16", classes: int = 1000, batch: int = 32, steps: int = 5
 ) -> dict[str, Any]:
-    """NAP's step at its published size, by every rung; a failing variant is told, and no more."""
+    """Measure NAP's step at its published size in every variant; failures are only recorded."""
     clip = random_clip(name).to(DEVICE)
     names, data = class_names(classes), random_images(batch, clip.image_size, classes)
     out: dict[str, Any] = {"classes": classes, "batch": batch, "steps": steps}
@@ -209,21 +209,21 @@ def tuning_step(
         step = TunerStep(rung, "nap", clip, names, data, n_ctx=N_CTX, steps=steps, **settings)
         run = under_tf32(allowed, step)
         try:
-            run()  # out of memory, or not to be compiled: the others are worth having
+            run()  # may run out of memory or fail to compile: the others still run
         except RuntimeError as error:
             out[f"{variant}: failed"] = str(error)[-2000:]
         else:
             made[variant], runs[variant] = step, run
         torch.cuda.empty_cache()
     for variant, timing in event_turns(runs, 5, warmup=1).items():
-        # a replay's memory is in the graph's pool, where it is not seen
+        # a replay's memory is in the graph's pool and not counted
         made[variant].without_graph()
         out[variant] = {**timing.as_dict(), "peak_bytes": peak_bytes(runs[variant])}
     return out
 
 
 def engines_agree() -> dict[str, Any]:
-    """Both engines on the GPU: features and gradients in float64, float32 and bf16."""
+    """Compare both engines on the GPU: features and gradients in float64, float32 and bf16."""
     with tf32(False):
         return _engines_agree()
 

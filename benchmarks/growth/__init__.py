@@ -1,1 +1,1 @@
-"""How the cost of a tuning step grows with its sizes, beside a formula for it."""
+"""How the cost of a tuning step grows with its sizes, compared with a FLOP formula."""

@@ -1,8 +1,8 @@
-"""How the cost of a tuning step grows: measure it, or print the table of what was measured.
+"""Measures how the cost of a tuning step grows, or prints the table of the results.
 
 python -m benchmarks.growth measure                     # all sweeps, writes the JSON file
-python -m benchmarks.growth measure --sweeps batch      # one; the others stay as the file has them
-python -m benchmarks.growth table                       # the file's table
+python -m benchmarks.growth measure --sweeps batch      # one; keeps the file's other sweeps
+python -m benchmarks.growth table                       # prints the file's table
 """
 
 from jsonargparse import auto_cli

@@ -1,4 +1,4 @@
-"""Cost and memory against the number of classes, read from a machine's growth.json."""
+"""Reads cost and memory against the number of classes from growth.json files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE, KEY = "growth.json", "cost_against_classes"
 
 @dataclass(frozen=True)
 class Point:
-    """What a step on so many classes costs; None is not measured."""
+    """Cost of a step with this number of classes; None if not measured."""
 
     classes: int
     seconds: float | None
@@ -25,7 +25,7 @@ Curves = Mapping[str, Sequence[Point]]
 
 
 def curves(found: Mapping[str, Any]) -> Curves:
-    """By rung, the points of a growth file; none where it has no sweep over classes."""
+    """Return the points of a growth file by implementation; empty without a sweep over classes."""
     return {
         rung: [Point(p["classes"], p.get("seconds"), p.get("peak_bytes")) for p in points]
         for rung, points in found.get(KEY, {}).items()
@@ -33,6 +33,6 @@ def curves(found: Mapping[str, Any]) -> Curves:
 
 
 def committed(results: Path) -> dict[str, Curves]:
-    """The curves of every machine under ``results`` that has some, by the folder's name."""
+    """Return the curves of every machine under ``results`` that has any, by folder name."""
     found = {p.parent.name: curves(read_json(p)) for p in sorted(results.glob(f"*/{FILE}"))}
     return {machine: rungs for machine, rungs in found.items() if rungs}

@@ -1,36 +1,38 @@
-"""What a tuning step costs, as a closed formula in its sizes: FLOPs of NAP's and of AMPT's.
+"""Closed formulas for the FLOPs of a tuning step of NAP and of AMPT.
 
-A product of ``[m, k]`` and ``[k, n]`` is ``2 m k n`` FLOPs; all else is free. With W a tower's
-width, a token costs in each block ``24 W^2``: ``6 W^2`` for query, key and value, ``2 W^2`` behind
-the attention, ``16 W^2`` in the MLP; attention of q queries over k keys costs ``4 q k W``.
+A product of ``[m, k]`` and ``[k, n]`` has ``2 m k n`` FLOPs; other operations are not counted. With
+W the width of an encoder, a token has ``24 W^2`` in each block: ``6 W^2`` for query, key and value,
+``2 W^2`` for the projection after attention, ``16 W^2`` in the MLP; attention of q queries over k
+keys has ``4 q k W``.
 
-A backward pass into the inputs costs as much as the forward pass, in attention twice as much.
-Frozen weights cost no more than that; weights that learn (refiners, maps, router) once more.
+A backward pass to the inputs has as many FLOPs as the forward pass, in attention twice as many.
+Frozen weights add nothing to that; trainable weights (refiners, maps, router) add as many again.
 
-What is left out: an image tower that pools by average, a text tower without a causal mask, text
-refiners, AMPT's load balance.
+Not covered: image encoders with average pooling, text encoders without a causal mask, text
+refiners, AMPT's load-balancing loss.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-BLOCK = 24  # of a token in a block, in W^2
-_QKV, _KV, _BEHIND = 6, 4, 18  # what it is made of
+BLOCK = 24  # FLOPs of one token in one block, in W^2
+# parts of it: query, key and value; key and value; all after query, key and value
+_QKV, _KV, _BEHIND = 6, 4, 18
 _REFINER = 8
 
-# the package's own ops: a count on tensors without values does not see these terms
+# the library's own ops: a count on tensors without values does not include these terms
 OWN_OPS = ("suffix attention", "mixture")
 
 
 @dataclass(frozen=True)
 class Work:
-    """A forward pass, in FLOPs.
+    """FLOPs of a forward pass.
 
     Attributes:
         frozen: products with frozen weights.
         attention: its two products.
-        learned: products with weights that learn.
+        learned: products with trainable weights.
     """
 
     frozen: float
@@ -39,39 +41,39 @@ class Work:
 
     @property
     def forward(self) -> float:
-        """As it is."""
+        """FLOPs of the forward pass."""
         return self.frozen + self.attention + self.learned
 
     @property
     def backward(self) -> float:
-        """Into the inputs."""
+        """FLOPs of the backward pass to the inputs."""
         return self.frozen + 2 * self.attention + self.learned
 
     @property
     def trained(self) -> float:
-        """Forward, backward, and the gradients of the weights that learn."""
+        """FLOPs of forward and backward, with the gradients of the trainable weights."""
         return self.forward + self.backward + self.learned
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """All that the formula reads.
+    """All sizes in the formula.
 
     Attributes:
-        eager: the reference engine; else the fast one.
-        classes, batch, steps: C, B, of PGD.
-        prompts: K, of a mixture; 1 else.
-        n_ctx: M, context tokens; as many visual prompts where there are some.
-        depth: layers with visual prompts (and text prompts) of their own; 0 for none.
-        passes: images of the loss, in batches: 2 for clean and adversarial ones.
-        keeps_layers: the loss reads all layers' outputs.
-        refined: refiners in the image tower.
-        router: inner width of the mixture's router; 0 for none.
-        features: D.
-        text_width, text_layers, text_length: of the text tower, and of a padded prompt.
-        prefix, suffixes: tokens of the shared prefix; of all class names behind it.
-        chunked: classes are computed in chunks, each once more in the backward pass.
-        image_width, image_layers, patches, pixels: of the image tower; values of a patch.
+        eager: True for the reference engine, False for the fast one.
+        classes, batch, steps: C, B, and steps of PGD.
+        prompts: K, prompts of a mixture; else 1.
+        n_ctx: M, context tokens, and as many visual prompts where there are any.
+        depth: layers with separate visual (and text) prompts; 0 for none.
+        passes: batches of images in the loss: 2 for clean and adversarial ones.
+        keeps_layers: the loss uses the outputs of all layers.
+        refined: the image encoder has refiners, before the blocks with deep prompts.
+        router: hidden width of the mixture's router; 0 for none.
+        features: D, width of the features.
+        text_width, text_layers, text_length: of the text encoder; tokens of a padded prompt.
+        prefix, suffixes: tokens of the shared prefix; of all class names after it.
+        chunked: classes are computed in chunks, each again in the backward pass.
+        image_width, image_layers, patches, pixels: of the image encoder; values of a patch.
     """
 
     eager: bool
@@ -99,17 +101,17 @@ class Sizes:
 
     @property
     def visual(self) -> int:
-        """V, visual prompts of a layer."""
+        """V, visual prompts per layer."""
         return self.n_ctx if self.depth else 0
 
     @property
     def tokens(self) -> int:
-        """Of an image, without prompts: class and patches."""
+        """Tokens of an image without prompts: class token and patches."""
         return self.patches + 1
 
 
 def whole_text(s: Sizes) -> Work:
-    """Every class of every prompt at full length: C K sequences of 77 tokens, and D outputs."""
+    """FLOPs of all classes at full length: C K sequences of 77 tokens, and D outputs each."""
     w, length, rows = s.text_width, s.text_length, s.prompts * s.classes
     return Work(
         rows * (s.text_layers * length * BLOCK * w**2 + 2 * w * s.features),
@@ -118,10 +120,10 @@ def whole_text(s: Sizes) -> Work:
 
 
 def text_prefix(s: Sizes) -> Work:
-    """The P tokens in front of all classes, in each of K prompts.
+    """FLOPs of the P tokens before all class names, in each of K prompts.
 
-    Tokens that the next layer replaces need query, key and value alone; the last layer's key and
-    value.
+    Tokens that the next layer replaces need only query, key and value; those of the last layer only
+    key and value.
     """
     w, p = s.text_width, s.prefix
     replaced = max(s.depth, 1) - 1
@@ -131,10 +133,10 @@ def text_prefix(s: Sizes) -> Work:
 
 
 def text_suffixes(s: Sizes) -> tuple[float, float]:
-    """Forward and backward of the N tokens behind the prefix, without their attention.
+    """FLOPs (forward, backward) of the N tokens after the prefix, without their attention.
 
-    The first layer's query, key and value are alike in all K prompts, and no prompt learns through
-    them. In the last layer all N give key and value, the C end tokens the rest.
+    The first layer's query, key and value are equal in all K prompts, and no prompt gets gradients
+    through them. In the last layer all N tokens need key and value, only the C end tokens the rest.
     """
     w, k, n = s.text_width, s.prompts, s.suffixes
     between = (s.text_layers - 2) * n * BLOCK + n * _BEHIND
@@ -144,47 +146,47 @@ def text_suffixes(s: Sizes) -> tuple[float, float]:
 
 
 def suffix_attention(s: Sizes) -> tuple[float, float]:
-    """Forward and backward of their attention, over the prefix and the names' own tokens.
+    """FLOPs (forward, backward) of the suffixes' attention over the prefix and over themselves.
 
-    The backward pass has five products for the forward's two: it computes the scores again. In the
-    first layer the prefix alone learns: four, over the prefix.
+    The backward pass has five products for the forward pass's two: it recomputes the scores. In the
+    first layer only the prefix gets gradients: four products, over the prefix.
     """
     w, k, n = s.text_width, s.prompts, s.suffixes
     keys = s.prefix + n / s.classes
-    rows = (s.text_layers - 2) * n + s.classes  # behind the first layer
+    rows = (s.text_layers - 2) * n + s.classes  # after the first layer
     forward = 4 * (rows + n) * keys * w * k
     return forward, 2 * w * k * (5 * rows * keys + 4 * n * s.prefix)
 
 
 def image(s: Sizes, *, whole: bool) -> Work:
-    """The tower's blocks on one image, its features behind them.
+    """FLOPs of the image encoder's blocks and features, for one image.
 
-    ``whole``: all n + V tokens in every layer, as the reference engine has it, and a loss that
-    reads the layers. Else prompts that the next layer replaces give key and value (see
-    `prompt_keys`), and the last layer is that of the class token.
+    ``whole``: all n + V tokens in every layer, as on the reference engine and in a loss that uses
+    the layers' outputs. Otherwise prompts that the next layer replaces need only key and value (see
+    `prompt_keys`), and the last layer computes only the class token.
     """
     w, n, v, layers = s.image_width, s.tokens, s.visual, s.image_layers
-    learned = (layers - 1) * n * _REFINER * w**2 if s.refined else 0
+    learned = (s.depth - 1) * n * _REFINER * w**2 if s.refined else 0
     project = 2 * w * s.features
     if whole:
         rows, keys = layers * (n + v) * BLOCK, layers * (n + v) ** 2
         return Work(rows * w**2 + project, 4 * keys * w, learned)
-    follow = layers - s.depth if v else 0  # layers whose prompts go on
+    follow = layers - s.depth if v else 0  # layers whose prompts pass to the next layer
     alone = layers - 1 - follow
-    shown = n + v if follow else n  # what the last layer sees for itself
+    shown = n + v if follow else n  # tokens whose key and value the last layer computes
     rows = (follow * (n + v) + alone * n) * BLOCK + shown * _KV + (BLOCK - _KV)
     pairs = follow * (n + v) ** 2 + (alone * n + 1) * (n + v)
     return Work(rows * w**2 + project, 4 * pairs * w, learned)
 
 
 def prompt_keys(s: Sizes) -> float:
-    """Keys and values of the visual prompts that go no further, once for the whole batch."""
+    """FLOPs of key and value of visual prompts that the next layer replaces, per batch."""
     layers = s.depth if s.depth == s.image_layers else s.depth - 1
     return max(0, layers) * s.visual * _KV * s.image_width**2
 
 
 def attack(s: Sizes) -> dict[str, float]:
-    """Steps of PGD: forward, and backward into the pixels; eager code's into the prompts, too."""
+    """FLOPs of PGD: forward, and backward to the pixels (eager code: also to the prompts)."""
     one, b = image(s, whole=s.eager), s.batch * s.steps
     patches = 2 * s.patches * s.pixels * s.image_width
     images = b * (one.trained if s.eager else one.forward + one.backward)
@@ -195,7 +197,7 @@ def attack(s: Sizes) -> dict[str, float]:
 
 
 def loss(s: Sizes) -> dict[str, float]:
-    """Forward; backward into the prompts: through the image tower only where it has some."""
+    """FLOPs of the loss; backward through the image encoder only if it has prompts."""
     b = s.batch * s.passes
     whole = s.eager or s.keeps_layers
     one = image(s, whole=whole)
@@ -207,39 +209,39 @@ def loss(s: Sizes) -> dict[str, float]:
 
 
 def logits(s: Sizes, *, attacked: bool) -> float:
-    """Of a batch, forward and backward: cosines, or the router and (eager) the mixture.
+    """FLOPs of a batch's logits, forward and backward: cosines, or router and (eager) mixture.
 
-    Eager code's mixture makes a feature for each image and class, ``[B, C, D]``, of K prompts'.
+    The eager mixture computes a feature for each image and class, ``[B, C, D]``, from K prompts.
     """
     cosines = 2 * s.batch * s.classes * s.features
-    # into the image features, into the text's
+    # gradients of the image features, of the text features
     both = (attacked or s.visual > 0) + (s.eager or not attacked)
     if not s.router:
         return cosines * (1 + both)
     first = 2 * s.batch * s.features * s.router
     second = 2 * s.batch * s.router * s.prompts
-    trained = s.eager or not attacked  # the router's weights
+    trained = s.eager or not attacked  # gradients of the router's weights
     router = first * (1 + attacked + trained) + second * (2 + trained)
     return router + (cosines * (3 * s.prompts + 1 + both) if s.eager else 0)
 
 
 def mixture(s: Sizes) -> float:
-    """The fast engine's, without ``[B, C, D]``: Gram matrices once, then one product a prompt."""
+    """FLOPs of the fast mixture, without ``[B, C, D]``: Gram matrices, one product per prompt."""
     k, c, d = s.prompts, s.classes, s.features
     gram = 2 * c * k**2 * d
     product, pairs = 2 * s.batch * k * c * d, 2 * s.batch * k**2 * c
-    one = product + pairs  # forward, and likewise into image and router, and into the text
+    one = product + pairs  # forward; as many for the gradients of image and router, and of the text
     return gram + s.steps * 2 * one + s.passes * 3 * one + gram
 
 
 def maps(s: Sizes) -> float:
-    """Visual prompts of text prompts, and their gradients in tokens and maps."""
+    """FLOPs of mapping text to visual prompts, with the gradients of tokens and maps."""
     times = s.steps + s.passes if s.eager else 1
     return 3 * times * 2 * s.depth * s.n_ctx * s.text_width * s.image_width
 
 
 def terms(s: Sizes) -> dict[str, float]:
-    """FLOPs of a step, term by term."""
+    """Return the FLOPs of a step by term."""
     shared = {**attack(s), **loss(s), "prompt maps": maps(s)}
     if s.eager:
         # forward and backward in every step of the attack, and in every pass of the loss
@@ -258,6 +260,5 @@ def terms(s: Sizes) -> dict[str, float]:
 
 
 def flops(s: Sizes, *, own_ops: bool = True) -> float:
-    """All of a step; without the package's own ops it is what
-    `TunerStep.flops` sees."""
+    """Return the FLOPs of a step; without own ops, those that `TunerStep.flops` counts."""
     return sum(n for name, n in terms(s).items() if own_ops or name not in OWN_OPS)

@@ -1,12 +1,12 @@
-"""How the cost of a tuning step grows with classes, prompts, images, depth and attack steps.
+"""Measures how a tuning step's cost grows with classes, prompts, images, depth and attack steps.
 
-Each sweep is measured on the ``eager`` and on the ``fastprompt`` rung. A point whose FLOPs by
-`flop_model` are above a rung's limit is left out by name. Exponents are the slopes of least squares
-in logarithms: of the whole sweep, and between neighbors. A cost ``a + b n`` has local exponents
-that go from 0 to 1, and the fit's lies between them.
+Each sweep is measured with ``eager`` and with ``fastprompt``. A size whose FLOPs by `flop_model`
+exceed an implementation's limit is skipped and listed. Exponents are slopes in log-log space: of a
+least-squares fit over the sweep, and between neighbors. A cost ``a + b n`` has local exponents that
+rise from 0 to 1, and the fit's lies between them.
 
-The formula is checked in two ways: against FLOPs counted, at the middle point of a rung's sweep,
-and, scaled there, against the seconds of the other points. Those off by more than 30 % are marked.
+The formula is checked in two ways: against counted FLOPs at the middle point of each sweep, and,
+scaled to that point, against the seconds of the others. Deviations of more than 30 % are marked.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ from .sweeps import sizes as sizes_of
 from .table import lines
 
 RESULT = TWO_CORES / "growth.json"
-LIMITS = {"eager": 8e12, "fastprompt": 5e13}  # FLOPs of a step: about a minute, about four
-LONG = 10.0  # seconds: what takes longer is run once
-LARGEST = 10 << 30  # bytes that the largest point is given before any is timed
-NEAR = 0.3  # of the predicted seconds
+# FLOPs of a step: about one minute, about four minutes
+LIMITS = {"eager": 8e12, "fastprompt": 5e13}
+LONG = 10.0  # seconds; slower steps are timed once
+LARGEST = 10 << 30  # bytes of heap allocated before anything is timed
+NEAR = 0.3  # largest relative deviation from the prediction that is not marked
 Steps = dict[tuple[str, int], TunerStep]
 
 
 def exponents(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    """Slopes of ``log y`` over ``log x``: least squares, and between neighbors.
+    """Return the slopes of ``log y`` over ``log x``: of a least-squares fit, and between neighbors.
 
     Args:
-        x: rising; of a single point there is no slope.
+        x: ascending; a single point has no slope.
     """
     if len(x) < 2:
         return {"fit": None, "local": []}
@@ -61,12 +62,12 @@ def exponents(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
 
 
 def middle(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The point that predictions are scaled at."""
+    """Return the point that predictions are scaled to."""
     return points[len(points) // 2]
 
 
 def check_prediction(points: Sequence[dict[str, Any]]) -> None:
-    """Add to each point of a rung what its seconds would be, by its FLOPs and the middle's rate."""
+    """Add to each point the seconds predicted from its FLOPs and the middle point's rate."""
     anchor = middle(points)
     rate = anchor["flops_model"] / anchor["seconds"]["median"]
     for point in points:
@@ -77,13 +78,13 @@ def check_prediction(points: Sequence[dict[str, Any]]) -> None:
 
 
 def build(sweep: Sweep, limits: Mapping[str, float]) -> tuple[Steps, list[dict[str, Any]]]:
-    """The sweep's steps, by rung and size; and which are left out, and why."""
+    """Create the sweep's steps by implementation and size; list the skipped ones with reasons."""
     steps: Steps = {}
     left_out = []
     for size, point in sweep.points().items():
         fast = make_steps(["fastprompt"], point)["fastprompt"]
         for rung in RUNGS:
-            # not of a step of its own: building one for many classes takes long
+            # from the fast step's sizes: building an eager step for many classes takes long
             work = flops(dataclasses.replace(sizes_of(fast), eager=rung == "eager"))
             if work > limits[rung]:
                 why = f"{work / 1e12:.1f} TFLOP a step, above {limits[rung] / 1e12:g}"
@@ -95,10 +96,10 @@ def build(sweep: Sweep, limits: Mapping[str, float]) -> tuple[Steps, list[dict[s
 
 
 def seconds(steps: Steps, rounds: int) -> dict[tuple[str, int], Timing]:
-    """Each step in turn, then those that were short again, by turns.
+    """Time each step once, then the short ones again in interleaved rounds.
 
-    The first turn counts: the gate has been through all code, and what getting memory for the first
-    time adds to one round of three is not in their median.
+    The first run counts: the equality check has run all code before, and allocating memory for the
+    first time affects one round of three, not their median.
     """
     first = {}
     for key, step in steps.items():
@@ -115,7 +116,7 @@ def seconds(steps: Steps, rounds: int) -> dict[tuple[str, int], Timing]:
 
 
 def describe(step: TunerStep, timing: Timing) -> dict[str, Any]:
-    """A point's seconds, and its FLOPs by the formula."""
+    """Return a point's seconds, and its FLOPs by the formula."""
     shape = sizes_of(step)
     return {
         "seconds": {**timing.as_dict(), "data": list(timing.seconds)},
@@ -126,7 +127,7 @@ def describe(step: TunerStep, timing: Timing) -> dict[str, Any]:
 
 
 def counted(name: str, size: int, step: TunerStep) -> dict[str, Any]:
-    """FLOPs that torch counts of one point, and the formula's over them, of the ops it sees."""
+    """Return the FLOPs that torch counts at one point, and the formula's ratio to them."""
     found = step.flops()
     return {name: size, "flops": found, "model": flops(sizes_of(step), own_ops=False) / found}
 
@@ -134,10 +135,10 @@ def counted(name: str, size: int, step: TunerStep) -> dict[str, Any]:
 def measure_sweep(
     sweep: Sweep, rounds: int, threads: int, memory: bool, limits: Mapping[str, float] = LIMITS
 ) -> dict[str, Any]:
-    """Agreement at its second point, then all of its points."""
+    """Check the agreement at the sweep's second point, then measure all points."""
     began = time.perf_counter()
     points = sweep.points()
-    # not the first: a mixture of one prompt has a router without a gradient, which shows nothing
+    # not the first: the router of a one-prompt mixture has no gradient, which proves nothing
     gap = differences(points[sweep.values[1]])["fastprompt"]
     steps, left_out = build(sweep, limits)
     timings = seconds(steps, rounds)
@@ -167,7 +168,7 @@ def measure_sweep(
 
 
 def summary(name: str, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Exponents of a rung's seconds, FLOPs and memory; marks its points, see `check_prediction`."""
+    """Return exponents of seconds, FLOPs and memory; add predictions (`check_prediction`)."""
     check_prediction(points)
     x = [point[name] for point in points]
     ys = {
@@ -180,7 +181,7 @@ def summary(name: str, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def for_plot(sweep: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Cost and memory against classes, by rung."""
+    """Return seconds and peak memory against the number of classes, by implementation."""
     return {
         rung: [
             {
@@ -202,20 +203,21 @@ def measure(
     memory: bool = True,
     out: Path = RESULT,
 ) -> None:
-    """Measure, write after each sweep, print the table.
+    """Measure, write the file after each sweep, print the table.
 
     Args:
-        sweeps: these alone, such as ``batch,depth``; the file's others stay. By default all.
-        quick: small sizes on the bundled model, for a look.
-        rounds: that count, of points that take less than ten seconds; of others there is one.
-        threads: of torch.
-        memory: also take the peaks of memory of the sweep over classes.
+        sweeps: comma-separated names, such as ``batch,depth``; the file keeps its others. Default:
+            all.
+        quick: small sizes on the bundled model, as a trial run.
+        rounds: timed rounds of steps that take less than ten seconds; slower steps are timed once.
+        threads: torch's threads.
+        memory: also measure the peak memory of the sweep over classes.
         out: the result file.
     """
     known = {sweep.name: sweep for sweep in (QUICK if quick else SWEEPS)}
     chosen = sweeps.split(",") if sweeps else list(known)
     if unknown := set(chosen) - set(known):
-        raise SystemExit(f"unknown sweep {sorted(unknown)[0]!r}: there are {', '.join(known)}")
+        raise SystemExit(f"unknown sweep {sorted(unknown)[0]!r}; choose from {', '.join(known)}")
     torch.set_num_threads(threads)
     kept = keep_freed_memory()
     if kept:

@@ -1,4 +1,4 @@
-"""The sweeps of `benchmarks.growth`: which sizes grow, on what; a step of each; its formula."""
+"""Sweeps of `benchmarks.growth`: sizes, tuning steps, and the inputs of the FLOP formula."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..common.tuner_steps import TunerStep, agreement, random_images, tuner_step
 from .flop_model import Sizes
 
 RUNGS = ("eager", "fastprompt")
-FEW = 5  # classes that the rungs are compared on
+FEW = 5  # classes in the equality check
 
 
 @dataclass(frozen=True)
 class Point:
-    """A step's settings; ``n_prompts`` is of AMPT, ``depth`` of NAP."""
+    """A step's settings; ``n_prompts`` applies to AMPT, ``depth`` to NAP."""
 
     method: str = "nap"
     model: str = "ViT-B-32"
@@ -35,7 +35,7 @@ class Point:
     n_prompts: int = 1
 
     def settings(self) -> dict[str, Any]:
-        """Of the tuner: bundled models have presets of their own, which must not differ here."""
+        """Return the tuner's settings, which override the presets of bundled models."""
         shared = {"steps": self.steps, "n_ctx": self.n_ctx, "ctx_init": None}
         if self.method == "ampt":
             return {**shared, "n_prompts": self.n_prompts, "clean_share": 0.0}
@@ -44,12 +44,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One size grows, the others stay.
+    """A sweep of one size with the others fixed.
 
     Attributes:
-        name: the size: a field of `Point`.
-        values: of it, rising.
-        base: the others.
+        name: the size that varies, a field of `Point`.
+        values: of this size, ascending.
+        base: the other settings.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Sweep:
     base: Point
 
     def points(self) -> dict[int, Point]:
-        """By the size that grows."""
+        """Return the points by the size that varies."""
         change: Any = dataclasses.replace
         return {n: change(self.base, **{self.name: n}) for n in self.values}
 
     def fixed(self) -> dict[str, Any]:
-        """The settings that stay."""
+        """Return the fixed settings."""
         idle = {"depth"} if self.base.method == "ampt" else {"n_prompts"}
         every = dataclasses.asdict(self.base)
         return {k: v for k, v in every.items() if k not in idle | {self.name}}
@@ -76,7 +76,7 @@ SWEEPS = (
     Sweep("depth", (1, 6, 12), Point()),
     Sweep("steps", (1, 3, 10), Point()),
 )
-# the same sizes on the bundled model, each small: seconds for all
+# small sweeps on the bundled model: all of them take seconds
 QUICK = (
     Sweep("classes", (2, 6, 18), Point(model="tiny-shapes", depth=4)),
     Sweep("n_prompts", (1, 2), dataclasses.replace(_AMPT, model="tiny-shapes", classes=3)),
@@ -89,7 +89,7 @@ QUICK = (
 def make_steps(
     rungs: Sequence[str], point: Point, clip: FrozenCLIP | None = None
 ) -> dict[str, TunerStep]:
-    """A step of each rung, all with the same prompts; ``clip`` in place of the point's model."""
+    """Create a step for each implementation with the same prompts; ``clip`` overrides the model."""
     clip = clip or shared_clip(point.model, "cpu")
     images = random_images(point.batch, clip.image_size, point.classes)
     names = class_names(point.classes)
@@ -97,10 +97,10 @@ def make_steps(
 
 
 def differences(point: Point) -> dict[str, dict[str, float]]:
-    """How far the rungs are apart in float64, see `timing.gate`: on few classes and two images.
+    """Return the differences of `timing.gate` in float64, on few classes and two images.
 
-    In float32 two rungs may be apart by a refiner's ReLU that rounding has on one side in one and
-    on the other in the other; it need not be the fast one that is off.
+    In float32 rounding can put a refiner's ReLU on different sides of zero in two implementations,
+    which is not necessarily an error of the fast one.
     """
     few = min(point.classes, FEW)
     small = dataclasses.replace(point, classes=few, batch=2, steps=1)
@@ -109,21 +109,22 @@ def differences(point: Point) -> dict[str, dict[str, float]]:
 
 
 def peak_bytes(rung: str, point: Point, threads: int) -> int:
-    """Bytes at the peak of a step, above weights and towers; for a process of its own.
+    """Return a step's peak memory in bytes, above weights and towers; call it in a fresh process.
 
-    Freed memory goes back to the system there, so that a peak is what is in use at once.
+    Freed memory is returned to the system there, so that the peak counts only memory in use at
+    once.
     """
     torch.set_num_threads(threads)
     tiny = dataclasses.replace(point, classes=2, batch=1, steps=1)
-    make_steps([rung], tiny)[rung]()  # libraries make their own buffers in their first call
+    make_steps([rung], tiny)[rung]()  # libraries allocate their buffers in the first call
     return peak_memory(make_steps([rung], point)[rung])
 
 
 def sizes(step: TunerStep) -> Sizes:
-    """What the formula reads, as the step has it.
+    """Return a step's sizes for the formula.
 
     Raises:
-        ValueError: a rung, or a kind of model, that the formula is not of.
+        ValueError: the formula does not cover the implementation or the kind of model.
     """
     tuner, clip = step.tuner, step.tuner.clip
     config: Any = tuner.config
@@ -133,9 +134,9 @@ def sizes(step: TunerStep) -> Sizes:
     visual: Any = clip.model.visual
     shared = getattr(tuner.model.text, "shared", None)
     if step.rung == "fastprompt" and shared is None:
-        raise ValueError(f"{clip.name} has a text tower without a causal mask: not in the formula")
+        raise ValueError(f"{clip.name} has no causal text mask, which the formula needs")
     if visual.pool_type != "tok":
-        raise ValueError(f"{clip.name} pools by {visual.pool_type!r}: not in the formula")
+        raise ValueError(f"{clip.name} pools by {visual.pool_type!r}; the formula needs 'tok'")
     nap = tuner.method == "nap"
     patch = visual.conv1.kernel_size
     return Sizes(

@@ -1,4 +1,4 @@
-"""The table of `benchmarks.growth`."""
+"""Formats the table of `benchmarks.growth`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAD = (
 
 
 def lines(result: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
-    """Head and rows, one for each sweep and rung; a row for what was left out."""
+    """Return head and rows: one for each sweep and implementation, one for each skipped size."""
     rows = []
     for name, sweep in result["sweeps"].items():
         for rung, points in sweep["points"].items():

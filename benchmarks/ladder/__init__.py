@@ -1,1 +1,1 @@
-"""The ladder of pytest-benchmark: its groups, its tests, its tables, its guard."""
+"""The ladder of pytest-benchmark: its groups, tests, tables and regression guard."""

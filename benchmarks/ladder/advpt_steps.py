@@ -1,4 +1,4 @@
-"""AdvPT by every rung: the bank's attack on the image encoder, and a step of phase 2 on it."""
+"""AdvPT: the attack on the image encoder (phase 1), and a tuning step (phase 2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EPS, STEPS = 8 / 255, 10
 
 
 def advpt(rung: str, clip: FrozenCLIP, names: Sequence[str], n_ctx: int) -> AdvPTTuner:
-    """The tuner with the rung's CLIP under it, its context moved away from the start."""
+    """Create the tuner with the implementation's CLIP and a perturbed context."""
     kind = CLIPS[rung]
     engine = "fast" if rung == "fastprompt" else "reference"
     tuner = AdvPTTuner(clip, names, engine=engine, n_ctx=n_ctx)
@@ -32,7 +32,7 @@ def advpt(rung: str, clip: FrozenCLIP, names: Sequence[str], n_ctx: int) -> AdvP
 
 
 class PhaseTwo:
-    """Loss and gradient of a batch of embeddings; no image is seen."""
+    """Loss and gradient of a batch of embeddings, without images."""
 
     def __init__(
         self, rung: str, clip: FrozenCLIP, names: Sequence[str], n_ctx: int, batch: int
@@ -51,7 +51,7 @@ class PhaseTwo:
 
 
 class PhaseOne:
-    """Feature PGD on a batch of images: the image encoder alone."""
+    """Feature PGD on a batch of images; only the image encoder runs."""
 
     def __init__(self, rung: str, clip: FrozenCLIP, batch: int, steps: int = STEPS) -> None:
         self.tuner = advpt(rung, clip, ["a thing"], 1)
@@ -69,7 +69,7 @@ class PhaseOne:
         return self.attack.run(self.images, indices=self.indices).images
 
     def results(self) -> dict[str, Tensor]:
-        """For the gate: features, and their gradient in the pixels, before any sign is taken."""
+        """Return features and their pixel gradient, before the sign, for the equality check."""
         pixels = self.images.clone().requires_grad_()
         features = self.tuner.model.image_features(pixels)
         direction = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
@@ -77,5 +77,5 @@ class PhaseOne:
         return {"features": features.detach(), "pixel gradient": gradient}
 
     def flops(self) -> int:
-        """Of all steps, counted in a run."""
+        """Count the FLOPs of all steps in a run."""
         return count_flops(self)

@@ -1,7 +1,7 @@
-"""What the changed lines of `examples` bring: each example beside itself with fastprompt in it.
+"""Compares each example in `examples` with its version for fastprompt.
 
-The same pictures, class names and start for both: the functions that are timed are the examples'
-own.
+Both use the same images, class names and initial context; the timed functions are those of the
+examples.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fastprompt import load_clip, load_data
 from fastprompt.data import Data
 
 MODEL, DATA = "tiny-shapes", "shapes"
-BATCH = 32  # a power of two: torchattacks' mean over it turns no gradient's sign
+BATCH = 32  # a power of two: torchattacks' mean over it flips no gradient's sign
 LOOPS: dict[str, ModuleType] = {"eager": coop_loop, "fastprompt": coop_loop_fast}
 ATTACKS: dict[str, ModuleType] = {"torchattacks": pgd, "fastprompt": pgd_fast}
 
 
 class Loops:
-    """The tuning loop by rung.
+    """The tuning loop of each implementation.
 
     Args:
         batch: images, all in one optimizer step.
@@ -43,7 +43,7 @@ class Loops:
         }
 
     def rungs(self) -> dict[str, Callable[[], object]]:
-        """One optimizer step by rung: attack, loss, gradients, update."""
+        """Return one optimizer step per implementation: attack, loss, gradients, update."""
 
         def step(rung: str) -> Callable[[], object]:
             tune, model = LOOPS[rung].tune, self.models[rung]
@@ -52,11 +52,11 @@ class Loops:
         return {rung: step(rung) for rung in self.models}
 
     def results(self) -> dict[str, dict[str, Tensor]]:
-        """For the gate, to be asked for before anything is timed: timing moves the contexts apart.
+        """Return the tensors of the equality check; call it before timing, which updates contexts.
 
-        All rungs are handed the baseline's adversarial images. Their own would differ where
-        rounding turns the sign of a pixel's gradient; that the attacks are one is shown by the
-        gradient before any sign.
+        All implementations get the baseline's adversarial images. Their own would differ where
+        rounding flips the sign of a pixel's gradient; the gradient before the sign shows that the
+        attacks are equal.
         """
         adv = coop_loop.attacked(self.models[self.baseline], self.images, self.labels)
         return {rung: self._results(model, adv) for rung, model in self.models.items()}
@@ -72,14 +72,14 @@ class Loops:
         }
 
     def _attack_gradient(self, model: nn.Module) -> Tensor:
-        """Of the loss in the clean pixels, through what PGD is handed."""
+        """Return the loss's gradient in the clean pixels, through the model that PGD gets."""
         attacked: Any = model.classifier() if hasattr(model, "classifier") else model
         images = self.images.clone().requires_grad_()
         loss = F.cross_entropy(attacked(images), self.labels)
         return torch.autograd.grad(loss, images)[0]
 
     def size(self) -> dict[str, Any]:
-        """What is timed, for the record."""
+        """Return the timed sizes, for the record."""
         return {
             "model": MODEL,
             "classes": self.classes,
@@ -89,7 +89,7 @@ class Loops:
 
 
 class Attacks:
-    """PGD by rung, on one zero-shot classifier: only the attack is another."""
+    """Both libraries' PGD on one zero-shot classifier."""
 
     baseline = "torchattacks"
 
@@ -101,7 +101,7 @@ class Attacks:
         self.model: nn.Module = clip.zero_shot(data.classnames, data.templates)
 
     def rungs(self) -> dict[str, Callable[[], object]]:
-        """The attack by rung."""
+        """Return the attack of each implementation."""
 
         def attack(rung: str) -> Callable[[], object]:
             return lambda: ATTACKS[rung].adversarial(self.model, self.images, self.labels)
@@ -109,12 +109,12 @@ class Attacks:
         return {rung: attack(rung) for rung in ATTACKS}
 
     def results(self) -> dict[str, dict[str, Tensor]]:
-        """For the gate: what each adds to the images."""
+        """Return the perturbations, for the equality check."""
         found = {rung: run() for rung, run in self.rungs().items()}
         return {rung: {"perturbation": adv - self.images} for rung, adv in found.items()}
 
     def size(self) -> dict[str, Any]:
-        """What is timed, for the record."""
+        """Return the timed sizes, for the record."""
         return {
             "model": MODEL,
             "classes": self.classes,
@@ -124,6 +124,6 @@ class Attacks:
 
 
 def pictures(data: Data, batch: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    """The first training images, float32 ``[B, 3, H, W]`` in [0, 1], and their labels."""
+    """Return the first training images, float32 ``[B, 3, H, W]`` in [0, 1], and their labels."""
     images = data.train.images[:batch].float() / 255
     return images.to(device), data.train.labels[:batch].to(device)

@@ -1,6 +1,6 @@
-"""What is demanded of a GPU, beside what `benchmarks.gpu` measured on one.
+"""Performance targets on a GPU, with the measurements of `benchmarks.gpu`.
 
-What has no committed result reads "not yet measured".
+Missing results are shown as "not yet measured".
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ STEP = (
     "NAP's published setting: ViT-B/16, 1,000 classes, batch 32, PGD-5, 16 context tokens, depth 12"
 )
 ATTACK = "PGD-10, ViT-B/16, batch 256, bfloat16"
-# the default on a GPU first; without what `torch.compile` does where it failed
+# the default on a GPU first, then without `torch.compile`, in case that failed
 BF16 = ("fastprompt, bf16, compiled", "fastprompt, bf16")
-CONTEXT = "For context: the log that NAP's authors published says 5.86 s a step, on an A100."
+CONTEXT = "For comparison: the log of NAP's authors reports 5.86 s a step, on an A100."
 
 Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Attributes:
+    """A performance target.
 
-    what: is measured.
-    against: what it is compared with.
-    demanded: in words.
-    task: of `benchmarks.gpu`, whose result has it.
-    measured: from that result, in words; None where it does not have it.
+    Attributes:
+        what: the measured operation.
+        against: the baseline.
+        demanded: the target as text.
+        task: of `benchmarks.gpu` that measures it.
+        measured: formats that task's result; None if it lacks the value.
     """
 
     what: str
@@ -44,7 +45,7 @@ class Demand:
 
 
 def _times(slow: str, *fast: str) -> Callable[[Result], str | None]:
-    """How many times longer ``slow`` takes than the first of ``fast`` that there is."""
+    """Return a reader of the speed-up over ``slow`` of the first of ``fast`` in a result."""
 
     def read(result: Result) -> str | None:
         found = [rung for rung in fast if rung in result]
@@ -57,7 +58,7 @@ def _times(slow: str, *fast: str) -> Callable[[Result], str | None]:
 
 
 def _best_share(result: Result) -> str | None:
-    """The share of the matmul rate of the best way to run the attack."""
+    """Return the largest share of the matmul rate among the attack's variants."""
     ways = [way for way in result.values() if isinstance(way, dict) and "matmul_share" in way]
     return f"{100 * max(way['matmul_share'] for way in ways):.0f} %" if ways else None
 
@@ -90,7 +91,7 @@ DEMANDS = (
 
 
 def results_of(task: str, results: Path) -> list[tuple[str, Result]]:
-    """By card, the results of a task of `benchmarks.gpu` that ended without an error."""
+    """Return (card, result) for each result of a `benchmarks.gpu` task without an error."""
     found = [read_json(path) for path in sorted(results.glob(f"*/gpu-{task}.json"))]
     return [(entry["card"], entry["result"]) for entry in found if "error" not in entry]
 
@@ -105,6 +106,6 @@ def _cell(demand: Demand, results: Path) -> str:
 
 
 def gpu_table(results: Path) -> str:
-    """Markdown: every demand with what was measured, on each card that there is a result of."""
+    """Return a Markdown table of all targets with the measurements on each card."""
     rows = [[d.what, d.against, d.demanded, _cell(d, results)] for d in DEMANDS]
     return f"{markdown(['on a GPU', 'against', 'demanded', 'measured'], rows)}\n\n{CONTEXT}"

@@ -1,8 +1,8 @@
-"""Rungs of one group: they agree, they take turns, and pytest-benchmark is told what they took.
+"""A group of implementations: equality check, interleaved timing, report to pytest-benchmark.
 
-pytest-benchmark times one test after the other. Here all rungs of a group are timed in one go, each
-once a round, so that what else the machine does meets all of them alike; each rung's test then
-replays its own seconds on a clock that `replay` turns.
+pytest-benchmark times one test after another. Here all implementations (rungs) of a group are timed
+together, each once per round, so that other load affects all equally; the test of each one then
+replays its seconds to pytest-benchmark on an artificial clock (see `replay`).
 """
 
 from __future__ import annotations
@@ -34,35 +34,34 @@ from ..common.timing import (
 
 Run = Callable[[], object]
 EAGER, LIMIT, CAREFUL = "eager", "limit", ("eager-careful", "compiled")
-# bfloat16, on a GPU, is shown more than limited: that its rungs are the same mathematics is shown
-# there in float32 and float64, by `benchmarks.gpu`
+# loose for bfloat16, on a GPU: `benchmarks.gpu` checks in float32 and float64 that the
+# implementations agree there
 TOLERANCES = {torch.float32: TOLERANCE, torch.bfloat16: 0.1}
-ROUNDED = 1e-2  # more than that is no rounding in float32
+ROUNDED = 1e-2  # larger differences are not float32 rounding
 
 
 @dataclass(frozen=True)
 class Group:
-    """What is timed.
+    """Implementations that are timed together.
 
     Attributes:
         rungs: by name, slowest first.
-        results: by rung, what must agree with the eager rung's (the baseline's where there is
-            none), norm-relative within ``tolerance``: by default that of the rung's dtype.
-        dtypes: of rungs that are not in float32.
-        exact: as ``results``, in float64. Where a rung is beyond its tolerance, rounding may have
-            had a refiner's ReLU on one side in it and on the other in eager, and it need not be
-            the fast one that is off: then these must agree, within `EXACT`, and ``results`` still
-            roughly, within `ROUNDED`.
-        check: looks at what the timed runs found, and raises: for what has no result before a whole
-            run, which would take as long again.
-        rounds: that count.
-        warmup: rounds in front of them.
-        once: rungs so long that they have one round, unless more are asked for.
-        baseline: that ratios are of; where the eager rung is left out, another.
-        flops: of a rung; by default counted in a run.
-        inside: of a rung, a context in which FLOPs are seen; with True, one in which memory is, and
-            what is compiled stays so. See `clips.step_by_step`.
-        moved: bytes that the operation reads and writes at least; its limit is then a copy's
+        results: tensors of each implementation that must agree with eager's (with the baseline's if
+            there is no eager), norm-relative within ``tolerance``: by default that of the dtype.
+        dtypes: of implementations that do not compute in float32.
+        exact: returns ``results`` in float64. If a tolerance is exceeded, rounding may have put a
+            refiner's ReLU on different sides of zero, which need not be an error of the fast
+            implementation: then these must agree within `EXACT`, and ``results`` within `ROUNDED`.
+        check: checks the results of the timed runs and raises an error; for groups whose results
+            need a whole run, which would take as long again.
+        rounds: timed rounds.
+        warmup: untimed rounds before them.
+        once: slow implementations with one round, unless more are requested.
+        baseline: of the ratios; another one if eager is skipped.
+        flops: returns an implementation's FLOPs; by default they are counted in a run.
+        inside: returns a context in which an implementation's FLOPs are visible; with True, one in
+            which its memory is, and compiled code stays enabled. See `clips.step_by_step`.
+        moved: least bytes that the operation reads and writes; the limit is then a copy's
             bandwidth, else the rate of a matrix product.
         size: shapes and settings, for the record.
     """
@@ -83,19 +82,19 @@ class Group:
     size: Mapping[str, Any] = field(default_factory=dict)
 
     def dtype(self, rung: str) -> torch.dtype:
-        """What a rung computes in."""
+        """Return the dtype that an implementation computes in."""
         return self.dtypes.get(rung, torch.float32)
 
     @property
     def fastest(self) -> str:
-        """The last rung."""
+        """Name of the last implementation."""
         return next(reversed(self.rungs))
 
     def differences(self) -> dict[str, dict[str, float]]:
-        """How far every rung is from the baseline.
+        """Return each implementation's differences from the baseline.
 
         Raises:
-            RungsDifferError: a rung is beyond its tolerance, and not by rounding alone.
+            RungsDifferError: a difference exceeds its tolerance, and not because of rounding alone.
         """
         against = EAGER if EAGER in self.results else self.baseline
         limits = {r: self.tolerance or TOLERANCES[self.dtype(r)] for r in self.results}
@@ -108,24 +107,24 @@ class Group:
         return gate(self.results, against, {r: max(ROUNDED, most) for r, most in limits.items()})
 
     def count(self, rung: str) -> int:
-        """FLOPs of a rung."""
+        """Return the FLOPs of an implementation."""
         with self.inside(rung, False):
             return self.flops(rung) if self.flops else count_flops(self.rungs[rung])
 
     def peak(self, rung: str) -> int:
-        """Bytes that a rung allocates on a GPU."""
+        """Return the peak bytes that an implementation allocates on a GPU."""
         with self.inside(rung, True):
             return peak_bytes(self.rungs[rung])
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A group before anything of it is built.
+    """Description of a group that is not built yet.
 
     Attributes:
         name: ``<layer>/<what>/<size>``.
-        build: makes the group, of all ``rungs``.
-        left_out: rungs that are not timed at this size, each with the reason.
+        build: creates the group with all ``rungs``.
+        left_out: implementations that are skipped at this size, each with the reason.
     """
 
     name: str
@@ -136,7 +135,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a group took; nothing of the group itself, whose memory the next one needs."""
+    """Results of a group; holds none of its tensors, so that their memory is freed."""
 
     baseline: str
     size: Mapping[str, Any]
@@ -149,7 +148,7 @@ class Measured:
     clocks: str | None
 
     def about(self, rung: str) -> dict[str, Any]:
-        """A rung's ``extra_info``."""
+        """Return the ``extra_info`` of an implementation."""
         base, timing, flops = self.baseline, self.timings[rung], self.flops
         speed = ratio(self.timings, base, rung)
         work = self.limit.work(flops[rung]) if self.dtypes[rung] == self.limit.dtype else None
@@ -178,7 +177,7 @@ class Measured:
 
 
 def measure(group: Group) -> Measured:
-    """Agreement before anything is timed, seconds by turns, memory on a GPU, then FLOPs."""
+    """Check agreement, time interleaved rounds, measure memory on a GPU, count FLOPs."""
     differences = group.differences()
     dtypes = {name: group.dtype(name) for name in group.rungs}
     fastest = dtypes[group.fastest]
@@ -192,7 +191,7 @@ def measure(group: Group) -> Measured:
     if ON_GPU:
         clocks = clocks_now()
         peaks = {name: group.peak(name) for name in group.rungs}
-    # counted last: what towers derive when they are first called must not be made while counting
+    # counted last: towers derive tensors in their first call, which must have values
     flops = {name: group.count(name) for name in group.rungs}
     return Measured(
         group.baseline, group.size, differences, flops, timings, peaks, limit, dtypes, clocks
@@ -200,7 +199,7 @@ def measure(group: Group) -> Measured:
 
 
 def _as_allowed(group: Group) -> dict[str, Run]:
-    """The rungs; the careful ones, in bfloat16 by autocast, with TF32 for what is left."""
+    """Return the implementations; those under bfloat16 autocast also with TF32 allowed."""
     careful = [r for r in CAREFUL if group.dtype(r) == torch.bfloat16]
     return {n: under_tf32(True, run) if n in careful else run for n, run in group.rungs.items()}
 
@@ -217,13 +216,13 @@ _measured: dict[str, Measured | Exception] = {}
 
 
 def measured(spec: Spec) -> Measured:
-    """What a group took: measured when the first of its rungs asks; an error is for all of them."""
+    """Return a group's results, measured at the first call; every test of it gets its error."""
     if spec.name not in _measured:
         try:
             _measured[spec.name] = measure(spec.build())
-        except Exception as error:  # building it again for each rung would fail as often
+        except Exception as error:  # building it again for each test would fail again
             _measured[spec.name] = error
-        torch.compiler.reset()  # compiled code holds its models
+        torch.compiler.reset()  # compiled code keeps its models alive
         gc.collect()
     found = _measured[spec.name]
     if isinstance(found, Exception):
@@ -232,17 +231,17 @@ def measured(spec: Spec) -> Measured:
 
 
 class ReplayClock:
-    """A clock that stands still but for `advance`."""
+    """A clock that only `advance` moves."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def now(self) -> float:
-        """Seconds."""
+        """Return the current time in seconds."""
         return self.seconds
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds pass."""
+        """Advance by ``seconds``."""
         self.seconds += seconds
 
 
@@ -250,11 +249,11 @@ CLOCK = ReplayClock()
 
 
 def ladder(specs: Iterable[Spec]) -> pytest.MarkDecorator:
-    """Parametrizes a test by ``spec`` and ``rung``; those that are left out are skipped by name."""
+    """Parametrize a test by ``spec`` and ``rung``; those in ``left_out`` are skipped."""
     params = []
     for spec in specs:
         for rung in (*spec.rungs, *spec.left_out):
-            # the first of its tests takes as long as the whole group
+            # the first test of a group measures the whole group
             timeout = pytest.mark.timeout(3600)
             marks = [pytest.mark.benchmark(group=spec.name, timer=CLOCK.now), timeout]
             if rung in spec.left_out:
@@ -265,7 +264,7 @@ def ladder(specs: Iterable[Spec]) -> pytest.MarkDecorator:
 
 
 def replay(benchmark: Any, spec: Spec, rung: str) -> None:
-    """Tell pytest-benchmark, whose timer is ``CLOCK.now``, what a rung took in each round."""
+    """Report each round's seconds to pytest-benchmark, whose timer is ``CLOCK.now``."""
     found = measured(spec)
     seconds = iter(found.timings[rung].seconds)
     benchmark.extra_info |= found.about(rung)

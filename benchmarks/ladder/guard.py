@@ -1,10 +1,10 @@
-"""The regression guard: ratios of a run of the ladder against the committed ones.
+"""The regression guard: compares a run's ratios with the committed ones.
 
 python -m benchmarks.ladder.guard RUN.json                  # against this machine's committed file
 python -m benchmarks.ladder.guard RUN.json --against FILE
 
-A rung that loses more than a fifth of its ratio to the baseline is named, and the exit code is 1.
-Times are not compared, ratios are; and only those of equal sizes, threads and dtype.
+Prints each implementation that lost more than a fifth of its ratio to the baseline and exits with
+1. Ratios are compared, not times, and only at equal sizes, threads and dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARE = 0.2
 
 @dataclass(frozen=True)
 class Loss:
-    """A rung that became slower beside its baseline."""
+    """An implementation whose ratio to the baseline decreased."""
 
     group: str
     rung: str
@@ -36,14 +36,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a run is beside the committed file.
+    """Comparison of a run with the committed file.
 
     Attributes:
-        compared: rungs that are in both, baselines not counted.
+        compared: number of implementations in both files, without baselines.
         losses: of more than the allowed share.
-        new: groups, or rungs of common groups, that are in the run alone.
-        missing: those that are in the committed file alone.
-        unlike: groups of other sizes or settings, with what differs.
+        new: groups, or implementations of common groups, only in the run.
+        missing: groups, or implementations of common groups, only in the committed file.
+        unlike: groups with different sizes or settings, with the difference.
     """
 
     compared: int
@@ -54,13 +54,13 @@ class Comparison:
 
 
 def compare(run: Sequence[Row], committed: Sequence[Row], share: float = SHARE) -> Comparison:
-    """Ratios of both, rung by rung.
+    """Compare the ratios of each implementation.
 
     Args:
-        share: of the committed ratio that a rung may lose.
+        share: of the committed ratio that may be lost.
 
     Raises:
-        ValueError: ``share`` is not between 0 and 1.
+        ValueError: ``share`` is negative or not below 1.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share must be at least 0 and below 1, got {share}")
@@ -83,7 +83,7 @@ def compare(run: Sequence[Row], committed: Sequence[Row], share: float = SHARE) 
 
 
 def _differing(now: Row, was: Row) -> str:
-    """What two rows differ in beside their times, in words."""
+    """Describe how two rows' baselines and settings differ."""
     new, old = ({"baseline": row.baseline, **row.settings} for row in (now, was))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return ", ".join(f"{key} {new.get(key)}, was {old.get(key)}" for key in keys)
@@ -100,12 +100,12 @@ def _only_in(rows: Sequence[Row], others: Sequence[Row]) -> list[str]:
 
 
 def lines(found: Comparison, share: float = SHARE) -> list[str]:
-    """A comparison in words, what was lost first."""
+    """Format a comparison as text, losses first."""
     lost = f"{len(found.losses)} of {found.compared} compared" if found.losses else "none"
     out = [f"rungs that lost more than {100 * share:.0f} % of their ratio: {lost}"]
     out += [f"  {loss}" for loss in found.losses]
     apart = {
-        "not compared, as they differ": found.unlike,
+        "not compared, because of different settings": found.unlike,
         "not in the committed file": found.new,
         "committed, not in this run": found.missing,
     }
@@ -113,10 +113,11 @@ def lines(found: Comparison, share: float = SHARE) -> list[str]:
 
 
 def summarize(rows: Sequence[Row], committed_path: Path) -> list[str]:
-    """For the end of a run of pytest: its rows beside the committed ones, in words.
+    """Compare the rows of a pytest run with the committed ones; return lines of text.
 
-    A file that can't be read is told, not raised: the run's own figures must not be lost. It is
-    empty, for one, when ``--benchmark-json`` names it, which pytest-benchmark opens at the start.
+    An unreadable file is reported and raises no error, so that the run's results are not lost. The
+    file is empty, for example, if ``--benchmark-json`` names it: pytest-benchmark opens it at the
+    start.
     """
     if not rows:
         return []
@@ -128,11 +129,11 @@ def summarize(rows: Sequence[Row], committed_path: Path) -> list[str]:
 
 
 def main(run: Path, against: Path, share: float = SHARE) -> int:
-    """Compare two files, print, and return 1 if something was lost.
+    """Compare two files, print the result, and return 1 if an implementation lost too much.
 
     Args:
         run: written by ``pytest benchmarks --benchmark-only --benchmark-json``.
-        against: the file with the ratios to keep.
+        against: the file with the reference ratios.
         share: of a ratio that may be lost.
     """
     found = compare(read(run), read(against), share)
@@ -141,13 +142,13 @@ def main(run: Path, against: Path, share: float = SHARE) -> int:
 
 
 def arguments(args: Sequence[str] | None = None) -> dict[str, Any]:
-    """From the command line."""
+    """Parse the command line."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="python -m benchmarks.ladder.guard", description=__doc__)
     parser.add_argument("run", type=Path, help="JSON file of a run of the ladder")
-    parser.add_argument("--against", type=Path, default=results() / FILE, help="the ratios to keep")
-    parser.add_argument("--share", type=float, default=SHARE, help="of a ratio that may be lost")
+    parser.add_argument("--against", type=Path, default=results() / FILE, help="reference ratios")
+    parser.add_argument("--share", type=float, default=SHARE, help="allowed relative loss")
     return parser.parse_args(args).as_dict()
 
 

@@ -1,4 +1,4 @@
-"""Each kernel beside the formula that it computes: inputs, what is run, what must agree."""
+"""Groups of each kernel and its formula: inputs, timed functions, compared tensors."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ from .group import Group
 ALPHA, EPS = 2 / 255, 8 / 255
 
 
-# formulas as functions of tensors, and other spellings that are no formula
+# formulas as functions of tensors, and alternative implementations of them
 
 
 def mixture_formula(*inputs: Tensor) -> Tensor:
-    """AMPT's logits ``[B, C]``, a text feature for each image and class."""
+    """AMPT's logits ``[B, C]``, with a text feature for each image and class."""
     return mixture_reference.mixture_logits(*inputs)[0]
 
 
 def layers_formula(*features: Tensor) -> Tensor:
-    """NAP's distance ``[B]``; one side's layers, then the other's."""
+    """NAP's distance ``[B]`` between the first and the second half of ``features``."""
     half = len(features) // 2
     return layers_reference.layer_consistency(features[:half], features[half:])
 
 
 def consistency_formula(adv: Tensor, clean: Tensor, frozen: Tensor, labels: Tensor) -> Tensor:
-    """CAPT's loss ``[B]``, equal weights."""
+    """CAPT's loss ``[B]`` with equal weights."""
     return consistency_reference.consistency_loss(adv, clean, frozen, labels, alpha=0.5)[0]
 
 
 def gram_mixture(f: Tensor, t: Tensor, router: Tensor, s: Tensor) -> Tensor:
-    """AMPT's logits by the Gram matrix."""
+    """AMPT's logits computed with the Gram matrix."""
     weights = router.float().softmax(-1)
     t = F.normalize(t, dim=-1)
     gram = torch.einsum("kcd,lcd->klc", t, t).float()
@@ -65,7 +65,7 @@ def gram_mixture(f: Tensor, t: Tensor, router: Tensor, s: Tensor) -> Tensor:
 def copied_prefix(
     q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, mask: Tensor
 ) -> Tensor:
-    """Fused attention with a copy of the prefix in front of each padded class: ``[C, H, S, d]``."""
+    """Fused attention with a copied prefix before each padded class: ``[C, H, S, d]``."""
     keys, values = (
         torch.cat([p.transpose(1, 2).expand(len(q), -1, -1, -1), own], dim=2)
         for p, own in ((prefix_k, k), (prefix_v, v))
@@ -74,7 +74,7 @@ def copied_prefix(
 
 
 def uniform_start(x: Tensor, eps: float) -> Tensor:
-    """Uniform in the ball, drawn by torch's own generator."""
+    """Uniform random start in the ball, drawn by torch's generator."""
     return torch.clamp(x + torch.empty_like(x).uniform_(-eps, eps), min=0, max=1)
 
 
@@ -84,11 +84,11 @@ def _all(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Way:
-    """A function of tensors.
+    """A function of tensors with its inputs.
 
     Attributes:
-        direction: that the gradients are taken against.
-        compared: brings outputs and gradients into the form that all ways share.
+        direction: the output gradient.
+        compared: converts outputs and gradients into a form that all ways share.
     """
 
     function: Callable[..., Tensor | tuple[Tensor, ...]]
@@ -101,19 +101,19 @@ class Way:
         return [x for x in self.inputs if x.requires_grad]
 
     def forward(self) -> tuple[Tensor, ...]:
-        """Without a graph."""
+        """Return the outputs without recording a graph."""
         with torch.no_grad():
             out = self.function(*self.inputs)
         return out if isinstance(out, tuple) else (out,)
 
     def both(self) -> tuple[Tensor, ...]:
-        """Output and gradients."""
+        """Return output and gradients."""
         out = self.function(*self.inputs)
         assert isinstance(out, Tensor)
         return (out.detach(), *torch.autograd.grad(out, self.learning, self.direction))
 
     def results(self) -> dict[str, Tensor]:
-        """For the gate."""
+        """Return the tensors of the equality check."""
         found = self.both() if self.learning else self.forward()
         return {f"tensor {i}": x for i, x in enumerate(self.compared(found))}
 
@@ -121,7 +121,7 @@ class Way:
 def group(
     ways: dict[str, Way], backward: bool, compiled: bool, moved: int | None, size: dict[str, Any]
 ) -> Group:
-    """The rungs ``eager``, perhaps ``compiled``, and ``fastprompt``."""
+    """Build the group of ``eager``, optionally ``compiled``, and ``fastprompt``."""
     eager = ways["eager"]
     if compiled:
         function = torch.compile(eager.function, dynamic=False)
@@ -130,7 +130,7 @@ def group(
     rungs = {name: way.both if backward else way.forward for name, way in ways.items()}
     results = {name: way.results() for name, way in ways.items()}
     size = size | {"backward": backward}
-    # the formula's products: what torch's compiler makes of them is the same mathematics
+    # compiled code computes the formula's products
     counted = {"compiled": "eager"}
 
     def flops(rung: str) -> int:
@@ -146,7 +146,7 @@ def _random(*shape: int, seed: int = 0, learning: bool = False) -> Tensor:
 
 def mixture(n_images: int, classes: int, prompts: int, width: int = 512, **how: Any) -> Group:
     """Router softmax, mixture and logits."""
-    # prompts of one class are alike, as those of CLIP are
+    # the prompts of a class have similar features, as in CLIP
     text = _random(prompts, classes, width, seed=1) + _random(classes, width, seed=2)
     inputs = [
         F.normalize(_random(n_images, width), dim=1).requires_grad_(),
@@ -166,7 +166,7 @@ def mixture(n_images: int, classes: int, prompts: int, width: int = 512, **how: 
 def attention(
     classes: int, prefix: int = 17, heads: int = 8, head_width: int = 64, **how: Any
 ) -> Group:
-    """Class names of 2 to 8 tokens behind one prefix, against fused attention over copies of it."""
+    """Class names of 2 to 8 tokens after a prefix, against fused attention on its copies."""
     lengths = [2 + i % 7 for i in range(classes)]
     longest, total = max(lengths), sum(lengths)
     used = (torch.arange(longest)[None] < torch.tensor(lengths)[:, None]).to(DEVICE)  # [C, S]
@@ -181,7 +181,7 @@ def attention(
         return wide.transpose(1, 2).contiguous()  # [C, H, S, d]
 
     def unpadded(found: Sequence[Tensor]) -> list[Tensor]:
-        # output and three gradients of packed tensors; those of the prefix are as they are
+        # output and three gradients of packed tensors; the prefix's gradients are unchanged
         return [x.transpose(1, 2)[used][None] if x.shape[0] == classes else x for x in found]
 
     direction = _random(1, total, heads, head_width, seed=9)
@@ -216,7 +216,7 @@ def layers(
     }
     read = sum(x.numel() * x.itemsize for x in features)
     size = {"batch": n_images, "layers": n_layers, "tokens": tokens, "width": width}
-    # backward: read again, and gradients written
+    # backward reads the features again and writes the gradients
     return group(ways, moved=read * (3 if how["backward"] else 1), size=size, **how)
 
 
@@ -253,7 +253,7 @@ def _steps(
 
 
 def sign_step(n_images: int, image_size: int = 224, **how: Any) -> Group:
-    """PGD's step on pictures."""
+    """PGD's step on images."""
     x, size = _pictures(n_images, image_size)
     inputs = [(x + 0.01).clamp(0, 1), x, _random(*x.shape)]
     ways = _steps(step_reference.pgd_step, pgd_step, inputs, alpha=ALPHA)
@@ -261,7 +261,7 @@ def sign_step(n_images: int, image_size: int = 224, **how: Any) -> Group:
 
 
 def two_point_step(n_images: int, image_size: int = 224, **how: Any) -> Group:
-    """APGD's step, a step size for each picture."""
+    """APGD's step, with a step size for each image."""
     x, size = _pictures(n_images, image_size)
     inputs = [(x + 0.01).clamp(0, 1), (x - 0.01).clamp(0, 1), x, _random(*x.shape)]
     alpha = torch.full((n_images,), ALPHA, device=DEVICE)
@@ -270,10 +270,10 @@ def two_point_step(n_images: int, image_size: int = 224, **how: Any) -> Group:
 
 
 def start(n_images: int, image_size: int = 224, **how: Any) -> Group:
-    """Where an attack starts, beside torch's own generator.
+    """Random start of an attack, compared with torch's generator.
 
-    Both are uniform in the ball; their noise is not the same. What is compared is the kernel's
-    noise with the plain code's.
+    Both draw uniform noise in the ball, but not the same noise: the equality check compares the
+    kernel's noise with the plain code's.
     """
     x, size = _pictures(n_images, image_size)
     indices = torch.arange(n_images, device=DEVICE)

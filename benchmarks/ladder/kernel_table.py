@@ -1,8 +1,8 @@
-"""The table of the kernels in docs/kernels.md, from the committed results.
+"""Prints the table of the kernels in docs/kernels.md, from the committed results.
 
 python -m benchmarks.ladder.kernel_table
 
-What has no committed result reads "not yet measured".
+Missing results are shown as "not yet measured".
 """
 
 import json
@@ -15,7 +15,7 @@ from .result_file import FILE, by_group, read
 
 
 def _gpu(task: str, results: Path) -> dict[str, Any] | None:
-    """The result of a task of `benchmarks.gpu` on any card, if there is one without an error."""
+    """Return a `benchmarks.gpu` task's result on any card, if there is one without an error."""
     for path in sorted(results.glob(f"*/gpu-{task}.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         if "error" not in found:
@@ -73,7 +73,7 @@ def _gpu_rows(results: Path) -> list[list[str]]:
 
 
 def table(results: Path = RESULTS) -> str:
-    """Markdown: forward and backward, medians of rounds by turns."""
+    """Return the Markdown table: forward and backward, medians of interleaved rounds."""
     head = [_row("what", "against", "demanded", "measured"), ["---"] * 4]
     return "\n".join(f"| {' | '.join(r)} |" for r in [*head, *_cpu_rows(), *_gpu_rows(results)])
 

@@ -1,4 +1,4 @@
-"""The ladder as a drawing: speed-up of each rung, cost and memory against the number of classes."""
+"""Draws the speed-ups, and cost and memory against the number of classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..growth.curves import Curves
 from .result_file import Groups, Row
 from .table import BASELINES, OURS, between, telling, times
 
-# the report's colors on paper: an image in a page does not see the page's own
+# the report's light theme: an image does not follow the page's theme
 _INK, _RULE, _PAPER = "#1c2127", "#c9ced6", "#ffffff"
 _COLORS = {
     "eager": "#4c535c",
@@ -30,18 +30,18 @@ _COLORS = {
 _OTHER, _MARKERS = "#007a5a", "osD^v"
 _STYLE: Any = {
     **{"font.size": 9, "font.family": "sans-serif"},
-    # letters as letters; names that are the same each time
+    # text as text, and reproducible ids
     **{"svg.fonttype": "none", "svg.hashsalt": "fastprompt"},
     **{"text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _RULE},
     **{"xtick.color": _RULE, "ytick.color": _RULE, "xtick.labelcolor": _INK},
     **{"ytick.labelcolor": _INK, "grid.color": _RULE, "grid.linewidth": 0.5},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
 }
-_BAR = 0.2  # of the distance between two groups
+_BAR = 0.2  # height of a bar, relative to the distance between groups
 
 
 def words(ladders: Mapping[str, Groups], growth: Mapping[str, Curves]) -> str:
-    """Everything that is drawn, in words: for who can't see it, and to tell an old drawing."""
+    """Return everything drawn as text, for screen readers and to detect an outdated drawing."""
     parts = []
     for machine, groups in ladders.items():
         for name, rungs in telling(groups).items():
@@ -60,7 +60,7 @@ def words(ladders: Mapping[str, Groups], growth: Mapping[str, Curves]) -> str:
 
 
 def draw(ladders: Mapping[str, Groups], growth: Mapping[str, Curves]) -> str:
-    """An SVG with a row of three panels for each machine; the same text for the same results."""
+    """Return an SVG with a row of three panels per machine; equal results give equal text."""
     machines = sorted({*ladders, *growth})
     bars = {machine: telling(ladders.get(machine, {})) for machine in machines}
     heights = [max(3.6, 0.45 * len(groups)) for groups in bars.values()]
@@ -98,7 +98,7 @@ def _color(rung: str) -> str:
 
 
 def _speed_ups(axes: Any, groups: Groups) -> None:
-    """Bars from 1x, groups from top to bottom; the baseline is the line at 1x."""
+    """Draw bars that start at 1x, the baseline, with the groups from top to bottom."""
     if not groups:
         _nothing(axes)
         return
@@ -142,13 +142,13 @@ def _against_classes(axes: Any, rungs: Curves, what: str, unit: float) -> None:
 
 
 def _ordered(rungs: Mapping[str, Row]) -> list[Row]:
-    """Those in between as the table has them, fastprompt last."""
+    """Return the implementations in the table's order, fastprompt last."""
     names = [*between({"": rungs}), OURS]
     return [rungs[name] for name in names if name in rungs]
 
 
 def _plain(axis: Any) -> None:
-    """Marks at 1, 3, 10, 30, written out."""
+    """Place ticks at 1, 3, 10, 30, ..., as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1, 3)))
     axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axis.set_minor_formatter(NullFormatter())
@@ -162,7 +162,7 @@ def _nothing(axes: Any) -> None:
 def _svg(figure: Figure, said: str) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    # its metadata name other hosts
+    # the metadata contains links to other hosts
     text = re.sub(r"<metadata\b.*?</metadata>\s*", "", out.getvalue(), flags=re.S)
     text = re.sub(r"<!--.*?-->\s*", "", text[text.index("<svg") :], flags=re.S)
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(said)}" ', 1)

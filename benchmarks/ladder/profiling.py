@@ -1,6 +1,6 @@
-"""Where the time of a NAP step goes, by its parts and by kinds of operation.
+"""Profiles a NAP step by its parts and by kinds of operations.
 
-python -m benchmarks.ladder.profiling measure     # writes profile.json beside the machine's results
+python -m benchmarks.ladder.profiling measure     # writes profile.json into the machine's results
 python -m benchmarks.ladder.profiling table       # prints the tables of benchmarks/README.md
 """
 
@@ -27,9 +27,9 @@ from ..common.tuner_steps import TunerStep, random_images, tuner_steps
 
 RESULT = TWO_CORES / "profile.json"
 PARTS = ("text forward", "attack", "loss forward", "backward")
-# an operator's name holds one of these; the first that fits counts
+# substrings of operator names; the first kind that matches counts
 KINDS = {
-    # in front: a GPU's attention kernels have the names of their products in theirs
+    # first: names of a GPU's attention kernels also contain those of matrix products
     "attention": ("attention", "flash", "fmha"),
     "matrix products": ("::mm", "addmm", "bmm", "matmul", "gemm", "cutlass", "nvjet", "conv"),
     "GELU": ("gelu",),
@@ -45,7 +45,7 @@ def _synchronize() -> None:
 
 
 def parts(step: TunerStep) -> dict[str, float]:
-    """Seconds of each part of one step; on a GPU each waits for the device."""
+    """Return the seconds of each part of one step; on a GPU, synchronize after each."""
     step.tuner.prompts.zero_grad()
     batch, marks = step.begin(), []
 
@@ -67,13 +67,13 @@ def parts(step: TunerStep) -> dict[str, float]:
 
 
 def kind_of(name: str) -> str:
-    """Which of `KINDS` an operator is of."""
+    """Return the kind in `KINDS` that an operator belongs to."""
     lower = name.lower()
     return next((k for k, words in KINDS.items() if any(w in lower for w in words)), OTHER)
 
 
 def shares(events: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Each kind's share of the time that operators take by themselves."""
+    """Return each kind's share of the operators' own time."""
     seconds: dict[str, float] = defaultdict(float)
     for name, taken in events:
         seconds[kind_of(name)] += taken
@@ -82,7 +82,7 @@ def shares(events: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def kinds(step: TunerStep) -> dict[str, float]:
-    """Shares of a step's operators, on the GPU where there is one."""
+    """Return the shares of a step's operators, on the GPU if there is one."""
     activity = ProfilerActivity.CUDA if ON_GPU else ProfilerActivity.CPU
     with profile(activities=[activity]) as record:
         step()
@@ -97,11 +97,11 @@ def measure(
     """Profile the fast engine's step on ViT-B-32 with prompts in every layer; write, print.
 
     Args:
-        classes: named by 1 to 4 words.
-        batch: images.
+        classes: number of classes, with names of 1 to 4 words.
+        batch: number of images.
         steps: of PGD.
-        rounds: of the parts' seconds, whose medians count.
-        out: the result file; by default beside this machine's.
+        rounds: repetitions of the timing of the parts; medians are reported.
+        out: the result file; default: profile.json in this machine's results.
     """
     torch.set_num_threads(THREADS)
     keep_freed_memory()
@@ -119,7 +119,7 @@ def measure(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Both tables in Markdown."""
+    """Return both tables in Markdown."""
     total = sum(result["seconds"].values())
     by_part = [[p, f"{s:.2f}", f"{100 * s / total:.0f} %"] for p, s in result["seconds"].items()]
     by_kind = [[kind, f"{100 * share:.0f} %"] for kind, share in result["shares"].items()]

@@ -1,4 +1,4 @@
-"""The ladder's results, read from pytest-benchmark's JSON into rows."""
+"""Reads the ladder's results from pytest-benchmark's JSON into rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from fastprompt._utils.files import read_json
 
 FILE = "ladder.json"
-# what extra_info says of the measurement and of the machine; all else in it is the group's size
+# keys of extra_info about measurement and machine; all others are the group's size
 MEASURED = (
     *("rung", "baseline", "ratio_range", "ceiling", "flops", "quartiles", "limit"),
     *("share_of_limit", "largest_error", "peak_bytes", "images_per_second", "clocks_after"),
@@ -21,26 +21,26 @@ MACHINE = (
     *("processor", "cores", "threads", "torch", "triton", "dtype", "freed_memory_kept"),
     *("card", "clocks", "driver"),
 )
-# without which two ratios are not the same quantity
+# ratios are comparable only if these are equal
 SETTINGS = ("threads", "dtype")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A rung of a group.
+    """Result of one implementation (rung) in one group.
 
     Attributes:
         group: ``<layer>/<what>/<size>``.
-        rung: its name.
-        baseline: the rung that ``ratio`` is of.
-        seconds: one a round.
-        ratio: how many times longer the baseline takes, of medians.
+        rung: name of the implementation.
+        baseline: the implementation that ``ratio`` is relative to.
+        seconds: one entry per round.
+        ratio: the baseline's median time over this one's.
         ratio_range: least and most over the rounds.
-        ceiling: the ratio by FLOPs; None where none are counted.
-        share_of_limit: what it reaches of the machine's ``limit``, ``"matmul"`` or ``"copy"``.
-        largest_error: against the baseline, norm-relative.
-        size: what was computed: classes, batch, and so on.
-        machine: the facts of `MACHINE`.
+        ceiling: the ratio of FLOPs; None if not counted.
+        share_of_limit: of the machine's ``limit``, ``"matmul"`` or ``"copy"``.
+        largest_error: norm-relative difference from the baseline.
+        size: problem size: classes, batch, and so on.
+        machine: the facts in `MACHINE`.
     """
 
     group: str
@@ -58,12 +58,12 @@ class Row:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median seconds."""
         return statistics.median(self.seconds)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What must be alike where two of its ratios are compared."""
+        """Settings that must be equal for two ratios to be comparable."""
         return {**self.size, **{key: self.machine.get(key) for key in SETTINGS}}
 
 
@@ -71,12 +71,12 @@ Groups = Mapping[str, Mapping[str, Row]]
 
 
 def rows_of(entries: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """The ladder's rows among pytest-benchmark's entries; others, without a baseline, are not."""
+    """Return the ladder's rows of pytest-benchmark's entries; skip those without a baseline."""
     return [_row(e) for e in entries if {"rung", "baseline"} <= set(e.get("extra_info", {}))]
 
 
 def _row(entry: Mapping[str, Any]) -> Row:
-    # through JSON: a run's own tuples are a file's lists
+    # through JSON, which turns a run's tuples into lists, as in a file
     extra = json.loads(json.dumps(entry["extra_info"]))
     group, rung, baseline = entry["group"], extra["rung"], extra["baseline"]
     ratio = f"ratio_to_{baseline}"
@@ -102,19 +102,19 @@ def _row(entry: Mapping[str, Any]) -> Row:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file of ``pytest benchmarks --benchmark-only --benchmark-json FILE``.
+    """Read a file written by ``pytest benchmarks --benchmark-only --benchmark-json FILE``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not one of pytest-benchmark's, holds no row of the ladder or one twice, or
-            a ratio is not that of the seconds beside it.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not pytest-benchmark's, has no row of the ladder or a duplicate one, or a
+            ratio does not match its seconds.
     """
     found = read_json(path)
     if not isinstance(found.get("benchmarks"), list):
-        raise ValueError(f"{path} has no list 'benchmarks': it is not pytest-benchmark's")
+        raise ValueError(f"{path} has no list 'benchmarks': not a pytest-benchmark file")
     rows = rows_of(found["benchmarks"])
     if not rows:
-        raise ValueError(f"{path} holds no row of the ladder: no extra_info names a baseline")
+        raise ValueError(f"{path} has no row of the ladder: no extra_info has a baseline")
     _check(rows, path)
     return rows
 
@@ -122,22 +122,22 @@ def read(path: Path) -> list[Row]:
 def _check(rows: Sequence[Row], path: Path) -> None:
     groups = by_group(rows)
     if sum(map(len, groups.values())) != len(rows):
-        raise ValueError(f"{path} holds a rung of a group twice")
+        raise ValueError(f"{path} has a rung of a group twice")
     for row in rows:
         base = groups[row.group].get(row.baseline)
-        if base is None:  # its test was not chosen
+        if base is None:  # its test was not selected
             continue
         ratio = base.median / row.median
-        # the clock that replays the seconds rounds them
+        # replaying the seconds rounds them
         if abs(ratio - row.ratio) > 1e-6 * ratio:
             raise ValueError(
-                f"{path}: {row.group} {row.rung}: its ratio is {row.ratio:.4g}, that of its "
-                f"seconds {ratio:.4g}: the file was changed by hand"
+                f"{path}: {row.group} {row.rung}: ratio {row.ratio:.4g} does not match its "
+                f"seconds, which give {ratio:.4g}: the file was edited"
             )
 
 
 def by_group(rows: Sequence[Row]) -> Groups:
-    """By group, then by rung, in the rows' order."""
+    """Group the rows by group, then by implementation, in their order."""
     groups: dict[str, dict[str, Row]] = {}
     for row in rows:
         groups.setdefault(row.group, {})[row.rung] = row
@@ -145,6 +145,6 @@ def by_group(rows: Sequence[Row]) -> Groups:
 
 
 def committed(results: Path) -> dict[str, Groups]:
-    """The groups of every machine under ``results`` that has a ladder, by the folder's name."""
+    """Return the groups of every machine under ``results`` with a ladder, by folder name."""
     paths = sorted(results.glob(f"*/{FILE}"))
     return {path.parent.name: by_group(read(path)) for path in paths}

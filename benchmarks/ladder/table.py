@@ -1,4 +1,4 @@
-"""The ladder's tables in Markdown: a short one for the README, all of it for docs/benchmarks.md."""
+"""Formats the ladder's Markdown tables: short for the README, whole for docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .result_file import FILE, Groups, Row
 
 OURS = "fastprompt"
 BETWEEN = ("eager-hoisted", "eager-careful", "compiled")
-BASELINES = ("eager", "torchattacks")  # any other stands in for one that is left out
-# of the operations, what a user meets as one; docs/benchmarks.md has all of them
+BASELINES = ("eager", "torchattacks")  # another baseline replaces one that is skipped
+# operations in the README's table; docs/benchmarks.md has all of them
 README_KERNELS = ("mixture_logits",)
-# what the README's table shows of those
+# groups in the README's table
 README_GROUPS = ("peers/pgd", "drop-in/", "kernels/", "step/", "towers/text")
-# of a caption, in words
+# facts in a caption, and their formats
 FACTS = {
     "card": "{}",
     "processor": "{}",
@@ -26,7 +26,7 @@ FACTS = {
 
 
 def times(ratio: float | None) -> str:
-    """``8.3x``; nothing of None."""
+    """Format a ratio as ``8.3x``; None as an empty string."""
     if ratio is None:
         return ""
     return (
@@ -35,7 +35,7 @@ def times(ratio: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits, in seconds, milliseconds or microseconds."""
+    """Format seconds with three digits, in s, ms or µs."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= 0.9995 * size:
             return f"{_three(seconds / size)} {unit}"
@@ -47,10 +47,10 @@ def _three(value: float) -> str:
 
 
 def telling(groups: Groups) -> dict[str, Mapping[str, Row]]:
-    """What the README shows: of each ``<layer>/<what>`` the size whose baseline takes longest.
+    """Select the README's groups: of each ``<layer>/<what>`` the size with the slowest baseline.
 
-    Sizes at which the eager rung is left out come after all others; of the operations it shows
-    those in `README_KERNELS` alone, at the size that their sweeps start from, the first.
+    Sizes without the eager implementation rank last. Of the operations only those in
+    `README_KERNELS` are selected, at the first size of their sweeps.
     """
     chosen: dict[str, tuple[tuple[bool, float], str]] = {}
     for name, rungs in groups.items():
@@ -68,20 +68,20 @@ def telling(groups: Groups) -> dict[str, Mapping[str, Row]]:
 
 
 def _baseline(rungs: Mapping[str, Row]) -> Row:
-    """The rung that ratios are of; the slowest, where its test was not chosen."""
+    """Return the baseline's row, or the slowest one if the baseline's test was not selected."""
     name = next(iter(rungs.values())).baseline
     return rungs.get(name) or min(rungs.values(), key=lambda row: row.ratio)
 
 
 def over(rungs: Mapping[str, Row], other: str) -> float | None:
-    """How many times longer than fastprompt another rung takes."""
+    """Return fastprompt's speed-up over another implementation."""
     if OURS not in rungs or other not in rungs:
         return None
     return rungs[OURS].ratio / rungs[other].ratio
 
 
 def between(groups: Groups) -> list[str]:
-    """The rungs that have a column: neither the baseline nor fastprompt, the known ones first."""
+    """Return the columns: neither baselines nor fastprompt, the known implementations first."""
     found = {row.rung: None for rungs in groups.values() for row in rungs.values()}
     ends = {OURS, *BASELINES}
     known = [rung for rung in BETWEEN if rung in found]
@@ -107,7 +107,7 @@ def _ratio(rungs: Mapping[str, Row], rung: str) -> float | None:
 
 
 def share(row: Row | None) -> str:
-    """``78 % (matmul)``; nothing where none is counted."""
+    """Format as ``78 % (matmul)``; empty if not counted."""
     if row is None or row.share_of_limit is None:
         return ""
     return f"{100 * row.share_of_limit:.0f} % ({row.limit})"
@@ -127,7 +127,7 @@ def _head(columns: Sequence[str]) -> list[str]:
 
 
 def short_table(groups: Groups) -> str:
-    """The README's table: speed-up over the baseline and over careful eager code."""
+    """Format the README's table: speed-up over the baseline and over eager-careful."""
     rows = []
     for name, rungs in telling(groups).items():
         if name.startswith(README_GROUPS):
@@ -137,7 +137,7 @@ def short_table(groups: Groups) -> str:
 
 
 def whole_table(groups: Groups) -> str:
-    """Every group; of fastprompt its seconds, the range of its ratio and its error, too."""
+    """Format every group, with fastprompt's seconds, range of ratios and error."""
     columns = between(groups)
     more = [OURS, "ratio over the rounds", "largest error"]
     rows = []
@@ -161,10 +161,10 @@ def _error(row: Row | None) -> str:
 
 
 def caption(machine: str, groups: Groups, folder: str) -> str:
-    """What was measured on, and where the raw file is.
+    """Describe the machine and link the raw file.
 
     Args:
-        folder: of all results, as a link from the page.
+        folder: of all results, as linked from the page.
     """
     rows = [row for rungs in groups.values() for row in rungs.values()]
     facts = [_fact(rows, key, words) for key, words in FACTS.items()]
@@ -173,13 +173,13 @@ def caption(machine: str, groups: Groups, folder: str) -> str:
 
 
 def _fact(rows: Sequence[Row], key: str, words: str) -> str:
-    """All values of a fact that the rows name."""
+    """Format all values of a fact in the rows."""
     values = {str(row.machine[key]): None for row in rows if row.machine.get(key) is not None}
     return words.format(" or ".join(values)) if values else ""
 
 
 def blocks(ladders: Mapping[str, Groups], folder: str, table: Callable[[Groups], str]) -> str:
-    """A table of each machine under its caption."""
+    """Format each machine's table below its caption."""
     parts = [
         f"{caption(machine, groups, folder)}\n\n{table(groups)}"
         for machine, groups in ladders.items()

@@ -1,4 +1,4 @@
-"""PGD-10 through the prompts, as tuning and evaluation make it; `torchattacks.PGD` beside ours."""
+"""PGD-10 through the prompts, as in tuning and evaluation, and compared with `torchattacks.PGD`."""
 
 from contextlib import AbstractContextManager
 from functools import partial
@@ -24,7 +24,7 @@ ALPHA, EPS, STEPS = 1 / 255, 4 / 255, 10
 
 
 class Attack:
-    """PGD-10 through deep prompts; the class features are part of it."""
+    """PGD-10 through deep prompts, including the class features."""
 
     def __init__(self, rung: str, clip: Any, names: list[str], batch: int) -> None:
         prompts = DeepPrompts.for_clip(clip, 4).to(DEVICE)
@@ -34,14 +34,14 @@ class Attack:
         self.images = torch.rand(batch, 3, size, size, generator=generator).to(DEVICE)
         self.labels = torch.arange(batch, device=DEVICE) % len(names)
         self.rows = torch.arange(batch, device=DEVICE)
-        # eager code captures no graph
+        # eager code captures no CUDA graph
         self.pgd = OnlinePGD(self.model, EPS, ALPHA, STEPS, capture=rung == "fastprompt")
 
     def __call__(self) -> Tensor:
         return self.pgd(self.images, self.labels, self.rows).images
 
     def results(self) -> dict[str, Tensor]:
-        """The first step's gradient, before any sign is taken."""
+        """Return loss and gradient of the first step, before the sign."""
         pixels = self.images.clone().requires_grad_()
         if self.model.engine == "reference":
             loss = F.cross_entropy(self.model(pixels), self.labels, reduction="sum")
@@ -51,7 +51,7 @@ class Attack:
 
 
 def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Group:
-    """Images per second are ``images`` over the median."""
+    """Build the attack's group; images per second are ``images`` over the median."""
     clip = shared_clip(model, DEVICE)
     made = {rung: Attack(rung, clip, class_names(classes), batch) for rung in rungs}
     results = {rung: one.results() for rung, one in made.items()}
@@ -59,7 +59,7 @@ def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Grou
 
     def flops(rung: str) -> int:
         counted = made["eager-careful" if rung == "compiled" else rung]
-        # without values it takes longer than a run of the bundled model
+        # for the bundled model, counting without values takes longer than a run
         return (count_flops if model in BUNDLED else count_without_values)(counted)
 
     def inside(rung: str, keep: bool) -> AbstractContextManager[None]:
@@ -78,7 +78,7 @@ def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Grou
 
 
 def peer(batch: int) -> Group:
-    """The example's classifier under both; without a random start their images are equal."""
+    """Build the group of both PGDs on one classifier; without a random start, images are equal."""
     case = Attacks(batch, DEVICE)
     results, about = case.results(), {**case.size(), "images": batch}
     return Group(
@@ -87,7 +87,7 @@ def peer(batch: int) -> Group:
         rounds=2,
         warmup=0,
         baseline=case.baseline,
-        flops=(lambda _: 0) if ON_GPU else None,  # not seen in a captured attack
+        flops=(lambda _: 0) if ON_GPU else None,  # not visible in a captured attack
         # both attack the fast engine's classifier
         dtypes=dict.fromkeys(case.rungs(), DTYPES.get("fastprompt", torch.float32)),
         size=about,
@@ -95,7 +95,7 @@ def peer(batch: int) -> Group:
 
 
 def specs() -> list[Spec]:
-    """The bundled model's on two cores, ViT-B/16's on a GPU."""
+    """Return the bundled model's groups on two cores, ViT-B/16's on a GPU."""
     model, classes, batch = ("tiny-shapes", 80, 32) if SIZE == SMALL else ("ViT-B-16", 100, 256)
     name = f"{model.lower()}-b{batch}"
     both, small = ("torchattacks", "fastprompt"), "tiny-shapes-b32"
@@ -104,7 +104,7 @@ def specs() -> list[Spec]:
     build = partial(attack, rungs, model, classes, batch)
     return [
         Spec(f"attack/pgd-{STEPS}/{name}", build, rungs, left_out),
-        # the example's: one line changed in a user's own code
+        # as in examples/: one changed line in the user's code
         Spec(f"peers/pgd-{STEPS}/{small}", partial(peer, 32), both),
     ]
 

@@ -1,4 +1,4 @@
-"""What the diff in examples/ brings to a loop; that of an attack alone is in peers/."""
+"""Speed-up of the tuning loop with the diff of examples/; that of the attack is in peers/."""
 
 from functools import partial
 
@@ -9,16 +9,16 @@ from .group import Group, Spec, ladder, replay
 
 
 def drop_in(batch: int) -> Group:
-    """The example as it stands, and with the lines changed."""
+    """Build the group of the example and of its version with the changed lines."""
     case = Loops(batch, DEVICE)
-    results = case.results()  # before timing, which moves the contexts apart
+    results = case.results()  # before timing, which updates the contexts
     return Group(
         case.rungs(),
         results,
         rounds=3,
         baseline=case.baseline,
         dtypes=DTYPES,
-        flops=(lambda _: 0) if ON_GPU else None,  # not seen in compiled code, nor in a graph
+        flops=(lambda _: 0) if ON_GPU else None,  # not visible in compiled code, nor in a graph
         size=case.size(),
     )
 

@@ -1,4 +1,4 @@
-"""What a user waits for: an epoch of tuning on the built-in images, an evaluation by AutoAttack."""
+"""End-to-end times: an epoch of tuning on the built-in images, an evaluation by AutoAttack."""
 
 from functools import partial
 from typing import Any
@@ -19,10 +19,10 @@ FAST = "fastprompt"
 ENGINES = {"eager": "reference", FAST: "fast"}
 BOTH = tuple(ENGINES)
 OTHERS = ("eager-hoisted", "eager-careful", "compiled")
-TWO_ENGINES = dict.fromkeys(OTHERS, "a tuner has two engines; step/ has the rungs between them")
-FIXED_TEXT = dict.fromkeys(OTHERS, "a classifier's text features are fixed: it is eager")
+TWO_ENGINES = dict.fromkeys(OTHERS, "a tuner has two engines; see step/ for the others")
+FIXED_TEXT = dict.fromkeys(OTHERS, "a classifier's text features are fixed: the same as eager")
 EPS = 4 / 255
-OTHER_VALUES = "it makes fewer steps than the standard: its four attacks are timed with those"
+OTHER_VALUES = "it has fewer steps than the standard: its attacks are timed with the standard's"
 
 
 def _epoch(rung: str, clip: Any, data: Any, **settings: Any) -> NAPTuner:
@@ -31,7 +31,7 @@ def _epoch(rung: str, clip: Any, data: Any, **settings: Any) -> NAPTuner:
 
 
 def _tuned_in_float64(rung: str, data: Any) -> dict[str, Tensor]:
-    """What three steps move the prompts by: in float64 no sign of a gradient turns by rounding."""
+    """Return the prompts' change after three steps; in float64 rounding flips no sign."""
     clip = load_clip("tiny-shapes").double()
     few = ImageTensors(data.train.images[:6], data.train.labels[:6], data.classnames)
     tuner = NAPTuner(clip, data.classnames, engine=ENGINES[rung], epochs=1, batch=2, steps=1)
@@ -42,7 +42,7 @@ def _tuned_in_float64(rung: str, data: Any) -> dict[str, Tensor]:
 
 
 def epoch(shots: int, batch: int) -> Group:
-    """NAP's on shapes, images read and everything set up in it."""
+    """Build the group of NAP on shapes, including setup and reading images."""
     data, clip = load_data("shapes", shots=shots), load_clip("tiny-shapes").to(DEVICE)
     results = {rung: _tuned_in_float64(rung, data) for rung in BOTH}
     runs = {rung: partial(_epoch, rung, clip, data, batch=batch) for rung in BOTH}
@@ -52,12 +52,12 @@ def epoch(shots: int, batch: int) -> Group:
         "images": len(data.train),
         "batch": batch,
     }
-    # the optimizer and what is read are not products: FLOPs are not counted
+    # optimizer and reading have no matrix products: FLOPs are not counted
     return Group(runs, results, rounds=2, warmup=0, tolerance=1e-8, flops=lambda _: 0, size=size)
 
 
 class Evaluation:
-    """AutoAttack, standard, of the zero-shot classifier."""
+    """AutoAttack (standard) on the zero-shot classifier."""
 
     def __init__(
         self, rung: str, images: Tensor, labels: Tensor, data: Any, engine: str = "fast"
@@ -69,7 +69,7 @@ class Evaluation:
         self.peer = standard_four(self.model, EPS, seed=0)
 
     def __call__(self) -> None:
-        """Attack; how many images are ``standing`` then is kept."""
+        """Attack, and store the number of images still classified correctly in ``standing``."""
         self.standing = self._standing()
 
     def _standing(self) -> int:
@@ -83,16 +83,16 @@ class Evaluation:
         return int((self.model(adv).argmax(1) == self.labels).sum())
 
     def results(self) -> dict[str, Tensor]:
-        """What is attacked is one model."""
+        """Return the logits: all implementations attack the same model."""
         with torch.no_grad():
             return {"logits": self.model(self.images)}
 
 
 def autoattack(n: int, engines: dict[str, str]) -> Group:
-    """`evaluate` against torchattacks' four attacks with the standard's values, all in one batch.
+    """Compare `evaluate` with torchattacks' attacks at the standard's settings, in one batch.
 
     Args:
-        engines: that the rungs' classifiers run on; the first rung is the baseline.
+        engines: of each implementation's classifier; the first implementation is the baseline.
     """
     baseline, fast = engines
     data = load_data("shapes", shots=1)
@@ -105,7 +105,7 @@ def autoattack(n: int, engines: dict[str, str]) -> Group:
     def check() -> None:
         standing = {rung: one.standing for rung, one in made.items()}
         if standing[fast] > standing[baseline] + 1:
-            raise RungsDifferError(f"fastprompt is weaker: of {n} images stand {standing}")
+            raise RungsDifferError(f"fastprompt is weaker: of {n} images survive {standing}")
 
     return Group(
         made,
@@ -121,7 +121,7 @@ def autoattack(n: int, engines: dict[str, str]) -> Group:
 
 
 def specs() -> list[Spec]:
-    """A few images on two cores."""
+    """Return the groups; on two cores with few images."""
     shots, n = (1, 8) if SIZE == SMALL else (16, 500)
     return [
         Spec(
@@ -131,7 +131,7 @@ def specs() -> list[Spec]:
             TWO_ENGINES,
         ),
         Spec(f"end-to-end/autoattack/n{n}", partial(autoattack, n, ENGINES), BOTH, FIXED_TEXT),
-        # one classifier, on the fast engine: only the attack is another
+        # both attack one classifier on the fast engine
         Spec(
             f"peers/autoattack/n{n}",
             partial(autoattack, n, {"torchattacks": "fast", FAST: "fast"}),

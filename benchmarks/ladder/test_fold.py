@@ -1,8 +1,8 @@
-"""What folding frozen parts gains: the pixel normalization, and LayerNorm's scale and shift.
+"""Speed-up from folding the pixel normalization, and LayerNorm's scale and shift, into weights.
 
-The first is folded into the patch embedding, which becomes a matrix product (`ImageTower`). The
-second is not folded into the linear layer behind it: that would gain nothing, for a copy of the
-weights. Hence its rung's name.
+The normalization is folded into the patch embedding, which becomes a matrix product (`ImageTower`).
+fastprompt does not fold LayerNorm into the linear layer after it, which would gain nothing and need
+a copy of the weights. This implementation is therefore named ``folded``.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _with_gradient(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Any:
-    # against a fixed direction: a LayerNorm's squares add up to a constant
+    # a fixed output gradient: the sum of a LayerNorm's squared outputs is constant
     x = x.clone().requires_grad_()
     out = function(x)
     (gradient,) = torch.autograd.grad(out, x, direction.expand_as(out))
@@ -38,7 +38,7 @@ def _group(functions: dict[str, Any], x: Tensor, direction: Tensor, size: dict[s
 
 
 def patches() -> Group:
-    """Pixels to tokens: normalized first, or by weights that do both."""
+    """Embed pixels: normalize them first, or use weights that include the normalization."""
     clip = random_clip().to(DEVICE)
     tower, visual = ImageTower(clip), clip.model.visual
 
@@ -51,7 +51,7 @@ def patches() -> Group:
 
 
 def layer_norm() -> Group:
-    """LayerNorm and the linear layer behind it."""
+    """LayerNorm and the linear layer after it."""
     weight, scale = _random(1536, 512), 1 + _random(512, seed=2).abs()
     shift, bias = _random(512, seed=3), _random(1536, seed=4)
     folded, moved = weight * scale, bias + weight @ shift

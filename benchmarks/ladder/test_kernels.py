@@ -1,4 +1,4 @@
-"""Each kernel against the formula that it computes, forward alone and with its gradients."""
+"""Each kernel compared with its formula, forward only and with its gradients."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,25 +9,25 @@ from . import kernel_groups
 from .group import Group, Spec, ladder, replay
 
 RUNGS = ("eager", "fastprompt")
-PLAIN = "on a CPU it is the plain code"
+PLAIN = "on a CPU it runs the plain implementation"
 
 
 def spec(op: str, size: str, build: Callable[..., Group], backward: bool, base: bool) -> Spec:
-    """``compiled`` takes part at an op's base size: each further one is compiled anew."""
+    """Create a spec; ``compiled`` runs only at an op's base size: each size compiles anew."""
     how: dict[str, Any] = {"backward": backward, "compiled": base and backward}
     rungs = ("eager", "compiled", "fastprompt") if how["compiled"] else RUNGS
     part = "fwd-bwd" if backward else "fwd"
     left_out = {} if how["compiled"] else {"compiled": f"see the first size of {op}-fwd-bwd"}
     if not (base or backward or ON_GPU):
-        left_out |= dict.fromkeys(RUNGS, f"to save time: see the first size of {op}-fwd")
+        left_out |= dict.fromkeys(RUNGS, f"skipped to save time: see the first size of {op}-fwd")
         rungs = ()
     return Spec(f"kernels/{op}-{part}/{size}", partial(build, **how), rungs, left_out)
 
 
 def swept() -> list[Spec]:
-    """Every op at its base size, then one size after the other changed."""
+    """Return every op at its base size, and with one size changed at a time."""
     small = SIZE == SMALL
-    # images, classes, prompts; at the base first
+    # images, classes, prompts; the base size first
     mixtures = [(128, 1000, 8), (128, 100, 8), (128, 1000, 2), (128, 1000, 32), (16, 1000, 8)]
     classes = (200, 1000) if small else (1000, 200, 10_000)
     images = (8, 2, 32) if small else (32, 8, 256)
@@ -54,7 +54,7 @@ def swept() -> list[Spec]:
 
 
 def on_pictures() -> list[Spec]:
-    """No backward; plain code on a CPU, which would be compared with itself."""
+    """Return the ops on images: no backward; skipped on a CPU, which runs the plain code."""
     builds: dict[str, tuple[Callable[..., Group], bool]] = {
         "pgd_step": (kernel_groups.sign_step, True),
         "apgd_step": (kernel_groups.two_point_step, True),
@@ -70,7 +70,7 @@ def on_pictures() -> list[Spec]:
 
 def _on_pictures(name: str, build: Callable[..., Group], compiled: bool) -> Spec:
     rungs = ("eager", "compiled", "fastprompt") if compiled else RUNGS
-    left_out = {} if compiled else {"compiled": "torch's generator is one kernel as it is"}
+    left_out = {} if compiled else {"compiled": "torch's generator is already one kernel"}
     if not ON_GPU:
         rungs, left_out = (), {"fastprompt": PLAIN}
     return Spec(f"kernels/{name}", partial(build, compiled=compiled), rungs, left_out)

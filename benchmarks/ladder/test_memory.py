@@ -1,4 +1,4 @@
-"""Peak memory of the mixture's logits and gradients: a process of its own for each rung."""
+"""Peak memory of the mixture's logits and gradients, in one process per implementation."""
 
 import pytest
 import torch
@@ -9,19 +9,19 @@ from . import kernel_groups
 
 SIZE = (128, 1000, 8)
 RUNGS = ("eager", "fastprompt")
-# what is promised, on two cores
+# documented limit on two cores, relative to eager
 MOST_MEMORY = 0.1
 
 
 def peak(rung):
-    """Peak bytes above the inputs."""
+    """Return the peak bytes above the inputs."""
     torch.set_num_threads(THREADS)
-    # libraries make their own buffers in their first call
+    # libraries allocate their buffers in the first call
     kernel_groups.mixture(2, 3, 2, 16, backward=True, compiled=False).rungs[rung]()
     return peak_memory(kernel_groups.mixture(*SIZE, backward=True, compiled=False).rungs[rung])
 
 
-@pytest.mark.skipif(ON_GPU, reason="of the host's memory; on a GPU every rung says its peak_bytes")
+@pytest.mark.skipif(ON_GPU, reason="host memory; on a GPU every group records peak_bytes")
 @pytest.mark.benchmark(group="memory/mixture_logits/b128-c1000-k8")
 def test_as_little_memory_as_promised(benchmark):
     peaks = {}

@@ -1,7 +1,7 @@
-"""A whole tuning step of each method, by every rung: few classes, and many.
+"""A whole tuning step of each method, on every implementation, with few and many classes.
 
-The few are the bundled model's; the many are ViT-B-32's. Rungs are gated on a few classes and
-images, where all of them are quick: in the dtype that is timed, and the bundled model's in float64.
+Few classes run on the bundled model, many on ViT-B-32. The equality check uses few classes and
+images: in the timed dtype, and for the bundled model also in float64.
 """
 
 from functools import partial
@@ -20,10 +20,10 @@ ALL = ("eager", "eager-hoisted", "eager-careful", "compiled", "fastprompt")
 BOTH = ("eager", "fastprompt")
 UNCOMPILED = ("eager", "eager-hoisted", "eager-careful", "fastprompt")
 COMPILING = {"compiled": "compiling a step takes minutes on a CPU; see towers/"}
-# what a compiler makes of it is the same mathematics; counting needs eager code
+# compiled code computes the same products; counting needs eager code
 COUNTED = {"compiled": "eager-careful"}
-NOTHING_TO_HOIST = {"eager-hoisted": "it has no text features in an attack: it is eager"}
-SEEN = "to save time: it is in step/nap/c100 and step/ampt/c10-k4"
+NOTHING_TO_HOIST = {"eager-hoisted": "no attack uses text features: the same as eager"}
+SEEN = "skipped to save time: see step/nap/c100 and step/ampt/c10-k4"
 IN_NAP = dict.fromkeys(("eager-hoisted", "eager-careful"), SEEN)
 NO_TEXT = "it runs no text encoder: nothing to hoist or to trim"
 IMAGES_ALONE = dict.fromkeys(("eager-hoisted", "eager-careful"), NO_TEXT)
@@ -41,7 +41,7 @@ def tuning(
     rounds: int = 3,
     **settings: int,
 ) -> Group:
-    """The rungs of one step; agreement on two classes and one image."""
+    """Build the group of one step; the equality check uses two classes and one image."""
     clip = shared_clip(model, DEVICE)
 
     def agreeing(double: bool) -> dict[str, dict[str, Tensor]]:
@@ -62,7 +62,7 @@ def tuning(
         exact=partial(agreeing, double=True),
         dtypes=DTYPES,
         rounds=rounds,
-        # a long round is not spent on warming up: it would be a third of all
+        # slow groups have no warm-up: it would be a third of their time
         warmup=0 if rounds < 3 else 1,
         once=SLOW if rounds < 3 else (),
         baseline=rungs[0],
@@ -73,14 +73,14 @@ def tuning(
 
 
 def _flops(step: TunerStep, model: str) -> int:
-    """Counted in a run where that is quicker than on tensors without values."""
+    """Count in a run where that is faster than on tensors without values."""
     return count_flops(step) if model in BUNDLED else step.flops()
 
 
 def phase_two(
     rungs: tuple[str, ...], model: str, classes: int, batch: int, n_ctx: int, rounds: int = 2
 ) -> Group:
-    """AdvPT's step on embeddings."""
+    """Build the group of AdvPT's step on embeddings."""
     clip = shared_clip(model, DEVICE)
     results = {rung: PhaseTwo(rung, clip, NAMES, n_ctx, 4)() for rung in rungs}
     made = {rung: PhaseTwo(rung, clip, class_names(classes), n_ctx, batch) for rung in rungs}
@@ -104,7 +104,7 @@ def phase_two(
 
 
 def bank(rungs: tuple[str, ...], model: str, batch: int) -> Group:
-    """AdvPT's attack on the image encoder."""
+    """Build the group of AdvPT's attack on the image encoder."""
     clip = shared_clip(model, DEVICE)
     made = {rung: PhaseOne(rung, clip, batch) for rung in rungs}
     results = {rung: one.results() for rung, one in made.items()}
@@ -129,7 +129,7 @@ def spec(name: str, build, rungs: tuple[str, ...], left_out=None, **settings) ->
 
 
 def small() -> list[Spec]:
-    """Two CPU cores."""
+    """Return the groups for two CPU cores."""
     few = {"model": "tiny-shapes", "classes": 10, "batch": 8, "n_ctx": 4}
     many = {"model": "ViT-B-32", "classes": 100, "batch": 8, "n_ctx": 16, "rounds": 2}
     mixture = {**many, "classes": 25, "n_prompts": 4}
@@ -169,7 +169,7 @@ def small() -> list[Spec]:
 
 
 def full() -> list[Spec]:
-    """A GPU: the published sizes."""
+    """Return the groups for a GPU, at the published sizes."""
     few = {"model": "ViT-B-16", "classes": 10, "batch": 32, "n_ctx": 16, "steps": 5}
     many = {**few, "classes": 1000, "rounds": 3}
     text = ("eager", "eager-careful", "compiled", "fastprompt")
@@ -180,7 +180,7 @@ def full() -> list[Spec]:
         for size in (few, many)
     ]
     mixtures = [{**few, "n_prompts": 8}, {**few, "classes": 100, "n_prompts": 8, "rounds": 3}]
-    # 8,000 sequences of 77 tokens with their activations, and more than once a step
+    # 8,000 sequences of 77 tokens with their activations, several times per step
     too_many = dict.fromkeys(ALL[:-1], "8 prompts of 1,000 classes do not fit into memory")
     return [
         *specs,

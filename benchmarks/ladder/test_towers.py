@@ -1,6 +1,6 @@
-"""The towers by themselves: class features with their gradient in the context, image features.
+"""Text and image encoders alone: class features with the context's gradient, image features.
 
-Rungs of many classes are gated on a few. A rung that takes minutes at a size is left out there.
+The equality check of many classes uses few. Implementations that take minutes are skipped.
 """
 
 from functools import partial
@@ -21,8 +21,10 @@ from .group import Group, Spec, ladder, replay
 N_CTX = 16
 TEXT = ("eager", "eager-careful", "compiled", "fastprompt")
 IMAGE = ("eager", "compiled", "fastprompt")
-NO_ATTACK = {"eager-hoisted": "a text encoder alone has no attack around it: it is eager"}
-NO_TEXT = dict.fromkeys(("eager-hoisted", "eager-careful"), "an image encoder alone is eager")
+NO_ATTACK = {"eager-hoisted": "without an attack it is the same as eager"}
+NO_TEXT = dict.fromkeys(
+    ("eager-hoisted", "eager-careful"), "an image encoder alone is the same as eager"
+)
 
 
 def _direction(*shape: int) -> Tensor:
@@ -30,7 +32,7 @@ def _direction(*shape: int) -> Tensor:
 
 
 class Text:
-    """Class features and their gradient in the context, against one fixed direction."""
+    """Class features and the context's gradient, for a fixed output gradient."""
 
     def __init__(self, rung: str, clip: Any, names: list[str]) -> None:
         self.prompts = TextContext(N_CTX, clip.text_parts.width).to(DEVICE)
@@ -44,7 +46,7 @@ class Text:
 
 
 class Image:
-    """Image features; with ``gradient`` also theirs in the pixels."""
+    """Image features; with ``gradient`` also the pixels' gradient."""
 
     def __init__(
         self, rung: str, clip: Any, batch: int, deep: bool = False, gradient: bool = True
@@ -68,10 +70,10 @@ class Image:
 
 
 def text(rungs: tuple[str, ...], model: str, classes: int, rounds: int) -> Group:
-    """Forward and backward of the text tower."""
+    """Build the group of the text encoder, forward and backward."""
     clip = shared_clip(model, DEVICE)
     gated = {rung: Text(rung, clip, NAMES)() for rung in ("eager", *rungs)}
-    torch.compiler.reset()  # each size is compiled by itself
+    torch.compiler.reset()  # each size is compiled separately
     made = {rung: Text(rung, clip, class_names(classes)) for rung in rungs}
     size = {"model": model, "classes": classes, "n_ctx": N_CTX}
     return Group(
@@ -91,7 +93,7 @@ def text(rungs: tuple[str, ...], model: str, classes: int, rounds: int) -> Group
 def image(
     rungs: tuple[str, ...], model: str, batch: int, deep: bool = False, gradient: bool = True
 ) -> Group:
-    """The image tower."""
+    """Build the group of the image encoder."""
     clip = shared_clip(model, DEVICE)
     made = {rung: Image(rung, clip, batch, deep, gradient) for rung in rungs}
     results = {rung: one() for rung, one in made.items()}
@@ -100,7 +102,7 @@ def image(
         made,
         results,
         rounds=5 if model in BUNDLED else 3,
-        warmup=0,  # the gate has called them
+        warmup=0,  # the equality check has run them
         dtypes=DTYPES,
         inside=lambda rung, keep: step_by_step(made[rung].model, compiled=keep),
         flops=_counted(made, "eager"),
@@ -109,15 +111,15 @@ def image(
 
 
 def _counted(made: Any, eager: str) -> Any:
-    """FLOPs of what is compiled are those of the code it is made of."""
+    """Count compiled code as the eager code that it is compiled from."""
     return lambda rung: count_without_values(made[eager if rung == "compiled" else rung])
 
 
 def texts() -> list[Spec]:
-    """More and more classes."""
+    """Return the text encoder's groups, with increasing numbers of classes."""
     if SIZE == SMALL:
         slow = dict.fromkeys(("eager", "eager-careful"), "too slow for 1,000 classes on a CPU")
-        at_others = dict.fromkeys(TEXT[:-1], "to save time: see towers/text/c10 and c200")
+        at_others = dict.fromkeys(TEXT[:-1], "skipped to save time: see towers/text/c10 and c200")
         passes = "a pass takes minutes on a CPU: benchmarks.growth measures fastprompt's once"
         many: dict[int, tuple[tuple[str, ...], dict[str, str], int]] = {
             10: (TEXT, NO_ATTACK, 3),
@@ -137,12 +139,12 @@ def texts() -> list[Spec]:
     ]
 
 
-COMPILED_ONCE = {"compiled": "it is compiled anew for each: see image-gradient/tiny-shapes-b64"}
-COMPILED_AT_10 = {"compiled": "it is compiled anew for each size: see towers/text/c10"}
+COMPILED_ONCE = {"compiled": "compiled anew for each case: see image-gradient/tiny-shapes-b64"}
+COMPILED_AT_10 = {"compiled": "compiled anew for each size: see towers/text/c10"}
 
 
 def images() -> list[Spec]:
-    """Features alone, their gradient in the pixels, and with prompts in every layer."""
+    """Return groups of features only, with the pixel gradient, and with prompts in every layer."""
     small = SIZE == SMALL
     model, batch = ("ViT-B-32", 8) if small else ("ViT-B-16", 256)
     bundled = (BUNDLED[0], 64)
@@ -154,7 +156,7 @@ def images() -> list[Spec]:
     ]
     specs = []
     for what, (name, b), how in kinds:
-        # each is compiled by itself, which takes long on a CPU: the smallest shows what it gains
+        # compiling each case takes long on a CPU: only the smallest one is compiled
         compiled = not small or (name, how) == (bundled[0], {})
         rungs = IMAGE if compiled else ("eager", "fastprompt")
         left_out = NO_TEXT if compiled else {**NO_TEXT, **COMPILED_ONCE}

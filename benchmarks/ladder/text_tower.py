@@ -1,10 +1,10 @@
-"""The text tower of ViT-B-32: class features of a learned context, forward and backward.
+"""ViT-B-32's text encoder: class features of a trainable context, forward and backward.
 
 python -m benchmarks.ladder.text_tower             # everything, writes the JSON file
 python -m benchmarks.ladder.text_tower --many 0    # without the run on 21,000 classes
 
-Two rungs: ``eager``, open_clip's own modules on 77 tokens a class, and ``fastprompt``. Times are
-those of a process that keeps the memory it frees, peaks of memory those of one process each.
+Compares ``eager``, open_clip's modules on 77 tokens per class, with ``fastprompt``. Times are
+measured in a process that keeps freed memory, peak memory in one process each.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RUNGS = ("eager", "fastprompt")
 
 
 class Rung:
-    """Features of a tower and their gradient in the context, against one fixed direction."""
+    """A tower's features and the context's gradient, for a fixed output gradient."""
 
     def __init__(
         self,
@@ -67,13 +67,13 @@ class Rung:
 
 
 def peak(rung: str, classes: int, n_ctx: int, threads: int, chunk: int | None) -> tuple[int, float]:
-    """Peak bytes above weights and tower, and seconds, of one forward and backward.
+    """Return peak bytes above weights and tower, and seconds, of one forward and backward.
 
-    Freed memory goes back to the system here, so that a peak is what is in use at once.
+    Freed memory is returned to the system here, so that the peak counts only memory in use at once.
     """
     torch.set_num_threads(threads)
     clip, names = random_clip(), class_names(classes)
-    Rung(rung, clip, names[:2], n_ctx)()  # libraries make their own buffers in their first call
+    Rung(rung, clip, names[:2], n_ctx)()  # libraries allocate their buffers in the first call
     run = Rung(rung, clip, names, n_ctx, chunk)
     seconds = []
 
@@ -86,19 +86,19 @@ def peak(rung: str, classes: int, n_ctx: int, threads: int, chunk: int | None) -
 
 
 def measure_memory(classes: int, n_ctx: int, threads: int) -> dict[str, Any]:
-    """Peak bytes of each rung in a process of its own, and how many times less the fast one is."""
+    """Return each implementation's peak bytes, in one process each, and their ratio."""
     peaks = {r: in_child(peak, r, classes, n_ctx, threads, None)[0] for r in RUNGS}
     return {"peak_bytes": peaks, "ratio": peaks["eager"] / peaks["fastprompt"]}
 
 
 def measure_many(classes: int, n_ctx: int, threads: int, chunk: int) -> dict[str, Any]:
-    """Peak bytes and seconds of the fast tower on many classes, once, chunk by chunk."""
+    """Run the fast tower once on many classes, in chunks; return peak bytes and seconds."""
     size, seconds = in_child(peak, "fastprompt", classes, n_ctx, threads, chunk)
     return {"classes": classes, "class_chunk": chunk, "peak_bytes": size, "seconds": seconds}
 
 
 def measure_speed(classes: int, n_ctx: int, rounds: int, warmup: int) -> dict[str, Any]:
-    """Both rungs and the bare matrix products of one layer, by turns; FLOPs; agreement."""
+    """Check agreement, time both and one layer's products interleaved, count FLOPs."""
     clip, names = random_clip(), class_names(classes)
     rungs = {rung: Rung(rung, clip, names, n_ctx) for rung in RUNGS}
     differences = gate({rung: run() for rung, run in rungs.items()})
@@ -119,7 +119,7 @@ def measure_speed(classes: int, n_ctx: int, rounds: int, warmup: int) -> dict[st
 
 
 def show(result: dict[str, Any]) -> str:
-    """The result as a short table."""
+    """Format the result as a short table."""
     head: list[object] = ["rung", "seconds", "GFLOP", "matmul share"]
     memory = result["memory"]
     rows = [[*head, "peak MiB"] if memory else head]
@@ -160,18 +160,18 @@ def main(
     """Measure, print, write.
 
     Args:
-        classes: of the two rungs.
+        classes: number of classes for both implementations.
         n_ctx: context tokens.
-        rounds: that count, each rung once in each.
-        warmup: rounds in front, beside the gate and the count of FLOPs, which warm up, too.
-        threads: of torch.
-        memory: also take each rung's peak memory.
-        many: classes of the run in chunks; 0 leaves it out.
-        chunk: classes at once in that run.
+        rounds: timed interleaved rounds.
+        warmup: untimed rounds, in addition to the equality check and the FLOP count.
+        threads: torch's threads.
+        memory: also measure each implementation's peak memory.
+        many: classes of the run in chunks; 0 skips it.
+        chunk: classes per chunk in that run.
         out: the result file.
     """
     torch.set_num_threads(threads)
-    # in children and first: while this process is small itself
+    # first, in child processes, while this process is small
     peaks = measure_memory(classes, n_ctx, threads) if memory else None
     many_classes = measure_many(many, n_ctx, threads, chunk) if many else None
     result = {

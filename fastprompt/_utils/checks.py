@@ -35,7 +35,9 @@ def parse_fraction(value: Fraction, name: str, *, zero: bool = False) -> float:
         else:
             number = float(value)
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(f'{name} must be a number or like "4/255", got {value!r}') from None
+        raise ValueError(
+            f'{name} must be a number or a string like "4/255", got {value!r}'
+        ) from None
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value!r}")
     if number > 1:
@@ -59,7 +61,10 @@ def check_templates(templates: str | Sequence[str], name: str = "templates") -> 
     """Return the templates as a list; raise unless each contains exactly one ``{}``."""
     forms = [templates] if isinstance(templates, str) else list(templates)
     if not forms or any(form.count("{}") != 1 for form in forms):
-        raise ValueError(f"{name} must have one '{{}}' per template (the class name), got {forms}")
+        raise ValueError(
+            f"{name} must have exactly one '{{}}' per template, where the class name goes, got "
+            f"{forms}"
+        )
     return forms
 
 
@@ -136,6 +141,6 @@ def check_classnames(classnames: Iterable[str]) -> list[str]:
             raise ValueError("classnames must not contain a blank name")
         spoken = name.replace("_", " ")
         if spoken in seen:
-            raise ValueError(f"classnames must be distinct ('_' equals ' '), got {name!r} twice")
+            raise ValueError(f"classnames must be distinct ('_' counts as ' '), got {name!r} twice")
         seen.add(spoken)
     return [name.replace("_", " ") for name in names]

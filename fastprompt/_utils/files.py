@@ -61,7 +61,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); it may be damaged") from None
+        raise ValueError(
+            f"{path} is not readable JSON ({error}); it may be damaged: restore it from a copy"
+        ) from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must contain a JSON object, got {type(value).__name__}")
     return value
@@ -90,7 +92,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
             changed.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} does not exist; if the run was stopped, resume it")
     try:
         with safe_open(str(path), framework="pt") as file:
             header = (file.metadata() or {}).get(_HEADER, "{}")
@@ -107,7 +109,8 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
     stored = metadata.pop(_DIGEST, None)
     if metadata.get("kind") != kind or stored is None:
         raise ValueError(
-            f"{path} is not a fastprompt file of kind {kind!r}, got kind {metadata.get('kind')!r}"
+            f"{path} must be a fastprompt file of kind {kind!r}, got kind "
+            f"{metadata.get('kind')!r}; restore it from a copy, or remove it and run again"
         )
     if stored != _sign(tensors, metadata):
         raise ValueError(

@@ -69,15 +69,24 @@ class RunFolder:
         if config.get("format") != FORMAT:
             raise ValueError(
                 f"{self.path / 'config.json'} has format {config.get('format')!r}, but this "
-                f"version of fastprompt reads format {FORMAT}"
+                f"version of fastprompt reads format {FORMAT}; use the version that wrote it"
             )
         for key, kind in _CONFIG_TYPES.items():
             if key not in config:
-                raise ValueError(f"{self.path / 'config.json'} has no {key}; it is damaged")
+                raise ValueError(
+                    f"{self.path / 'config.json'} has no {key}; it is damaged: restore it from a "
+                    "copy"
+                )
             if not isinstance(config[key], kind):
-                raise ValueError(f"{self.path / 'config.json'} has an invalid {key}; it is damaged")
+                raise ValueError(
+                    f"{self.path / 'config.json'} has an invalid {key}; it is damaged: restore it "
+                    "from a copy"
+                )
         if not {"name", "source", "fingerprint"} <= set(config["clip"]):
-            raise ValueError(f"{self.path / 'config.json'} has an invalid clip; it is damaged")
+            raise ValueError(
+                f"{self.path / 'config.json'} has an invalid clip; it is damaged: restore it from "
+                "a copy"
+            )
         return config
 
     def write_prompts(
@@ -98,12 +107,13 @@ class RunFolder:
         tensors, metadata = read_tensors(path, "prompts")
         if metadata.get("method") != method:
             raise ValueError(
-                f"{path} contains prompts of {metadata.get('method')!r}, not of {method!r}"
+                f"{path} contains prompts of {metadata.get('method')!r}, not of {method!r}; "
+                "restore this run's own file"
             )
         if metadata.get("identity") != identity:
             raise ValueError(
                 f"{self.path}: {path.name} and config.json belong to different runs, or "
-                "config.json was changed"
+                "config.json was changed; restore the original files"
             )
         return tensors
 
@@ -119,7 +129,10 @@ class RunFolder:
             return None
         tensors, metadata = read_tensors(path, "state")
         if metadata.get("key") != key:
-            raise ValueError(f"{path} belongs to a run with different settings, model or data")
+            raise ValueError(
+                f"{path} belongs to a run with different settings, model or data; restore this "
+                "run's own file, or remove it to start over"
+            )
         return tensors, int(metadata["epoch"])
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ class FeaturePGD:
         if start not in ("two-sided", "one-sided"):
             raise ValueError(
                 f"start must be 'two-sided' or 'one-sided', got {start!r}; "
-                "the gradient of this loss is zero at the clean image"
+                "the clean image is no start, since the gradient of this loss is zero there"
             )
         self.encode = encode
         self.eps = parse_fraction(eps, "eps")

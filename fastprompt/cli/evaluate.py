@@ -36,36 +36,53 @@ SURROGATE = "zero-shot"
 def evaluate_parser() -> Parser:
     """Build the parser of the command."""
     parser = Parser(prog="fastprompt evaluate", description=_ABOUT, allow_abbrev=False)
-    parser.add_argument("run", type=str | None, nargs="?", help="run folder of fastprompt tune")
+    parser.add_argument(
+        "run", type=str | None, nargs="?", help="run folder written by fastprompt tune"
+    )
     add_model(parser)
     parser.add_argument("--data", type=str | None, help="data set; default: that of the run")
     parser.add_argument("--classes", type=Literal["all", "base", "new"] | None)
     parser.add_argument("--root", type=str | None, help="folder of torchvision data sets")
-    parser.add_argument("--download", type=bool | None, help="let torchvision download")
+    parser.add_argument(
+        "--download", type=bool | None, help="let torchvision download the data set"
+    )
     parser.add_argument(
         "--attacks",
         type=list[str] | str,
         default="clean,pgd-20",
-        help="comma-separated attacks, such as pgd-100,cw-100,autoattack,square,pgd-20@zero-shot",
+        help="comma-separated attacks, such as pgd-100,cw-100,autoattack,square; pgd-20@zero-shot "
+        "crafts the images on the zero-shot classifier",
     )
     parser.add_argument("--eps", type=_RADII, default="4/255", help="radii, such as 1/255,4/255")
-    parser.add_argument("--limit", type=int | None, default=400, help="test images; null for all")
+    parser.add_argument(
+        "--limit", type=int | None, default=400, help="number of test images; null for all"
+    )
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument(
         "--defenses",
         type=str | None,
-        help="input defenses, such as jpeg-75,bits-4; classifiers are evaluated with and without",
+        help="input defenses, such as jpeg-75,bits-4; classifiers are evaluated with and without "
+        "them",
     )
-    parser.add_argument("--samples", type=int | None, help="passes per gradient of a random model")
+    parser.add_argument(
+        "--samples",
+        type=int | None,
+        help="gradients averaged in each attack step, for a randomized model",
+    )
     add_sanity(parser)
     parser.add_argument(
         "--seeds",
         type=int,
         nargs="+",
         default=[0],
-        help="one evaluation per seed, which seeds the attacks and the draw of --limit images",
+        help="one evaluation per seed; the seed sets the attacks' random numbers and which --limit "
+        "images are drawn",
     )
-    parser.add_argument("--out", type=str | None, help="default: a new folder in RUN/evaluations")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        help="evaluation folder to write; default: a new one in RUN/evaluations",
+    )
     parser.add_argument("--resume", type=str | None, help="evaluation folder to resume")
     return parser
 
@@ -156,7 +173,9 @@ def _new_folder(given: Mapping[str, Any]) -> Path:
 def _job_of(out: Path, arguments: Sequence[str], parser: Parser) -> dict[str, Any]:
     """Read a stopped evaluation's arguments, checked as strictly as the command line."""
     if len(arguments) > 2 or (len(arguments) == 2 and "=" in arguments[0]):
-        raise ValueError("--resume takes all settings from the folder's job.json; remove others")
+        raise ValueError(
+            "--resume takes all settings from the folder's job.json; remove all other options"
+        )
     if not (out / "job.json").exists():
         raise FileNotFoundError(f"--resume: {out} is not an evaluation folder; it has no job.json")
     job = read_json(out / "job.json")
@@ -191,7 +210,8 @@ def _clip(given: Mapping[str, Any], config: Mapping[str, Any]) -> FrozenCLIP | N
     source = config["clip"]["source"]
     if source is None:
         raise ValueError(
-            f"device: the run's model {config['clip']['name']!r} was not loaded by name"
+            f"device: the run's model {config['clip']['name']!r} was not loaded by name; "
+            "use fastprompt.evaluate in Python"
         )
     name, pretrained = source["model"], source.get("pretrained")
     weights = source.get("image_weights")

@@ -24,9 +24,13 @@ def import_parser() -> Parser:
     add_model(parser)
     parser.add_argument("--data", type=str | None, help="data set that the prompts were tuned on")
     parser.add_argument("--root", type=str, default="data", help="folder of torchvision data sets")
-    parser.add_argument("--download", type=bool, default=False, help="let torchvision download")
+    parser.add_argument(
+        "--download", type=bool, default=False, help="let torchvision download the data set"
+    )
     parser.add_argument("--classnames", type=str | None, help="file with one class name per line")
-    parser.add_argument("--method", type=str | None, help="default: apt, or capt if multi-modal")
+    parser.add_argument(
+        "--method", type=str | None, help="default: apt, or capt for a file of multi-modal prompts"
+    )
     parser.add_argument("--out", type=str | None, help="run folder to write; required")
     return parser
 

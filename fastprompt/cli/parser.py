@@ -42,7 +42,8 @@ def add_sanity(parser: Parser) -> None:
         "--sanity",
         type=Literal["off", "quick", "full"],
         default="quick",
-        help="sanity checks: off, on few images (quick), or all of them on more images (full)",
+        help="sanity checks: off, quick (most checks, few images) or full (all checks, more "
+        "images)",
     )
 
 

@@ -16,7 +16,10 @@ def report_parser() -> Parser:
     parser = Parser(prog="fastprompt report", description=_ABOUT, allow_abbrev=False)
     parser.add_argument("runs", type=str, nargs="+", help="run folders or evaluation folders")
     parser.add_argument(
-        "--out", type=str | None, help="default: report.html in the run folder; for several, in ."
+        "--out",
+        type=str | None,
+        help="HTML file to write; default: report.html in the run folder, or for several runs in "
+        "the current folder",
     )
     return parser
 

@@ -42,14 +42,17 @@ def tune_parser(method: str) -> Parser:
     parser.add_argument("--classes", type=Literal["all", "base", "new"], default="all")
     parser.add_argument("--data_seed", type=int, default=0, help="seed of the few-shot draw")
     parser.add_argument("--root", type=str, default="data", help="folder of torchvision data sets")
-    parser.add_argument("--download", type=bool, default=False, help="let torchvision download")
+    parser.add_argument(
+        "--download", type=bool, default=False, help="let torchvision download the data set"
+    )
     parser.add_argument("--out", type=str | None, help="run folder; default: new, in runs/")
     parser.add_argument("--resume", type=str | None, help="run folder to resume")
     parser.add_argument(
         "--seeds",
         type=int,
         nargs="+",
-        help="one run per seed, used as seed and as data_seed; then mean and range",
+        help="one run per seed, which sets both seed and data_seed; prints the mean and range of "
+        "the runs",
     )
     parser.add_argument("--config", type=str | None, help="YAML or JSON file of the settings below")
     parser.add_argument(
@@ -64,7 +67,7 @@ def tune_parser(method: str) -> Parser:
         help="radii of the evaluation; default: 1/255, 2/255 and the tuning eps",
     )
     parser.add_argument(
-        "--eval_limit", type=int | None, default=400, help="test images; null for all"
+        "--eval_limit", type=int | None, default=400, help="number of test images; null for all"
     )
     parser.add_argument("--eval_batch", type=int, default=100)
     add_sanity(parser)
@@ -137,14 +140,23 @@ def _resume_one(method: str, folder: Path) -> Evaluation:
         raise ValueError(f"--resume: {run.path} is a run of {config['method']!r}, not {method!r}")
     job = config.get("job")
     if not isinstance(job, Mapping):
-        raise ValueError(f"--resume: {run.path} was not started from the command line")
+        raise ValueError(
+            f"--resume: {run.path} was not started from the command line; "
+            "resume it in Python, with fit(..., resume=True)"
+        )
     if missing := [key for key in _JOB_KEYS if key not in job]:
-        raise ValueError(f"--resume: the job in {run.path / 'config.json'} lacks {missing[0]!r}")
+        raise ValueError(
+            f"--resume: the job in {run.path / 'config.json'} lacks {missing[0]!r}; "
+            "restore the file from a copy, or start a new run"
+        )
     # the file may have been edited: check the job as strictly as the command line
     tune_parser(method).parse_object({k: v for k, v in job.items() if v is not None})
     threads = config.get("threads")
     if not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"--resume: {run.path / 'config.json'} is damaged: invalid threads")
+        raise ValueError(
+            f"--resume: {run.path / 'config.json'} is damaged: invalid threads; "
+            "restore it from a copy, or start a new run"
+        )
     torch.set_num_threads(threads)  # the result's bits depend on it
     return _run(method, job, config["config"], {}, run.path, resume=True)
 

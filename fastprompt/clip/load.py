@@ -131,7 +131,8 @@ def _by_name(
     except (UnpicklingError, SafetensorError, EOFError) as error:
         raise ValueError(
             f"pretrained: the checkpoint for {name} ({pretrained or 'its default'}) is damaged "
-            f"or contains pickled objects, which are never loaded: {first_line(error)}"
+            f"or contains pickled objects, which are never loaded; download it again, or save only "
+            f"its state_dict: {first_line(error)}"
         ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"could not load {name}: {error}") from error

@@ -121,8 +121,8 @@ class RandomCrops:
             raise ValueError(f"images must be square, [B, 3, S, S], got {list(images.shape)}")
         if boxes.shape != (len(images), 5) or not boxes.is_floating_point():
             raise ValueError(
-                f"boxes must be a floating-point [{len(images)}, 5] tensor of rows of draw(), got "
-                f"{boxes.dtype} {list(boxes.shape)}"
+                f"boxes must be a floating-point tensor [{len(images)}, 5] with rows from draw(), "
+                f"got {boxes.dtype} {list(boxes.shape)}"
             )
         if boxes.device != images.device:
             raise ValueError(

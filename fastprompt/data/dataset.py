@@ -120,7 +120,10 @@ def batches(
     done = 0
     for images, labels in DataLoader(subset, batch_size=batch, num_workers=workers):
         if images.dtype != torch.uint8:  # check_dataset has read only the first item
-            raise TypeError(f"data must return uint8 images, got {images.dtype} after item {done}")
+            raise TypeError(
+                f"data must return uint8 images for all items, got {images.dtype} after the first "
+                f"{done}"
+            )
         indices = torch.as_tensor(rows[done : done + len(images)], dtype=torch.int64)
         done += len(images)
         yield indices, images.float() / 255, torch.as_tensor(labels, dtype=torch.int64)

@@ -95,7 +95,9 @@ def _names(data: Any, name: str) -> list[str]:
         return list(open_clip.IMAGENET_CLASSNAMES)
     found = getattr(data, "classes", None) or getattr(data, "categories", None)
     if not found:
-        raise ValueError(f"data: torchvision's {name} has no class names; save it as folders")
+        raise ValueError(
+            f"data: torchvision's {name} has no class names; save it as one image folder per class"
+        )
     return [str(n).replace("_", " ") for n in found]
 
 

@@ -147,7 +147,9 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
     """
     own, made_elsewhere, surrogate = name.partition("@")
     if made_elsewhere and surrogate not in surrogates:
-        raise unknown("surrogate", surrogate, surrogates or ["none was given"])
+        raise unknown(
+            "surrogate", surrogate, surrogates or ["none, since surrogates was not passed"]
+        )
     path = "adaptive"
     if own.startswith("square"):
         path = "black-box"

@@ -195,7 +195,9 @@ def _deep(
     deep = [_take(entries, f"{_TEXTS}.{i}") for i in deeper]
     for i, tokens in enumerate(deep):
         if list(tokens.shape) != shape:
-            raise ValueError(f"has a {_TEXTS}.{i} {list(tokens.shape)}; must be {shape} like ctx")
+            raise ValueError(
+                f"has a {_TEXTS}.{i} of shape {list(tokens.shape)}; must be {shape} like ctx"
+            )
     layers = ["proj", *(f"{_MAPS}.{i}" for i in deeper)]
     weights = [_take(entries, f"{name}.weight") for name in layers]
     biases = [_take(entries, f"{name}.bias") for name in layers]

@@ -120,8 +120,8 @@ class NAPTuner(OnlineTuner):
         }
         loss = (1 - w) * losses["clean"] + w * losses["adv"]
         if config.consistency != "none":
-            compared = (self.compared(seen.layers) for seen in (clean, adv))
-            losses["layers"] = distance(*compared, config.consistency).mean()
+            layers = [self.compared(seen.layers) for seen in (clean, adv)]
+            losses["layers"] = distance(layers[0], layers[1], config.consistency).mean()
             loss = loss + w * losses["layers"]
         self.log(len(labels), **{f"loss_{name}": value for name, value in losses.items()})
         return loss

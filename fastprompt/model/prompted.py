@@ -75,7 +75,10 @@ class PromptedCLIP(nn.Module):
         if compile and engine == "reference":
             raise ValueError("compile must be False with engine='reference', which runs eagerly")
         if class_chunk is not None and engine == "reference":
-            raise ValueError("class_chunk must be None with engine='reference', which encodes all")
+            raise ValueError(
+                "class_chunk must be None with engine='reference', which encodes all classes at "
+                "once"
+            )
         if compile is None:
             compile = engine == "fast" and clip.device.type == "cuda"
         if not callable(getattr(prompts, "values", None)):
@@ -109,7 +112,9 @@ class PromptedCLIP(nn.Module):
         for tower in (self.text, self.image):
             if compile and not compilable(tower):
                 log.warning(
-                    "%s: its %s runs without torch.compile", clip.name, type(tower).__name__
+                    "%s: its %s runs code of another library and is not compiled",
+                    clip.name,
+                    type(tower).__name__,
                 )
         self._functions: dict[Callable[..., Any], Callable[..., Any]] = {}
 

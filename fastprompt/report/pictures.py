@@ -83,7 +83,9 @@ def _grid(method: Method, source: Source, number: int, tensors: dict[str, Tensor
         known = _clean_predictions(method, source)
         indices = tensors["indices"].tolist()
         if adv.shape != clean.shape or len(told) != len(adv):
-            raise ValueError(f"adv.{number} is {list(adv.shape)}, clean {list(clean.shape)}")
+            raise ValueError(
+                f"adv.{number} has shape {list(adv.shape)}, but clean has {list(clean.shape)}"
+            )
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{source.folder / 'examples.safetensors'} does not match its result.json "

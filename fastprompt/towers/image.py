@@ -226,6 +226,6 @@ def check_refiners(refiners: Refiners | None, depth: int) -> None:
     """Raise if there are more refiners than blocks after the first."""
     if refiners is not None and len(refiners) >= depth:
         raise ValueError(
-            f"refiners must be at most {depth - 1}, one for each block but the first, "
+            f"refiners must have at most {depth - 1} modules, one for each block but the first, "
             f"got {len(refiners)}"
         )

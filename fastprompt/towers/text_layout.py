@@ -112,9 +112,9 @@ def text_layout(
     if int(ends[longest]) + 1 + n_ctx > limit:
         # "at least", since the tokenizer cuts a name that is longer than the context length
         raise ValueError(
-            f"classnames: {names[longest]!r} needs at least {int(ends[longest]) - start} tokens; "
-            f"{n_ctx} context tokens leave room for {max(0, limit - n_ctx - 1 - start)} "
-            f"of {limit}; shorten the name or lower n_ctx"
+            f"classnames: {names[longest]!r} needs at least {int(ends[longest]) - start} tokens, "
+            f"but {n_ctx} context tokens leave room for {max(0, limit - n_ctx - 1 - start)} "
+            f"of the {limit}; shorten the name or lower n_ctx"
         )
     before = n_ctx if position == "end" else n_ctx // 2 if position == "middle" else 0
     # the end of each name's own tokens, where the rest of the context follows

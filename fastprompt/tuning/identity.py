@@ -30,7 +30,11 @@ def runs_here(precision: str | None, clip: FrozenCLIP) -> bool:
     try:
         return precision is None or check_precision(precision, clip.device) is not None
     except ValueError:
-        log.warning("tuned in %s, which %s lacks: using the default", precision, clip.device)
+        log.warning(
+            "the run was tuned in %s, which %s does not support: using the default precision",
+            precision,
+            clip.device,
+        )
         return False
 
 
@@ -39,7 +43,8 @@ def clip_of(config: Mapping[str, Any]) -> FrozenCLIP:
     source = config["clip"]["source"]
     if source is None:
         raise ValueError(
-            f"clip: the run was tuned on a model object ({config['clip']['name']}): pass this model"
+            f"clip: the run was tuned on a model object ({config['clip']['name']}): pass the same "
+            "model as clip"
         )
     arguments = dict(source)
     return load_clip(arguments.pop("model"), **arguments)

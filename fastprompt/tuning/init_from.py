@@ -44,7 +44,11 @@ def start_values(
             f"{some(config['classnames'])}, got {some(classnames)}"
         )
     if config["clip"]["fingerprint"] != fingerprint:
-        log.warning("init_from: %s was tuned on a model with other weights", run.path)
+        log.warning(
+            "init_from: %s was tuned on a model with other weights; unless you meant this, pass a "
+            "run of the same model",
+            run.path,
+        )
     own = prompts.state_dict()
     for name, value in tuned.items():
         if name not in own or own[name].shape != value.shape:

@@ -84,7 +84,10 @@ class SavedTuner(ABC):
         stored = run.read_config()
         config = renamed_config(stored)
         if config["method"] != cls.method:
-            raise ValueError(f"{run.path} is a run of {config['method']!r}, not of {cls.method!r}")
+            raise ValueError(
+                f"{run.path} is a run of {config['method']!r}, not of {cls.method!r}; load it "
+                "with its own method's class"
+            )
         if clip is None:
             clip = clip_of(config)
         clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
@@ -99,7 +102,8 @@ class SavedTuner(ABC):
         if tuner.clip.fingerprint != known:
             raise ValueError(
                 f"clip: {run.path} was tuned on {config['clip']['name']} with weights "
-                f"{known[:12]}…, got a model with weights {tuner.clip.fingerprint[:12]}…"
+                f"{known[:12]}…, got a model with weights {tuner.clip.fingerprint[:12]}…; "
+                "pass the model of the run"
             )
         tuner.config = dataclasses.replace(tuner.config, init_from=origin)
         identity = digest_json(run_facts(identity_in(stored)))  # hashed with the names as stored

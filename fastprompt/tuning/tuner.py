@@ -180,7 +180,8 @@ class Tuner(SavedTuner):
         names = self.classnames if classnames is None else check_classnames(classnames)
         if self.config.class_specific and names != self.classnames:
             raise ValueError(
-                "classnames: each tuned class has a separate context, other classes have none"
+                "classnames must be those of tuning, in the same order: each of them has a "
+                "separate context, other classes have none"
             )
         self.prompts.to(self.clip.device)
         changes = {} if precision is None else {"precision": precision}

@@ -50,7 +50,9 @@ def check_counts(x_adv: Tensor, counts: Tensor | None) -> None:
             f"counts must be int64 [{x_adv.shape[0]}, 2], got {counts.dtype} {list(counts.shape)}"
         )
     if not counts.is_contiguous():
-        raise ValueError("counts must be contiguous, since it is modified in place")
+        raise ValueError(
+            "counts must be contiguous, since it is modified in place; call .contiguous()"
+        )
     check_device(counts, "counts", x_adv, "x_adv")
 
 

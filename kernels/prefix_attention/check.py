@@ -46,8 +46,8 @@ def check_arguments(
     _check_lengths(q, k, cu_seqlens, last_only)
     if q.shape[2] < 1 or q.shape[3] < 1:
         raise ValueError(
-            f"q must have heads and a width d of at least 1, got {list(q.shape)} for "
-            "[K or 1, tokens, heads, d]"
+            "q must be [K or 1, tokens, heads, d] with at least 1 head and a width d of at least "
+            f"1, got {list(q.shape)}"
         )
     if scale is not None:
         # reading a tensor's value would also synchronize with the GPU
@@ -58,11 +58,11 @@ def check_arguments(
 def _check_prompts(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.shape[0]:
-            raise ValueError(f"{name} must have K prompts or 1, got shape {list(tensor.shape)}")
+            raise ValueError(f"{name} must have at least 1 prompt, got shape {list(tensor.shape)}")
     several = {name: len(t) for name, t in tensors.items() if len(t) != 1}
     if len(set(several.values())) > 1:
         name = ", ".join(several)
-        raise ValueError(f"{name} must have the same K prompts or 1, got {several}")
+        raise ValueError(f"{name} must each have 1 prompt or the same number K, got {several}")
 
 
 def _check_lengths(q: Tensor, k: Tensor, cu_seqlens: Tensor, last_only: bool) -> None:

@@ -193,12 +193,13 @@ def test_by_default_a_quarter_of_the_devices_memory(images, monkeypatch, memory,
     assert data.resident is resident
 
 
-def test_more_images_than_are_decoded_at_once(images, monkeypatch):
-    monkeypatch.setattr(device_images, "_DECODE", 4)
-    data = Pictures(Files(images, LABELS), CPU, progress=False)
-    _, (_, pixels, labels) = joined(data.batches(torch.arange(N), 5))
-    assert torch.equal(pixels, images.float() / 255)
-    assert labels.tolist() == LABELS
+def test_more_images_than_are_decoded_at_once(images):
+    times = 130 // N + 1
+    many, its_labels = images.repeat(times, 1, 1, 1), LABELS * times
+    data = Pictures(Files(many, its_labels), CPU, progress=False)
+    _, (_, pixels, labels) = joined(data.batches(torch.arange(len(many)), 50))
+    assert torch.equal(pixels, many.float() / 255)
+    assert labels.tolist() == its_labels
 
 
 # ---- the device -----------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""The methods against each other on the bundled models and data: what docs/results.md shows."""
+"""Comparison of the methods on the bundled models and data; source of docs/results.md."""

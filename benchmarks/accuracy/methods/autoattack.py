@@ -1,4 +1,4 @@
-"""AutoAttack on the main table's first seeds, beside PGD-100 on the same images, and the checks."""
+"""AutoAttack and PGD-100 on the main table's first seeds, on the same images, with checks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT = ("attack", "eps", "accuracy", "interval", "n", "stalled", "trusted", "gra
 
 
 def strong_cells() -> list[Cell]:
-    """The first seed of every method on both models."""
+    """Return the first seed of every method on both models."""
     return [cell for cell in main_cells() if cell.seed == 0]
 
 
@@ -54,9 +54,9 @@ def _judge(cell: Cell) -> dict[str, Any]:
 
 
 def autoattack(method: str | None = None) -> None:
-    """Judge what is not judged yet, and put it into the result file.
+    """Evaluate the runs that have no result yet, and write the result file.
 
-    On one thread, beside other work; the prompts are those that `measure` tuned.
+    Runs on one thread, beside other processes; uses the prompts that `measure` tuned.
     """
     torch.set_num_threads(1)
     for cell in strong_cells():

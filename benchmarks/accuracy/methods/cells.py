@@ -1,4 +1,4 @@
-"""What is tuned and judged: one `Cell` for each run."""
+"""The runs of the comparison: one `Cell` for each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 MODELS = ("tiny-shapes", "tiny-shapes-robust")
 METHODS = ("zero-shot", "advpt", "apt", "ampt", "capt", "nap")
-BASE_EPS = "2/255"  # of the search's attempts that name no other, and of the smaller tables
+BASE_EPS = "2/255"  # default of the preset search, and radius of the smaller tables
 TEST_EPS = ("1/255", "2/255", "4/255")
 SEEDS = (0, 1, 2)
 SHIFTED = ("shapes-outline", "shapes-recolored", "shapes-crowded")
@@ -18,17 +18,17 @@ SHIFTED = ("shapes-outline", "shapes-recolored", "shapes-crowded")
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run: the presets of the bundled models, and what is changed of them.
+    """One run: a bundled model's preset with changed settings.
 
     Attributes:
         part: ``"main"``, ``"shift"``, ``"new"`` or the claim that is tested.
         model: bundled model.
         method: a tuner's name, or ``"zero-shot"``.
-        seed: of the shots and of the tuning.
-        test: data set, and its classes, that is judged.
-        eps: radii of the test.
-        classes: that are tuned on.
-        changes: settings other than the preset's.
+        seed: of the few-shot sample and of the tuning.
+        test, test_classes: data set and classes of the evaluation.
+        eps: radii of the evaluation.
+        classes: of the tuning.
+        changes: settings that differ from the preset.
     """
 
     part: str
@@ -43,24 +43,24 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The changed settings, in words."""
+        """The changed settings as text."""
         return ", ".join(f"{k}={v}" for k, v in self.changes) or "preset"
 
     @property
     def name(self) -> str:
-        """A file's name: readable, and its own."""
+        """A readable, unique file name."""
         facts = json.dumps(dataclasses.asdict(self), sort_keys=True)
         mark = hashlib.sha256(facts.encode()).hexdigest()[:8]
         return f"{self.part}-{self.model}-{self.method}-{self.seed}-{mark}"
 
     @property
     def tuning(self) -> tuple[Any, ...]:
-        """What says which tuned prompts are judged: cells that share it share them."""
+        """Key of the tuned prompts: cells with equal keys share them."""
         return (self.model, self.method, self.seed, self.classes, self.changes)
 
 
 def cell_of(row: Mapping[str, Any]) -> Cell:
-    """The cell that a row of the result file is of."""
+    """Return the cell of a row of the result file."""
     fields = {name: row[name] for name in Cell.__dataclass_fields__}
     fields["eps"] = tuple(fields["eps"])
     fields["changes"] = tuple((key, value) for key, value in fields["changes"])
@@ -68,17 +68,17 @@ def cell_of(row: Mapping[str, Any]) -> Cell:
 
 
 def main_cells() -> Iterator[Cell]:
-    """Every method on both models, tuned at one radius, judged at three."""
+    """Yield every method on both models, tuned at one radius and evaluated at three."""
     for seed in SEEDS:
         for model in MODELS:
             for method in METHODS:
                 if method == "zero-shot" and seed:
-                    continue  # nothing in it depends on a seed
+                    continue  # zero-shot does not depend on the seed
                 yield Cell("main", model, method, seed, eps=TEST_EPS)
 
 
 def shift_cells() -> Iterator[Cell]:
-    """The prompts of the first seed on images that are further away."""
+    """Yield the first seed's prompts, evaluated on shifted images."""
     for model in MODELS:
         for method in METHODS:
             for test in SHIFTED:
@@ -86,7 +86,7 @@ def shift_cells() -> Iterator[Cell]:
 
 
 def new_cells() -> Iterator[Cell]:
-    """Tuned on the first half of the classes, judged on both halves."""
+    """Yield runs tuned on the first half of the classes, evaluated on each half."""
     model = "tiny-shapes-robust"
     for method in METHODS:
         for half in ("base", "new"):
@@ -94,12 +94,12 @@ def new_cells() -> Iterator[Cell]:
 
 
 def claim_cells() -> Iterator[Cell]:
-    """The papers' claims, on the robust model, one setting changed at a time."""
+    """Yield runs that test the papers' claims on the robust model, one changed setting each."""
 
     def cell(claim: str, method: str, **changes: Any) -> Cell:
         return Cell(claim, "tiny-shapes-robust", method, 0, changes=tuple(changes.items()))
 
-    for k in (1, 2, 4, 8, 16):  # 16 tokens in all
+    for k in (1, 2, 4, 8, 16):  # 16 context tokens in total
         yield cell("mixture", "ampt", n_prompts=k, n_ctx=16 // k)
     yield from (cell("refiners", "nap", refiners=r) for r in (True, False))
     yield from (cell("layers", "nap", consistency=c) for c in ("cosine", "mse", "none"))
@@ -114,6 +114,6 @@ def claim_cells() -> Iterator[Cell]:
 
 
 def all_cells() -> list[Cell]:
-    """Every cell, the main table's first."""
+    """Return every cell, those of the main table first."""
     cells = [*main_cells(), *shift_cells(), *new_cells(), *claim_cells()]
     return list(dict.fromkeys(cells))

@@ -1,48 +1,52 @@
-"""The words of docs/results.md; a name in angle brackets stands for a table or a number."""
+"""Text of docs/results.md; names in angle brackets are replaced by tables or numbers."""
 
-TEXT = """# The methods against each other
+TEXT = """# Comparison of the methods
 
-Everything here is measured on the bundled models and data, by
+All results on this page are measured on the bundled models and data with
 
 ```bash
 python -m benchmarks.accuracy methods measure && python -m benchmarks.accuracy methods collect
 python -m benchmarks.accuracy methods table
 ```
 
-(hours on two CPU cores; it goes on where it was stopped), from
-[methods.json](../benchmarks/results/cpu-2-cores/methods.json). What the small CLIP shows need not
-hold for a large one: read it as a check of the methods' code and of the direction of their effects.
+The measurement takes hours on two CPU cores and resumes after an interruption. The raw results are
+in [methods.json](../benchmarks/results/cpu-2-cores/methods.json). Results on these small CLIP
+models need not hold for large ones; they check the methods' code and the direction of each effect.
 
-- `shapes`, <shots> shots of 80 classes. The presets were chosen on training and validation images;
-  the search is recorded in
-  [method_sweep.json](../benchmarks/results/cpu-2-cores/method_sweep.json). Test images played no
-  part in it.
-- The radius of the tuning is a setting of the preset (`tuned at`), and one tuned run is judged at
-  all three radii. Tuning ran in bfloat16 on one thread, the judge in float32.
-- Robust accuracy is that under an adaptive PGD-100 (white-box through prompts, router and refiners;
-  steps of eps/4, one random start) on <images> test images, the same for all. Judged: <counts>;
-  an image that is fooled is left alone. Clean accuracy is that on all test images.
-- Mean and range over three seeds, of the shots and of the tuning.
+- Data: `shapes`, <shots> images for each of 80 classes. The presets were chosen on training and
+  validation images; the search is recorded in
+  [method_sweep.json](../benchmarks/results/cpu-2-cores/method_sweep.json). It used no test images.
+- Radius: the tuning radius is a setting of the preset (`tuned at`), and each tuned run is
+  evaluated at all three radii. Tuning runs in bfloat16 on one thread, the evaluation in float32.
+- Robust accuracy is the accuracy under an adaptive PGD-100 attack (white-box through prompts,
+  router and refiners; step size eps/4, one random start) on <images> test images, the same for all
+  methods. Evaluated: <counts>; a misclassified image is not attacked further. Clean
+  accuracy is measured on all test images.
+- Each value is the mean over three seeds of the few-shot sample and the tuning; the range is in
+  parentheses.
 
 <missing>
-What to read from it:
+Findings:
 
-- NAP wins most, clean and attacked, and its token refiners are why: without them it stands near
-  the others. They are also most of what it trains, and they know the classes that they were tuned
-  on: on new ones NAP loses more than half of the zero-shot classifier's clean accuracy, where the
-  others keep nearly all of it.
-- On the robust model APT, AMPT, CAPT and NAP win more than their seeds' spread at 1/255 and
-  2/255, and lose nothing clean; at 4/255 none wins. On the plain model APT and CAPT pay in clean
-  accuracy.
-- AdvPT, tuned on a bank that saw no prompts, wins clean accuracy and little against this attack.
-- AutoAttack (below) leaves less than PGD-100 of all of them on the robust model, and takes most
-  from NAP, whose lead among the methods is gone there: at 2/255 all stand a little above the
-  zero-shot classifier, and their intervals overlap. On the plain model NAP alone keeps a part
-  (8 %). PGD alone would have said otherwise.
-- Not seen here: that more prompts beat a longer one (AMPT), that a consistency term helps (CAPT,
-  and NAP's cosine), or that its balance matters. The differences are those of the seeds.
-- Prompts in all four layers win clean accuracy over those in the first; in two they did worse
-  than in either.
+- Under PGD-100, NAP improves most over the zero-shot classifier at 1/255 and 2/255 on both models,
+  and on the robust model also in clean accuracy. This is due to its token refiners: without them,
+  NAP's accuracy is close to that of the other methods. The refiners contain most of its trainable
+  parameters and are specific to the classes of the tuning: on new classes NAP loses more than half
+  of the zero-shot classifier's clean accuracy, while the other methods keep nearly all of it.
+- On the robust model, the gains of APT, AMPT, CAPT and NAP at 1/255 and 2/255 exceed the range
+  over the seeds, and their clean accuracy does not decrease; at 4/255 no method improves. On the
+  plain model, APT and CAPT lose clean accuracy.
+- AdvPT, which is tuned on adversarial embeddings computed without the prompts, improves clean
+  accuracy, and robust accuracy only slightly.
+- AutoAttack (below) lowers the accuracy of every method on the robust model further than PGD-100.
+  NAP loses most and no longer leads: at 2/255 all methods are slightly above the zero-shot
+  classifier, with overlapping confidence intervals. On the plain model only NAP keeps more than
+  1 % (8 %). PGD alone would have led to a different conclusion.
+- Not observed: a benefit of several prompts over one longer prompt (AMPT), of a consistency term
+  (CAPT, and NAP's cosine), or of its balance. The differences are comparable to those between
+  seeds.
+- Prompts in all four layers give higher clean accuracy than prompts in the first layer; prompts in
+  two layers give lower accuracy than either.
 
 ## tiny-shapes
 
@@ -54,17 +58,18 @@ What to read from it:
 
 ## AutoAttack
 
-The first seeds at 2/255 on <strong images> test images, from
+The first seed of each method at 2/255 on <strong images> test images, from
 [methods_autoattack.json](../benchmarks/results/cpu-2-cores/methods_autoattack.json)
-(`python -m benchmarks.accuracy methods autoattack`). PGD-100 on the same images, any iterate
-judged; then what each attack of AutoAttack's standard version leaves of what the one before it
-left, the last with its 95 % interval (Wilson); then the checks of `fastprompt.evaluate`.
+(`python -m benchmarks.accuracy methods autoattack`). The columns are: the accuracy under PGD-100
+on the same images, with every iterate evaluated; the accuracy after each attack of AutoAttack's
+standard version, each of which attacks the images that survived the one before, with the 95 %
+Wilson interval for the last; and the result of the checks of `fastprompt.evaluate`.
 
 <strong>
 
 ## Shifted images
 
-The prompts of the first seed on images that are further away.
+The prompts of the first seed, evaluated on images from shifted distributions.
 
 tiny-shapes:
 
@@ -76,43 +81,43 @@ tiny-shapes-robust:
 
 ## Base to new
 
-tiny-shapes-robust, tuned on the first half of the classes (first seed), judged on both halves among
-themselves; `mean` is the harmonic mean.
+tiny-shapes-robust, tuned on the first half of the classes (first seed) and evaluated on each half,
+with the class names of that half only; `mean` is the harmonic mean.
 
 <new>
 
 ## The papers' claims
 
-On tiny-shapes-robust, one setting changed at a time. One seed, <images> attacked images: a
-difference below the ranges of the main table says nothing.
+On tiny-shapes-robust, with one setting changed at a time. One seed, <images> attacked images:
+differences smaller than the ranges of the main table are not meaningful.
 
-### More prompts beat a longer one (AMPT)
+### Several prompts instead of a longer one (AMPT)
 
-16 context tokens in all.
+16 context tokens in total.
 
 <mixture>
 
-### Refiners purify (NAP)
+### Token refiners (NAP)
 
 <refiners>
 
-### What holds the layers together (NAP)
+### Consistency of the layers (NAP)
 
-The published loss moves from clean to adversarial images (`linear`) and holds the layers together
-by their cosine; the preset takes fixed shares and no such term.
+The published loss shifts its weight from clean to adversarial images (`linear`) and adds the
+cosine consistency of the layers; the preset has fixed weights and no consistency term.
 
 <layers>
 
-### The consistency and its balance (CAPT)
+### The consistency term and its balance (CAPT)
 
-`lam=0.0` is plain adversarial tuning of the same prompts.
+`lam=0.0` is adversarial tuning of the same prompts without the consistency term.
 
 <balance>
 
-### Text alone or both towers, shallow or deep
+### Text prompts alone or prompts in both encoders, shallow or deep
 
-APT is a text context alone; CAPT at `lam=0.0` has prompts in the first `depth` layers of both
-towers.
+APT has a text context alone; CAPT at `lam=0.0` has prompts in the first `depth` layers of both
+encoders.
 
 <depth>
 """

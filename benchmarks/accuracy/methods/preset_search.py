@@ -1,4 +1,4 @@
-"""The search for the bundled models' presets: each attempt is recorded, on validation images."""
+"""Search for the bundled models' presets on validation images; records every attempt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .cells import BASE_EPS
 from .run import PRECISION, SHOTS
 
 RESULT = TWO_CORES / "method_sweep.json"
-# what all attempts share; each names what it changes
+# settings of all attempts; each attempt records its changes
 BASE: dict[str, Any] = {
     "n_ctx": 4,
     "ctx_init": "a photo of a",
@@ -29,10 +29,10 @@ IMAGES, ATTACK = 400, "pgd-20"
 
 
 def attempt(method: str, model: str, changes: str) -> None:
-    """Tune once, judge on all validation images' draw, and add a row to the record.
+    """Tune once, evaluate on a sample of the validation images, and add a row to the record.
 
     Args:
-        changes: settings beside `BASE`, as JSON.
+        changes: settings in addition to `BASE`, as JSON.
     """
     clip, changed = load_clip(model), json.loads(changes)
     settings = {**BASE, **changed}

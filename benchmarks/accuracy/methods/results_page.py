@@ -1,4 +1,4 @@
-"""docs/results.md from the committed result file."""
+"""Writes docs/results.md from the committed result file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Row = Mapping[str, Any]
 
 
 def name_of(method: str) -> str:
-    """A method's name in its paper."""
+    """Return a method's name as in its paper."""
     return NAMES.get(method, method)
 
 
 def accuracies(cells: Sequence[Row], eps: str | None) -> list[float]:
-    """Clean accuracies (``eps`` None), or those under attack, in percent, one for each cell."""
+    """Return the accuracy of each cell in percent: clean (``eps`` None) or under attack."""
     radius = 0.0 if eps is None else int(eps.split("/")[0]) / 255
     attack = "clean" if eps is None else "pgd-100"
     return [
@@ -38,7 +38,7 @@ def accuracies(cells: Sequence[Row], eps: str | None) -> list[float]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and range; one value by itself."""
+    """Format mean and range; a single value without a range."""
     if not values:
         return ""
     if len(values) == 1:
@@ -56,7 +56,7 @@ def _radius(cell: Row) -> str:
 
 
 def main_table(cells: Sequence[Row], model: str) -> str:
-    """Every method on one model: accuracies with their spread, costs, trained parameters."""
+    """Format one model's results: accuracies with ranges, costs, trainable parameters."""
     rows = []
     for method in METHODS:
         own = [c for c in cells if (c["part"], c["model"], c["method"]) == ("main", model, method)]
@@ -82,7 +82,7 @@ def main_table(cells: Sequence[Row], model: str) -> str:
 
 
 def shift_table(cells: Sequence[Row], model: str) -> str:
-    """Clean and robust accuracy on the shifted images."""
+    """Format clean and robust accuracy on the shifted images."""
     rows = []
     for method in METHODS:
         row = [name_of(method)]
@@ -106,7 +106,7 @@ def _harmonic(base: Sequence[float], new: Sequence[float]) -> str:
 
 
 def new_table(cells: Sequence[Row]) -> str:
-    """Tuned on half of the classes: both halves and their harmonic mean."""
+    """Format the accuracy on base and new classes and their harmonic mean."""
     rows = []
     for method in METHODS:
         own = [c for c in cells if c["part"] == "new" and c["method"] == method]
@@ -127,7 +127,7 @@ def new_table(cells: Sequence[Row]) -> str:
 
 
 def claim_table(cells: Sequence[Row], claim: str) -> str:
-    """One setting after the other."""
+    """Format one row for each changed setting."""
     rows = [
         [
             name_of(c["method"]),
@@ -145,7 +145,7 @@ def claim_table(cells: Sequence[Row], claim: str) -> str:
 
 
 def strong_table(path: Path = autoattack.RESULT) -> str:
-    """What each attack leaves, and what the checks say."""
+    """Format the accuracy after each attack, and the verdict of the checks."""
     lines = []
     for cell in json.loads(path.read_text("utf-8"))["cells"]:
         shares = [f"{100 * row['accuracy']:.1f}" for row in cell["rows"]]
@@ -163,7 +163,7 @@ def strong_table(path: Path = autoattack.RESULT) -> str:
 
 
 def short_table(path: Path = RESULT) -> str:
-    """The README's: both models side by side, means over the seeds."""
+    """Format the README's table: both models side by side, means over the seeds."""
     cells = [row for row in rows_of(path) if row["part"] == "main"]
     rows = []
     for method in METHODS:
@@ -178,13 +178,13 @@ def short_table(path: Path = RESULT) -> str:
 
 
 def _counts(cells: Sequence[Row]) -> str:
-    """Which iterates were judged, as the rows themselves say."""
+    """Return the evaluated iterates, as recorded in the rows."""
     said = (row["settings"].get("counts") for cell in cells for row in cell["rows"])
     return " or ".join(sorted({words for words in said if words}))
 
 
 def page(path: Path = RESULT) -> str:
-    """The whole page."""
+    """Return the text of the whole page."""
     cells = rows_of(path)
     tables = {f"main:{model}": main_table(cells, model) for model in MODELS}
     tables |= {f"shift:{model}": shift_table(cells, model) for model in MODELS}
@@ -194,7 +194,7 @@ def page(path: Path = RESULT) -> str:
         tables[claim] = claim_table(cells, claim)
     tables |= {"images": str(IMAGES), "counts": _counts(cells), "shots": str(SHOTS)}
     whole = len(all_cells())
-    missing = f"**Not everything is measured yet: {len(cells)} runs of {whole}.**\n"
+    missing = f"**Incomplete: {len(cells)} of {whole} runs are measured.**\n"
     tables["missing"] = missing if len(cells) < whole else ""
     text = TEXT
     for key, table in tables.items():
@@ -203,6 +203,6 @@ def page(path: Path = RESULT) -> str:
 
 
 def table() -> None:
-    """Write the page."""
+    """Write the page and print the README's table."""
     PAGE.write_text(page(), encoding="utf-8")
     print(f"written: {PAGE}\n\nfor the README:\n\n{short_table()}")

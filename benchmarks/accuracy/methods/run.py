@@ -1,4 +1,4 @@
-"""Tune and judge cells: one JSON file each, so that a run that stops goes on where it was."""
+"""Tunes and evaluates cells, with one JSON file for each, so that a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ FOLDER = Path("runs") / "methods"
 RESULT = TWO_CORES / "methods.json"
 SHOTS, IMAGES, BATCH = 16, 400, 400
 ATTACK = "pgd-100"
-PRECISION = "bf16"  # of the tuning; the judge is float32
+PRECISION = "bf16"  # of the tuning; the evaluation runs in float32
 
 
 def settings(cell: Cell) -> dict[str, Any]:
-    """What is changed of the preset."""
+    """Return the settings that differ from the preset."""
     return {"precision": PRECISION, "seed": cell.seed, **dict(cell.changes)}
 
 
@@ -43,13 +43,13 @@ def _folder(cell: Cell) -> Path:
 
 
 def tune(cell: Cell) -> Tuner:
-    """The tuner of a cell: from its folder, or tuned now and kept there."""
+    """Return a cell's tuner, loaded from its folder, or tuned now and saved there."""
     clip = load_clip(cell.model)
     data = load_data("shapes", shots=SHOTS, seed=cell.seed, classes=cell.classes)
     kind, folder = TUNERS[cell.method], _folder(cell)
     if not (folder / "prompts.safetensors").exists():
         tuner = kind(clip, data.classnames, **settings(cell))
-        if RunFolder(folder).started:  # stopped: times would be of a part
+        if RunFolder(folder).started:  # interrupted: its times would be incomplete
             shutil.rmtree(folder)
         began = time.perf_counter()
         tuner.fit(data.train, data.val, folder, progress=False)
@@ -58,7 +58,7 @@ def tune(cell: Cell) -> Tuner:
 
 
 def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
-    """Costs of the tuning, from its folder's metrics."""
+    """Return configuration and costs of the tuning, from its folder's metrics."""
     rows = RunFolder(_folder(cell)).read_metrics()
     batches = -(-SHOTS * len(tuner.classnames) // tuner.config.batch)
     each = [row.get("tuning_seconds", row["seconds"]) / batches for row in rows]
@@ -72,7 +72,7 @@ def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
 
 
 def classifier_of(cell: Cell, names: list[str], templates: Any) -> tuple[CLIPClassifier, Any]:
-    """A cell's classifier, tuned now if it was not, and the costs of that."""
+    """Return a cell's classifier, tuned now if necessary, and the costs of its tuning."""
     if cell.method == "zero-shot":
         return load_clip(cell.model).zero_shot(names, templates), {}
     tuner = tune(cell)
@@ -80,7 +80,7 @@ def classifier_of(cell: Cell, names: list[str], templates: Any) -> tuple[CLIPCla
 
 
 def judge(cell: Cell) -> dict[str, Any]:
-    """A cell's row of the result file."""
+    """Evaluate a cell and return its row of the result file."""
     began = time.perf_counter()
     data = load_data(cell.test, classes=cell.test_classes)  # type: ignore[arg-type]
     classifier, facts = classifier_of(cell, data.classnames, data.templates)
@@ -101,9 +101,9 @@ def judge(cell: Cell) -> dict[str, Any]:
 def measure(
     share: int = 0, shares: int = 1, part: str | None = None, method: str | None = None
 ) -> None:
-    """Run what is not done yet: this process's share, one part of the cells, or one method.
+    """Run all cells without a result: this process's share, one part of the cells, or one method.
 
-    On one thread: two processes side by side do more than one with two threads.
+    Runs on one thread: two processes with one thread each are faster than one with two threads.
     """
     torch.set_num_threads(1)
     known = _recorded()
@@ -124,17 +124,17 @@ def measure(
 
 
 def rows_of(path: Path = RESULT) -> list[dict[str, Any]]:
-    """The rows of a result file."""
+    """Return the rows of a result file."""
     return list(json.loads(path.read_text("utf-8"))["cells"])
 
 
 def _recorded() -> dict[str, Any]:
-    """The rows of the result file, by their cells' names; remove it to measure all anew."""
+    """Return the result file's rows by cell name; delete the file to measure everything again."""
     return {row["name"]: row for row in rows_of()} if RESULT.exists() else {}
 
 
 def collect() -> None:
-    """Put the cells that are done into the result file, beside those that are there."""
+    """Add the finished cells to the result file."""
     rows = _recorded()
     for cell in all_cells():
         file = FOLDER / "cells" / f"{cell.name}.json"

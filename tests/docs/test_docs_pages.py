@@ -181,7 +181,7 @@ def test_the_evaluation_examples_run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.peers
 def test_every_attack_that_the_page_names_is_known():
-    (table,) = re.findall(r"\| name \| what it is.*?\n\n", ROBUSTNESS, flags=re.S)
+    (table,) = re.findall(r"\| name \| attack.*?\n\n", ROBUSTNESS, flags=re.S)
     rows = (line.split("|")[1] for line in table.strip().splitlines()[2:])
     names = [n for row in rows for n in re.findall(r"`([\w-]+)`", row)]
     assert len(names) >= 9
