@@ -307,7 +307,7 @@ def test_of_images_that_were_wrong_clean_two_are_shown_and_last(tmp_path):
     _, page = page_of(folder)
     words = page.sections["images"]
     assert words.count("wrong before") == 2 + 1  # and what is said of the third
-    assert "1 more of the kept images were wrong" in words
+    assert "1 more of the kept images were misclassified" in words
     assert max(words.rfind("stands"), words.rfind("fell")) < words.find("clean taken for")
 
 
