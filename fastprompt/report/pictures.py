@@ -13,7 +13,7 @@ from .comparison import Method, path_words, radius
 from .runs import Source
 
 _MOST = 8  # maximum number of images shown per method
-_WRONG_BEFORE = "wrong before"
+_WRONG_BEFORE = "misclassified before"
 _WRONG = 2  # maximum number of those misclassified when clean; they show little about the attack
 
 
@@ -24,7 +24,7 @@ class Picture:
     images: data URIs of the clean image, the perturbation and the adversarial image.
     label: the true class.
     clean, attacked: the predicted classes; None if unknown.
-    verdict: ``fell`` (fooled), ``stands`` (still correct) or ``wrong before`` the attack.
+    verdict: ``fooled``, ``still correct`` or ``misclassified before`` the attack.
     """
 
     images: tuple[str, str, str]
@@ -127,7 +127,7 @@ def _telling(found: Sequence[str]) -> list[int]:
 def _verdict(label: int, before: int | None, after: int) -> str:
     if before not in (None, label):
         return _WRONG_BEFORE
-    return "stands" if after == label else "fell"
+    return "still correct" if after == label else "fooled"
 
 
 def _clean_predictions(method: Method, source: Source) -> dict[int, int]:

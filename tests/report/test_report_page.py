@@ -295,7 +295,7 @@ def test_images_are_inline_with_their_predictions(whole):
     assert "tuned under autoattack at 2/255" in words
     assert "times 63.8" in words
     assert "NaN" in words
-    assert words.count("fell") + words.count("wrong before") >= 2
+    assert words.count("fooled") + words.count("misclassified before") >= 2
 
 
 def test_of_images_that_were_wrong_clean_two_are_shown_and_last(tmp_path):
@@ -306,9 +306,9 @@ def test_of_images_that_were_wrong_clean_two_are_shown_and_last(tmp_path):
     found.save(folder / "result.json")
     _, page = page_of(folder)
     words = page.sections["images"]
-    assert words.count("wrong before") == 2 + 1  # and what is said of the third
+    assert words.count("misclassified before") == 2 + 1  # and what is said of the third
     assert "1 more of the kept images were misclassified" in words
-    assert max(words.rfind("stands"), words.rfind("fell")) < words.find("clean taken for")
+    assert max(words.rfind("still correct"), words.rfind("fooled")) < words.find("clean taken for")
 
 
 def test_a_check_that_could_not_be_made_is_not_called_passed(run):
@@ -370,7 +370,7 @@ def test_of_many_classes_with_a_router_those_that_change_most_are_shown(run):
     found.save(run / "result.json")
     _, page = page_of(run)
     words = page.sections["routing"]
-    assert "Of 39 classes the 24" in words
+    assert "The 24 of 39 classes" in words
     assert "kind 10" in words
     assert "kind 0" not in words
     assert "under pgd-10 at 1/255" in words
