@@ -37,7 +37,7 @@ Gradient = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
 def pixel_gradient(loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Compute the gradient of ``loss_of(images)`` in the images; zeros if the graph is cut."""
+    """Compute the pixel gradient of ``loss_of(images)``; zeros if the loss has no graph to them."""
     images = images.detach().requires_grad_(True)
     loss = loss_of(images)
     if not loss.requires_grad:
@@ -77,8 +77,8 @@ def ascend(
 ) -> Tensor:
     """Take ``steps`` projected sign steps from ``start`` that increase ``loss_of``.
 
-    Used if the steps are captured in a CUDA graph or if no image stops early; attacks on labeled
-    images use `slots.climb`.
+    Tuning (on a GPU, as a CUDA graph) and `FeaturePGD` use this function, since no image stops
+    early there; the other attacks use `slots.climb`.
 
     Args:
         loss_of: maps images ``[B, 3, H, W]`` to a scalar loss, summed over the batch.

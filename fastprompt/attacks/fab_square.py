@@ -50,7 +50,7 @@ class _Module(nn.Module):
 
 
 class _Peer(Attack):
-    """An attack of `torchattacks`, run batch by batch, with separate random numbers for each."""
+    """Base class of attacks that run `torchattacks` on each batch with separate random numbers."""
 
     def __init__(self, model: Model, eps: Fraction, batch: int | None) -> None:
         super().__init__(model, batch=batch)
@@ -74,7 +74,7 @@ class _Peer(Attack):
         with _own_random_numbers(adv), without_gradients(self.model):
             tries = self._tries(_Module(self.model), batch).detach()
         for tried in tries:
-            # also False for NaN
+            # NaN pixels compare as False
             inside = (tried - batch.images).abs().flatten(1).amax(1) <= self.eps + _SLACK
             fresh = inside & ~success & self.won(tried, batch.labels)
             adv = torch.where(fresh[:, None, None, None], tried, adv)
@@ -117,7 +117,7 @@ class FAB(_Peer):
         wrong = wrong_classes(model, x, batch.labels)[:, : self.targets].T  # [T, B]
         attack = torchattacks().FAB(model, norm="Linf", eps=self.eps, steps=self.steps)
         attack.set_device(x.device)
-        # a tensor in place of the single target class gives each row its own target
+        # torchattacks expects one target class; a tensor gives each row a separate target
         attack.target_class = wrong.flatten()
         labels = batch.labels.repeat(len(wrong))
         adv = attack.attack_single_run_targeted(x.repeat(len(wrong), 1, 1, 1), labels)

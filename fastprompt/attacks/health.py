@@ -1,4 +1,4 @@
-"""Gradient health: without a gradient, sign steps do not move and a model seems robust."""
+"""Gradient health: if gradients are zero, sign steps do not move and the model seems robust."""
 
 from dataclasses import dataclass
 

@@ -22,8 +22,9 @@ class PGD(IteratedAttack):
     """PGD (Madry et al., ICLR 2018): ``steps`` sign steps of size ``alpha`` in the eps-ball.
 
     With ``random_start=False`` the images equal those of `torchattacks.PGD` bit for bit in float32:
-    at any batch size with ``reduction="mean"``, at powers of two with ``"sum"``. The result is the
-    last iterate (or see ``stop``); of several restarts, the one with the largest margin.
+    for ``reduction="mean"`` at any batch size, for ``"sum"`` only at batch sizes that are powers of
+    two. The result is the last iterate (or see ``stop``); of several restarts, the most
+    misclassified one (largest wrong-class margin; if targeted, largest target-class margin).
 
     Args:
         model: module or callable that maps images ``[B, 3, H, W]`` in [0, 1] to logits
@@ -38,7 +39,8 @@ class PGD(IteratedAttack):
         reduction: ``"sum"`` over the batch, or ``"mean"`` as in `torchattacks`.
         samples: gradients averaged in each step, for randomized models.
         stop: evaluate every iterate; a fooled image keeps the iterate that fooled the model, takes
-            no more steps, and the next image takes its slot. At least as strong, and faster.
+            no more steps, and the next image takes its slot. The attack is then at least as strong
+            and faster.
         batch: images attacked at once; None attacks all given images at once.
         seed: seed of the random starts, which depend only on (seed, image index, restart).
 

@@ -1,8 +1,8 @@
 """Attack many images in few slots: a fooled image gives its slot to the next image.
 
-In a fixed batch, images that are fooled after a few steps would be attacked until the last step of
-the others. Here a slot whose image is fooled, or has taken all its steps, is refilled with the next
-image, or with the next attempt (a restart, another target) on an image not yet fooled.
+In a fixed batch, an image that is fooled after a few steps keeps its place until the other images
+have taken all their steps. Here a slot whose image is fooled or has taken all its steps is
+refilled with the next image, or with the next attempt (restart or target) on an unfooled image.
 """
 
 from collections import deque
@@ -35,7 +35,10 @@ class Ascent(Protocol):
     attempts: int
 
     def begin(self, rows: Tensor, attempt: int) -> State:
-        """Return the initial state of an attempt on the images ``rows``: ``x``, ``adv``, ..."""
+        """Return the initial state of an attempt on the images ``rows``.
+
+        It holds ``x`` (clean images), ``adv`` (start images) and the attack's other tensors.
+        """
 
     def loss(self, logits: Tensor, state: State) -> Tensor:
         """Compute the loss to maximize, ``[S]``, from the logits of ``state["adv"]``."""
@@ -49,7 +52,7 @@ class Ascent(Protocol):
         """
 
     def result(self, state: State) -> Tensor:
-        """Return the resulting images of an attempt that did not fool the model."""
+        """Return the image of each slot to keep if no iterate fooled the model."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Climbed:
         fell: whether each image is fooled, bool ``[N]``.
         fell_at: index of the iterate that fooled the model, counted over all attempts, int64
             ``[N]``; 0 is the first start, -1 means not fooled.
-        health: gradient health over all gradients.
+        health: counts of zero and non-finite gradients per image, summed over the attack.
     """
 
     images: Tensor
@@ -93,8 +96,8 @@ def climb(
         slots: images attacked at once; all by default.
         look: steps between the host's checks for free slots. It affects only the speed: every
             iterate is evaluated.
-        judge: maps logits and labels to which images are fooled, bool. An image fooled in a
-            gradient pass is evaluated again in a pass without gradients before it leaves its slot.
+        judge: maps logits and labels to bool ``[S]``, whether each image is fooled. An image
+            fooled in a gradient pass is evaluated again without gradients before leaving its slot.
             If None, each image takes all its steps and the caller evaluates the result; of several
             attempts, the result with the largest margin is returned.
         samples: gradients averaged in each step: the expectation over a model's randomness.
@@ -277,7 +280,7 @@ class _Run:
         self._note(hit)
 
     def _confirmed(self) -> list[bool]:
-        """Return which slots are also fooled in a pass without gradients; rounding may differ."""
+        """Return which slots stay fooled in a pass without gradients; its rounding may differ."""
         hit = self.state["hit"]
         slots = hit.nonzero().flatten()
         if not len(slots):

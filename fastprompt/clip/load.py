@@ -40,11 +40,12 @@ def load_clip(
         pretrained: for an open_clip model name, one of its weight tags (downloaded) or the path of
             a checkpoint.
         tokenizer: maps N strings to token ids ``[N, context_length]``. Default: the model's own;
-            for a model object, open_clip's standard tokenizer if the vocabulary sizes match.
+            for a model object, open_clip's standard tokenizer; required if the vocabulary sizes
+            differ.
         mean, std: the pixel normalization. Default: the model's own.
-        image_weights: a file or a state dict for the image encoder alone, the format in which
-            adversarially fine-tuned encoders are published (TeCoA, FARE). Pickled code in a file
-            is never executed.
+        image_weights: a file or a state dict for the image encoder alone. TeCoA and FARE
+            (adversarially fine-tuned encoders) are published in this format. Pickled code in a
+            file is never executed.
         device: the device of the model. Default: the CPU, or a model object's current device.
         cache_dir: the directory of open_clip's downloads.
 

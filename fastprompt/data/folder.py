@@ -45,7 +45,7 @@ def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str
             if not rows:
                 raise ValueError(
                     f"data: {path} has too few images for a separate {split} split; provide at "
-                    "least 5 per class, or put them into train, val and test folders"
+                    "least 3 per class, or put them into train, val and test folders"
                 )
         elif split == "test" or (split == "val" and own_val):
             folder = path / (test_name if split == "test" else val_name)

@@ -45,7 +45,7 @@ class Data:
 
     @cached_property
     def val(self) -> ImageDataset:
-        """The validation images; ``min(shots, 4)`` per class as in CoOp, or all."""
+        """The validation images: ``min(shots, 4)`` per class as in CoOp; all if shots is "all"."""
         return self._split("val")
 
     @cached_property
@@ -93,7 +93,7 @@ def load_data(
         world = WORLDS[text]
         names, templates = list(world.classnames), world.templates
         whole = partial(_builtin, text, image_size)
-    elif text in TORCHVISION:  # before folders, as torchvision's own folder may have this name
+    elif text in TORCHVISION:  # checked before folders: a folder may have the same name
         names, whole = torchvision_splits(text, image_size, Path(root), download)
         templates = TEMPLATES
     elif Path(name).is_dir():
@@ -102,7 +102,7 @@ def load_data(
     elif isinstance(name, Path) or "/" in text or text.startswith("."):
         raise FileNotFoundError(f"data: the folder {text} does not exist")
     else:
-        raise unknown("data set", text, [*WORLDS, *TORCHVISION])
+        raise unknown("data set or image folder", text, [*WORLDS, *TORCHVISION])
     chosen = class_range(len(names), classes)
     limits = {
         "train": None if shots == "all" else shots,

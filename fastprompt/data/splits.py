@@ -51,16 +51,25 @@ class TorchvisionImages:
 def cut(labels: Tensor, split: str) -> list[int]:
     """Return the rows of one split of a source without splits, by `_SHARES` of each class.
 
-    The seed is fixed, so that no few-shot seed can move test images into the training set.
+    Of three or more images, each split has at least one. The seed is fixed, so that no few-shot
+    seed can move test images into the training set.
     """
-    low, high = _SHARES[split]
     rows: list[int] = []
     for label in labels.unique().tolist():
         mine = (labels == label).nonzero()[:, 0]
         generator = torch.Generator().manual_seed(label)
         order = mine[torch.randperm(len(mine), generator=generator)]
-        rows += order[round(low * len(mine)) : round(high * len(mine))].tolist()
+        rows += order[slice(*_bounds(len(mine))[split])].tolist()
     return sorted(rows)
+
+
+def _bounds(n: int) -> dict[str, tuple[int, int]]:
+    """Return first and end position of each split among ``n`` images of a class."""
+    bounds = {split: (round(low * n), round(high * n)) for split, (low, high) in _SHARES.items()}
+    first, end = bounds["val"]
+    if n >= 3 and first == end:
+        bounds["train"], bounds["val"] = (0, first - 1), (first - 1, end)
+    return bounds
 
 
 def train_or_val(labels: Tensor, split: str, own_val: bool) -> list[int]:

@@ -53,8 +53,8 @@ def evaluate(
     """Evaluate clean and robust accuracy.
 
     An image counts as robust if it is classified correctly both clean and under attack, and if the
-    attack had a usable gradient. An image that survives without one counts as ``stalled``; a row
-    has ``trusted: false`` if more than 1 % of its attacked images are stalled.
+    attack had a usable gradient. An image that survives without a usable gradient counts as
+    ``stalled``; a row has ``trusted: false`` if more than 1 % of its attacked images are stalled.
 
     Each attack runs only on images that are classified correctly when clean. A fooled image leaves
     its batch, and the next image takes its slot. Images are read on demand, so the data set need
@@ -120,7 +120,7 @@ def evaluate(
 
 
 def _how(how: How, samples: int | None, model: Model) -> How:
-    """For a randomized model, average several passes; no single lucky pass stops an attack."""
+    """For a randomized model, average gradients over passes and do not stop on one lucky pass."""
     random = bool(getattr(model, "randomized", False))
     several = RANDOM_SAMPLES if random else 1
     samples = several if samples is None else check_count(samples, "samples")

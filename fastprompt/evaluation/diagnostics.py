@@ -1,4 +1,4 @@
-"""Diagnostics of a tuned classifier: router weights by class, size of refiner corrections."""
+"""Diagnostics of a tuned classifier: router weights per class, and sizes of refiner corrections."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -22,7 +22,7 @@ class Examples:
         folder: folder of the evaluation; None keeps the images in memory.
 
     Attributes:
-        places: positions of the stored images among the evaluated ones.
+        places: positions of the stored images among the evaluated images.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -62,9 +62,9 @@ class Examples:
             write_tensors(self._file(unit), tensors, {"kind": _PART})
 
     def of(self, units: Sequence[tuple[str, ...]], clean: Tensor) -> Tensor | None:
-        """Return the chosen images after an attack's units, in order; clean if not attacked.
+        """Return the chosen images after an attack; images that it did not attack stay clean.
 
-        None if an interrupted evaluation stored other images, chosen by an older version.
+        Returns None if an older version of the library stored different images before a resume.
         """
         out = clean.clone()
         for unit in units:

@@ -153,7 +153,7 @@ class Job:
     # ---- sanity checks, diagnostics, examples ------------------------------------------------
 
     def _some(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return indices, pixels, labels of n evenly spaced images: data sets are often sorted."""
+        """Return indices, pixels, labels of n evenly spaced images, as data sets may be sorted."""
         return self._read(evenly(n, len(self.images.rows)))
 
     def _read(self, places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,9 +161,10 @@ class Job:
         return indices, pixels, labels
 
     def _looked_at(self, n: int, clean: str, claimed: Sequence[Claim]) -> list[int]:
-        """Choose n images to check, half of them robust if possible: masked gradients show there.
+        """Choose n images to check.
 
-        The others are correct when clean if possible: attacks only run on such images.
+        If possible, half of them are robust, since masked gradients show on these, and the others
+        are classified correctly when clean, since attacks only run on such images.
         """
         standing = next((claim.standing for claim in claimed if claim.standing), ())
         right = [place for place, flag in enumerate(clean) if flag != FELL]

@@ -19,7 +19,7 @@ from .plan import How, Planned, Stage
 from .record import Record, Unit
 from .scoring import Counted, facts, verdicts, wilson
 
-WINDOW = 8  # batches in memory at once, from which images replace fooled ones
+WINDOW = 8  # number of batches in memory at once; their images refill the slots of fooled ones
 
 FELL, STANDS, STALLED = "0", "1", "?"
 
@@ -79,7 +79,7 @@ class ModelRun:
         self.units: dict[tuple[str, float], list[Unit]] = {}  # by attack and radius
 
     def clean(self) -> dict[str, Any]:
-        """Return the row without attack, with ``labels`` and ``predictions``."""
+        """Return the row of the clean images, with ``labels`` and ``predictions``."""
         every = range(len(self.images.rows))
         self.bar.note(f"{self.name}: clean")
         done = [

@@ -32,7 +32,7 @@ class How:
     Attributes:
         seed: seed of the random starts and of Square's squares.
         batch: number of images attacked at once.
-        stop: a fooled image leaves its batch, and every iterate counts.
+        stop: a fooled image leaves its batch, and counts as fooled if any iterate fools the model.
         samples: gradients averaged in each step, for randomized models.
     """
 
@@ -244,7 +244,7 @@ def _feature(kind: str, eps: float, steps: int, how: How) -> Made:
     }
 
     def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
-        # the classifier's tower is faster, but must not contain trained visual prompts
+        # use the classifier's faster image tower unless it has visual prompts
         blind = not getattr(model, "has_visual_prompts", True)
         encode = model.encode_image if blind else model.clip.encode_image
         counting = getattr(model, "counting", None)

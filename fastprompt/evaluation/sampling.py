@@ -14,7 +14,7 @@ def evenly(n: int, total: int) -> list[int]:
 
 
 def in_turn(*groups: tuple[Sequence[int], int]) -> list[int]:
-    """Draw evenly from each (places, upto) in order, until ``upto`` places are drawn in all."""
+    """For each ``(places, upto)``, add evenly spaced places until ``upto`` are chosen in all."""
     taken: set[int] = set()
     for places, upto in groups:
         left = [place for place in places if place not in taken]

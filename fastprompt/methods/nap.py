@@ -127,9 +127,9 @@ class NAPTuner(OnlineTuner):
         return loss
 
     def compared(self, layers: list[Tensor]) -> list[Tensor]:
-        """Select the blocks' outputs of the consistency term, as the authors' code does.
+        """Select the outputs that the consistency term compares, as the authors' code does.
 
-        These are the inputs of the blocks with deep prompts, and the last block's output.
+        These are the outputs that feed blocks with deep prompts, and the last block's output.
         """
         return [*layers[: len(self.prompts.tokens) - 1], layers[-1]]
 

@@ -41,8 +41,8 @@ class PromptedCLIP(nn.Module):
         layers: image layers that get the visual prompts; by default the first ones.
         engine: ``"fast"``, or ``"reference"``: the same features from open_clip's own modules, with
             every class at full length and the text encoder in every forward pass.
-        precision: precision of the towers, see `resolve_precision`; with a head, the text tower,
-            which runs once per step, uses the precision of the weights.
+        precision: precision of the towers, see `resolve_precision`. If the prompts have a head
+            (router), the text tower, which runs once per step, keeps the weights' precision.
         class_specific: if True, each class has a separate context.
         compile: compile the towers with `torch.compile`, as single graphs; by default only for the
             fast engine on a GPU. Encoders other than open_clip's transformers run uncompiled.
@@ -134,7 +134,10 @@ class PromptedCLIP(nn.Module):
 
     @property
     def head(self) -> Head | None:
-        """Module that computes logits from K prompts' features; None: the cosine for one prompt."""
+        """Module that computes logits from K prompts' features.
+
+        None for a single prompt, whose logits are scaled cosines.
+        """
         head = getattr(self.prompts, "head", None)
         if self.engine == "reference" and isinstance(head, MixtureHead):
             return PlainMixtureHead(head)
@@ -154,7 +157,7 @@ class PromptedCLIP(nn.Module):
         return prompts.values()
 
     def _check(self, values: PromptValues) -> None:
-        """Raise the towers' errors about these shapes before any computation."""
+        """Check the prompt shapes against the towers before any computation."""
         self.text.check(values.context, values.deep, self.text_refiners)
         self.image.check(values.visual, self.refiners)  # type: ignore[operator]
 
@@ -202,7 +205,8 @@ class PromptedCLIP(nn.Module):
     def attack_reads(self) -> list[Tensor]:
         """Return the tensors that `attack_loss` reads besides its arguments."""
         self.image.refresh()
-        visual: nn.Module = getattr(self.image, "visual", self.clip.model)  # may be a cast copy
+        # `visual` may be a copy of the encoder in another precision
+        visual: nn.Module = getattr(self.image, "visual", self.clip.model)
         learned = (m for m in (self.refiners, self.head) if isinstance(m, nn.Module))
         held = [visual, self.image, *learned]
         tensors = [t for m in held for t in (*m.parameters(), *m.buffers())]

@@ -17,7 +17,7 @@ def open_blocks(transformer: nn.Module) -> list[OpenBlock]:
 
 
 class OpenText:
-    """Parts and opened blocks of a text encoder, shared by all modules that use them."""
+    """Parts of a text encoder, with its blocks as `OpenBlock`; shared by all modules using them."""
 
     parts: TextParts
     blocks: list[OpenBlock]

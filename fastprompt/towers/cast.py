@@ -43,7 +43,7 @@ def cast_text(parts: TextParts, dtype: torch.dtype | None) -> TextParts:
 
 
 def cast_hf(parts: HFTextParts, dtype: torch.dtype | None) -> HFTextParts:
-    """Do the same as `cast_text` for a Hugging Face model."""
+    """Return a Hugging Face model's parts in ``dtype``; see `cast_text`."""
     owner = frozen_copy(parts.owner, dtype)
     if owner is parts.owner:
         return parts

@@ -24,16 +24,16 @@ class ImageTower(Tower):
 
     Prompt tokens follow the patch tokens and have no positional embedding. Those of layer 0 are
     appended before the encoder's first LayerNorm; those of a later layer replace the previous
-    prompt tokens, if any, before that layer's block. After the last such layer they pass through
-    the remaining blocks. Refiners act on the class and patch tokens before every block but the
-    first (NAP's order). Average pooling excludes prompt tokens.
+    prompt tokens, if any, before that layer's block. The prompt tokens of the last such layer pass
+    through the remaining blocks. Refiners act on the class and patch tokens before every block but
+    the first (NAP's order). Average pooling excludes prompt tokens.
 
     Outputs of prompt tokens that the next layer replaces are not computed: these tokens only give
     keys and values, once for the whole batch. The last block computes only the pooled tokens.
 
     Args:
         clip: the frozen model.
-        layers: layers with separate prompts, in increasing order; by default none.
+        layers: indices of the layers that have prompts, in increasing order; by default none.
         dtype: dtype of the blocks; by default that of the weights. The patch embedding always has
             the dtype of the weights: in lower precision, rounding would cancel attack steps.
 
@@ -179,7 +179,7 @@ def patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _with_extra(
     block: OpenBlock, k: Tensor, v: Tensor, extra: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Append the keys and values of the prompt tokens to those of the others."""
+    """Append the keys and values of the prompt tokens to those of the other tokens."""
     if extra is None:
         return k, v
     extra_k, extra_v = block.keys_values(block.norm(extra))

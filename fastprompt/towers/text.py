@@ -177,7 +177,8 @@ class TextTower(PromptedText):
                 shared = self.shared(context, deep, refiners)
         states = torch.cat(list(self._run(context, deep, refiners, shared)), dim=1)
         states = states[:, self.inverse]
-        states = states.expand(len(context), -1, -1)  # without context tokens, prompts are equal
+        # without context tokens, all K prompts are equal
+        states = states.expand(len(context), -1, -1)
         if isinstance(parts, HFTextParts):
             return states  # already pooled and projected
         return parts.project(parts.ln_final(states))
@@ -206,6 +207,6 @@ class TextTower(PromptedText):
         deep: Tensor | None,
         *shared: Tensor,
     ) -> Tensor:
-        # not around the loop: the backward pass, which recomputes chunks, needs this kernel too
+        # set per chunk: the backward pass, which recomputes chunks, needs this kernel too
         with attention_kernel(context.device):
             return chunk(context, deep, refiners, *shared)

@@ -16,7 +16,7 @@ TextRefiners = Sequence[nn.Module] | nn.ModuleList
 
 
 class PromptedText(Tower, ABC):
-    """Class features from trainable context tokens and class names.
+    """Text tower: computes class features from trainable context tokens and class names.
 
     Args:
         clip: the frozen model.
@@ -78,7 +78,8 @@ class PromptedText(Tower, ABC):
             context: ``[M, text_width]``, preceded by K if ``n_prompts`` is given, then by C if
                 class-specific.
             deep: replacements of the context tokens before layers 1, 2, ... (MaPLe's deep prompts,
-                Khattak et al., CVPR 2023): ``[depth - 1, M, text_width]``, preceded by K likewise.
+                Khattak et al., CVPR 2023): ``[depth - 1, M, text_width]``, preceded by K if
+                ``n_prompts`` is given.
             refiners: one for each block but the first; each maps ``[..., T, text_width]`` to that
                 shape, token by token. They act on the start token, the class names and the end
                 tokens (also on padding, if it is attended to), never on context tokens.

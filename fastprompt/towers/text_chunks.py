@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-# width-sized tensors that a layer saves per token for the backward pass: measured 12, plus margin
+# vectors of size ``width`` that a layer saves per token for the backward pass: 12, plus a margin
 _KEPT = 14
 _SHARE = 4  # activations may use 1 / _SHARE of the memory
 

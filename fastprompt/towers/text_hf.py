@@ -17,7 +17,7 @@ class HFChunk(nn.Module):
     """Complete prompts of some classes, passed to the model as ``inputs_embeds``.
 
     Args:
-        text: holder of the text encoder's parts.
+        text: the text encoder's parts.
         layout: layout of all prompts; padding is masked and may be cut off.
         rows: classes of this chunk, ``[C]``.
     """

@@ -117,7 +117,7 @@ def text_layout(
             f"of the {limit}; shorten the name or lower n_ctx"
         )
     before = n_ctx if position == "end" else n_ctx // 2 if position == "middle" else 0
-    # the end of each name's own tokens, where the rest of the context follows
+    # position after each class name's last token, where the rest of the context follows
     split = text_ends(clip, clip.tokenizer(names)[:, :limit], pool_type, eos_id)
     places = torch.arange(n_ctx)
     # the name's tokens, in start..split-1, are shifted by the first part of the context
@@ -128,7 +128,7 @@ def text_layout(
 def _assemble(
     clip: FrozenCLIP, tokens: Tensor, context: Tensor, ends: Tensor, start: int, leading: int
 ) -> TextLayout:
-    """Insert placeholders into ``tokens`` at ``context``, and drop as much padding at the end."""
+    """Insert a placeholder at each ``context`` position; drop as many tokens of padding."""
     classes, length = tokens.shape
     stand_in = clip.tokenizer(["X"])[0, start]
     taken = torch.zeros(classes, length, dtype=torch.bool)

@@ -21,7 +21,7 @@ class PackedChunk(nn.Module):
     """Suffixes of some class prompts without padding: N tokens, prompts sorted by length.
 
     Args:
-        text: the opened text encoder.
+        text: `OpenText`, the text encoder's parts and blocks.
         layout: layout of all prompts.
         prefix: number of tokens of the shared prefix, P.
         rows: classes of this chunk, ``[C]``.
@@ -33,7 +33,8 @@ class PackedChunk(nn.Module):
         ends: packed index of each prompt's last token, ``[C]``.
         context: packed indices of context tokens, ``[n]``; empty if all are in the prefix.
         others: the other packed indices, ``[N - n]``.
-        sources, owners: number and class of the context token at each of ``context``, ``[n]``.
+        sources, owners: for each entry of the attribute ``context``, the token's index in its
+            prompt's context, and its class, ``[n]``.
     """
 
     order: Tensor
@@ -81,7 +82,8 @@ class PackedChunk(nn.Module):
 
         Args:
             context: ``[K, M, width]``, or ``[K, all C, M, width]`` if class-specific.
-            deep: its replacements before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            deep: context tokens that replace ``context`` before layers 1, 2, ...:
+                ``[K, depth - 1, M, width]``.
             refiners: one for each block but the first; applied to all but context tokens.
             prefix: keys and values of each layer, alternating, from `SharedPrefix`.
         """
@@ -124,7 +126,7 @@ class SharedPrefix(nn.Module):
     """Tokens before the class name: start token, then context.
 
     Args:
-        text: the opened text encoder.
+        text: `OpenText`, the text encoder's parts and blocks.
         layout: layout of all prompts.
         length: number of tokens, P; a class-specific context leaves only the start token.
     """
@@ -144,7 +146,8 @@ class SharedPrefix(nn.Module):
 
         Args:
             context: ``[K, M, width]``; not used if class-specific.
-            deep: its replacements before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            deep: context tokens that replace ``context`` before layers 1, 2, ...:
+                ``[K, depth - 1, M, width]``.
             refiners: one for each block but the first; applied to the start token.
         """
         start, inside = self.start, self.length - self.start

@@ -47,7 +47,7 @@ class FullChunk(nn.Module):
     """Complete prompts of some classes.
 
     Args:
-        text: the opened text encoder.
+        text: `OpenText`, the text encoder's parts and blocks.
         layout: layout of all prompts, from `cut`.
         rows: classes of this chunk, ``[C]``.
 
@@ -80,7 +80,8 @@ class FullChunk(nn.Module):
 
         Args:
             context: ``[K, M, width]``, or ``[K, all C, M, width]`` if class-specific.
-            deep: its replacements before layers 1, 2, ...: ``[K, depth - 1, M, width]``.
+            deep: context tokens that replace ``context`` before layers 1, 2, ...:
+                ``[K, depth - 1, M, width]``.
             refiners: one for each block but the first; applied to all but context tokens.
         """
         parts = self.text.parts

@@ -114,7 +114,7 @@ class CapturedAscent:
         key = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in given)
         graph = self._graphs.pop(key, None) or self._capture(given)
         if graph is not None:
-            self._graphs[key] = graph  # at the end: the first graph is the least recently used
+            self._graphs[key] = graph  # at the end; the first entry is the least recently used
             if len(self._graphs) > _SHAPES:
                 del self._graphs[next(iter(self._graphs))]
         return graph

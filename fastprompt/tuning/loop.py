@@ -51,7 +51,7 @@ class Loop:
     Args:
         tuner: provides the prompts, batches, loss and validation.
         run: run folder to write; None writes nothing.
-        key: identifies the run.
+        key: hash of the run's settings, model and data; a saved state with another key is rejected.
         examples: number N of training examples.
         tracker: also receives the metrics of each epoch.
         progress: show a progress bar if the output is a terminal.
@@ -93,7 +93,7 @@ class Loop:
         return patience is not None and waited >= patience
 
     def _restore(self) -> int:
-        """Restore the state in the run folder; return the number of completed epochs."""
+        """Restore the run folder's saved state; return the number of completed epochs."""
         run = self.run_folder
         state = None if run is None else run.read_state(self.key)
         if run is None:
@@ -109,7 +109,7 @@ class Loop:
         return epochs
 
     def _better(self, row: dict[str, Any]) -> bool:
-        """Return whether an epoch is strictly better than all before it, and record its score."""
+        """Return whether an epoch has the best score so far; if so, record the score."""
         score = row.get(self.tuner.score)
         if score is None or not score > self.best_score:
             return False
@@ -130,7 +130,7 @@ class Loop:
             self.run_folder.write_state(state, row["epoch"], self.key)
 
     def _order(self, epoch: int) -> Tensor:
-        """Return the epoch's order of examples, the same in a resumed run: from seed and epoch."""
+        """Return the epoch's order of examples; it depends only on the seed and the epoch."""
         generator = torch.Generator().manual_seed(numbered_seed(self.config.seed, epoch))
         return torch.randperm(self.examples, generator=generator)
 
@@ -165,7 +165,7 @@ class Loop:
                 self.optimizer.zero_grad(set_to_none=True)
                 together = min(group, len(order) - seen)
             loss = self.tuner.loss(batch)
-            # the loss of a step is the mean over its examples, also if its batches differ in size
+            # a step's loss is the mean over its examples, even if its batches differ in size
             (loss if size == together else loss * (size / together)).backward()
             seen += size
             losses[i] = loss.detach() * size

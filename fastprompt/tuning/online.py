@@ -19,7 +19,7 @@ from .online_pgd import OnlinePGD
 from .step import Step
 from .tuner import Tuner
 
-_VAL_DRAW = 2**32 - 1  # number of the random start on validation images, used by no epoch
+_VAL_DRAW = 2**32 - 1  # `draw` of the random starts on validation images; no epoch uses it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class OnlineConfig(TunerConfig):
     Attributes:
         n_ctx: number of context tokens; if several layers have prompts, the number per layer.
         ctx_init: words whose first ``n_ctx`` token embeddings initialize the context, as in CoOp;
-            further tokens are drawn from N(0, 0.02). By default all tokens are.
+            further tokens are drawn from N(0, 0.02). By default all tokens are drawn from it.
         eps: radius of the attack, in pixel units: a float, or a string such as ``"4/255"``.
         eps_min: smallest radius; each epoch draws the radius of each image uniformly from
             [eps_min, eps]. By default the radius of all images is eps.
@@ -56,7 +56,7 @@ class OnlineConfig(TunerConfig):
     crop_min: float = 0.08
     workers: int = 0
 
-    _reach: ClassVar[float] = 2.0  # total length of all steps with the default alpha, in radii
+    _reach: ClassVar[float] = 2.0  # radii that all steps with the default alpha move at most
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -85,7 +85,7 @@ class OnlinePGD:
             indices: indices of the images in their data set, int64 ``[B]``.
             prepared: result of `PromptedCLIP.prepare`, to share it with the step's loss; by default
                 computed here. The reference engine does not use it.
-            draw: number of the random start, such as the epoch.
+            draw: index that varies the random start, e.g. the epoch.
             radius: radius per image instead of eps, float ``[B]``, at most eps; alpha is scaled by
                 ``radius / eps``.
 

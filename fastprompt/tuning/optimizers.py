@@ -25,8 +25,8 @@ def make_optimizer(
 def learning_rate(config: TunerConfig, epoch: int) -> float:
     """Return ``warmup_lr`` in the W warm-up epochs, then ``lr (1 + cos(pi (epoch - W) / T)) / 2``.
 
-    T is the number of all epochs, and epochs count from 0: the scheduler of Dassl, which CoOp and
-    the code that follows it use.
+    T is the number of all epochs, and epochs count from 0. This is the scheduler of Dassl, which
+    CoOp and its successors use.
     """
     if epoch < config.warmup_epochs:
         return config.warmup_lr
@@ -50,7 +50,7 @@ def pack(
 def unpack(
     tensors: Mapping[str, Tensor], prompts: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor] | None:
-    """Restore the state that `pack` returned; return the best prompts, or None without any."""
+    """Restore the state that `pack` returned; return the best prompts, or None if it has none."""
     prompts.load_state_dict(_under("prompts/", tensors))
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimizer/", tensors).items():

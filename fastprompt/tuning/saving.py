@@ -91,7 +91,7 @@ class SavedTuner(ABC):
         if clip is None:
             clip = clip_of(config)
         clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
-        # the run may be from another machine: use this machine's defaults for execution settings
+        # use this machine's defaults for execution settings: the run may be from another one
         settings = {k: v for k, v in config["config"].items() if k not in EXECUTION}
         origin = settings.pop("init_from", None)  # not read: tuned prompts replace the initial ones
         if not runs_here(settings.get("precision"), clip):

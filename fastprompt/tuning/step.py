@@ -45,7 +45,7 @@ class Step:
         """Class features and prompts that attack and loss share; None on the reference engine."""
         if self.model.engine == "reference":
             return None
-        with torch.enable_grad():  # also if first accessed under no_grad: the loss needs the graph
+        with torch.enable_grad():  # the loss needs the graph, even if first accessed under no_grad
             return self.model.prepare()
 
     @property

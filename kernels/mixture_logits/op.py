@@ -19,7 +19,8 @@ class MixtureGram(NamedTuple):
 
     Attributes:
         gram: Gram matrix of the prompts' features of each class, ``[K, K, C]``, at least float32.
-        inv_norm: inverse norm of each feature, ``[K, C]``; ones for ``mix="raw"``.
+        inv_norm: inverse norm of each feature, 0 for a feature of zeros, ``[K, C]``; all ones for
+            ``mix="raw"``.
         mix: the ``mix`` that it was computed for.
     """
 
@@ -114,7 +115,8 @@ def mixture_gram(
 
     Returns:
         A `MixtureGram`: ``G_c[k, l] = t^_kc . t^_lc`` as ``[K, K, C]``, and ``1 / |t_kc|`` as
-        ``[K, C]``, 0 for a feature of zeros; float32, or float64 for float64.
+        ``[K, C]``, 0 for a feature of zeros; float32, or float64 for float64. For ``mix="raw"``,
+        ``t^_kc = t_kc`` and the second tensor is all ones.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `mixture_logits`.
@@ -167,7 +169,7 @@ def mixture_logits(
     return_weights: bool = False,
     impl: Impl = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Return logits of images, each with its own mixture of K prompts' features as class features.
+    """Return logits where each image has its own mixture of the K prompts.
 
     With ``w = softmax(router_logits / temperature)`` and ``t^_kc = t_kc / |t_kc|`` (``t_kc`` for
     ``mix="raw"``), the class feature of an image is ``m_bc = sum_k w_bk t^_kc``, and::
@@ -177,8 +179,8 @@ def mixture_logits(
     with ``G_c[k, l] = t^_kc . t^_lc``. The mixture is that of adversarial mixture prompt tuning
     (AMPT), which uses the first form. The second form, used here, is exact and needs no tensor
     ``[B, C, D]`` or ``[B, K, C]``. The inverse norm of a zero feature or mixture is defined as 0:
-    the logit of a zero mixture is 0, not NaN. Where prompts nearly cancel, ``|m_bc|^2 = q << 1``,
-    the rounding error grows as ``1/q``, in the first form as ``1/sqrt(q)``.
+    the logit of a zero mixture is 0, not NaN. If prompts nearly cancel, ``q = |m_bc|^2 << 1``, the
+    rounding error of the second form grows as ``1/q``, of the first as ``1/sqrt(q)``.
 
     Args:
         image_features: ``f``, ``[B, D]``, float64, float32, float16 or bfloat16; not normalized

@@ -549,5 +549,17 @@ def test_a_folder_too_small_to_cut(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (20, 20)).save(tmp_path / name / "1.png")
-    with pytest.raises(ValueError, match=r"^data: .* test .*\b5\b"):
+    with pytest.raises(ValueError, match=r"^data: .* test .*\b3\b"):
         _ = load_data(tmp_path).test
+
+
+@pytest.mark.parametrize("n", range(3, 12))
+def test_a_folder_of_a_few_images_is_cut_into_three_parts(tmp_path, n):
+    for i in range(n):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (20, 20), (20 * i, 5, 5)).save(tmp_path / name / f"{i}.png")
+    data = load_data(tmp_path, shots="all", image_size=20)
+    sizes = [len(part) for part in (data.train, data.val, data.test)]
+    assert sum(sizes) == 2 * n
+    assert min(sizes) >= 2

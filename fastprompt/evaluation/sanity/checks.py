@@ -27,8 +27,8 @@ class Depth:
 
     Attributes:
         images: number of images to check.
-        of_the_model: checks on all these images.
-        of_the_attack: checks on the correctly classified ones.
+        of_the_model: checks that use all these images.
+        of_the_attack: checks that use only the correctly classified images.
     """
 
     images: int

@@ -16,7 +16,7 @@ from .verdict import Verdict
 
 _LOSSES = {"cross-entropy": cross_entropy, "margin": margin}
 _UNHEALTHY = 0.05
-_BEATS_CHANCE = 0.7  # honest models: nearly all images; meaningless gradients: one half
+_BEATS_CHANCE = 0.7  # share of images: near 1 for honest models, 1/2 for random gradients
 _AGREES = 0.7  # cosine with the measured gradient; differentiable models: at least 0.85
 _MOVES = (1 / 255, 4 / 255)  # a model that rounds to 8-bit levels ignores smaller moves
 _ESTIMATES = (JPEG, BitDepth)
@@ -127,10 +127,10 @@ def direction(sample: Sample) -> Verdict:
 def measured_gradient(sample: Sample) -> Verdict:
     """Compare the gradient with finite differences of the margin, on the images and beside them.
 
-    The margin is measured on both sides of a point along random signs, and compared with the change
-    that the gradient predicts: over many directions, their correlation is the cosine between the
-    gradient and the true one. A gradient can increase the loss and still be mostly noise: it may be
-    shattered, or correct only on clean images, where no attack step evaluates it.
+    The change of the margin along random signs is compared with the change that the gradient
+    predicts; over many directions, their correlation is the cosine between the gradient and the
+    true gradient. A gradient can increase the loss and still be mostly noise: it may be shattered,
+    or correct only on clean images, where no attack step evaluates it.
     """
     name = "measured gradient"
     if sample.randomized:
@@ -157,7 +157,7 @@ def measured_gradient(sample: Sample) -> Verdict:
 def _without_estimates(sample: Sample) -> Sample:
     """Remove the library's straight-through estimates, since their gradients are not slopes.
 
-    Other modules stay: one that claims to be an estimate may shuffle the gradient.
+    Other modules stay: a module that only claims to be an estimate may shuffle the gradient.
     """
     model = sample.model
     if type(model) is not Defended:

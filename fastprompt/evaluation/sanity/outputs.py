@@ -11,7 +11,7 @@ from .sample import Sample
 from .verdict import Verdict
 
 _LOW_PRECISION = 0.05  # tolerance for bfloat16 towers, relative to the logits' spread
-_SAME = 1e-3  # likewise, for the same arithmetic in another order
+_SAME = 1e-3  # relative tolerance for the same arithmetic in another order
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

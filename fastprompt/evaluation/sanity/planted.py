@@ -21,7 +21,7 @@ from ..sampling import evenly
 from .sample import Sample
 from .verdict import Verdict
 
-_IMAGES = 8  # each needs one forward pass per point
+_IMAGES = 8  # number of images; each needs one forward pass per point
 _NEAR, _FAR = 40, 8  # points near each image; corners, of which the best separated one is used
 _INNER = 0.8  # distance of the near points, relative to the radius
 _APART = 1e-3  # smaller gaps would vanish in the precision of the evaluation
@@ -138,7 +138,7 @@ def _fit(inside: Tensor, outside: Tensor) -> _Fit:
 
 
 def _by_chance(sample: Sample, read_out: _ReadOut, there: Tensor) -> float:
-    """Return the share that random corners find: if it is near 1, the check is weak."""
+    """Return the share of planted examples that random corners find; near 1, the check is weak."""
     with torch.no_grad(), evaluating(sample.model):
         hits = [read_out(_corner(sample, 1.0, 100 + d)).argmax(1) == 1 for d in range(10)]
     return float((torch.stack(hits).any(0) & there).sum()) / max(1, int(there.sum()))

@@ -105,7 +105,7 @@ class _Fell:
 
 
 def _attack(sample: Sample, claim: Claim, read: Read) -> tuple[_Fell, _Fell]:
-    """Attack with the claim's loss and the other; the second counts images only it fools."""
+    """Attack with the claim's loss, then another; count images that only the second fools."""
     places = [claim.standing[i] for i in evenly(_IMAGES, len(claim.standing))]
     indices, images, labels = read(places)
     own = replace(sample, images=images, labels=labels, indices=indices, eps=claim.eps)

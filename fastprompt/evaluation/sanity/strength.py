@@ -15,7 +15,7 @@ from .sample import Sample
 from .verdict import Verdict
 
 _ROUNDING = 1e-6
-_LUCK = 0.03  # tolerated share of the images, for other random numbers
+_LUCK = 0.03  # tolerated share of the images, since random numbers differ
 
 
 def _allowed(sample: Sample) -> int:
