@@ -173,7 +173,9 @@ def check_device(tensor: Tensor, name: str, anchor: Tensor, anchor_name: str) ->
 def check_writable(tensor: Tensor, name: str) -> None:
     """Check that ``tensor`` requires no gradient, since autograd does not track the write."""
     if tensor.requires_grad:
-        raise ValueError(f"{name} must not require a gradient to be modified in place; detach it")
+        raise ValueError(
+            f"{name} is modified in place, so it must not require a gradient; detach it"
+        )
 
 
 def _of(name: str) -> str:

@@ -110,7 +110,7 @@ class Attack(ABC):
         if indices is None:
             indices = torch.arange(len(images), device=images.device)
         elif indices.shape != (len(images),):
-            raise ValueError(f"indices must be [{len(images)}], got {list(indices.shape)}")
+            raise ValueError(f"indices must have shape [{len(images)}], got {list(indices.shape)}")
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model):
             where = module_device(self.model, images.device)
             x, labels, indices = (t.detach().clone().to(where) for t in (images, labels, indices))

@@ -19,7 +19,8 @@ class AttackResult:
             without labels.
         health: gradient health of each image.
         fell_at: index of the iterate that fooled the model, counted over all attempts, int64
-            ``[B]``; 0 is the start, -1 means not fooled. None if only the result was evaluated.
+            ``[B]``; 0 is the start, -1 means not fooled. None if only the final images
+            were evaluated.
     """
 
     images: Tensor

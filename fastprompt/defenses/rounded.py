@@ -24,8 +24,8 @@ class JPEG(Defense):
     Args:
         quality: 1 to 100, libjpeg's scale.
         gradient: ``"smooth"`` backpropagates through a JPEG with differentiable rounding
-            (`smooth_jpeg`); ``"identity"`` uses the straight-through gradient, as often published,
-            a much weaker attack that makes JPEG look robust. Both give the same output.
+            (`smooth_jpeg`); ``"identity"`` uses the straight-through gradient, as many papers do:
+            attacks with it are much weaker and make JPEG look robust. The output is the same.
     """
 
     def __init__(

@@ -213,7 +213,7 @@ def _check_map(name: str, weight: list[int], bias: list[int], wanted: list[int])
         return
     turned = len(weight) == 2 and weight[0] == wanted[1] != weight[1]
     raise ValueError(
-        f"has a {name} with weight {weight} and bias {bias}; must be [image width, text width] = "
-        f"{wanted} and [image width] = {wanted[:1]}"
+        f"has a {name} with weight {weight} and bias {bias}; the weight must be {wanted} (image "
+        f"width, text width) and the bias {wanted[:1]}"
         + ("; the weight is transposed, or maps image to text" if turned else "")
     )

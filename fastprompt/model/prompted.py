@@ -39,8 +39,8 @@ class PromptedCLIP(nn.Module):
             `DeepPrompts` or `PromptMixture`.
         position: position of the class name, see `TextTower`.
         layers: image layers that get the visual prompts; by default the first ones.
-        engine: ``"fast"``, or ``"reference"``: the same features from open_clip's own modules, with
-            every class at full length and the text encoder in every forward pass.
+        engine: ``"fast"``, or ``"reference"``: the same features from open_clip's own modules,
+            which encode every class at full length, and the text in every forward pass.
         precision: precision of the towers, see `resolve_precision`. If the prompts have a head
             (router), the text tower, which runs once per step, keeps the weights' precision.
         class_specific: if True, each class has a separate context.
@@ -216,7 +216,8 @@ class PromptedCLIP(nn.Module):
     def class_features(self, values: PromptValues | None = None) -> Tensor:
         """Compute the class features of ``values``, by default of the current prompts.
 
-        At least float32: L2-normalized ``[C, D]``; with a head unnormalized, ``[K, C, D]``.
+        They are L2-normalized, ``[C, D]``; if the prompts have a head, they are unnormalized,
+        ``[K, C, D]``. Their dtype is at least float32.
         """
         values = values or self._values()
         return self._run(PromptedCLIP._text_features, self.text, values.context, values.deep)

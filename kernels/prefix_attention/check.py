@@ -78,6 +78,6 @@ def _check_lengths(q: Tensor, k: Tensor, cu_seqlens: Tensor, last_only: bool) ->
     wanted, whose = (len(cu_seqlens) - 1, "class") if last_only else (k.shape[1], "token of k")
     if q.shape[1] != wanted:
         raise ValueError(
-            f"q must have one query per {whose}, {wanted} with last_only={last_only}, "
+            f"q must have {wanted} queries with last_only={last_only}, one per {whose}, "
             f"got {q.shape[1]}"
         )

@@ -124,8 +124,8 @@ def prefix_attention(
     tensors = [t.expand(prompts, -1, -1, -1) for t in (q, k, v, prefix_k, prefix_v)]
     if impl == "triton" and q.shape[-1] > _WIDEST:
         raise ValueError(
-            f"q must have heads of d <= {_WIDEST} for the kernels, got {list(q.shape)}; "
-            "use impl='auto' or 'torch'"
+            f"q must have a head width of at most {_WIDEST} with impl='triton', got "
+            f"{q.shape[-1]}; use impl='auto' or 'torch'"
         )
     given = Attention._make((*tensors, cu_seqlens, last_only, scale))
     return _PrefixAttention.apply(resolve(impl, *tensors), *given)
