@@ -72,7 +72,7 @@ def against_steps(methods: Sequence[Method]) -> list[Plot]:
 def _by_steps(method: Method, style: int, row: dict[str, Any]) -> Series:
     fell = sorted((int(at), count) for at, count in row["fell_at"].items())
     standing = row["correct"] + row.get("stalled", 0) + sum(count for _, count in fell)
-    # iterate 0 is the random start; before it, accuracy is the clean accuracy
+    # the line starts with the clean accuracy; the random start (iterate 0) has the same x
     x, y = [0.0], [100 * standing / row["n"]]
     for at, count in fell:
         standing -= count
@@ -88,7 +88,7 @@ def _by_steps(method: Method, style: int, row: dict[str, Any]) -> Series:
 def tuning(runs: Sequence[Run], methods: Sequence[Method]) -> list[Plot]:
     """Plot loss and validation accuracy of each run against the epoch."""
     plots = []
-    # a run has the color of its tuned model, the last of its models
+    # of a run's models the tuned one is the last, and gives the color
     styles = {s.run: style for style, m in enumerate(methods) for s in m.sources}
     losses = [
         line
