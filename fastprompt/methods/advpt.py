@@ -124,7 +124,7 @@ class AdvPTTuner(Tuner):
         return len(train)
 
     def loss(self, batch: Tensor) -> Tensor:
-        """Return the cross-entropy of ``logit_scale * cos(bank, t_c)``, on adversarial embeddings."""
+        """Return the cross-entropy of ``logit_scale * cos(bank, t_c)`` on the adversarial bank."""
         features, labels = self._banks["train"]
         logits = self.model.logits(features[batch], self.model.class_features())
         return F.cross_entropy(logits, labels[batch])
