@@ -139,7 +139,7 @@ def test_phase_2_equals_a_plain_loop(small_clip, data):
     context = twin.prompts.tokens.detach().clone().requires_grad_()
     momentum = torch.zeros_like(context)
     for epoch in range(3):
-        rate = 1e-5 if epoch == 0 else 0.002 * 0.5 * (1 + math.cos(math.pi * epoch / 3))
+        rate = 1e-5 if epoch == 0 else 0.002 * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / 3))
         order = torch.randperm(18, generator=torch.Generator().manual_seed(epoch))
         for rows in order.split(8):
             text = F.normalize(twin.model.text(context), dim=-1)
