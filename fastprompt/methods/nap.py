@@ -30,8 +30,8 @@ Consistency = Literal["cosine", "mse", "none"]
 class NAPConfig(OnlineConfig):
     """Settings of NAP.
 
-    The defaults are the authors', except for ``refiner_start``, ``keep``, ``random_start`` and
-    ``weight_decay``.
+    The defaults are the authors', except for ``refiner_start``, ``keep``, ``random_start``,
+    ``weight_decay`` and ``warmup_lr``; the maps to visual prompts also start differently.
 
     Attributes:
         depth: number of layers with prompts, from the first, in both encoders; by default all that
@@ -120,18 +120,20 @@ class NAPTuner(OnlineTuner):
         }
         loss = (1 - w) * losses["clean"] + w * losses["adv"]
         if config.consistency != "none":
-            layers = [self.compared(seen.layers) for seen in (clean, adv)]
-            losses["layers"] = distance(layers[0], layers[1], config.consistency).mean()
+            depth = len(self.prompts.tokens)
+            pair = compared(clean.layers, depth), compared(adv.layers, depth)
+            losses["layers"] = distance(*pair, config.consistency).mean()
             loss = loss + w * losses["layers"]
         self.log(len(labels), **{f"loss_{name}": value for name, value in losses.items()})
         return loss
 
-    def compared(self, layers: list[Tensor]) -> list[Tensor]:
-        """Select the outputs that the consistency term compares, as the authors' code does.
 
-        These are the outputs that feed blocks with deep prompts, and the last block's output.
-        """
-        return [*layers[: len(self.prompts.tokens) - 1], layers[-1]]
+def compared(layers: list[Tensor], depth: int) -> list[Tensor]:
+    """Select the layers of the consistency term, of all blocks' outputs, as the authors' code does.
+
+    These are the inputs of the blocks with deep prompts, and the output of the last block.
+    """
+    return [*layers[: depth - 1], layers[-1]]
 
 
 def distance(clean: list[Tensor], adv: list[Tensor], kind: Consistency) -> Tensor:

@@ -133,11 +133,11 @@ class PromptedText(Tower, ABC):
                 raise TypeError(
                     f"refiners must be modules such as TokenRefiner, got {type(refiner).__name__}"
                 )
-        wanted = self.parts.layers - 1
-        if len(tuple(refiners)) != wanted:
+        wanted, got = self.parts.layers - 1, len(tuple(refiners))
+        if got != wanted:
             raise ValueError(
-                f"refiners must have length {wanted}, one for each text block but the first, got "
-                f"{len(tuple(refiners))}"
+                f"refiners must have length {wanted}, one for each text block but the first, "
+                f"got {got}"
             )
 
     def describe(self) -> str:

@@ -1,7 +1,5 @@
 """NAP, APT and AdvPT against the outputs of the authors' code, on both engines, in float64."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,7 @@ from helpers import golden
 from helpers.golden import NAMES, assert_near, outputs, probes, prompt
 
 from fastprompt.attacks.feature import FeaturePGD
-from fastprompt.methods.nap import NAPTuner, distance
+from fastprompt.methods.nap import compared, distance
 from fastprompt.model.prompted import PromptedCLIP
 from fastprompt.prompts import DeepPrompts, TextContext
 from fastprompt.tuning.online_pgd import OnlinePGD
@@ -72,9 +70,9 @@ def test_nap(clip, depth, engine):
     assert_near(clean.logits, wanted["logits"], "logits")
     assert_near(clean.features, wanted["image_features"], "image features")
     assert_near(model.class_features(), wanted["text_features"], "text features")
-    compared = NAPTuner.compared(SimpleNamespace(prompts=prompts), clean.layers)
-    assert len(compared) == sum(key.endswith(".shape") for key in wanted)
-    for i, layer in enumerate(compared):
+    layers = compared(clean.layers, depth)
+    assert len(layers) == sum(key.endswith(".shape") for key in wanted)
+    for i, layer in enumerate(layers):
         assert list(layer.shape) == wanted[f"layer.{i}.shape"].tolist()
         assert_near(probes(f"layer.{i}", layer), wanted[f"layer.{i}.probes"], f"layer {i}")
     loss = F.cross_entropy(clean.logits, labels, reduction="sum")
@@ -90,15 +88,13 @@ def test_nap(clip, depth, engine):
     clean, attacked = model.see_both(images, wanted["adv"], keep_layers=True)
     loss = (1 - w) * F.cross_entropy(clean.logits, labels)
     loss = loss + w * F.cross_entropy(attacked.logits, labels)
-    layers = (
-        NAPTuner.compared(SimpleNamespace(prompts=prompts), x.layers) for x in (clean, attacked)
-    )
+    layers = (compared(seen.layers, depth) for seen in (clean, attacked))
     loss = loss + w * distance(*layers, "cosine").mean()
     assert_near(loss, wanted["loss"], "loss")
     loss.backward()
     found = gradients_by_name(prompts)
-    compared = {k for k in wanted if k.startswith("grad.") and k.endswith(".probes")}
-    for key in compared:
+    probed = {k for k in wanted if k.startswith("grad.") and k.endswith(".probes")}
+    for key in probed:
         name = key.removeprefix("grad.").removesuffix(".probes")
         assert_near(probes(name, found.pop(name)), wanted[key], name)
     assert not found  # what is absent in theirs is absent in ours

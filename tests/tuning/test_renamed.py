@@ -87,6 +87,10 @@ def test_only_names_that_changed_are_changed():
         **{k: v for k, v in given.items() if k != "optimiser"},
     }
     assert renamed({"weigh": None, "lam": 1.0}) == {"lam": 1.0}
+    assert [renamed({"sanity": old}) for old in (True, False, "off")] == [
+        *({"sanity": "full"}, {"sanity": "quick"}, {"sanity": "off"})
+    ]
+    assert renamed_config({"job": {"shots": 1}})["job"] == {"shots": 1, "sanity": "quick"}
     assert "weigh" in renamed({"weigh": "mine.alpha"})  # refused by name, not dropped
     assert renamed_config({"config": {}, "classnames": ["optimiser"], "job": None}) == {
         "config": {},
