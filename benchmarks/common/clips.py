@@ -81,7 +81,7 @@ class CarefulCLIP(HoistedCLIP):
         super().__init__(clip, classnames, prompts, **options)
         text = self.text
         self.text = TrimmedTextTower(
-            clip, self.classnames, text.n_ctx, position="end", n_prompts=text.n_prompts
+            clip, self.classnames, text.n_ctx, n_prompts=text.n_prompts
         ).to(clip.device)
 
     def _run(self, function: Callable[..., T], tower: Tower, *tensors: Tensor | None) -> T:

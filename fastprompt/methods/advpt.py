@@ -29,9 +29,6 @@ class AdvPTConfig(TunerConfig):
     """Settings of AdvPT. The defaults are the authors', except for ``start``.
 
     Attributes:
-        n_ctx: number of context tokens, shared by all classes.
-        ctx_init: words whose first ``n_ctx`` token embeddings initialize the context, as in CoOp;
-            further tokens are drawn from N(0, 0.02). By default all tokens are.
         eps: radius of the attack on the image encoder, in pixel units: a float, or a string such as
             ``"8/255"``.
         steps: gradient steps of the attack.
@@ -44,8 +41,6 @@ class AdvPTConfig(TunerConfig):
         workers: processes that decode images for the bank; 0 decodes in the main process.
     """
 
-    n_ctx: int = 32
-    ctx_init: str | None = None
     eps: Fraction = 8 / 255
     steps: int = 10
     alpha: Fraction | None = None
@@ -54,9 +49,10 @@ class AdvPTConfig(TunerConfig):
     bank_dir: str | Path | None = None
     workers: int = 0
 
+    default_n_ctx = 32
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self.n_ctx, "n_ctx")
         check_count(self.steps, "steps")
         check_count(self.attack_batch, "attack_batch")
         check_count(self.workers, "workers", least=0)
@@ -84,9 +80,9 @@ class AdvPTTuner(Tuner):
     prompts: TextContext
 
     def build_prompts(self) -> TextContext:
-        config = self.config
-        start = self.context_start(config.ctx_init, config.n_ctx)
-        return TextContext(config.n_ctx, self.text_width(), seed=config.seed, start=start)
+        return TextContext(
+            self.n_ctx, self.text_width(), seed=self.config.seed, start=self.context_start()
+        )
 
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool

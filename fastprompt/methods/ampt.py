@@ -38,13 +38,14 @@ class AMPTConfig(OnlineConfig):
             2017). It is 0 if all prompts have the same mean weight.
     """
 
-    n_ctx: int = 4
     n_prompts: int = 8
     temperature: float = 1.0
     mix: Mix = "normalized"
     router_width: int | None = None
     clean_share: float = 0.0
     load_balance: float = 0.0
+
+    default_n_ctx = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,14 +76,14 @@ class AMPTTuner(OnlineTuner):
         config = self.config
         return PromptMixture(
             config.n_prompts,
-            config.n_ctx,
+            self.n_ctx,
             self.text_width(),
             self.clip.embed_dim,
             hidden=config.router_width,
             temperature=config.temperature,
             mix=config.mix,
             seed=config.seed,
-            start=self.context_start(config.ctx_init, config.n_ctx),
+            start=self.context_start(),
         )
 
     def loss(self, batch: Step) -> Tensor:

@@ -42,9 +42,12 @@ class APTTuner(OnlineTuner):
     def build_prompts(self) -> TextContext:
         config = self.config
         classes = len(self.classnames) if config.class_specific else None
-        start = self.context_start(config.ctx_init, config.n_ctx)
         return TextContext(
-            config.n_ctx, self.text_width(), classes=classes, seed=config.seed, start=start
+            self.n_ctx,
+            self.text_width(),
+            classes=classes,
+            seed=config.seed,
+            start=self.context_start(),
         )
 
     def loss(self, batch: Step) -> Tensor:

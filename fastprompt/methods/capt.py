@@ -17,7 +17,7 @@ from .._utils.checks import check_choice, check_count, check_number, check_templ
 from ..clip.frozen import FrozenCLIP
 from ..data.dataset import ImageDataset
 from ..kernels import consistency_loss
-from ..prompts.deep import DeepPrompts, why_no_deep_prompts
+from ..prompts.deep import Coupling, DeepPrompts, why_no_deep_prompts
 from ..tuning.frozen_features import frozen_features
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
@@ -34,6 +34,8 @@ class CAPTConfig(OnlineConfig):
     Attributes:
         depth: number of layers with prompts, from the first, in both encoders; by default all that
             both have.
+        coupling: direction of the maps between the prompts of both encoders in all layers but the
+            first: ``"text-to-image"``, or ``"image-to-text"`` as in FAP.
         lam: weight of the consistency terms; 0 leaves only the cross-entropy.
         balance: alpha, the weight of the consistency with the frozen model; the consistency with
             the tuned model's clean prediction has the weight 1 - alpha. ``"constant"``: alpha is
@@ -51,6 +53,7 @@ class CAPTConfig(OnlineConfig):
     lr: float = 0.0025
     steps: int = 2
     depth: int | None = None
+    coupling: Coupling = "text-to-image"
     lam: float = 1.0
     balance: Balance = "confidence"
     balance_value: float = 0.5
@@ -64,6 +67,7 @@ class CAPTConfig(OnlineConfig):
         super().__post_init__()
         if self.depth is not None:
             check_count(self.depth, "depth")
+        check_choice(self.coupling, "coupling", get_args(Coupling))
         check_number(self.lam, "lam", low=0)
         check_choice(self.balance, "balance", get_args(Balance))
         check_number(self.balance_value, "balance_value", low=0, high=1)
@@ -92,9 +96,13 @@ class CAPTTuner(OnlineTuner):
 
     def build_prompts(self) -> DeepPrompts:
         config = self.config
-        start = self.context_start(config.ctx_init, config.n_ctx)
         return DeepPrompts.for_clip(
-            self.clip, config.n_ctx, depth=config.depth, seed=config.seed, start=start
+            self.clip,
+            self.n_ctx,
+            depth=config.depth,
+            coupling=config.coupling,
+            seed=config.seed,
+            start=self.context_start(),
         )
 
     def prepare(

@@ -17,7 +17,7 @@ from .._utils.checks import check_choice, check_count, check_number
 from .._utils.dtypes import at_least_float32
 from ..clip.frozen import FrozenCLIP
 from ..kernels import layer_consistency
-from ..prompts.deep import DeepPrompts, why_no_deep_prompts
+from ..prompts.deep import Coupling, DeepPrompts, why_no_deep_prompts
 from ..prompts.refiners import RefinerStart
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
@@ -41,6 +41,8 @@ class NAPConfig(OnlineConfig):
             code has none.
         refiner_start: initialization of the token refiners: ``"identity"`` starts from the frozen
             features; ``"linear"`` is PyTorch's default for linear layers, as in the authors' code.
+        coupling: direction of the maps between the prompts of both encoders in all layers but the
+            first: ``"text-to-image"``, or ``"image-to-text"`` as in FAP.
         schedule: weight w of the adversarial loss: ``"linear"`` is the fraction of completed
             epochs, ``"fixed"`` is ``adv_share``.
         adv_share: value of w with ``schedule="fixed"``. An earlier version of the authors' code
@@ -59,6 +61,7 @@ class NAPConfig(OnlineConfig):
     refiners: bool = True
     text_refiners: bool = False
     refiner_start: RefinerStart = "identity"
+    coupling: Coupling = "text-to-image"
     schedule: Literal["linear", "fixed"] = "linear"
     adv_share: float = 0.5
     consistency: Consistency = "cosine"
@@ -70,6 +73,7 @@ class NAPConfig(OnlineConfig):
         if self.depth is not None:
             check_count(self.depth, "depth")
         check_choice(self.refiner_start, "refiner_start", get_args(RefinerStart))
+        check_choice(self.coupling, "coupling", get_args(Coupling))
         check_choice(self.schedule, "schedule", ("linear", "fixed"))
         check_number(self.adv_share, "adv_share", low=0, high=1)
         check_choice(self.consistency, "consistency", get_args(Consistency))
@@ -96,13 +100,14 @@ class NAPTuner(OnlineTuner):
         config = self.config
         return DeepPrompts.for_clip(
             self.clip,
-            config.n_ctx,
+            self.n_ctx,
             depth=config.depth,
             refiners=config.refiners,
             text_refiners=config.text_refiners,
             refiner_start=config.refiner_start,
+            coupling=config.coupling,
             seed=config.seed,
-            start=self.context_start(config.ctx_init, config.n_ctx),
+            start=self.context_start(),
         )
 
     def loss(self, batch: Step) -> Tensor:
@@ -120,7 +125,7 @@ class NAPTuner(OnlineTuner):
         }
         loss = (1 - w) * losses["clean"] + w * losses["adv"]
         if config.consistency != "none":
-            depth = len(self.prompts.tokens)
+            depth = self.prompts.depth
             pair = compared(clean.layers, depth), compared(adv.layers, depth)
             losses["layers"] = distance(*pair, config.consistency).mean()
             loss = loss + w * losses["layers"]

@@ -9,14 +9,13 @@ from typing import Any
 Presets = Mapping[str, Mapping[str, Any]]  # model name to settings
 
 # at the default eps of 8/255, no image of the bundled data sets survives the attack
-_ADVPT: dict[str, Any] = {"n_ctx": 4, "ctx_init": "a photo of a", "lr": 2.0, "epochs": 20}
+_ADVPT: dict[str, Any] = {"ctx_init": "a photo of a", "lr": 2.0, "epochs": 20}
 ADVPT: Presets = {
     "tiny-shapes": {**_ADVPT, "eps": 1 / 255},
     "tiny-shapes-robust": {**_ADVPT, "eps": 4 / 255},
 }
 
 _ONLINE: dict[str, Any] = {
-    "n_ctx": 4,
     "ctx_init": "a photo of a",
     "eps": 2 / 255,
     "steps": 2,

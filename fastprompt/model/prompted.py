@@ -20,7 +20,7 @@ from ..prompts.mixture import Head, MixtureHead, PlainMixtureHead
 from ..prompts.values import PromptValues
 from ..towers.base import Tower
 from ..towers.engines import make_image_tower, make_text_tower, resolve_precision
-from ..towers.text_layout import Position
+from ..towers.template import DEFAULT
 from .classifier import CLIPClassifier, class_logits
 from .compiling import compilable, compiled
 from .outputs import Prepared, Seen
@@ -37,7 +37,7 @@ class PromptedCLIP(nn.Module):
         classnames: C distinct class names.
         prompts: module with trainable parameters and a method ``values()``, such as `TextContext`,
             `DeepPrompts` or `PromptMixture`.
-        position: position of the class name, see `TextTower`.
+        template: positions of context, fixed words and class name, see `TextTower`.
         layers: image layers that get the visual prompts; by default the first ones.
         engine: ``"fast"``, or ``"reference"``: the same features from open_clip's own modules,
             which encode every class at full length, and the text in every forward pass.
@@ -60,7 +60,7 @@ class PromptedCLIP(nn.Module):
         classnames: Sequence[str],
         prompts: nn.Module,
         *,
-        position: Position = "end",
+        template: str = DEFAULT,
         layers: Sequence[int] | None = None,
         engine: str = "fast",
         precision: str | None = None,
@@ -101,7 +101,7 @@ class PromptedCLIP(nn.Module):
             clip,
             self.classnames,
             values.context.shape[-2],
-            position=position,
+            template=template,
             class_chunk=class_chunk,
             class_specific=class_specific,
             n_prompts=None if self.head is None else len(values.context),

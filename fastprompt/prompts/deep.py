@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_count
+from .._utils.checks import check_choice, check_count
 from ..clip.frozen import FrozenCLIP
 from ..clip.parts import why_no_visual_prompts
 from .init import normal, uniform
@@ -15,11 +15,16 @@ from .refiners import RefinerStart, make_refiners
 from .values import PromptValues
 
 
+Coupling = Literal["text-to-image", "image-to-text"]
+
+
 class DeepPrompts(nn.Module):
     """Coupled text and visual prompts in the first ``depth`` layers of both encoders.
 
     In each layer, a linear map computes the visual prompts from the text prompts (MaPLe, Khattak et
-    al., CVPR 2023, section 3.2).
+    al., CVPR 2023, section 3.2). With ``coupling="image-to-text"``, the visual prompts of all layers
+    but the first are trainable, and linear maps compute the text prompts from them (FAP, Zhou et
+    al., NeurIPS 2024).
 
     Args:
         depth: number of layers with separate prompts, in both encoders.
@@ -29,6 +34,7 @@ class DeepPrompts(nn.Module):
             and following blocks; 0 for none.
         text_refiners: the same for the text tower, which takes one for each block but the first.
         refiner_start: initial values of the refiners, see `TokenRefiner`.
+        coupling: direction of the maps in all layers but the first.
         seed: seed of the initial values: N(0, 0.02); the linear maps are those of `nn.Linear`.
         start: initial values of the first layer's first tokens, ``[at most M, text_width]``.
     """
@@ -43,21 +49,28 @@ class DeepPrompts(nn.Module):
         refiners: int = 0,
         text_refiners: int = 0,
         refiner_start: RefinerStart = "identity",
+        coupling: Coupling = "text-to-image",
         seed: int = 0,
         start: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_count(depth, "depth")
         check_count(n_ctx, "n_ctx")
+        check_choice(coupling, "coupling", get_args(Coupling))
+        self.depth = depth
+        self.reversed = coupling == "image-to-text" and depth > 1
         generator = torch.Generator().manual_seed(seed)
-        tokens = normal(generator, depth, n_ctx, text_width)
+        mapped = 1 if self.reversed else depth  # layers with text tokens and maps to the image
+        tokens = normal(generator, mapped, n_ctx, text_width)
         if start is not None:
             tokens[0, : len(start)] = start.detach()
         self.tokens = nn.Parameter(tokens)
-        self.map_weight, self.map_bias = (
-            nn.Parameter(uniform(generator, text_width, depth, *shape))
-            for shape in ((image_width, text_width), (1, image_width))
-        )
+        self.map_weight, self.map_bias = _maps(generator, mapped, text_width, image_width)
+        if self.reversed:
+            self.image_tokens = nn.Parameter(normal(generator, depth - 1, n_ctx, image_width))
+            self.back_weight, self.back_bias = _maps(
+                generator, depth - 1, image_width, text_width
+            )
         self.refiners = make_refiners(refiners, image_width, seed, "image", refiner_start)
         self.text_refiners = make_refiners(text_refiners, text_width, seed, "text", refiner_start)
 
@@ -71,6 +84,7 @@ class DeepPrompts(nn.Module):
         refiners: bool = False,
         text_refiners: bool = False,
         refiner_start: RefinerStart = "identity",
+        coupling: Coupling = "text-to-image",
         seed: int = 0,
         start: Tensor | None = None,
     ) -> DeepPrompts:
@@ -101,6 +115,7 @@ class DeepPrompts(nn.Module):
             refiners=depth - 1 if refiners else 0,  # before the blocks that receive deep prompts
             text_refiners=parts.layers - 1 if text_refiners else 0,
             refiner_start=refiner_start,
+            coupling=coupling,
             seed=seed,
             start=start,
         )
@@ -108,11 +123,21 @@ class DeepPrompts(nn.Module):
 
     def visual(self) -> Tensor:
         """Compute the visual prompts, ``[depth, M, image_width]``."""
-        return torch.baddbmm(self.map_bias, self.tokens, self.map_weight.transpose(1, 2))
+        mapped = torch.baddbmm(self.map_bias, self.tokens, self.map_weight.transpose(1, 2))
+        return torch.cat([mapped, self.image_tokens]) if self.reversed else mapped
 
     def values(self) -> PromptValues:
         """Return the inputs to the towers."""
-        return PromptValues(self.tokens[0], self.tokens[1:], self.visual())
+        deep = self.tokens[1:]
+        if self.reversed:
+            deep = torch.baddbmm(self.back_bias, self.image_tokens, self.back_weight.transpose(1, 2))
+        return PromptValues(self.tokens[0], deep, self.visual())
+
+
+def _maps(generator: torch.Generator, layers: int, width: int, to: int) -> list[nn.Parameter]:
+    """Return weights ``[layers, to, width]`` and biases ``[layers, 1, to]`` as in `nn.Linear`."""
+    shapes = ((to, width), (1, to))
+    return [nn.Parameter(uniform(generator, width, layers, *shape)) for shape in shapes]
 
 
 def why_no_deep_prompts(clip: FrozenCLIP) -> str:

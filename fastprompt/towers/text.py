@@ -19,10 +19,10 @@ from ..clip.parts import HFTextParts, TextParts
 from .blocks import OpenText
 from .cast import cast_hf, cast_text
 from .image import Refiners
+from .template import DEFAULT
 from .text_base import PromptedText
 from .text_chunks import deal, default_class_chunk, recomputed
 from .text_hf import HFChunk, OpenHF
-from .text_layout import Position
 from .text_packed import PackedChunk, SharedPrefix
 from .text_whole import FullChunk, cut, pooled_places
 
@@ -59,7 +59,7 @@ class TextTower(PromptedText):
         classnames: Sequence[str],
         n_ctx: int,
         *,
-        position: Position = "end",
+        template: str = DEFAULT,
         class_specific: bool = False,
         n_prompts: int | None = None,
         class_chunk: int | None = None,
@@ -69,7 +69,7 @@ class TextTower(PromptedText):
             clip,
             classnames,
             n_ctx,
-            position=position,
+            template=template,
             class_specific=class_specific,
             n_prompts=n_prompts,
         )
@@ -113,7 +113,7 @@ class TextTower(PromptedText):
             lengths = torch.full((self.classes,), self.layout.length)
         else:
             self.layout = dataclasses.replace(self.layout, ends=pooled_places(self.layout, parts))
-            self.prefix = self.layout.start if self.class_specific else self.layout.leading
+            self.prefix = self.layout.shared(self.class_specific)
             self.shared = SharedPrefix(self.open, self.layout, self.prefix)
             lengths = self.layout.ends + 1 - self.prefix
         mean = math.ceil(float(lengths.float().mean()))
@@ -154,7 +154,7 @@ class TextTower(PromptedText):
         why = ""
         if self.class_specific:
             why = " (each class has a separate context)"
-        elif self.prefix < self.layout.start + self.n_ctx:
+        elif bool((self.layout.context >= self.prefix).any()):
             why = " (class names precede context tokens)"
         return (
             f"{self.path.value} of {self.prefix} tokens{why}, the rest packed; "

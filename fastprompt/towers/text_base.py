@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .._utils.checks import check_classnames, check_count
 from ..clip.frozen import FrozenCLIP
 from .base import Tower
-from .text_layout import Position, text_layout
+from .template import DEFAULT
+from .text_layout import text_layout
 
 TextRefiners = Sequence[nn.Module] | nn.ModuleList
 
@@ -20,17 +21,16 @@ class PromptedText(Tower, ABC):
 
     Args:
         clip: the frozen model.
-        classnames: C distinct class names; underscores become spaces. A period is appended to each,
-            as in CoOp.
+        classnames: C distinct class names; underscores become spaces.
         n_ctx: number of context tokens, M; 0 gives the features of plain text.
-        position: position of the class name: after the context (``"end"``), between its halves
-            (``"middle"``) or before it (``"front"``).
+        template: positions of the context ``[ctx]``, fixed words and the class name ``{}``: by
+            default CoOp's ``"[ctx] {}."``. See `parse_template`.
         class_specific: if True, each class has a separate context.
         n_prompts: number of prompts encoded together, K; None for a single prompt.
 
     Raises:
-        ValueError: the text encoder does not support prompts (the message says why), or a class
-            name is too long for the context length.
+        ValueError: the text encoder does not support prompts (the message says why), the template
+            is not valid, or a class name is too long for the context length.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class PromptedText(Tower, ABC):
         classnames: Sequence[str],
         n_ctx: int,
         *,
-        position: Position = "end",
+        template: str = DEFAULT,
         class_specific: bool = False,
         n_prompts: int | None = None,
     ) -> None:
@@ -54,7 +54,7 @@ class PromptedText(Tower, ABC):
             clip,
             classnames,
             n_ctx,
-            position=position,
+            template=template,
             pool_type=parts.pool_type,
             eos_id=parts.eos_id,
         )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .._utils.checks import check_classnames
 from ..clip.frozen import FrozenCLIP
-
-Position = Literal["end", "middle", "front"]
+from .template import DEFAULT, parse_template
 
 
 @dataclass(frozen=True)
@@ -23,14 +21,12 @@ class TextLayout:
         ids: ``[C, length]``, padded by the tokenizer, with a placeholder at context positions.
         context: positions of context tokens 0..M-1, ``[C, M]``.
         ends: position of each end token, ``[C]``.
-        start: 1 if the tokenizer adds a start token, else 0.
-        leading: number of tokens before the class name: start token and context.
+        leading: number of tokens before the class name: start token, context, fixed words.
     """
 
     ids: Tensor
     context: Tensor
     ends: Tensor
-    start: int
     leading: int
 
     @property
@@ -41,7 +37,13 @@ class TextLayout:
     def trimmed(self) -> TextLayout:
         """Return the layout without the padding after the longest prompt."""
         ids = self.ids[:, : int(self.ends.max()) + 1]
-        return TextLayout(ids, self.context, self.ends, self.start, self.leading)
+        return TextLayout(ids, self.context, self.ends, self.leading)
+
+    def shared(self, class_specific: bool) -> int:
+        """Return the number of first tokens that are equal for all classes."""
+        if class_specific and self.context.shape[1]:
+            return min(self.leading, int(self.context[0, 0]))
+        return self.leading
 
 
 def _last_words(clip: FrozenCLIP, tokens: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ def text_layout(
     classnames: Sequence[str],
     n_ctx: int,
     *,
-    position: Position = "end",
+    template: str = DEFAULT,
     pool_type: str = "argmax",
     eos_id: int = 2,
 ) -> TextLayout:
@@ -94,35 +96,42 @@ def text_layout(
         clip: the model, for its tokenizer and context length.
         classnames: C distinct class names; underscores become spaces.
         n_ctx: number of context tokens, M; 0 gives plain text.
-        position: position of the class name: after the context, between its halves or before it.
+        template: positions of context, fixed words and class name, see `parse_template`. In two
+            halves, the first has ``M // 2`` tokens.
         pool_type, eos_id: settings by which the text encoder finds the end of a text.
 
     Raises:
-        ValueError: the position is unknown, or a class name leaves no room for the context.
+        ValueError: the template is not valid, or a class name leaves no room for the context.
     """
-    if position not in get_args(Position):
-        raise ValueError(f"position must be 'end', 'middle' or 'front', got {position!r}")
-    names = check_classnames(classnames)
-    tokens = clip.tokenizer([f"{n}." for n in names])
-    limit = min(clip.context_length, tokens.shape[1])
-    tokens = tokens[:, :limit]
-    ends = text_ends(clip, tokens, pool_type, eos_id)
-    start = start_tokens(clip)
+    form, names = parse_template(template), check_classnames(classnames)
+    limit = clip.context_length
+
+    def ends_of(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        tokens = clip.tokenizer(list(texts))[:, :limit]
+        return tokens, text_ends(clip, tokens, pool_type, eos_id)
+
+    tokens, ends = ends_of([form.text(name) for name in names])
+    limit, start = tokens.shape[1], start_tokens(clip)
     longest = int(ends.argmax())
     if int(ends[longest]) + 1 + n_ctx > limit:
         # "at least", since the tokenizer cuts a name that is longer than the context length
         raise ValueError(
-            f"classnames: {names[longest]!r} needs at least {int(ends[longest]) - start} tokens, "
-            f"but {n_ctx} context tokens leave room for {max(0, limit - n_ctx - 1 - start)} "
-            f"of the {limit}; shorten the name or lower n_ctx"
+            f"classnames: {names[longest]!r} in {template!r} needs at least "
+            f"{int(ends[longest]) - start} tokens, but {n_ctx} context tokens leave room for "
+            f"{max(0, limit - n_ctx - 1 - start)} of the {limit}; shorten the name or the "
+            "template, or lower n_ctx"
         )
-    before = n_ctx if position == "end" else n_ctx // 2 if position == "middle" else 0
-    # position after each class name's last token, where the rest of the context follows
-    split = text_ends(clip, clip.tokenizer(names)[:, :limit], pool_type, eos_id)
-    places = torch.arange(n_ctx)
-    # the name's tokens, in start..split-1, are shifted by the first part of the context
-    context = torch.where(places < before, start + places, split[:, None] + places)
-    return _assemble(clip, tokens, context, ends + n_ctx, start, start + before)
+    before = [torch.full((len(names),), start)] * form.markers  # tokens before each [ctx]
+    for marker in range(form.markers):
+        texts = [form.preceding(marker, name) for name in names]
+        if texts[0]:
+            before[marker] = ends_of(texts)[1]
+    halves = [n_ctx] if form.markers == 1 else [n_ctx // 2, n_ctx - n_ctx // 2]
+    starts = [at[:, None].expand(-1, n) for at, n in zip(before, halves, strict=True)]
+    context = torch.cat(starts, dim=1) + torch.arange(n_ctx)
+    words = int(ends_of([form.leading])[1]) if form.leading else start
+    leading = words + sum(halves[: len(form.before) - 1])
+    return _assemble(clip, tokens, context, ends + n_ctx, start, leading)
 
 
 def _assemble(
@@ -136,11 +145,13 @@ def _assemble(
     # the k-th free position gets the row's k-th token
     order = (~taken).long().cumsum(dim=1) - 1
     ids = torch.where(taken, stand_in, tokens.gather(1, order.clamp(min=0)))
-    return TextLayout(ids, context, ends, start, leading)
+    # a tokenizer may split the words before a class name differently for some of the names
+    equal = (ids == ids[:1]).all(dim=0)[:leading]
+    return TextLayout(ids, context, ends, int(equal.long().cumprod(dim=0).sum()))
 
 
-def word_context(clip: FrozenCLIP, words: str, n_ctx: int) -> Tensor:
-    """Embed the first tokens of ``words``, ``[at most n_ctx, text_width]``.
+def word_context(clip: FrozenCLIP, words: str) -> Tensor:
+    """Embed the tokens of ``words``, ``[tokens, text_width]``.
 
     Raises:
         ValueError: ``words`` has no token, or the text encoder does not support prompts.
@@ -150,7 +161,7 @@ def word_context(clip: FrozenCLIP, words: str, n_ctx: int) -> Tensor:
     end = int(text_ends(clip, tokens, parts.pool_type, parts.eos_id))
     if end <= start:
         raise ValueError(f"ctx_init must contain at least one word, got {words!r}")
-    kept = tokens[0, start : min(end, n_ctx + start)].to(clip.device)
+    kept = tokens[0, start:end].to(clip.device)
     with torch.no_grad():
         embedded: Tensor = parts.token_embedding(kept)
     return embedded

@@ -15,6 +15,7 @@ from ..kernels import prefix_attention
 from .blocks import OpenText
 from .image import Refiners
 from .text_layout import TextLayout
+from .text_whole import other_places
 
 
 class PackedChunk(nn.Module):
@@ -123,21 +124,40 @@ class PackedChunk(nn.Module):
 
 
 class SharedPrefix(nn.Module):
-    """Tokens before the class name: start token, then context.
+    """Tokens before the class name: start token, context, fixed words.
 
     Args:
         text: `OpenText`, the text encoder's parts and blocks.
         layout: layout of all prompts.
-        length: number of tokens, P; a class-specific context leaves only the start token.
+        length: number of tokens, P; see `TextLayout.shared`.
+
+    Attributes:
+        ids: token ids, ``[1, P]``, with a placeholder at context positions.
+        context: positions of the context tokens, ``[n]``.
+        others: the other positions, ``[P - n]``.
+        order: position of each token behind those of ``others`` and ``context``, ``[P]``.
     """
 
     ids: Tensor
+    context: Tensor
+    others: Tensor
+    order: Tensor
 
     def __init__(self, text: OpenText, layout: TextLayout, length: int) -> None:
         super().__init__()
-        self.text, self.length, self.start = text, length, layout.start
-        # a buffer, on the device: a copy in each forward pass would synchronize
-        self.register_buffer("ids", layout.ids[:1, : layout.start].clone(), persistent=False)
+        self.text, self.length = text, length
+        places = layout.context[0]
+        context = places[places < length]
+        others = other_places(context[None], length)[0]
+        self.inside, self.outside = len(context), len(others)
+        # without fixed words after the context, the others are the first tokens
+        self.leads = bool((others == torch.arange(self.outside)).all())
+        self.seen = int(others[-1]) + 1 if self.outside else 0  # tokens that the others attend to
+        order = torch.cat([others, context]).argsort()
+        # buffers, on the device: a copy in each forward pass would synchronize
+        tensors = {"ids": layout.ids[:1, :length], "context": context, "others": others}
+        for name, tensor in {**tensors, "order": order}.items():
+            self.register_buffer(name, tensor.clone(), persistent=False)
 
     def forward(
         self, context: Tensor, deep: Tensor | None, refiners: Refiners | None
@@ -148,37 +168,52 @@ class SharedPrefix(nn.Module):
             context: ``[K, M, width]``; not used if class-specific.
             deep: context tokens that replace ``context`` before layers 1, 2, ...:
                 ``[K, depth - 1, M, width]``.
-            refiners: one for each block but the first; applied to the start token.
+            refiners: one for each block but the first; applied to all but context tokens.
         """
-        start, inside = self.start, self.length - self.start
-        x = self._embed(context, inside)
-        depth = 1 if deep is None or not inside else deep.shape[1] + 1
+        x = self._embed(context)
+        depth = 1 if deep is None or not self.inside else deep.shape[1] + 1
         out: list[Tensor] = []
         for i, block in enumerate(self.text.blocks):
-            if refiners is not None and i > 0 and start:
-                first = refiners[i - 1](x[:, :start]).to(x.dtype)
-                x = torch.cat([first, x[:, start:]], dim=1)
+            if refiners is not None and i > 0 and self.outside:
+                x = self._refine(x, refiners[i - 1])
             if deep is not None and 0 < i < depth:
-                own = deep[:, i - 1, :inside].to(x.dtype)
-                x = torch.cat([x.expand(len(deep), -1, -1), own], dim=1)
+                x = self._with_context(x, deep[:, i - 1, : self.inside].to(x.dtype))
             normed = block.norm(x)
-            # tokens that the next layer replaces need keys and values, but no output
-            kept = start if i + 1 < depth else x.shape[1]
-            if i + 1 == len(self.text.blocks) or not kept:
+            # context tokens that the next layer replaces need keys and values, but no output
+            replaced = i + 1 < depth
+            if i + 1 == len(self.text.blocks) or (replaced and not self.outside):
                 out += block.keys_values(normed)
-                x = x[:, :kept]
+                x = x[:, :0]
                 continue
             q, k, v = block.qkv(normed)
             out += (k, v)
-            q, k, v = q[:, :kept], k[:, :kept], v[:, :kept]
-            x = block.leave(x[:, :kept], attend(q, k, v, causal_mask(kept, q)))
+            mask = causal_mask(self.seen if replaced else self.length, q)
+            if replaced:
+                x, q = self._others(x), self._others(q)
+                k, v, mask = k[:, : self.seen], v[:, : self.seen], self._others(mask[None])[0]
+            x = block.leave(x, attend(q, k, v, mask))
         return out
 
-    def _embed(self, context: Tensor, inside: int) -> Tensor:
+    def _embed(self, context: Tensor) -> Tensor:
         """Embed the tokens, ``[K, P, width]``, or ``[1, P, width]`` without context tokens."""
         parts = self.text.parts
         x = parts.token_embedding(self.ids).to(parts.dtype)
-        if inside:
-            own = context[:, :inside].to(parts.dtype)
-            x = torch.cat([x.expand(len(context), -1, -1), own], dim=1)
+        if self.inside:
+            own = context[:, : self.inside].to(parts.dtype)
+            x = x.expand(len(own), -1, -1).index_copy(1, self.context, own)
         return x + parts.positional_embedding[: self.length].to(parts.dtype)
+
+    def _others(self, x: Tensor) -> Tensor:
+        """Return all but the context tokens of ``x [K, P, ...]``."""
+        return x[:, : self.outside] if self.leads else x[:, self.others]
+
+    def _refine(self, x: Tensor, refiner: Callable[[Tensor], Tensor]) -> Tensor:
+        """Refine all but the context tokens; ``x`` may lack these."""
+        if x.shape[1] == self.outside:
+            return refiner(x).to(x.dtype)
+        return x.index_copy(1, self.others, refiner(self._others(x)).to(x.dtype))
+
+    def _with_context(self, others: Tensor, context: Tensor) -> Tensor:
+        """Return all tokens in their order, ``[K, P, width]``."""
+        x = torch.cat([others.expand(len(context), -1, -1), context], dim=1)
+        return x if self.leads else x[:, self.order]

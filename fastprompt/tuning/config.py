@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from .._utils.checks import check_choice, check_count, check_number, parse_fraction
 from .._utils.names import unknown
 from ..towers import Engine
+from ..towers.template import DEFAULT, parse_template
 
 OptimizerName = Literal["sgd", "adamw"]
 
@@ -33,6 +34,14 @@ class TunerConfig:
         patience: stop after this many epochs without improvement on the validation images; by
             default never.
         init_from: run folder whose tuned prompts initialize the prompts.
+        n_ctx: number of context tokens M; if several layers have prompts, the number per layer. By
+            default the number of tokens of ``ctx_init``; without it, 16 (AdvPT: 32, AMPT: 4).
+        ctx_init: words whose token embeddings initialize the context, as in CoOp. If ``n_ctx`` is
+            given, the words are cut to ``n_ctx`` tokens, or tokens drawn from N(0, 0.02) follow
+            them. By default all tokens are drawn from it.
+        template: positions of the context ``[ctx]``, fixed words and the class name ``{}`` in a
+            prompt, such as ``"[ctx] of a {}."``. With two ``[ctx]``, such as ``"[ctx] {} [ctx]."``,
+            the context is split into halves. Braces in the text are doubled.
         seed: seed of the prompts' initialization, the order of the images, their augmentation and
             the attack's random starts.
         engine: ``"fast"``, or ``"reference"``, which computes the same function with open_clip's
@@ -57,11 +66,16 @@ class TunerConfig:
     keep: Literal["best", "last"] = "last"
     patience: int | None = None
     init_from: str | Path | None = None
+    n_ctx: int | None = None
+    ctx_init: str | None = None
+    template: str = DEFAULT
     seed: int = 0
     engine: Engine = "fast"
     precision: Literal["fp64", "fp32", "bf16", "fp16"] | None = None
     compile: bool | None = None
     class_chunk: int | None = None
+
+    default_n_ctx: ClassVar[int] = 16  # without ctx_init
 
     @property
     def class_specific(self) -> bool:
@@ -78,11 +92,12 @@ class TunerConfig:
         check_number(self.lr, "lr", above=0)
         for name in ("warmup_lr", "momentum", "weight_decay"):
             check_number(getattr(self, name), name, low=0)
-        for name in ("patience", "class_chunk"):
+        for name in ("patience", "class_chunk", "n_ctx"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)
         check_choice(self.optimizer, "optimizer", get_args(OptimizerName))
         check_choice(self.keep, "keep", ("best", "last"))
+        parse_template(self.template)
         if self.init_from is not None:
             # absolute, so that it stays valid in another working directory
             object.__setattr__(self, "init_from", str(Path(self.init_from).resolve()))

@@ -27,9 +27,6 @@ class OnlineConfig(TunerConfig):
     """Settings of every method that computes new adversarial images in each step.
 
     Attributes:
-        n_ctx: number of context tokens; if several layers have prompts, the number per layer.
-        ctx_init: words whose first ``n_ctx`` token embeddings initialize the context, as in CoOp;
-            further tokens are drawn from N(0, 0.02). By default all tokens are drawn from it.
         eps: radius of the attack, in pixel units: a float, or a string such as ``"4/255"``.
         eps_min: smallest radius; each epoch draws the radius of each image uniformly from
             [eps_min, eps]. By default the radius of all images is eps.
@@ -45,8 +42,6 @@ class OnlineConfig(TunerConfig):
     """
 
     keep: Literal["best", "last"] = "best"
-    n_ctx: int = 16
-    ctx_init: str | None = None
     eps: Fraction = 4 / 255
     eps_min: Fraction | None = None
     steps: int = 3
@@ -60,7 +55,6 @@ class OnlineConfig(TunerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self.n_ctx, "n_ctx")
         check_count(self.steps, "steps")
         check_count(self.workers, "workers", least=0)
         parse_distances(self, "eps", "eps_min", "alpha", zero=("eps_min",))

@@ -62,6 +62,7 @@ class Tuner(SavedTuner):
             raise ValueError(f"clip: {self.method} does not support {self.clip.name}: {reason}")
         self.classnames = check_classnames(classnames)
         self.config = build(self.Config, self.preset, config, overrides)
+        self.config = self._with_n_ctx(self.config)
         self._given = {key: getattr(self.config, key) for key in EXECUTION}
         self._start()
 
@@ -138,6 +139,7 @@ class Tuner(SavedTuner):
             "engine": config.engine,
             "precision": config.precision,
             "class_specific": config.class_specific,
+            "template": config.template,
             "compile": config.compile,
             "class_chunk": class_chunk,
         }
@@ -147,9 +149,27 @@ class Tuner(SavedTuner):
         """Return the width of a context token."""
         return self.clip.text_parts.width
 
-    def context_start(self, words: str | None, n_ctx: int) -> Tensor | None:
-        """Return the embeddings of the first ``n_ctx`` tokens of ``words``; None if it is None."""
-        return None if words is None else word_context(self.clip, words, n_ctx)
+    @property
+    def n_ctx(self) -> int:
+        """Number of context tokens, M."""
+        assert self.config.n_ctx is not None
+        return self.config.n_ctx
+
+    def _with_n_ctx(self, config: TunerConfig) -> TunerConfig:
+        """Fill in the number of context tokens that the words or the method give."""
+        if config.n_ctx is not None:
+            return config
+        words = config.ctx_init
+        n_ctx = config.default_n_ctx if words is None else len(word_context(self.clip, words))
+        return dataclasses.replace(config, n_ctx=n_ctx)
+
+    def context_start(self) -> Tensor | None:
+        """Return the initial values of the first context tokens that ``ctx_init`` gives.
+
+        They are at most M token embeddings, ``[tokens, text_width]``; None without ``ctx_init``.
+        """
+        words = self.config.ctx_init
+        return None if words is None else word_context(self.clip, words)[: self.n_ctx]
 
     def log(self, examples: int, **terms: Tensor) -> None:
         """Log means over ``examples`` examples; ``metrics.jsonl`` contains the epoch's means."""

@@ -16,6 +16,14 @@ from fastprompt.towers import ReferenceTextTower, TextTower
 from helpers.models import SMALL, small_model
 
 NAMES = ["cat", "very_small dog", "a long name of quite a few words", "fish", "red circle"]
+# the class name behind the context, between its halves, before it, and among fixed words
+TEMPLATES = {
+    "end": "[ctx] {}.",
+    "middle": "[ctx] {} [ctx].",
+    "front": "{} [ctx].",
+    "words": "a photo [ctx] of a {} on a table.",
+    "halves": "[ctx] of [ctx] a {}.",
+}
 EXACT = 1e-10
 SINGLE = 1e-5
 

@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.engine_checks import TEMPLATES
 from helpers.models import resnet, small_model
 from torch import nn
 
@@ -169,8 +170,8 @@ def test_engines_agree_in_float32(name, build):
 
 OPTIONS = {
     "class_chunk": {"class_chunk": 1},
-    "name_in_the_middle": {"position": "middle"},
-    "name_in_front": {"position": "front"},
+    "name_in_the_middle": {"template": TEMPLATES["middle"]},
+    "name_in_front": {"template": TEMPLATES["front"]},
 }
 
 
@@ -391,7 +392,7 @@ REFUSED = {
     "compiled_reference": ({"compile": True, "engine": "reference"}, "^compile .*'reference'"),
     "chunked_reference": ({"class_chunk": 2, "engine": "reference"}, "^class_chunk .*'reference'"),
     "class_chunk": ({"class_chunk": 0}, "^class_chunk .*1.*0"),
-    "position": ({"position": "back"}, "^position .*'front'.*'back'"),
+    "template": ({"template": "[ctx] a name"}, r"^template .*'\{\}'.*a name"),
     "layers": ({"layers": [0, 2]}, r"^layers .*0\.\.1.*\[0, 2\]"),
 }
 

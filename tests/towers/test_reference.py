@@ -9,6 +9,7 @@ import torch
 from helpers.engine_checks import (
     ARCHITECTURES,
     NAMES,
+    TEMPLATES,
     architecture,
     counted_rows,
     noise,
@@ -129,7 +130,9 @@ def test_kept_layers_are_the_blocks_outputs():
 @pytest.mark.parametrize("depth", [1, 3])
 def test_every_class_at_full_length_in_every_layer(depth, position, specific):
     clip = text_clip()
-    tower = ReferenceTextTower(clip, NAMES, 3, position=position, class_specific=specific)
+    tower = ReferenceTextTower(
+        clip, NAMES, 3, template=TEMPLATES[position], class_specific=specific
+    )
     deep = noise(depth - 1, 3, 24) if depth > 1 else None
     rows_of_all = [77 * len(NAMES)] * 3
     with (

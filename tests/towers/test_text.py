@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.engine_checks import (
     EXACT,
+    TEMPLATES,
     deep_shape,
     embedded,
     frozen,
@@ -63,7 +64,7 @@ def test_words_as_context_give_the_literal_sentence(engine, setting, position, w
     options, pad_mask = TOWERS[setting]
     clip = text_clip(pad_mask=pad_mask, **options)
     context = embedded(clip, words)
-    tower = engine(clip, NAMES, n_ctx=len(context), position=position)
+    tower = engine(clip, NAMES, n_ctx=len(context), template=TEMPLATES[position])
     expected = sentences(clip, [sentence.format(name) for name in SPOKEN])
     torch.testing.assert_close(tower(context), expected, rtol=0, atol=1e-12)
 
@@ -270,13 +271,13 @@ def test_a_name_longer_than_the_context(engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": "back"}, "^position .*'front'.*'back'"),
+        ({"template": "[ctx] a name"}, r"^template .*'\{\}'.*a name"),
         ({"n_prompts": 0}, "^n_prompts .*1.*0"),
         ({"n_ctx": -1}, "^n_ctx .*0.*-1"),
         ({"classnames": []}, "^classnames .*empty"),
         ({"classnames": ["a cat", "a_cat"]}, "^classnames .*'a_cat'"),
     ],
-    ids=["position", "n_prompts", "n_ctx", "no-names", "one-name-twice"],
+    ids=["template", "n_prompts", "n_ctx", "no-names", "one-name-twice"],
 )
 def test_settings_that_do_not_exist(engine, options, message):
     clip = text_clip()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import open_clip
 import pytest
 import torch
-from helpers.engine_checks import NAMES, deep_shape, noise, relative, text_clip
+from helpers.engine_checks import NAMES, TEMPLATES, deep_shape, noise, relative, text_clip
 from torch import Tensor
 
 from fastprompt._utils.memory import total_memory
@@ -18,7 +18,7 @@ CUSTOM = open_clip.CustomTextCLIP
 C = len(NAMES)
 TOWERS = {
     "causal": ({}, {}),
-    "causal-middle": ({}, {"position": "middle"}),
+    "causal-middle": ({}, {"template": TEMPLATES["middle"]}),
     "causal-class-specific": ({}, {"class_specific": True}),
     "causal-several": ({}, {"n_prompts": 2}),
     "causal-last": ({"pool_type": "last"}, {}),

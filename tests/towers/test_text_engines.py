@@ -11,6 +11,7 @@ from helpers.engine_checks import (
     EXACT,
     NAMES,
     SINGLE,
+    TEMPLATES,
     architecture,
     counted_rows,
     frozen,
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 
 from fastprompt.towers import ReferenceTextTower, TextPath, TextTower
 
-POSITIONS = ("end", "middle", "front")
+POSITIONS = tuple(TEMPLATES)
 # every kind of prompt: (class-specific, prompts encoded together, depth)
 KINDS = {
     "shared": (False, None, 1),
@@ -65,7 +66,7 @@ def test_architectures(name, kind, position):
     fast = text_engines(
         architecture(name),
         names=NAMES[:3],
-        position=position,
+        template=TEMPLATES[position],
         class_specific=specific,
         n_prompts=many,
         depth=depth,
@@ -79,9 +80,9 @@ def test_architectures(name, kind, position):
 @pytest.mark.parametrize("setting", CAUSAL)
 def test_causal_towers(setting, position):
     clip = text_clip(**CAUSAL[setting])
-    fast = text_engines(clip, position=position, n_prompts=2, depth=3)
+    fast = text_engines(clip, template=TEMPLATES[position], n_prompts=2, depth=3)
     assert fast.path is TextPath.SHARED_PREFIX
-    text_engines(clip, position=position, class_specific=True, class_chunk=2)
+    text_engines(clip, template=TEMPLATES[position], class_specific=True, class_chunk=2)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -89,11 +90,11 @@ def test_causal_towers(setting, position):
 @pytest.mark.parametrize("pool", POOLS)
 def test_towers_without_a_causal_mask(pool, pad_mask, position):
     clip = text_clip(CUSTOM, pad_mask=pad_mask, no_causal_mask=True, **POOLS[pool])
-    fast = text_engines(clip, position=position, n_prompts=2, depth=3)
+    fast = text_engines(clip, template=TEMPLATES[position], n_prompts=2, depth=3)
     assert fast.path is TextPath.WHOLE_SEQUENCES
     # padding may be cut only where nothing attends to it and nobody reads it
     assert (fast.length < 77) == (pad_mask and pool != "last")
-    text_engines(clip, position=position, class_specific=True, class_chunk=2)
+    text_engines(clip, template=TEMPLATES[position], class_specific=True, class_chunk=2)
 
 
 def test_without_a_causal_mask_in_the_clip_layout():
@@ -109,7 +110,7 @@ def test_block_options(option, causal):
     assert type(block).__name__ == (
         "ResidualAttentionBlock" if option == "ls_init_value" else "CustomResidualAttentionBlock"
     )
-    text_engines(clip, position="middle", n_prompts=2, depth=3)
+    text_engines(clip, template=TEMPLATES["middle"], n_prompts=2, depth=3)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "not-causal"])
@@ -121,7 +122,7 @@ def test_a_single_layer(causal):
 def test_single_precision(name):
     clip = copy.deepcopy(architecture(name)).float()
     for position in POSITIONS:
-        text_engines(clip, position=position, n_prompts=2, depth=3, tolerance=SINGLE)
+        text_engines(clip, template=TEMPLATES[position], n_prompts=2, depth=3, tolerance=SINGLE)
 
 
 def test_single_precision_of_class_specific_prompts():
@@ -173,7 +174,7 @@ def test_drawn_prompts(names, n_ctx, depth, position, specific, many, chunk, mod
         clip,
         n_ctx,
         names=names,
-        position=position,
+        template=TEMPLATES[position],
         class_specific=specific,
         # several prompts without a token have a test of their own
         n_prompts=many if n_ctx else None,
@@ -228,7 +229,7 @@ def test_several_prompts_share_nothing_but_the_names():
 )
 def test_context_that_classes_do_not_share_is_packed(position, specific, prefix, inside):
     first = prefix + sum(SUFFIXES) + inside * len(NAMES)
-    rows = rows_of(text_clip(), position=position, class_specific=specific)
+    rows = rows_of(text_clip(), template=TEMPLATES[position], class_specific=specific)
     assert rows == [first, first, len(NAMES)]
 
 
@@ -252,7 +253,7 @@ def test_whole_sequences_are_cut_where_padding_is_masked():
     [
         ({}, "shared prefix of 4 tokens", 4 + sum(SUFFIXES)),
         ({"class_chunk": 2}, "shared prefix of 4 tokens", 4 + sum(SUFFIXES)),
-        ({"position": "middle"}, "shared prefix of 2 tokens", 2 + sum(SUFFIXES) + 2 * 5),
+        ({"template": TEMPLATES["middle"]}, "shared prefix of 2 tokens", 2 + sum(SUFFIXES) + 2 * 5),
         ({"class_specific": True}, "shared prefix of 1 tokens", 1 + sum(SUFFIXES) + 3 * 5),
     ],
     ids=["end", "chunks", "middle", "class-specific"],

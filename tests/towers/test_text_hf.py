@@ -7,6 +7,7 @@ import torch
 from helpers.engine_checks import (
     NAMES,
     SINGLE,
+    TEMPLATES,
     embedded,
     no_work,
     noise,
@@ -31,10 +32,10 @@ PATTERNS = {"end": "a photo of a {}.", "middle": "a small {} on grass.", "front"
 @pytest.mark.parametrize("name", MODELS)
 def test_engines(name, position, chunk):
     clip = hf_clip(name)
-    fast = text_engines(clip, position=position, n_prompts=2, class_chunk=chunk)
+    fast = text_engines(clip, template=TEMPLATES[position], n_prompts=2, class_chunk=chunk)
     assert fast.path is TextPath.INPUT_EMBEDDINGS
     assert fast.length == 1 + 3 + 8 + 2  # start, context, the longest name, period and end
-    text_engines(clip, position=position, class_specific=True, class_chunk=chunk)
+    text_engines(clip, template=TEMPLATES[position], class_specific=True, class_chunk=chunk)
 
 
 @pytest.mark.parametrize("options", [{"class_specific": True, "n_prompts": 2}, {"n_prompts": 1}])
@@ -59,7 +60,7 @@ def test_words_as_context_give_the_literal_sentence(name, position, engine):
     clip = hf_clip(name)
     pattern = PATTERNS[position]
     context = embedded(clip, pattern.replace("{}", " ").replace(".", ""))
-    tower = engine(clip, NAMES, len(context), position=position)
+    tower = engine(clip, NAMES, len(context), template=TEMPLATES[position])
     expected = sentences(clip, [pattern.format(name) for name in SPOKEN])
     torch.testing.assert_close(tower(context), expected, rtol=0, atol=1e-12)
 

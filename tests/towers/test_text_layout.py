@@ -3,7 +3,16 @@
 import open_clip
 import pytest
 import torch
-from helpers.engine_checks import EXACT, agree, embedded, frozen, noise, relative, sentences
+from helpers.engine_checks import (
+    EXACT,
+    TEMPLATES,
+    agree,
+    embedded,
+    frozen,
+    noise,
+    relative,
+    sentences,
+)
 from helpers.models import small_model
 from torch import Tensor
 
@@ -13,6 +22,7 @@ from fastprompt.towers.text_layout import text_ends, text_layout, word_context
 
 # open_clip's token ids
 SOT, EOT, X, PERIOD, CAT, VERY, SMALL, DOG = 49406, 49407, 343, 269, 2368, 1070, 2442, 1929
+A, PHOTO, OF, ON, TABLE, BRACES = 320, 1125, 539, 525, 2175, 39025
 NAMES = ["cat", "very_small dog"]
 
 # of three context tokens: the ids behind the padding's cut, the context's places, what leads
@@ -47,29 +57,29 @@ BY_HAND = {
 @pytest.mark.parametrize("position", BY_HAND)
 def test_places_by_hand(small_clip, position):
     ids, context, leading = BY_HAND[position]
-    layout = text_layout(small_clip, NAMES, 3, position=position)
+    layout = text_layout(small_clip, NAMES, 3, template=TEMPLATES[position])
     assert layout.length == 77
     assert layout.ids[:, :9].tolist() == ids
     assert not layout.ids[:, 9:].any()
     assert layout.context.tolist() == context
     assert layout.ends.tolist() == [6, 8]
-    assert (layout.start, layout.leading) == (1, leading)
+    assert layout.leading == leading
 
 
 @pytest.mark.parametrize("position", BY_HAND)
 def test_trimmed_ends_with_the_longest_prompt(small_clip, position):
-    layout = text_layout(small_clip, NAMES, 3, position=position)
+    layout = text_layout(small_clip, NAMES, 3, template=TEMPLATES[position])
     trimmed = layout.trimmed()
     assert trimmed.ids.tolist() == BY_HAND[position][0]
     assert trimmed.length == 9
     assert torch.equal(trimmed.context, layout.context)
     assert torch.equal(trimmed.ends, layout.ends)
-    assert (trimmed.start, trimmed.leading) == (layout.start, layout.leading)
+    assert trimmed.leading == layout.leading
 
 
 @pytest.mark.parametrize("position", BY_HAND)
 def test_no_context_is_plain_text(small_clip, position):
-    layout = text_layout(small_clip, NAMES, 0, position=position)
+    layout = text_layout(small_clip, NAMES, 0, template=TEMPLATES[position])
     assert torch.equal(layout.ids, small_clip.tokenizer(["cat.", "very small dog."]))
     assert layout.context.shape == (2, 0)
     assert layout.ends.tolist() == [3, 5]
@@ -78,7 +88,7 @@ def test_no_context_is_plain_text(small_clip, position):
 
 def test_an_odd_and_an_even_context_around_the_name(small_clip):
     for n_ctx, places in ((1, [2]), (2, [1, 3]), (4, [1, 2, 4, 5]), (5, [1, 2, 4, 5, 6])):
-        layout = text_layout(small_clip, ["cat"], n_ctx, position="middle")
+        layout = text_layout(small_clip, ["cat"], n_ctx, template=TEMPLATES["middle"])
         assert layout.context.tolist() == [places]
         assert layout.leading == 1 + n_ctx // 2
 
@@ -87,7 +97,7 @@ def test_a_name_whose_period_the_tokenizer_joins_to_it(small_clip):
     # "st." and its period become one token, "..": the context still stands behind the name
     joined = small_clip.tokenizer.encode("st..")
     assert len(joined) == 2
-    layout = text_layout(small_clip, ["st."], 2, position="front")
+    layout = text_layout(small_clip, ["st."], 2, template=TEMPLATES["front"])
     assert layout.ids[0, :6].tolist() == [SOT, *joined, X, X, EOT]
     assert layout.context.tolist() == [[3, 4]]
     assert layout.ends.tolist() == [5]
@@ -101,9 +111,54 @@ def test_the_last_free_place(small_clip):
         text_layout(small_clip, [name, "dog"], 77 - 12)
 
 
-def test_unknown_position(small_clip):
-    with pytest.raises(ValueError, match=r"^position .*'front'.*'mid'"):
-        text_layout(small_clip, NAMES, 3, position="mid")
+WORDS = {
+    # fixed words around the context and the name
+    "a photo [ctx] of {}.": ([A, PHOTO, X, X, X, OF, CAT, PERIOD], [3, 4, 5], 7),
+    "[ctx] of {} on a table.": ([X, X, X, OF, CAT, ON, A, TABLE, PERIOD], [1, 2, 3], 5),
+    "{} on [ctx] a table": ([CAT, ON, X, X, X, A, TABLE], [3, 4, 5], 1),
+    # two halves: M // 2 tokens, and the rest
+    "a [ctx] photo {} of [ctx].": ([A, X, PHOTO, CAT, OF, X, X, PERIOD], [2, 6, 7], 4),
+    "[ctx] of [ctx] a {}.": ([X, OF, X, X, A, CAT, PERIOD], [1, 3, 4], 6),
+    "[ctx] {{}} {}.": ([X, X, X, BRACES, CAT, PERIOD], [1, 2, 3], 5),
+}
+
+
+@pytest.mark.parametrize("template", WORDS)
+def test_fixed_words_by_hand(small_clip, template):
+    ids, places, leading = WORDS[template]
+    layout = text_layout(small_clip, ["cat", "very_small dog"], 3, template=template)
+    assert layout.ids[0, : len(ids) + 2].tolist() == [SOT, *ids, EOT]
+    assert layout.context[0].tolist() == places
+    assert layout.leading == leading
+    assert torch.equal(layout.ids[0, :leading], layout.ids[1, :leading])
+    assert layout.ends.tolist() == [len(ids) + 1, len(ids) + 3]
+    first = min(places[0], leading)
+    assert (layout.shared(False), layout.shared(True)) == (leading, first)
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("[ctx] of a.", "exactly one"),
+        ("[ctx] {} {}.", "exactly one"),
+        ("[ctx] {0}.", "exactly one"),
+        ("[ctx] {name}.", "exactly one"),
+        ("[ctx] a { {}.", r"is not valid .* '\{\{'"),
+        ("a photo of a {}.", r"'\[ctx\]' once, or twice"),
+        ("[ctx] [ctx] {} [ctx].", r"'\[ctx\]' once, or twice"),
+    ],
+)
+def test_templates_that_are_not_valid(small_clip, template, why):
+    with pytest.raises(ValueError, match=f"^template.*{why}"):
+        text_layout(small_clip, NAMES, 3, template=template)
+    with pytest.raises(TypeError, match=r"^template must be a string"):
+        text_layout(small_clip, NAMES, 3, template=3)
+
+
+def test_fixed_words_that_leave_no_room(small_clip):
+    long = "[ctx] " + "of " * 40 + "{}."
+    with pytest.raises(ValueError, match=r"^classnames: .*of of.* template"):
+        text_layout(small_clip, NAMES, 40, template=long)
 
 
 # ---- other tokenizers --------------------------------------------------------------------------
@@ -173,11 +228,10 @@ def test_a_text_that_fills_the_tokenizer_ends_at_its_last_token():
 def test_layouts_of_other_tokenizers(tokenizer, position):
     start = int(TOKENIZERS[tokenizer][0])
     clip = words_clip(tokenizer)
-    layout = text_layout(clip, NAMES, 3, position=position, pool_type="last")
+    layout = text_layout(clip, NAMES, 3, template=TEMPLATES[position], pool_type="last")
     sentence = {"end": "X X X {}.", "middle": "X {} X X.", "front": "{} X X X."}[position]
     plain = clip.tokenizer([sentence.format(name) for name in ("cat", "very small dog")])
     assert torch.equal(layout.ids, plain)
-    assert layout.start == start
     # the hand-written places count a start token
     wanted = torch.tensor(BY_HAND[position][1]) - (1 - start)
     assert torch.equal(layout.context, wanted)
@@ -199,14 +253,16 @@ MODELS = {
 @pytest.mark.parametrize("tokenizer", ["end-pad", "start-padded-by-end", "padded-by-end"])
 def test_engines_on_other_tokenizers(tokenizer, model, position):
     clip = words_clip(tokenizer, **MODELS[model])
-    towers = [t(clip, NAMES, 3, position=position) for t in (TextTower, ReferenceTextTower)]
+    towers = [
+        t(clip, NAMES, 3, template=TEMPLATES[position]) for t in (TextTower, ReferenceTextTower)
+    ]
     context, deep = noise(3, 24), noise(2, 3, 24, seed=1)
     learnable = {"context": context, "deep": deep}
     agree([lambda t=t: t(context, deep) for t in towers], learnable, EXACT)
     # words in place of the context make a sentence
     sentence = {"end": "on a table {}.", "middle": "on {} a table.", "front": "{} on a table."}
     plain = [sentence[position].format(name) for name in ("cat", "very small dog")]
-    words = clip.tokenizer(["on a table"])[0, towers[0].layout.start :][:3]
+    words = clip.tokenizer(["on a table"])[0, int(TOKENIZERS[tokenizer][0]) :][:3]
     phrase = clip.text_parts.token_embedding(words)
     for tower in towers:
         assert relative(tower(phrase), sentences(clip, plain)) <= EXACT
@@ -216,21 +272,15 @@ def test_engines_on_other_tokenizers(tokenizer, model, position):
 
 
 def test_word_context_is_the_words_embeddings(small_clip):
-    for words, n_ctx, kept in (
-        ("a photo of a", 4, 4),
-        ("a photo", 4, 2),
-        ("a photo of a cat", 3, 3),
-    ):
-        got = word_context(small_clip, words, n_ctx)
-        assert got.shape == (kept, 24)
-        assert torch.equal(got, embedded(small_clip, words)[:kept])
+    for words, tokens in (("a photo of a", 4), ("a photo", 2)):
+        got = word_context(small_clip, words)
+        assert got.shape == (tokens, 24)
+        assert torch.equal(got, embedded(small_clip, words)[:tokens])
     with pytest.raises(ValueError, match=r"^ctx_init .*' '"):
-        word_context(small_clip, " ", 4)
+        word_context(small_clip, " ")
 
 
 def test_word_context_of_a_tokenizer_without_a_start_token():
     clip = words_clip("padded-by-end", pool_type="last")
     first = clip.tokenizer(["on a table"])[0]
-    wanted = clip.text_parts.token_embedding(first[:2])
-    assert torch.equal(word_context(clip, "on a", 3), wanted)
-    assert torch.equal(word_context(clip, "on a table", 2), wanted)
+    assert torch.equal(word_context(clip, "on a"), clip.text_parts.token_embedding(first[:2]))

@@ -9,6 +9,7 @@ import torch
 from helpers.engine_checks import (
     EXACT,
     NAMES,
+    TEMPLATES,
     agree,
     deep_shape,
     frozen,
@@ -27,7 +28,7 @@ from fastprompt.towers import ReferenceTextTower, TextPath, TextTower
 from fastprompt.towers.text_chunks import recomputed
 
 CUSTOM = open_clip.CustomTextCLIP
-POSITIONS = ("end", "middle", "front")
+POSITIONS = tuple(TEMPLATES)
 ENGINES = (TextTower, ReferenceTextTower)
 # every path: (settings of the text tower, the path)
 CLIPS = {
@@ -106,7 +107,7 @@ def refined_engines(clip: FrozenCLIP, depth: int = 1, **options: Any) -> TextTow
 def test_engines(model, kind, position):
     settings, path = CLIPS[model]
     options, depth = KINDS[kind]
-    fast = refined_engines(text_clip(**settings), depth, position=position, **options)
+    fast = refined_engines(text_clip(**settings), depth, template=TEMPLATES[position], **options)
     assert fast.path is path
 
 
@@ -142,7 +143,7 @@ def test_without_a_context_token(model):
 @pytest.mark.parametrize("model", CLIPS)
 def test_refiners_start_as_nothing(model, engine):
     clip = text_clip(**CLIPS[model][0])
-    tower = engine(clip, NAMES, 3, position="middle")
+    tower = engine(clip, NAMES, 3, template=TEMPLATES["middle"])
     context, deep = prompts_of(tower, 2)
     refiners = make_refiners(clip, perturbed=False)
     refined, plain = tower(context, deep, refiners), tower(context, deep)
@@ -175,20 +176,14 @@ def slow_features(
 ) -> Tensor:
     """One class and one token after the other, each token with a word for what it is."""
     parts, m = clip.text_parts, len(context)
-    before = {"end": m, "middle": m // 2, "front": 0}[position]
     features = []
     for name in (n.replace("_", " ") for n in NAMES):
-        full = clip.tokenizer([f"{name}."])[0].tolist()
-        n_name = int(clip.tokenizer([name])[0].argmax()) - 1
-        words = full[1 : 1 + n_name]
-        rest = full[1 + n_name :][: 77 - 1 - m - n_name]
-        tokens = [
-            full[0],
-            *range(-m, before - m),
-            *words,
-            *range(before - m, 0),
-            *rest,
-        ]  # those below zero are context tokens
+        pieces = TEMPLATES[position].replace("{}", name).split("[ctx]")
+        halves = [m] if len(pieces) == 2 else [m // 2, m - m // 2]
+        tokens, numbers = [49406, *clip.tokenizer.encode(pieces[0])], iter(range(-m, 0))
+        for half, piece in zip(halves, pieces[1:], strict=True):  # context tokens: below zero
+            tokens += [next(numbers) for _ in range(half)] + clip.tokenizer.encode(piece)
+        tokens += [49407] + [0] * (76 - len(tokens))
         assert len(tokens) == 77
         rows = [context[t] if t < 0 else parts.token_embedding.weight[t] for t in tokens]
         x = torch.stack(rows) + parts.positional_embedding
@@ -214,7 +209,7 @@ def test_context_tokens_are_left_as_they_are_and_others_are_not(model, kind, pos
     refiners = make_refiners(clip)
     if kind == "added":
         refiners = nn.ModuleList(Added(24, seed=20 + i) for i in range(2))
-    towers = [engine(clip, NAMES, 3, position=position) for engine in ENGINES]
+    towers = [engine(clip, NAMES, 3, template=TEMPLATES[position]) for engine in ENGINES]
     # in the first layer and one more; in the last the context flows on
     context, deep = prompts_of(towers[0], 2)
     learnable = [context, deep, *refiners.parameters()]
@@ -249,12 +244,12 @@ SUFFIXES = sum((1 + 2, 3 + 2, 8 + 2, 1 + 2, 2 + 2))
     [
         ("causal", {}, 1 + SUFFIXES),
         ("causal", {"class_chunk": 2}, 1 + SUFFIXES),
-        ("causal", {"position": "middle"}, 1 + SUFFIXES),
-        ("causal", {"position": "front", "class_chunk": 1}, 1 + SUFFIXES),
+        ("causal", {"template": TEMPLATES["middle"]}, 1 + SUFFIXES),
+        ("causal", {"template": TEMPLATES["front"], "class_chunk": 1}, 1 + SUFFIXES),
         ("causal", {"class_specific": True}, 1 + SUFFIXES),
         ("causal", {"n_prompts": 2}, 2 * (1 + SUFFIXES)),
         ("padding-masked", {}, 5 * (1 + 8 + 2)),
-        ("attends-to-padding", {"position": "middle"}, 5 * (77 - 3)),
+        ("attends-to-padding", {"template": TEMPLATES["middle"]}, 5 * (77 - 3)),
     ],
 )
 def test_no_context_token_is_seen(model, options, tokens):
@@ -299,8 +294,8 @@ def test_low_precision_takes_the_weights_along(chunk):
 @pytest.mark.parametrize("model", CLIPS)
 def test_chunks_against_the_reference(model, position):
     clip = text_clip(**CLIPS[model][0])
-    refined_engines(clip, 3, position=position, class_chunk=2, n_prompts=2)
-    refined_engines(clip, 2, position=position, class_chunk=1, class_specific=True)
+    refined_engines(clip, 3, template=TEMPLATES[position], class_chunk=2, n_prompts=2)
+    refined_engines(clip, 2, template=TEMPLATES[position], class_chunk=1, class_specific=True)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])
@@ -422,7 +417,7 @@ def test_what_is_computed_again_leaves_one_node_and_no_frozen_weight():
 )
 def test_compiled_as_one_graph(model, chunk):
     clip = text_clip(**{"layers": 2, **CLIPS[model][0]})
-    tower = TextTower(clip, NAMES, 3, position="middle", class_chunk=chunk)
+    tower = TextTower(clip, NAMES, 3, template=TEMPLATES["middle"], class_chunk=chunk)
     context, deep = prompts_of(tower, 2)
     refiners = make_refiners(clip)
     learnable = [context, deep, *refiners.parameters()]
