@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._utils.checks import check_classnames
+from .._utils.checks import check_classnames, some
 from ..data import load_data
-from ..interop.importing import import_prompts
+from ..interop.checkpoints import read_prompts
+from ..interop.importing import tuner_with
 from .parser import Parser, add_model, model_of
 
 _ABOUT = (
-    "Convert a checkpoint of CoOp, AdvPT, APT, MaPLe or FAP to a run folder, to load, evaluate or "
-    "tune further (--init_from). No code in the file is executed."
+    "Convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP to a run folder, to load, evaluate "
+    "or tune further (--init_from). Class names and fixed words are read from the checkpoint. No code "
+    "in the file is executed."
 )
 
 
@@ -22,14 +24,27 @@ def import_parser() -> Parser:
         "checkpoint", type=str, help="file, such as prompt_learner/model.pth.tar-50"
     )
     add_model(parser)
-    parser.add_argument("--data", type=str | None, help="data set that the prompts were tuned on")
+    parser.add_argument(
+        "--data",
+        type=str | None,
+        help="data set that the prompts were tuned on, for its class names; default: those in the "
+        "checkpoint",
+    )
     parser.add_argument("--root", type=str, default="data", help="folder of torchvision data sets")
     parser.add_argument(
         "--download", type=bool, default=False, help="let torchvision download the data set"
     )
     parser.add_argument("--classnames", type=str | None, help="file with one class name per line")
     parser.add_argument(
-        "--method", type=str | None, help="default: apt, or capt for a file of multi-modal prompts"
+        "--method",
+        type=str | None,
+        help="default: apt; capt for multi-modal prompts, nap with refiners",
+    )
+    parser.add_argument(
+        "--template",
+        type=str | None,
+        help="positions of context and class name, such as '[ctx] {} [ctx].'; default: read from "
+        "the checkpoint and its log.txt",
     )
     parser.add_argument("--out", type=str | None, help="run folder to write; required")
     return parser
@@ -40,17 +55,22 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
     given = import_parser().parse_args(list(arguments)).as_dict()
     if given["out"] is None:  # argparse's error would name a positional `out`
         raise ValueError("--out is required; pass the run folder to write")
-    clip = model_of(given)
-    names = _classnames(given, clip.image_size)
-    tuner = import_prompts(given["checkpoint"], clip, names, method=given["method"])
-    folder = tuner.save(given["out"], job={"imported": Path(given["checkpoint"]).name})
-    print(f"{tuner.method} on {clip.name}, {len(names)} classes: run folder {folder}")
+    clip, path = model_of(given), Path(given["checkpoint"])
+    names, prompts = _classnames(given, clip.image_size), read_prompts(path)
+    tuner = tuner_with(prompts, path, clip, names, given["method"], given["template"])
+    folder = tuner.save(given["out"], job={"imported": path.name, "layout": prompts.layout})
+    print(f"layout of {prompts.layout}: {tuner.n_ctx} context tokens, depth {prompts.depth}")
+    print(f"template {tuner.config.template!r}, classes {some(tuner.classnames)}")
+    print(f"{tuner.method} on {clip.name}, {len(tuner.classnames)} classes: run folder {folder}")
     return 0
 
 
-def _classnames(given: dict[str, Any], image_size: int) -> list[str]:
-    if (given["data"] is None) == (given["classnames"] is None):
-        raise ValueError("--data or --classnames must give the class names; pass one of them")
+def _classnames(given: dict[str, Any], image_size: int) -> list[str] | None:
+    """Return the class names that the options give; None if the checkpoint has to give them."""
+    if given["data"] is None and given["classnames"] is None:
+        return None
+    if given["data"] is not None and given["classnames"] is not None:
+        raise ValueError("--data and --classnames both give the class names; pass one of them")
     if given["data"] is not None:
         where = {"root": given["root"], "download": given["download"]}
         return load_data(given["data"], image_size=image_size, **where).classnames

@@ -12,7 +12,7 @@ commands:
   tune METHOD        tune prompts, then compare zero-shot and tuned accuracy
   evaluate RUN       evaluate a run's prompts under attack and check the result
   report RUN...      write the results of runs as an HTML page, CSV, Markdown and LaTeX
-  import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe or FAP to a run folder
+  import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP
   doctor             print versions, devices and kernels; check the bundled models
 
 fastprompt COMMAND --help lists the options of a command"""

@@ -1,4 +1,4 @@
-"""Import of checkpoints from the original code of CoOp, AdvPT, APT, MaPLe and FAP."""
+"""Import of checkpoints from the original code of CoOp, AdvPT, APT, MaPLe, FAP and NAP."""
 
 from .checkpoints import ForeignPrompts, read_prompts
 from .importing import import_prompts

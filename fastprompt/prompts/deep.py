@@ -14,7 +14,6 @@ from .init import normal, uniform
 from .refiners import RefinerStart, make_refiners
 from .values import PromptValues
 
-
 Coupling = Literal["text-to-image", "image-to-text"]
 
 
@@ -22,9 +21,9 @@ class DeepPrompts(nn.Module):
     """Coupled text and visual prompts in the first ``depth`` layers of both encoders.
 
     In each layer, a linear map computes the visual prompts from the text prompts (MaPLe, Khattak et
-    al., CVPR 2023, section 3.2). With ``coupling="image-to-text"``, the visual prompts of all layers
-    but the first are trainable, and linear maps compute the text prompts from them (FAP, Zhou et
-    al., NeurIPS 2024).
+    al., CVPR 2023, section 3.2). With ``coupling="image-to-text"``, in all layers but the first the
+    visual prompts are trainable, and the map computes the text prompts (FAP, Zhou et al., NeurIPS
+    2024).
 
     Args:
         depth: number of layers with separate prompts, in both encoders.
@@ -68,9 +67,7 @@ class DeepPrompts(nn.Module):
         self.map_weight, self.map_bias = _maps(generator, mapped, text_width, image_width)
         if self.reversed:
             self.image_tokens = nn.Parameter(normal(generator, depth - 1, n_ctx, image_width))
-            self.back_weight, self.back_bias = _maps(
-                generator, depth - 1, image_width, text_width
-            )
+            self.back_weight, self.back_bias = _maps(generator, depth - 1, image_width, text_width)
         self.refiners = make_refiners(refiners, image_width, seed, "image", refiner_start)
         self.text_refiners = make_refiners(text_refiners, text_width, seed, "text", refiner_start)
 
@@ -130,7 +127,8 @@ class DeepPrompts(nn.Module):
         """Return the inputs to the towers."""
         deep = self.tokens[1:]
         if self.reversed:
-            deep = torch.baddbmm(self.back_bias, self.image_tokens, self.back_weight.transpose(1, 2))
+            back = self.back_weight.transpose(1, 2)
+            deep = torch.baddbmm(self.back_bias, self.image_tokens, back)
         return PromptValues(self.tokens[0], deep, self.visual())
 
 

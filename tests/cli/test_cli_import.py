@@ -70,7 +70,13 @@ def test_multi_modal_prompts_become_a_run_of_capt(maple, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("cat\nvery_small dog\n\n")
     folder = tmp_path / "run"
-    assert main(["import", str(maple), f"--classnames={names}", f"--out={folder}"]) == 0
+    command = ["import", str(maple), f"--classnames={names}", f"--out={folder}"]
+    assert main(command) == 2
+    assert "template must be given" in capsys.readouterr().err
+    assert main([*command, "--template=[ctx] of a {}."]) == 0
+    out = capsys.readouterr().out
+    assert "layout of MaPLe or FAP with depth 1: 2 context tokens, depth 1" in out
+    assert "template '[ctx] of a {}.', classes 'cat', 'very small dog'" in out
     tuner = CAPTTuner.load(folder)
     assert tuner.config.depth == 1
     assert tuner.classnames == ["cat", "very small dog"]
@@ -79,8 +85,9 @@ def test_multi_modal_prompts_become_a_run_of_capt(maple, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "--data or --classnames"),
-        (["--data=patterns", "--classnames=x"], "--data or --classnames"),
+        ([], "token_suffix"),
+        (["--data=patterns", "--classnames=x"], "--data and --classnames"),
+        (["--data=patterns", "--template=a photo"], "template"),
         (["--classnames=missing.txt"], "missing.txt"),
         (["--data=patterns", "--method=nap"], "nap"),
         (["--data=patterns", "--clip=ViT-B-33"], "ViT-B-33"),

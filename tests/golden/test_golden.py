@@ -7,6 +7,7 @@ from helpers import golden
 from helpers.golden import NAMES, assert_near, outputs, probes, prompt
 
 from fastprompt.attacks.feature import FeaturePGD
+from fastprompt.interop import import_prompts, read_prompts
 from fastprompt.methods.nap import compared, distance
 from fastprompt.model.prompted import PromptedCLIP
 from fastprompt.prompts import DeepPrompts, TextContext
@@ -145,3 +146,46 @@ def test_advpt(clip, engine, monkeypatch):
     assert_near(loss, wanted["loss"], "loss")
     (gradient,) = torch.autograd.grad(loss, prompts.tokens)
     assert_near(gradient, wanted["grad.context"], "gradient of the context")
+
+
+# ---- imports of checkpoints, with the words that only `token_suffix` holds -----------------------
+
+GOLDEN_IMPORTS = {
+    "maple-fixed-words": ("text", "[ctx] of a {}.", "MaPLe"),
+    "fap": ("image", "[ctx] of a {{}}, a type of pet . {}.", "FAP"),
+    "fap-advmaple": ("image", "[ctx] of a {{}}, a type of pet . {}.", "FAP"),
+}
+
+
+def checkpoint(name, side):
+    """A checkpoint of theirs, with the prompts that the file's logits were computed with."""
+    depth, m, stored = 3, 2, outputs(name)
+    learner = {
+        "ctx": prompt("context.prompt_learner.ctx", m, TEXT),
+        "proj.weight": prompt("prompt_learner.proj.weight", WIDTH, TEXT),
+        "proj.bias": prompt("prompt_learner.proj.bias", WIDTH),
+    }
+    here, there = (TEXT, WIDTH) if side == "text" else (WIDTH, TEXT)
+    for i in range(depth - 1):
+        tokens = f"compound_prompts_{side}.{i}"
+        learner[tokens] = prompt(f"context.prompt_learner.{tokens}", m, here)
+        for part, shape in (("weight", (there, here)), ("bias", (there,))):
+            at = f"compound_prompt_projections.{i}.{part}"
+            learner[at] = prompt(f"prompt_learner.{at}", *shape)
+    state = {f"prompt_learner.{key}": value for key, value in learner.items()}
+    state |= {k.removeprefix("state."): v for k, v in stored.items() if k.startswith("state.")}
+    return {"state_dict": state, "epoch": 5}
+
+
+@ENGINES
+@pytest.mark.parametrize("name", GOLDEN_IMPORTS)
+def test_imports(clip, name, engine, tmp_path):
+    side, template, layout = GOLDEN_IMPORTS[name]
+    path = tmp_path / "model.pth.tar-5"
+    torch.save(checkpoint(name, side), path)
+    assert read_prompts(path).layout == layout
+    tuner = import_prompts(path, clip, engine=engine)
+    assert tuner.config.template == template
+    assert tuner.classnames == NAMES
+    images, _ = golden.images()
+    assert_near(tuner.model(images), outputs(name)["logits"], "logits")

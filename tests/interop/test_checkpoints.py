@@ -1,11 +1,12 @@
-"""Prompts out of the checkpoints of CoOp, AdvPT, APT, MaPLe and FAP."""
+"""Prompts out of the checkpoints of CoOp, AdvPT, APT, MaPLe, FAP and NAP."""
 
 import os
 import re
 import sys
 import types
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,23 @@ def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor
     return values.to(dtype)
 
 
-def learner(ctx: Tensor, classes: int = len(NAMES)) -> State:
+@cache
+def model() -> FrozenCLIP:
+    """The CLIP that the prompts were tuned on."""
+    return load_clip(small_model())
+
+
+def learner(ctx: Tensor, names: Sequence[str] = NAMES, words: str = "") -> State:
     """What CoOp's prompt learner has: the context, and buffers of the tokens around it."""
     m, width = ctx.shape[-2:]
+    stand_ins = " ".join(["X"] * m)
+    prompts = [f"{stand_ins} {words} {name.replace('_', ' ')}." for name in names]
+    table: Any = model().text_parts.token_embedding
+    embedding = table.weight.detach()[model().tokenizer(prompts)].to(ctx.dtype)
+    if width != TEXT:  # of another model
+        embedding = random(91, len(names), 77, width, dtype=ctx.dtype)
     return OrderedDict(
-        ctx=ctx,
-        token_prefix=random(90, classes, 1, width, dtype=ctx.dtype),
-        token_suffix=random(91, classes, 76 - m, width, dtype=ctx.dtype),
+        ctx=ctx, token_prefix=embedding[:, :1].clone(), token_suffix=embedding[:, 1 + m :].clone()
     )
 
 
@@ -63,9 +74,11 @@ def apt(dtype: torch.dtype = torch.float32) -> State:
     return learner(random(3, len(NAMES), 3, TEXT, dtype=dtype))
 
 
-def multi_modal(depth: int = 2, dtype: torch.dtype = torch.float32, m: int = 3) -> State:
+def multi_modal(
+    depth: int = 2, dtype: torch.dtype = torch.float32, m: int = 3, words: str = ""
+) -> State:
     """A prompt learner of MaPLe's."""
-    state = learner(random(4, m, TEXT, dtype=dtype))
+    state = learner(random(4, m, TEXT, dtype=dtype), words=words)
     state["proj.weight"] = random(5, IMAGE, TEXT, dtype=dtype)
     state["proj.bias"] = random(6, IMAGE, dtype=dtype)
     for i in range(depth - 1):  # MaPLe keeps these in float32 in fp16 runs, too
@@ -78,7 +91,14 @@ def multi_modal(depth: int = 2, dtype: torch.dtype = torch.float32, m: int = 3) 
 def within(state: Mapping[str, Tensor], **others: Tensor) -> State:
     """The whole model: its prompt learner, and the CLIP that it is built on."""
     out = OrderedDict({f"prompt_learner.{k}": v for k, v in state.items()})
-    frozen = {"image_encoder.class_embedding": random(7, IMAGE), "logit_scale": torch.tensor(4.6)}
+    visual: Any = model().model.visual
+    frozen = {
+        "image_encoder.class_embedding": visual.class_embedding.detach(),
+        "image_encoder.transformer.resblocks.0.attn.in_proj_weight": visual.transformer.resblocks[
+            0
+        ].attn.in_proj_weight.detach(),
+        "logit_scale": torch.tensor(4.6),
+    }
     return out | {"text_encoder.positional_embedding": random(8, 77, TEXT)} | frozen | others
 
 
@@ -86,9 +106,34 @@ def maple(dtype: torch.dtype = torch.float32) -> State:
     return within(multi_modal(dtype=dtype))
 
 
-def fap() -> State:
-    zero_shot = {"ZS_image_encoder.conv1.weight": random(9, IMAGE, 3, 16, 16)}
-    return within(multi_modal(depth=1), **zero_shot)
+ZERO_SHOT = {"ZS_image_encoder.conv1.weight": random(9, IMAGE, 3, 16, 16)}
+
+
+def maple_words() -> State:
+    """MaPLe's default: two of the four words of "a photo of a" are trained."""
+    return within(multi_modal(m=2, words="of a"))
+
+
+def fap(depth: int = 2, words: str = "of a {}, a type of pet.") -> State:
+    """FAP's prompts of later layers are trained on the image side; its template keeps braces."""
+    state = multi_modal(depth=1, m=2, words=words)
+    for i in range(depth - 1):
+        state[f"compound_prompts_image.{i}"] = random(10 + i, 2, IMAGE)
+        state[f"compound_prompt_projections.{i}.weight"] = random(30 + i, TEXT, IMAGE)
+        state[f"compound_prompt_projections.{i}.bias"] = random(50 + i, TEXT)
+    return within(state, **ZERO_SHOT)
+
+
+def nap(depth: int = 2) -> State:
+    """MaPLe's prompts, and a refiner in every block of both encoders, used or not."""
+    state = within(multi_modal(depth=depth))
+    for encoder, width in (("image", IMAGE), ("text", TEXT)):
+        for block in range(2):
+            at = f"{encoder}_encoder.transformer.resblocks.{block}.token_refiner.refiner"
+            for layer, shape in (("0", (2 * width, width)), ("2", (width, 2 * width))):
+                state[f"{at}.{layer}.weight"] = random(70 + block, *shape)
+                state[f"{at}.{layer}.bias"] = random(80 + block, shape[0])
+    return state
 
 
 def parallel(state: Mapping[str, Tensor]) -> State:
@@ -129,7 +174,10 @@ LAYOUTS: dict[str, tuple[Callable[[], State], str]] = {
     "MaPLe": (maple, "multi-modal"),
     "MaPLe, fp16": (lambda: maple(torch.float16), "multi-modal"),
     "MaPLe, parallel": (lambda: parallel(maple()), "multi-modal"),
+    "MaPLe, fixed words": (maple_words, "multi-modal"),
+    "FAP, depth 1": (lambda: fap(depth=1), "multi-modal"),
     "FAP": (fap, "multi-modal"),
+    "NAP": (nap, "multi-modal"),
 }
 layouts = pytest.mark.parametrize("name", LAYOUTS)
 
@@ -156,13 +204,22 @@ def test_each_layout_is_read(write: Callable[..., Path], name: str) -> None:
         assert (prompts.depth, prompts.image_width) == (1, None)
         assert prompts.deep is prompts.maps is None
         return
-    depth = sum("compound_prompts_text" in k for k in state) + 1
+    depth = sum("compound_prompts_" in k for k in state) + 1
     assert (prompts.depth, prompts.image_width) == (depth, IMAGE)
     assert prompts.deep is not None
     assert prompts.maps is not None
     weight, bias = prompts.maps
     assert {t.dtype for t in (prompts.deep, weight, bias)} == {torch.float32}
-    assert prompts.deep.shape == (depth - 1, 3, TEXT)
+    assert torch.equal(prompts.context, state["ctx"])
+    if name == "FAP":
+        assert prompts.back is not None
+        for i in range(depth - 1):
+            assert torch.equal(prompts.deep[i], state[f"compound_prompts_image.{i}"])
+            at = f"compound_prompt_projections.{i}"
+            assert torch.equal(prompts.back[0][i], state[f"{at}.weight"])
+            assert torch.equal(prompts.back[1][i], state[f"{at}.bias"])
+        return
+    assert prompts.deep.shape == (depth - 1, *state["ctx"].shape)
     assert weight.shape == (depth, IMAGE, TEXT)
     assert bias.shape == (depth, IMAGE)
     assert torch.equal(weight[0], state["proj.weight"])
@@ -383,7 +440,7 @@ REFUSED: dict[str, tuple[State, str]] = {
     ),
     "map the other way": (
         changed(proj__weight=random(0, TEXT, IMAGE), proj__bias=random(0, TEXT)),
-        r" proj .*\[24, 32\].* \[24\].*transposed",
+        r" proj .*\[24, 32\].* \[24\].* \[24, 24\]",
     ),
     "deeper map transposed": (
         changed(**{f"{MAPS}1__weight": random(0, TEXT, IMAGE)}),
@@ -411,7 +468,7 @@ REFUSED: dict[str, tuple[State, str]] = {
     ),
     "two widths": (learner(coop()["ctx"]) | {"token_prefix": random(0, 3, 1, 40)}, "widths"),
     "two numbers of classes": (
-        learner(apt()["ctx"], 5),
+        learner(apt()["ctx"], ["a", "b", "c", "d", "e"]),
         r"\[3, 3, 24\].* \[5, 1, 24\].* classes",
     ),
     "whole numbers": (
@@ -423,6 +480,43 @@ REFUSED: dict[str, tuple[State, str]] = {
         " ctx .*sparse.* dense",
     ),
     "meta": ({"ctx": torch.ones(3, TEXT, device="meta")}, " ctx .* meta.* dense"),
+    "prompts of both encoders": (
+        changed(compound_prompts_image__0=random(0, 3, IMAGE)),
+        "compound_prompts_text.* compound_prompts_image",
+    ),
+    "image prompts of another width": (
+        plain(fap()) | {"compound_prompts_image.0": random(0, 2, 40)},
+        r"image\.0 .*\[2, 40\].* \[2, 32\]",
+    ),
+    "suffix of another width": (
+        coop() | {"token_suffix": random(0, 3, 72, 40)},
+        r"token_suffix .*\[3, 72, 40\].* \[3, tokens, 24\]",
+    ),
+    "a refiner without a layer": (
+        {k: v for k, v in nap().items() if "image" not in k or "refiner.2.bias" not in k},
+        r"block 1 .*second\.bias",
+    ),
+    "a refiner of another width": (
+        nap()
+        | {
+            f"image_encoder.transformer.resblocks.1.token_refiner.refiner.{k}": v
+            for k, v in (
+                ("0.weight", random(0, 3 * IMAGE, IMAGE)),
+                ("0.bias", random(0, 3 * IMAGE)),
+                ("2.weight", random(0, IMAGE, 3 * IMAGE)),
+            )
+        },
+        "block 1 .*hidden width",
+    ),
+    "a refiner with more layers": (
+        nap()
+        | {"image_encoder.transformer.resblocks.1.token_refiner.refiner.4.bias": random(0, 3)},
+        r"refiner\.4\.bias",
+    ),
+    "an adapter in the image encoder": (
+        within(coop(), **{"image_encoder.adapter.fc.weight": random(0, 4, 4)}),
+        r"image_encoder\.adapter\.fc\.weight",
+    ),
     "CoCoOp": (
         coop() | {"meta_net.linear1.weight": random(0, 4, 4)},
         r"meta_net\.linear1\.weight",
@@ -474,6 +568,8 @@ def test_float64_beyond_float32_is_not_finite(write: Callable[..., Path]) -> Non
 
 
 def tuner_methods(name: str) -> list[str]:
+    if name == "NAP":
+        return ["nap"]
     kind = LAYOUTS[name][1]
     return {"context": ["apt", "advpt"], "multi-modal": ["capt", "nap"]}.get(kind, ["apt"])
 
@@ -491,21 +587,39 @@ def by_hand(clip: FrozenCLIP, state: State, images: Tensor) -> Tensor:
     """Logits of the prompts in ``state``, by open_clip's own modules."""
     state = {k: v.double() for k, v in plain(state).items()}
     ctx = state["ctx"]
-    deep = [v for k, v in sorted(state.items()) if k.startswith("compound_prompts_text")]
-    visual = None
+
+    def mapped(name: str, tokens: Tensor) -> Tensor:
+        return F.linear(tokens, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    texts, visual = [], []
     if "proj.weight" in state:
-        visual = torch.stack(
-            [F.linear(ctx, state["proj.weight"], state["proj.bias"])]
-            + [
-                F.linear(tokens, state[f"{at}.weight"], state[f"{at}.bias"])
-                for i, tokens in enumerate(deep)
-                for at in [f"compound_prompt_projections.{i}"]
-            ]
-        )
-    text = ReferenceTextTower(clip, NAMES, ctx.shape[-2], class_specific=ctx.ndim == 3)
-    image = ReferenceImageTower(clip, range(0 if visual is None else len(visual)))
-    classes = F.normalize(text(ctx, torch.stack(deep) if deep else None), dim=-1)
-    return clip.logit_scale * F.normalize(image(images.double(), visual), dim=-1) @ classes.T
+        visual.append(mapped("proj", ctx))
+    for i in range(sum("compound_prompts_" in k for k in state)):
+        name = f"compound_prompt_projections.{i}"
+        if f"compound_prompts_text.{i}" in state:
+            texts.append(state[f"compound_prompts_text.{i}"])
+            visual.append(mapped(name, texts[-1]))
+        else:
+            visual.append(state[f"compound_prompts_image.{i}"])
+            texts.append(mapped(name, visual[-1]))
+    at = "image_encoder.transformer.resblocks.1.token_refiner.refiner"
+
+    def refine(x: Tensor) -> Tensor:
+        return x + mapped(f"{at}.2", mapped(f"{at}.0", x).relu())
+
+    refiners = [refine] if f"{at}.0.weight" in state and len(visual) > 1 else None
+    words = {2: "of a "}.get(len(ctx), "") if "proj.weight" in state else ""
+    if "ZS_image_encoder.conv1.weight" in state:
+        words += "{{}}, a type of pet. "
+    specific, template = ctx.ndim == 3, f"[ctx] {words}{{}}."
+    text = ReferenceTextTower(
+        clip, NAMES, ctx.shape[-2], class_specific=specific, template=template
+    )
+    image = ReferenceImageTower(clip, range(len(visual)))
+    classes = F.normalize(text(ctx, torch.stack(texts) if texts else None), dim=-1)
+    prompts = torch.stack(visual) if visual else None
+    features = image(images.double(), prompts, refiners)
+    return clip.logit_scale * F.normalize(features, dim=-1) @ classes.T
 
 
 @each
@@ -520,7 +634,8 @@ def test_the_tuner_computes_what_the_original_did(
     assert logits.dtype == torch.float64
     assert float((logits - expected).norm() / expected.norm()) < EXACT
     # every one of them counts: a part that was dropped or swapped would show
-    for key in (k for k in state if re.search(r"\b(ctx|proj|compound_prompt)", k)):
+    learned = r"\b(ctx|proj|compound_prompt)|image_encoder.*blocks\.1\.token_refiner"
+    for key in (k for k in state if re.search(learned, k)):
         with torch.no_grad():
             moved = by_hand(clip64, {**state, key: state[key].roll(1, -1)}, images) - expected
         assert float(moved.norm() / expected.norm()) > VISIBLE, key
@@ -551,7 +666,8 @@ def test_an_import_is_tuned_on(
     write: Callable[..., Path], small_clip: FrozenCLIP, tmp_path: Path, name: str, method: str
 ) -> None:
     tuner = import_prompts(write(LAYOUTS[name][0]()), small_clip, NAMES, method=method)
-    run, shape = tuner.save(tmp_path / "run"), ("n_ctx", "depth", "class_specific", "refiners")
+    run = tuner.save(tmp_path / "run")
+    shape = ("n_ctx", "depth", "class_specific", "refiners", "coupling", "template")
     same = {k: v for k, v in as_dict(tuner.config).items() if k in shape}
     data = ImageTensors(torch.full((6, 3, 48, 48), 99, dtype=torch.uint8), torch.arange(6) % 3)
     onward = TUNERS[method](small_clip, NAMES, init_from=run, epochs=2, lr=1e-3, batch=3, **same)
@@ -581,8 +697,108 @@ def test_a_preset_with_words_is_overruled(
 def test_a_context_is_for_other_classes_too(
     write: Callable[..., Path], small_clip: FrozenCLIP, images: Tensor
 ) -> None:
-    tuner = import_prompts(write(coop()), small_clip, ["one", "two"], method="advpt")
-    assert tuner.classifier(images).shape == (len(images), 2)
+    path = write(coop())
+    with pytest.raises(ValueError, match=r"^path.*other classes.* 1 .*'cat \.'.*'one'.*omit"):
+        import_prompts(path, small_clip, ["one", "two", "three"])
+    tuner = import_prompts(path, small_clip, method="advpt")
+    assert tuner.classifier_for(["one", "two"])(images).shape == (len(images), 2)
+
+
+# ---- the words around the context ----------------------------------------------------------------
+
+DECODED = ["cat", "very small dog", "red circle"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_names_and_fixed_words_are_decoded(
+    write: Callable[..., Path], small_clip: FrozenCLIP, dtype: torch.dtype
+) -> None:
+    for words, template in (
+        ("", "[ctx] {}."),
+        ("of a", "[ctx] of a {}."),
+        ("of a {}, a type of pet.", "[ctx] of a {{}}, a type of pet . {}."),
+    ):
+        tuner = import_prompts(write(multi_modal(dtype=dtype, words=words)), small_clip)
+        assert tuner.classnames == DECODED
+        assert tuner.config.template == template
+    assert import_prompts(write(coop(dtype)), small_clip).classnames == DECODED
+    # class names of a context have no fixed words, even if all begin alike
+    alike = learner(random(1, 4, TEXT, dtype=dtype), ["red cat", "red dog"])
+    assert import_prompts(write(alike), small_clip).classnames == ["red cat", "red dog"]
+
+
+def test_other_classnames_are_refused(write: Callable[..., Path], small_clip: FrozenCLIP) -> None:
+    path = write(maple_words())
+    turned = [NAMES[1], NAMES[0], NAMES[2]]
+    with pytest.raises(ValueError, match=r"^path.* 1 is 'of a cat \.'.*'very small dog'.*order"):
+        import_prompts(path, small_clip, turned)
+    with pytest.raises(ValueError, match=r"^path.* 3 classes.* 2 classnames"):
+        import_prompts(path, small_clip, NAMES[:2])
+    # "dog" alone would make fixed words of "very small"
+    with pytest.raises(ValueError, match=r"^path.*fixed words that differ"):
+        import_prompts(path, small_clip, ["cat", "dog", "red circle"])
+
+
+def test_another_vocabulary_is_refused(write: Callable[..., Path]) -> None:
+    other = load_clip(small_model(seed=1))
+    with pytest.raises(ValueError, match=r"^path.*token_suffix.* CLIP: token 1 of class 1 .*clip"):
+        import_prompts(write(coop()), other, NAMES)
+
+
+def test_another_image_encoder_is_refused(write: Callable[..., Path]) -> None:
+    other = small_model()
+    with torch.no_grad():
+        other.visual.class_embedding += 1e-3
+    with pytest.raises(ValueError, match=r"^clip.*class_embedding differs; .*image_weights"):
+        import_prompts(write(maple()), load_clip(other), NAMES)
+
+
+def test_the_position_of_the_name_is_read_from_the_log(
+    write: Callable[..., Path], small_clip: FrozenCLIP, tmp_path: Path
+) -> None:
+    folder = tmp_path / "output" / "prompt_learner"
+    folder.mkdir(parents=True)
+    path = write(coop()).rename(folder / "model.pth.tar-50")
+    config = "TRAINER:\n  COOP:\n    CLASS_TOKEN_POSITION: {}\n    CSC: False\n"
+    assert import_prompts(path, small_clip).config.template == "[ctx] {}."
+    for position, template in (("middle", "[ctx] {} [ctx]."), ("front", "{} [ctx].")):
+        (folder.parent / "log.txt").write_text("** Config **\n" + config.format(position))
+        assert import_prompts(path, small_clip).config.template == template
+        given = import_prompts(path, small_clip, template="[ctx] {}.")  # the user knows better
+        assert given.config.template == "[ctx] {}."
+    (folder.parent / "log.txt").write_text(config.format("middle") + config.format("end"))
+    with pytest.raises(ValueError, match=r"^template.*log\.txt.* end and middle"):
+        import_prompts(path, small_clip)
+
+
+def test_a_template_that_contradicts_the_checkpoint(
+    write: Callable[..., Path], small_clip: FrozenCLIP
+) -> None:
+    with pytest.raises(ValueError, match=r"^path.*'of a cat \.'.*'\[ctx\] {}\.' gives 'cat \.'"):
+        import_prompts(write(maple_words()), small_clip, NAMES, template="[ctx] {}.")
+
+
+def test_without_the_words_they_have_to_be_given(
+    write: Callable[..., Path], small_clip: FrozenCLIP
+) -> None:
+    bare = {k: v for k, v in plain(maple_words()).items() if k != "token_suffix"}
+    with pytest.raises(ValueError, match=r"^classnames .*token_suffix"):
+        import_prompts(write(bare), small_clip)
+    with pytest.raises(ValueError, match=r"^template .*token_suffix.*of a \{\}"):
+        import_prompts(write(bare), small_clip, NAMES)
+    tuner = import_prompts(write(bare), small_clip, NAMES, template="[ctx] of a {}.")
+    assert tuner.config.template == "[ctx] of a {}."
+    one = {k: v for k, v in plain(multi_modal()).items() if k != "token_prefix"}
+    one["token_suffix"] = one["token_suffix"][:1]
+    with pytest.raises(ValueError, match=r"^path.*single class.*pass classnames"):
+        import_prompts(write(one), small_clip)
+
+
+def test_layouts_are_named(write: Callable[..., Path]) -> None:
+    named = {name: read_prompts(write(build())).layout for name, (build, _) in LAYOUTS.items()}
+    assert named["CoOp"] == named["APT"] == named["AdvPT"] == "CoOp (also AdvPT and APT)"
+    assert (named["MaPLe"], named["FAP"], named["NAP"]) == ("MaPLe", "FAP", "NAP")
+    assert named["FAP, depth 1"] == "MaPLe or FAP with depth 1"
 
 
 @pytest.mark.parametrize(
@@ -592,6 +808,7 @@ def test_a_context_is_for_other_classes_too(
         (apt(), "advpt", "'apt'.*class-specific.*'advpt'"),
         (maple(), "apt", "'capt'.*'nap'.*multi-modal.*'apt'"),
         (coop(), "coop", "'apt'.*'advpt'.*'coop'"),
+        (nap(), "capt", "'nap'.*token refiners.*'capt'"),
     ],
 )
 def test_a_method_of_another_kind(
@@ -605,6 +822,7 @@ def test_a_method_of_another_kind(
     ("state", "method", "setting"),
     [
         (coop(), "advpt", {"n_ctx": 4}),
+        (fap(), "capt", {"coupling": "text-to-image"}),
         (coop(), "advpt", {"ctx_init": "a photo of a"}),
         (coop(), "apt", {"class_specific": True}),
         (maple(), "capt", {"depth": 2}),
@@ -627,10 +845,11 @@ def test_settings_that_the_checkpoint_decides(
 def test_class_specific_contexts_need_their_classes(
     write: Callable[..., Path], small_clip: FrozenCLIP
 ) -> None:
+    bare = {"ctx": apt()["ctx"]}
     with pytest.raises(ValueError, match=r"^classnames .* 3 .* order.* 2\b"):
-        import_prompts(write(apt()), small_clip, NAMES[:2])
+        import_prompts(write(bare), small_clip, NAMES[:2])
     with pytest.raises(ValueError, match=r"^classnames .*'a'"):
-        import_prompts(write(apt()), small_clip, ["a", "b", "a"])
+        import_prompts(write(bare), small_clip, ["a", "b", "a"])
 
 
 @pytest.mark.parametrize("width", [512, 768, 640])
@@ -676,7 +895,8 @@ def test_an_image_tower_that_takes_no_prompts(write: Callable[..., Path]) -> Non
     clip = load_clip(open_clip.CLIP(**{**SMALL, "vision_cfg": vision}).eval())
     with pytest.raises(ValueError, match="ModifiedResNet"):
         import_prompts(write(maple()), clip, NAMES)
-    assert import_prompts(write(coop()), clip, NAMES, method="advpt").method == "advpt"
+    bare = {"ctx": coop()["ctx"]}
+    assert import_prompts(write(bare), clip, NAMES, method="advpt").method == "advpt"
 
 
 def test_prompts_say_what_they_are() -> None:
