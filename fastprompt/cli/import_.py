@@ -11,9 +11,9 @@ from ..interop.importing import tuner_with
 from .parser import Parser, add_model, model_of
 
 _ABOUT = (
-    "Convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP to a run folder, to load, evaluate "
-    "or tune further (--init_from). Class names and fixed words are read from the checkpoint. No code "
-    "in the file is executed."
+    "Convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP to a run folder, to load, "
+    "evaluate or tune further (--init_from). Class names and fixed words are read from the "
+    "checkpoint. No code in the file is executed."
 )
 
 
@@ -38,7 +38,7 @@ def import_parser() -> Parser:
     parser.add_argument(
         "--method",
         type=str | None,
-        help="default: apt; capt for multi-modal prompts, nap with refiners",
+        help="default: apt; for multi-modal prompts capt, or nap if they have refiners",
     )
     parser.add_argument(
         "--template",

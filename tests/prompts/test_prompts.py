@@ -43,6 +43,7 @@ BUILDERS = {
     "own_contexts": lambda seed: TextContext(M, TEXT, classes=C, seed=seed),
     "mixture": lambda seed: mixture(seed=seed),
     "deep_prompts": lambda seed: deep(seed=seed),
+    "image_to_text": lambda seed: deep(seed=seed, coupling="image-to-text"),
     "with_refiners": lambda seed: deep(seed=seed, refiners=2),
     "refiner": lambda seed: TokenRefiner(IMAGE, seed=seed),
     "linear_refiner": lambda seed: TokenRefiner(IMAGE, start="linear", seed=seed),
@@ -184,6 +185,34 @@ def test_deep_prompts_go_where_they_belong():
     shallow = DeepPrompts(1, M, TEXT, IMAGE).values()
     assert shallow.deep.shape == (0, M, TEXT)
     assert shallow.visual.shape == (1, M, IMAGE)
+
+
+def test_prompts_mapped_from_image_to_text_equal_a_plain_loop():
+    prompts = perturb(deep(seed=4, coupling="image-to-text")).double()
+    values, learned = prompts.values(), list(prompts.parameters())
+    assert len(learned) == 6
+    assert torch.equal(values.context, prompts.tokens[0])
+    first = F.linear(prompts.tokens[0], prompts.map_weight[0], prompts.map_bias[0, 0])
+    visual = torch.stack([first, *prompts.image_tokens])
+    backs = zip(prompts.image_tokens, prompts.back_weight, prompts.back_bias, strict=True)
+    texts = torch.stack([F.linear(tokens, weight, bias[0]) for tokens, weight, bias in backs])
+    assert values.deep.shape == (DEPTH - 1, M, TEXT)
+    for fast, slow in ((values.visual, visual), (values.deep, texts)):
+        torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-13)
+    total = (values.visual.square().sum() + values.deep.square().sum()) / 2
+    plain = (visual.square().sum() + texts.square().sum()) / 2
+    for ours, theirs in zip(
+        torch.autograd.grad(total, learned), torch.autograd.grad(plain, learned), strict=True
+    ):
+        assert theirs.norm() > 1e-6
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    # one layer has no other direction
+    alone = [DeepPrompts(1, M, TEXT, IMAGE, coupling=c) for c in ("text-to-image", "image-to-text")]
+    states = [prompts.state_dict() for prompts in alone]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    with pytest.raises(ValueError, match=r"^coupling .*'image-to-text'.*'both'"):
+        deep(coupling="both")
 
 
 def test_refiners_are_as_many_as_asked_for_and_unlike():

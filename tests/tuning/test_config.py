@@ -24,6 +24,7 @@ VALUES = {
     "seed": 3,
     "n_ctx": 4,
     "ctx_init": "a photo of a",
+    "template": "[ctx] of {}.",
     "eps": "4/255",
     "steps": 2,
     "alpha": "1/255",
@@ -192,6 +193,7 @@ WRONG = [
     ("lr", None),
     ("lr", True),
     ("n_ctx", 0),
+    ("template", "[ctx] a photo"),
     ("n_ctx", [4]),
     ("start", "three-sided"),
     ("start", None),
@@ -247,8 +249,8 @@ def test_an_unknown_setting_is_told_with_the_nearest(tmp_path):
 
 
 def test_another_methods_setting_is_unknown():
-    with pytest.raises(ValueError, match="config key 'n_ctx'"):
-        typed(TunerConfig, {"n_ctx": 4})
+    with pytest.raises(ValueError, match="config key 'eps'"):
+        typed(TunerConfig, {"eps": 4})
 
 
 @pytest.mark.parametrize("key", [1, None, True])

@@ -353,6 +353,19 @@ def test_every_prompt_learns(small_clip, method):
 
 
 @METHODS
+def test_the_words_give_the_length_of_the_context(small_clip, method):
+    for settings, n_ctx in (
+        ({"ctx_init": "a photo of a"}, 4),
+        ({"ctx_init": "a photo of a", "n_ctx": 2}, 2),
+        ({"ctx_init": "a photo", "n_ctx": 3}, 3),
+        ({"n_ctx": None}, {"ampt": 4}.get(method, 16)),
+    ):
+        tuner = make(small_clip, method, **{"n_ctx": None, **settings})
+        assert tuner.config.n_ctx == tuner.n_ctx == n_ctx
+        assert tuner.prompts.tokens.shape[-2] == n_ctx
+
+
+@METHODS
 def test_the_context_starts_from_words_and_noise_behind(small_clip, method):
     words = make(small_clip, method, n_ctx=4, ctx_init="a photo").prompts.tokens
     noise = make(small_clip, method, n_ctx=4).prompts.tokens
