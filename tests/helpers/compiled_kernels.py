@@ -141,7 +141,10 @@ def all_cases() -> Iterator[Any]:
         for dtype in DTYPES:
             for case in _module(op).cases(DTYPES[dtype]):
                 for target in TARGETS:
-                    yield pytest.param(op, case, dtype, target, id=f"{case}-{dtype}-{target}")
+                    # compiling AMD's code takes seconds each
+                    marks = [pytest.mark.slow] if target.startswith("gfx") else []
+                    name = f"{case}-{dtype}-{target}"
+                    yield pytest.param(op, case, dtype, target, id=name, marks=marks)
 
 
 def compiled(op: str, case: str, dtype: str, target: str) -> list[tuple[str, ModuleType, Any]]:
