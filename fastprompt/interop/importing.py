@@ -90,9 +90,9 @@ def tuner_with(
     try:
         names, template = _names_and_template(prompts, clip, classnames, template, path)
     except ValueError as error:
-        text = str(error)
-        known = text.startswith(("classnames", "template", "clip"))
-        raise ValueError(text if known else f"path: {path} {text}") from None
+        if str(error).startswith(("classnames", "template", "clip")):
+            raise
+        raise ValueError(f"path: {path} {error}") from None
     decided: dict[str, Any] = {
         "n_ctx": prompts.context.shape[-2],
         "ctx_init": None,
