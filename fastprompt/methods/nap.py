@@ -17,21 +17,18 @@ from .._utils.checks import check_choice, check_count, check_number
 from .._utils.dtypes import at_least_float32
 from ..clip.frozen import FrozenCLIP
 from ..kernels import layer_consistency
-from ..prompts.deep import DeepPrompts, why_no_deep_prompts
+from ..prompts.deep import DeepPrompts, MapStart, why_no_deep_prompts
 from ..prompts.refiners import RefinerStart
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
-from . import presets
+from . import presets, published
 
 Consistency = Literal["cosine", "mse", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
 class NAPConfig(OnlineConfig):
-    """Settings of NAP.
-
-    The defaults are the authors', except for ``refiner_start``, ``keep``, ``random_start``,
-    ``weight_decay`` and ``warmup_lr``; the maps to visual prompts also start differently.
+    """Settings of NAP. Some of the defaults are ours; `published` returns the authors'.
 
     Attributes:
         depth: number of layers with prompts, from the first, in both encoders; by default all that
@@ -41,6 +38,8 @@ class NAPConfig(OnlineConfig):
             code has none.
         refiner_start: initialization of the token refiners: ``"identity"`` starts from the frozen
             features; ``"linear"`` is PyTorch's default for linear layers, as in the authors' code.
+        map_start: initialization of the linear maps from text to visual prompts in the layers after
+            the first: ``"independent"``, or ``"copies"`` of one map, as in the authors' code.
         schedule: weight w of the adversarial loss: ``"linear"`` is the fraction of completed
             epochs, ``"fixed"`` is ``adv_share``.
         adv_share: value of w with ``schedule="fixed"``. An earlier version of the authors' code
@@ -59,17 +58,20 @@ class NAPConfig(OnlineConfig):
     refiners: bool = True
     text_refiners: bool = False
     refiner_start: RefinerStart = "identity"
+    map_start: MapStart = "independent"
     schedule: Literal["linear", "fixed"] = "linear"
     adv_share: float = 0.5
     consistency: Consistency = "cosine"
 
     _reach = 1.5
+    _published = published.NAP
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.depth is not None:
             check_count(self.depth, "depth")
         check_choice(self.refiner_start, "refiner_start", get_args(RefinerStart))
+        check_choice(self.map_start, "map_start", get_args(MapStart))
         check_choice(self.schedule, "schedule", ("linear", "fixed"))
         check_number(self.adv_share, "adv_share", low=0, high=1)
         check_choice(self.consistency, "consistency", get_args(Consistency))
@@ -101,6 +103,7 @@ class NAPTuner(OnlineTuner):
             refiners=config.refiners,
             text_refiners=config.text_refiners,
             refiner_start=config.refiner_start,
+            map_start=config.map_start,
             seed=config.seed,
             start=self.context_start(config.ctx_init, config.n_ctx),
         )

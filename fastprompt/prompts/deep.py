@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_count
+from .._utils.checks import check_choice, check_count
 from ..clip.frozen import FrozenCLIP
 from ..clip.parts import why_no_visual_prompts
 from .init import normal, uniform
 from .refiners import RefinerStart, make_refiners
 from .values import PromptValues
+
+MapStart = Literal["independent", "copies"]
 
 
 class DeepPrompts(nn.Module):
@@ -29,6 +31,8 @@ class DeepPrompts(nn.Module):
             and following blocks; 0 for none.
         text_refiners: the same for the text tower, which takes one for each block but the first.
         refiner_start: initial values of the refiners, see `TokenRefiner`.
+        map_start: ``"independent"``, or ``"copies"``: the linear maps of the layers after the first
+            start equal.
         seed: seed of the initial values: N(0, 0.02); the linear maps are those of `nn.Linear`.
         start: initial values of the first layer's first tokens, ``[at most M, text_width]``.
     """
@@ -43,12 +47,14 @@ class DeepPrompts(nn.Module):
         refiners: int = 0,
         text_refiners: int = 0,
         refiner_start: RefinerStart = "identity",
+        map_start: MapStart = "independent",
         seed: int = 0,
         start: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_count(depth, "depth")
         check_count(n_ctx, "n_ctx")
+        check_choice(map_start, "map_start", get_args(MapStart))
         generator = torch.Generator().manual_seed(seed)
         tokens = normal(generator, depth, n_ctx, text_width)
         if start is not None:
@@ -58,6 +64,10 @@ class DeepPrompts(nn.Module):
             nn.Parameter(uniform(generator, text_width, depth, *shape))
             for shape in ((image_width, text_width), (1, image_width))
         )
+        if map_start == "copies":
+            with torch.no_grad():
+                for maps in (self.map_weight, self.map_bias):
+                    maps[1:] = maps[1:2].clone()
         self.refiners = make_refiners(refiners, image_width, seed, "image", refiner_start)
         self.text_refiners = make_refiners(text_refiners, text_width, seed, "text", refiner_start)
 
@@ -71,6 +81,7 @@ class DeepPrompts(nn.Module):
         refiners: bool = False,
         text_refiners: bool = False,
         refiner_start: RefinerStart = "identity",
+        map_start: MapStart = "independent",
         seed: int = 0,
         start: Tensor | None = None,
     ) -> DeepPrompts:
@@ -101,6 +112,7 @@ class DeepPrompts(nn.Module):
             refiners=depth - 1 if refiners else 0,  # before the blocks that receive deep prompts
             text_refiners=parts.layers - 1 if text_refiners else 0,
             refiner_start=refiner_start,
+            map_start=map_start,
             seed=seed,
             start=start,
         )
