@@ -1,4 +1,4 @@
-"""Measures accuracies: of all methods, of AdvPT, and of the attacks compared with torchattacks.
+"""Measures accuracies and errors: of all methods, of AdvPT, of the attacks, of the mathematics.
 
 python -m benchmarks.accuracy methods attempt nap tiny-shapes '{"lr": 0.001}'  # preset search
 python -m benchmarks.accuracy methods measure       # tunes and evaluates all missing runs, hours
@@ -9,11 +9,12 @@ python -m benchmarks.accuracy methods table         # docs/results.md and the RE
 python -m benchmarks.accuracy advpt measure         # or table, as for the others
 python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
 python -m benchmarks.accuracy strength measure
+python -m benchmarks.accuracy golden measure        # errors against the authors' code, a minute
 """
 
 from jsonargparse import CLI
 
-from . import advpt, autoattack, strength
+from . import advpt, autoattack, golden, strength
 from .methods import autoattack as methods_autoattack
 from .methods.preset_search import attempt
 from .methods.results_page import table
@@ -37,6 +38,11 @@ if __name__ == "__main__":
                 "_help": "AutoAttack of fastprompt and of torchattacks.",
                 "measure": autoattack.measure,
                 "table": autoattack.show,
+            },
+            "golden": {
+                "_help": "Errors against the outputs of the authors' code.",
+                "measure": golden.measure,
+                "table": golden.show,
             },
             "strength": {
                 "_help": "PGD and APGD of fastprompt and of torchattacks.",

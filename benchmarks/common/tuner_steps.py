@@ -42,8 +42,8 @@ def random_images(n: int, size: int, classes: int) -> ImageTensors:
     return ImageTensors(images, torch.arange(n) % classes)
 
 
-def published(tuner: type[OnlineTuner], clip: FrozenCLIP) -> dict[str, Any]:
-    """Return the published values of preset settings, so that a step is equal on every model."""
+def defaults(tuner: type[OnlineTuner], clip: FrozenCLIP) -> dict[str, Any]:
+    """Return the default values of preset settings, so that a step is equal on every model."""
     preset = tuner.presets.get((clip.source or {}).get("model", ""), {})
     return {f.name: f.default for f in dataclasses.fields(tuner.Config) if f.name in preset}
 
@@ -70,7 +70,7 @@ class TunerStep:
         engine = "fast" if rung == "fastprompt" else "reference"
         self.rung = rung
         tuner, shared = TUNERS[method], {"epochs": 20, "augment": False, "batch": len(data)}
-        given = {**published(tuner, clip), **shared, **settings}
+        given = {**defaults(tuner, clip), **shared, **settings}
         self.tuner: OnlineTuner = tuner(clip, names, engine=engine, **given)
         if kind is not None:
             self.tuner.model = kind(clip, names, self.tuner.prompts)

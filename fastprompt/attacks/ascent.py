@@ -1,8 +1,9 @@
 """Pixel gradients and projected sign steps along them."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ def module_device(model: Any, otherwise: torch.device) -> torch.device:
 
 
 Gradient = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+
+# when an attack clamps the pixels to [0, 1]: at the random start and in each step; in each step
+# only; not between the steps but in the model's input; or once after the last step
+Clamp = Literal["always", "steps", "inputs", "end"]
 
 
 def pixel_gradient(loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -73,6 +78,7 @@ def ascend(
     eps: float | Tensor,
     steps: int,
     counts: Tensor,
+    clamp: Clamp = "always",
     gradient: Gradient = pixel_gradient,
 ) -> Tensor:
     """Take ``steps`` projected sign steps from ``start`` that increase ``loss_of``.
@@ -85,15 +91,20 @@ def ascend(
         x: clean images, the centers of the balls.
         alpha, eps: step size and radius, a number or one per image, ``[B]``.
         counts: int64 ``[B, 2]``; each step adds its numbers of zero and non-finite gradients.
+        clamp: when to clamp the pixels to [0, 1]: in each step (``"always"`` and ``"steps"``),
+            only for the gradient and after the last step (``"inputs"``), or only after the last
+            step (``"end"``).
         gradient: function that computes the loss's gradient in the images.
 
     Returns:
         The last iterate.
     """
+    free = clamp in ("inputs", "end")
+    lo, hi = (-math.inf, math.inf) if free else (0.0, 1.0)
     adv = start
     for step in range(steps):
-        grad = gradient(loss_of, adv)
+        grad = gradient(loss_of, adv.clamp(0, 1) if clamp == "inputs" else adv)
         # the first step must not overwrite the caller's start; later steps work in place
         move = pgd_step_ if step else pgd_step
-        adv = move(adv, x, grad, alpha=alpha, eps=eps, counts=counts)
-    return adv
+        adv = move(adv, x, grad, alpha=alpha, eps=eps, lo=lo, hi=hi, counts=counts)
+    return adv.clamp_(0, 1) if free else adv

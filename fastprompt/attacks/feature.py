@@ -1,14 +1,15 @@
 """AdvPT's attack on the image encoder alone, without labels, text or prompts."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_count, check_images, parse_fraction
+from .._utils.checks import Fraction, check_choice, check_count, check_images, parse_fraction
 from .._utils.dtypes import at_least_float32
-from .ascent import ascend, evaluating
+from .ascent import Clamp, ascend, evaluating
 from .health import GradientHealth
 from .random_start import Sides, random_start
 from .result import AttackResult
@@ -34,6 +35,9 @@ class FeaturePGD:
         alpha: step size; by default ``1.25 * eps / steps``, as the authors use.
         start: range of the uniform random start, as for `random_start`. The clean image is not a
             valid start because the gradient is zero there.
+        clamp: when to clamp the pixels to [0, 1]: ``"always"``, at the random start and in each
+            step; ``"steps"``, in each step only, as in the authors' code; ``"inputs"``, only in the
+            encoder's input and after the last step; ``"end"``, only after the last step.
         seed: seed of the random starts, which depend only on (seed, image index).
 
     Raises:
@@ -48,6 +52,7 @@ class FeaturePGD:
         alpha: Fraction | None = None,
         *,
         start: Sides = "two-sided",
+        clamp: Clamp = "always",
         seed: int = 0,
     ) -> None:
         if start not in ("two-sided", "one-sided"):
@@ -61,6 +66,8 @@ class FeaturePGD:
         default = 1.25 * self.eps / self.steps
         self.alpha = default if alpha is None else parse_fraction(alpha, "alpha")
         self.start: Sides = start
+        check_choice(clamp, "clamp", get_args(Clamp))
+        self.clamp: Clamp = clamp
         self.seed = seed
 
     def run(self, images: Tensor, *, indices: Tensor | None = None) -> AttackResult:
@@ -74,16 +81,25 @@ class FeaturePGD:
             return AttackResult(images.detach().clone(), None, health)
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.encode):
             x, indices = images.detach().clone(), indices.clone()
+            start = random_start(
+                x,
+                self.eps,
+                indices,
+                seed=self.seed,
+                sides=self.start,
+                clamp=self.clamp == "always",
+            )
             with torch.no_grad():
                 clean = at_least_float32(self.encode(x))
             adv = ascend(
                 lambda adv: feature_kl(clean, at_least_float32(self.encode(adv))).sum(),
                 x,
-                random_start(x, self.eps, indices, seed=self.seed, sides=self.start),
+                start,
                 alpha=self.alpha,
                 eps=self.eps,
                 steps=self.steps,
                 counts=counts,
+                clamp=self.clamp,
             )
         entries = self.steps * x[0].numel()
         return AttackResult(adv, None, GradientHealth(counts[:, 0], counts[:, 1], entries))

@@ -1,5 +1,7 @@
 """Random starts that depend on the image's index but not on its batch."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,16 @@ def start_key(seed: int, restart: int, device: torch.device) -> Tensor:
 
 
 def random_start(
-    x: Tensor, eps: float | Tensor, indices: Tensor, *, seed: int, restart: int = 0, sides: Sides
+    x: Tensor,
+    eps: float | Tensor,
+    indices: Tensor,
+    *,
+    seed: int,
+    restart: int = 0,
+    sides: Sides,
+    clamp: bool = True,
 ) -> Tensor:
-    """Return ``x`` plus uniform noise in the eps-ball, clipped to [0, 1].
+    """Return ``x`` plus uniform noise in the eps-ball, clamped to [0, 1] unless ``clamp`` is False.
 
     Args:
         x: clean images ``[B, C, H, W]``.
@@ -29,4 +38,6 @@ def random_start(
         sides: ``"two-sided"`` draws from [-eps, eps], ``"one-sided"`` from [0, eps].
     """
     key = start_key(seed, restart, x.device)
-    return start_from(x, indices.to(x.device, torch.int64), key, eps=eps, sides=sides)
+    lo, hi = (0.0, 1.0) if clamp else (-math.inf, math.inf)
+    indices = indices.to(x.device, torch.int64)
+    return start_from(x, indices, key, eps=eps, sides=sides, lo=lo, hi=hi)

@@ -11,7 +11,6 @@ from .._utils.files import read_json, write_json
 from ..evaluation import Evaluation
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
-from ..tuning.config import read_config
 from ..tuning.renamed import renamed
 
 Run = Callable[..., Evaluation]
@@ -44,28 +43,24 @@ class SeedsFolder:
         method: str,
         seeds: Sequence[int],
         job: Mapping[str, Any],
-        config: str | None,
         settings: Mapping[str, Any],
     ) -> Self:
-        """Create the folder; the settings file is read once, so later changes to it have no effect.
+        """Create the folder.
 
         Raises:
             ValueError: the seeds are not distinct or out of range.
             FileExistsError: the folder is not empty.
         """
-        read = {} if config is None else read_config(TUNERS[method].Config, config)
-        if "seed" in read:
-            raise ValueError("--seeds sets the seed of each run: drop seed from the settings file")
         for seed in seeds:
             check_count(seed, "seeds", least=0)
             # reject invalid settings before anything is written
-            TUNERS[method].Config(**{**read, **settings, "seed": seed})
+            TUNERS[method].Config(**{**settings, "seed": seed})
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be distinct, got {list(seeds)}")
         if path.exists() and any(path.iterdir()):
             remedy = "resume it, or choose" if cls.is_one(path) else "choose"
             raise FileExistsError(f"out: {path} is not empty: {remedy} a new folder")
-        folder = cls(path, method, list(seeds), dict(job), {**read, **settings})
+        folder = cls(path, method, list(seeds), dict(job), dict(settings))
         facts = {k: v for k, v in vars(folder).items() if k != "path"}
         write_json(path / "seeds.json", facts)
         return folder

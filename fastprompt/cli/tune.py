@@ -15,6 +15,7 @@ from ..data import load_data
 from ..evaluation import Evaluation
 from ..evaluation.plan import plan_attacks, split_radii
 from ..methods.registry import TUNERS
+from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
 from .parser import Parser, add_model, add_sanity, model_of
 from .seeds import SeedsFolder, run_seeds
@@ -56,6 +57,12 @@ def tune_parser(method: str) -> Parser:
     )
     parser.add_argument("--config", type=str | None, help="YAML or JSON file of the settings below")
     parser.add_argument(
+        "--published",
+        action="store_true",
+        help="use the settings of the authors' code instead of the defaults and of the preset; "
+        "other options and --config override them",
+    )
+    parser.add_argument(
         "--attacks",
         type=list[str] | str,
         default=job["attacks"],
@@ -90,18 +97,24 @@ def tune(arguments: Sequence[str]) -> int:
     if given.get("resume"):
         return _resume(method, given)
     job = {**_defaults(parser), **{k: v for k, v in given.items() if k in _JOB_KEYS}}
-    apart = (*_JOB_KEYS, "out", "resume", "config", "seeds")
+    apart = (*_JOB_KEYS, "out", "resume", "config", "published", "seeds")
     settings = {k: v for k, v in given.items() if k not in apart}
     out = Path(given["out"]) if given.get("out") else None
+    config = TUNERS[method].Config
+    read = read_config(config, given["config"]) if given.get("config") else {}
+    published = as_dict(config.published()) if given.get("published") else {}
+    settings = {**published, **read, **settings}
     if not given.get("seeds"):
-        _run(method, job, given.get("config"), settings, out, resume=False)
+        _run(method, job, None, settings, out, resume=False)
         return 0
     for name in ("seed", "data_seed"):
         if name in given:
             raise ValueError(f"--seeds sets the seed and the data_seed of each run: drop --{name}")
+    if "seed" in read:
+        raise ValueError("--seeds sets the seed of each run: drop seed from the settings file")
     _check_evaluation(job)
     out = out or _new_folder(method)
-    folder = SeedsFolder.begin(out, method, given["seeds"], job, given.get("config"), settings)
+    folder = SeedsFolder.begin(out, method, given["seeds"], job, settings)
     return run_seeds(folder, _run)
 
 
@@ -219,9 +232,9 @@ def _run(
         f"{len(data.train)} training images; run folder {out}",
         flush=True,
     )
-    if preset := tuner.preset:
-        given = {name: getattr(tuner.config, name) for name in preset}
-        shown = {k: f"{255 * v:g}/255" if k == "eps" else v for k, v in given.items()}
+    given = {**(config or {}), **settings}
+    if preset := {k: v for k, v in tuner.preset.items() if k not in given}:
+        shown = {k: f"{255 * v:g}/255" if k == "eps" else v for k, v in preset.items()}
         print(f"preset: {', '.join(f'{k}={v}' for k, v in shown.items())}", flush=True)
     began = time.perf_counter()
     tuner.fit(data.train, data.val, out, resume=resume, job={"job": dict(job)}, track=job["track"])

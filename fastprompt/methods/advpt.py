@@ -8,25 +8,27 @@ the context with the stored embeddings; it neither decodes nor attacks images.
 import dataclasses
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_count, check_labels
+from .._utils.checks import Fraction, check_choice, check_count, check_labels
 from ..attacks import FeaturePGD
+from ..attacks.ascent import Clamp
 from ..attacks.random_start import Sides
 from ..data.dataset import ImageDataset
 from ..prompts.context import TextContext
 from ..tuning.config import TunerConfig, parse_distances
 from ..tuning.tuner import Tuner
-from . import presets
+from . import presets, published
 from .advpt_bank import make_bank
 
 
 @dataclasses.dataclass(frozen=True)
 class AdvPTConfig(TunerConfig):
-    """Settings of AdvPT. The defaults are the authors', except for ``start``.
+    """Settings of AdvPT. The defaults are the authors', except for ``start`` and ``clamp``.
 
     Attributes:
         eps: radius of the attack on the image encoder, in pixel units: a float, or a string such as
@@ -35,6 +37,10 @@ class AdvPTConfig(TunerConfig):
         alpha: step size of the attack, in pixel units; by default ``1.25 * eps / steps``.
         start: random start of the attack: ``"two-sided"`` is uniform in [-eps, eps];
             ``"one-sided"`` is uniform in [0, eps], as in the authors' code.
+        clamp: when the attack clamps the pixels to [0, 1]: ``"always"``, at the random start and
+            in each step; ``"steps"``, in each step only, as in the authors' code; ``"inputs"``,
+            only in the encoder's input and after the last step; ``"end"``, only after the last
+            step.
         attack_batch: images per batch of the attack.
         bank_dir: folder in which the embedding banks are stored, to share them between runs; by
             default ``banks`` in the run folder.
@@ -45,11 +51,13 @@ class AdvPTConfig(TunerConfig):
     steps: int = 10
     alpha: Fraction | None = None
     start: Sides = "two-sided"
+    clamp: Clamp = "always"
     attack_batch: int = 128
     bank_dir: str | Path | None = None
     workers: int = 0
 
     default_n_ctx = 32
+    _published = published.ADVPT
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +69,7 @@ class AdvPTConfig(TunerConfig):
             object.__setattr__(self, "bank_dir", str(self.bank_dir))
         if self.start not in ("two-sided", "one-sided"):
             raise ValueError(f"start must be 'two-sided' or 'one-sided', got {self.start!r}")
+        check_choice(self.clamp, "clamp", get_args(Clamp))
 
 
 _ROWS = 4096  # embeddings evaluated at once: the logits of a whole bank can take gigabytes
@@ -94,6 +103,7 @@ class AdvPTTuner(Tuner):
             config.steps,
             config.alpha,
             start=config.start,
+            clamp=config.clamp,
             seed=config.seed,
         )
         folder = Path(config.bank_dir) if config.bank_dir else out and out / "banks"

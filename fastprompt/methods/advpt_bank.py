@@ -48,6 +48,7 @@ def bank_key(
         "alpha": attack.alpha.hex(),
         "steps": attack.steps,
         "start": attack.start,
+        "clamp": attack.clamp,
         "seed": attack.seed,
         "batch": batch,
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..prompts.context import TextContext
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
-from . import presets
+from . import presets, published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,8 @@ class APTConfig(OnlineConfig):
     """
 
     class_specific: bool = False
+
+    _published = published.APT
 
 
 class APTTuner(OnlineTuner):

@@ -42,7 +42,8 @@ class CAPTConfig(OnlineConfig):
             ``balance_value``; ``"linear"``: the fraction of completed epochs; ``"confidence"``: the
             frozen model's mean probability of the true classes on the clean images of the batch.
         balance_value: value of alpha with ``balance="constant"``.
-        ce: images of the cross-entropy term, ``"adv"`` or ``"clean"``.
+        ce: images of the cross-entropy term: ``"clean"``, the likelier reading of the paper, or
+            ``"adv"``.
         train_kl: direction of the divergence to the tuned model's clean prediction:
             ``"adv||target"`` is KL(adv || target), ``"target||adv"`` is KL(target || adv).
         frozen_kl: direction of the divergence to the frozen model's prediction, as ``train_kl``.
@@ -57,7 +58,7 @@ class CAPTConfig(OnlineConfig):
     lam: float = 1.0
     balance: Balance = "confidence"
     balance_value: float = 0.5
-    ce: Literal["adv", "clean"] = "adv"
+    ce: Literal["adv", "clean"] = "clean"
     train_kl: Direction = "adv||target"
     frozen_kl: Direction = "adv||target"
     detach_targets: bool = True

@@ -17,21 +17,18 @@ from .._utils.checks import check_choice, check_count, check_number
 from .._utils.dtypes import at_least_float32
 from ..clip.frozen import FrozenCLIP
 from ..kernels import layer_consistency
-from ..prompts.deep import Coupling, DeepPrompts, why_no_deep_prompts
+from ..prompts.deep import Coupling, DeepPrompts, MapStart, why_no_deep_prompts
 from ..prompts.refiners import RefinerStart
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
-from . import presets
+from . import presets, published
 
 Consistency = Literal["cosine", "mse", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
 class NAPConfig(OnlineConfig):
-    """Settings of NAP.
-
-    The defaults are the authors', except for ``refiner_start``, ``keep``, ``random_start``,
-    ``weight_decay`` and ``warmup_lr``; the maps to visual prompts also start differently.
+    """Settings of NAP. Some of the defaults are ours; `published` returns the authors'.
 
     Attributes:
         depth: number of layers with prompts, from the first, in both encoders; by default all that
@@ -43,6 +40,8 @@ class NAPConfig(OnlineConfig):
             features; ``"linear"`` is PyTorch's default for linear layers, as in the authors' code.
         coupling: direction of the maps between the prompts of both encoders in all layers but the
             first: ``"text-to-image"``, or ``"image-to-text"`` as in FAP.
+        map_start: initialization of the linear maps in the layers after the first:
+            ``"independent"``, or ``"copies"`` of one map, as in the authors' code.
         schedule: weight w of the adversarial loss: ``"linear"`` is the fraction of completed
             epochs, ``"fixed"`` is ``adv_share``.
         adv_share: value of w with ``schedule="fixed"``. An earlier version of the authors' code
@@ -62,11 +61,13 @@ class NAPConfig(OnlineConfig):
     text_refiners: bool = False
     refiner_start: RefinerStart = "identity"
     coupling: Coupling = "text-to-image"
+    map_start: MapStart = "independent"
     schedule: Literal["linear", "fixed"] = "linear"
     adv_share: float = 0.5
     consistency: Consistency = "cosine"
 
     _reach = 1.5
+    _published = published.NAP
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +75,7 @@ class NAPConfig(OnlineConfig):
             check_count(self.depth, "depth")
         check_choice(self.refiner_start, "refiner_start", get_args(RefinerStart))
         check_choice(self.coupling, "coupling", get_args(Coupling))
+        check_choice(self.map_start, "map_start", get_args(MapStart))
         check_choice(self.schedule, "schedule", ("linear", "fixed"))
         check_number(self.adv_share, "adv_share", low=0, high=1)
         check_choice(self.consistency, "consistency", get_args(Consistency))
@@ -106,6 +108,7 @@ class NAPTuner(OnlineTuner):
             text_refiners=config.text_refiners,
             refiner_start=config.refiner_start,
             coupling=config.coupling,
+            map_start=config.map_start,
             seed=config.seed,
             start=self.context_start(),
         )

@@ -28,7 +28,9 @@ _ONLINE: dict[str, Any] = {
     "augment": False,
 }
 APT: Presets = {"tiny-shapes": _ONLINE, "tiny-shapes-robust": _ONLINE}
-CAPT: Presets = APT
+# the runs on validation images that selected this preset had adversarial cross-entropy
+_CAPT: dict[str, Any] = {**_ONLINE, "ce": "adv"}
+CAPT: Presets = {"tiny-shapes": _CAPT, "tiny-shapes-robust": _CAPT}
 AMPT: Presets = {
     "tiny-shapes": {**_ONLINE, "clean_share": 0.5},
     "tiny-shapes-robust": _ONLINE,

@@ -15,6 +15,7 @@ from .refiners import RefinerStart, make_refiners
 from .values import PromptValues
 
 Coupling = Literal["text-to-image", "image-to-text"]
+MapStart = Literal["independent", "copies"]
 
 
 class DeepPrompts(nn.Module):
@@ -34,6 +35,8 @@ class DeepPrompts(nn.Module):
         text_refiners: the same for the text tower, which takes one for each block but the first.
         refiner_start: initial values of the refiners, see `TokenRefiner`.
         coupling: direction of the maps in all layers but the first.
+        map_start: ``"independent"``, or ``"copies"``: the linear maps of the layers after the first
+            start equal.
         seed: seed of the initial values: N(0, 0.02); the linear maps are those of `nn.Linear`.
         start: initial values of the first layer's first tokens, ``[at most M, text_width]``.
     """
@@ -49,6 +52,7 @@ class DeepPrompts(nn.Module):
         text_refiners: int = 0,
         refiner_start: RefinerStart = "identity",
         coupling: Coupling = "text-to-image",
+        map_start: MapStart = "independent",
         seed: int = 0,
         start: Tensor | None = None,
     ) -> None:
@@ -58,6 +62,7 @@ class DeepPrompts(nn.Module):
         check_choice(coupling, "coupling", get_args(Coupling))
         self.depth = depth
         self.reversed = coupling == "image-to-text" and depth > 1
+        check_choice(map_start, "map_start", get_args(MapStart))
         generator = torch.Generator().manual_seed(seed)
         mapped = 1 if self.reversed else depth  # layers with text tokens and maps to the image
         tokens = normal(generator, mapped, n_ctx, text_width)
@@ -68,6 +73,13 @@ class DeepPrompts(nn.Module):
         if self.reversed:
             self.image_tokens = nn.Parameter(normal(generator, depth - 1, n_ctx, image_width))
             self.back_weight, self.back_bias = _maps(generator, depth - 1, image_width, text_width)
+        if map_start == "copies":
+            deeper = [self.map_weight[1:], self.map_bias[1:]]
+            if self.reversed:
+                deeper = [self.back_weight, self.back_bias]
+            with torch.no_grad():
+                for maps in deeper:
+                    maps.copy_(maps[:1].clone())
         self.refiners = make_refiners(refiners, image_width, seed, "image", refiner_start)
         self.text_refiners = make_refiners(text_refiners, text_width, seed, "text", refiner_start)
 
@@ -82,6 +94,7 @@ class DeepPrompts(nn.Module):
         text_refiners: bool = False,
         refiner_start: RefinerStart = "identity",
         coupling: Coupling = "text-to-image",
+        map_start: MapStart = "independent",
         seed: int = 0,
         start: Tensor | None = None,
     ) -> DeepPrompts:
@@ -113,6 +126,7 @@ class DeepPrompts(nn.Module):
             text_refiners=parts.layers - 1 if text_refiners else 0,
             refiner_start=refiner_start,
             coupling=coupling,
+            map_start=map_start,
             seed=seed,
             start=start,
         )

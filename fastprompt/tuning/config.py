@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -22,6 +22,8 @@ class TunerConfig:
     Attributes:
         epochs: number of passes over the training images.
         batch: images per batch.
+        drop_last: drop the last batch of an epoch if it is smaller than ``batch`` and not the only
+            one, as the training data loader of Dassl does.
         accumulate: number of batches whose gradients are accumulated for one optimizer step.
         lr: learning rate; it decays to zero along a cosine over all epochs.
         warmup_epochs: number of first epochs at the constant learning rate ``warmup_lr``.
@@ -56,6 +58,7 @@ class TunerConfig:
 
     epochs: int = 100
     batch: int = 32
+    drop_last: bool = False
     accumulate: int = 1
     lr: float = 0.002
     warmup_epochs: int = 1
@@ -76,6 +79,28 @@ class TunerConfig:
     class_chunk: int | None = None
 
     default_n_ctx: ClassVar[int] = 16  # without ctx_init
+    _published: ClassVar[Mapping[str, Any]]  # settings of the authors' code, if it is public
+
+    @classmethod
+    def published(cls, **overrides: Any) -> Self:
+        """Return the settings of the authors' public code, changed by ``overrides``.
+
+        Raises:
+            ValueError: the authors have published no code, or an override is unknown or invalid.
+        """
+        values = vars(cls).get("_published")  # not those of a base class's method
+        if values is None:
+            name = cls.__name__
+            raise ValueError(
+                f"{name} has no published settings: the authors have published no code; use the "
+                f"defaults, {name}()"
+            )
+        return cls(**{**values, **typed(cls, overrides)})
+
+    def used(self, examples: int) -> int:
+        """Return how many of the training examples an epoch uses; see ``drop_last``."""
+        rest = examples % self.batch
+        return examples - rest if self.drop_last and rest < examples else examples
 
     @property
     def class_specific(self) -> bool:

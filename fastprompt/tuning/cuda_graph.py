@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.ascent import Gradient, ascend, pixel_gradient
+from ..attacks.ascent import Clamp, Gradient, ascend, pixel_gradient
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class CapturedAscent:
     Args:
         loss_of: maps images and further tensors to a scalar loss, summed over the batch.
         reads: returns the tensors that ``loss_of`` reads besides its arguments, such as weights.
-        alpha, eps, steps: see `ascend`.
+        alpha, eps, steps, clamp: see `ascend`.
         capture: if False, never capture a graph.
         gradient: see `ascend`.
     """
@@ -40,12 +40,14 @@ class CapturedAscent:
         alpha: float,
         eps: float,
         steps: int,
+        clamp: Clamp = "always",
         capture: bool = True,
         gradient: Gradient = pixel_gradient,
     ) -> None:
         self.gradient = gradient
         self.loss_of, self.reads = loss_of, reads
         self.alpha, self.eps, self.steps = alpha, eps, steps
+        self.clamp: Clamp = clamp
         self.failure = "" if capture else "not asked for"
         self._graphs: dict[Any, _Graph] = {}
         self._places: tuple[int, ...] = ()
@@ -101,6 +103,7 @@ class CapturedAscent:
             eps=eps,
             steps=self.steps,
             counts=counts,
+            clamp=self.clamp,
             gradient=self.gradient,
         )
         return adv, counts

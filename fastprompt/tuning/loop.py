@@ -69,6 +69,7 @@ class Loop:
         self.tuner, self.run_folder, self.key = tuner, run, key
         self.examples, self.tracker, self.progress = examples, tracker, progress
         self.config, self.prompts = tuner.config, tuner.prompts
+        self.used = self.config.used(examples)
         self.optimizer = optimizers.make_optimizer(self.config, self.prompts.parameters())
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.best_epoch = -math.inf, 0
@@ -78,7 +79,7 @@ class Loop:
         start, epochs = self._restore(), self.config.epochs
         if epochs <= self.config.warmup_epochs:
             log.warning("all %d epochs use warmup_lr: lower warmup_epochs or raise epochs", epochs)
-        batches = math.ceil(self.examples / self.config.batch)
+        batches = math.ceil(self.used / self.config.batch)
         title, done = f"tune {self.tuner.method}", start * batches
         with Progress(epochs * batches, title, "batch", initial=done, show=self.progress) as bar:
             for epoch in range(start, epochs):
@@ -130,9 +131,9 @@ class Loop:
             self.run_folder.write_state(state, row["epoch"], self.key)
 
     def _order(self, epoch: int) -> Tensor:
-        """Return the epoch's order of examples; it depends only on the seed and the epoch."""
+        """Return the examples of an epoch in order; they depend only on the seed and the epoch."""
         generator = torch.Generator().manual_seed(numbered_seed(self.config.seed, epoch))
-        return torch.randperm(self.examples, generator=generator)
+        return torch.randperm(self.examples, generator=generator)[: self.used]
 
     def _epoch(self, epoch: int, bar: Progress) -> dict[str, Any]:
         began = time.perf_counter()
@@ -144,8 +145,8 @@ class Loop:
         losses = self._steps(order, epoch, good, bar)
         self._check_prompts(epoch, good)
         tuned = round(time.perf_counter() - began, 3)
-        loss = float(losses.sum()) / self.examples
-        terms = {name: float(total) / self.examples for name, total in self.tuner.totals.items()}
+        loss = float(losses.sum()) / self.used
+        terms = {name: float(total) / self.used for name, total in self.tuner.totals.items()}
         return {
             **{"epoch": epoch + 1, "loss": loss, "lr": rate},
             **terms,

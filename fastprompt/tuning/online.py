@@ -4,13 +4,14 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_count, check_number
+from .._utils.checks import Fraction, check_choice, check_count, check_number
 from .._utils.seeds import stream
+from ..attacks.ascent import Clamp
 from ..data.augment import RandomCrops
 from ..data.dataset import ImageDataset
 from ..data.device_images import Pictures
@@ -36,6 +37,10 @@ class OnlineConfig(TunerConfig):
             scaled with the radius of the image.
         random_start: start the attack at a uniformly random point of the ball, instead of at the
             clean image.
+        clamp: when the attack clamps the pixels to [0, 1]: ``"always"``, at the random start and
+            in each step; ``"steps"``, in each step only; ``"inputs"``, only in the model's input
+            and after the last step, as APT's authors do; ``"end"``, only after the last step, as
+            NAP's authors do.
         augment: apply random resized crops and horizontal flips to the training images.
         crop_min: area of the smallest crop, as a fraction of the image.
         workers: processes that decode images; 0 decodes in the main process.
@@ -47,6 +52,7 @@ class OnlineConfig(TunerConfig):
     steps: int = 3
     alpha: Fraction | None = None
     random_start: bool = True
+    clamp: Clamp = "always"
     augment: bool = True
     crop_min: float = 0.08
     workers: int = 0
@@ -60,6 +66,7 @@ class OnlineConfig(TunerConfig):
         parse_distances(self, "eps", "eps_min", "alpha", zero=("eps_min",))
         if self.eps_min is not None and float(self.eps_min) > self.radius:
             raise ValueError(f"eps_min must be at most eps={self.eps}, got {self.eps_min}")
+        check_choice(self.clamp, "clamp", get_args(Clamp))
         check_number(self.crop_min, "crop_min", above=0, high=1)
 
     @property
@@ -114,16 +121,17 @@ class OnlineTuner(Tuner):
             config.step_size,
             config.steps,
             random_start=config.random_start,
+            clamp=config.clamp,
             seed=config.seed,
         )
         return len(train)
 
     def batches(self, order: Tensor, epoch: int) -> Iterator[tuple[int, Step]]:
-        config, device, examples = self.config, self.clip.device, len(order)
-        crops = self._crops
+        config, device, pictures = self.config, self.clip.device, self._pictures["train"]
+        crops, examples = self._crops, len(pictures)  # more than the order's with `drop_last`
         boxes = None if crops is None else crops.draw(examples, epoch).to(device)
         radii = self._radii(examples, epoch)
-        for rows, images, labels in self._pictures["train"].batches(order, config.batch):
+        for rows, images, labels in pictures.batches(order, config.batch):
             if crops is not None and boxes is not None:
                 images = crops(images, boxes[rows])
             step = Step(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_count, check_images
+from .._utils.checks import Fraction, check_choice, check_count, check_images
 from .._utils.checks import parse_fraction as parse
+from ..attacks.ascent import Clamp
 from ..attacks.health import GradientHealth
 from ..attacks.random_start import random_start as draw_start
 from ..attacks.result import AttackResult
@@ -32,6 +34,9 @@ class OnlinePGD:
         alpha: step size in pixel units, in the same formats as ``eps``.
         steps: gradient steps.
         random_start: start at a uniformly random point of the ball, instead of at the clean image.
+        clamp: when to clamp the pixels to [0, 1]: ``"always"``, at the random start and in each
+            step; ``"steps"``, in each step only; ``"inputs"``, only in the model's input and after
+            the last step; ``"end"``, only after the last step.
         seed: seed of the random starts, which depend only on (seed, image index, draw).
         capture: if False, never capture a CUDA graph.
 
@@ -47,6 +52,7 @@ class OnlinePGD:
         steps: int = 3,
         *,
         random_start: bool = True,
+        clamp: Clamp = "always",
         seed: int = 0,
         capture: bool = True,
     ) -> None:
@@ -57,12 +63,15 @@ class OnlinePGD:
         self.alpha = parse(alpha, "alpha")
         self.steps = check_count(steps, "steps")
         self.random_start, self.seed = random_start, seed
+        check_choice(clamp, "clamp", get_args(Clamp))
+        self.clamp: Clamp = clamp
         self._ascent = CapturedAscent(
             model.attack_loss,
             model.attack_reads,
             alpha=self.alpha,
             eps=self.eps,
             steps=self.steps,
+            clamp=clamp,
             capture=capture,
         )
 
@@ -102,7 +111,15 @@ class OnlinePGD:
         start = x
         if self.random_start:
             eps = self.eps if radius is None else radius
-            start = draw_start(x, eps, indices, seed=self.seed, restart=draw, sides="two-sided")
+            start = draw_start(
+                x,
+                eps,
+                indices,
+                seed=self.seed,
+                restart=draw,
+                sides="two-sided",
+                clamp=self.clamp == "always",
+            )
         with torch.enable_grad():
             if self.model.engine == "reference":
                 adv, counts = self._through_everything(x, start, labels, radius)
@@ -132,6 +149,7 @@ class OnlinePGD:
             alpha=self.alpha,
             eps=self.eps,
             steps=self.steps,
+            clamp=self.clamp,
             capture=False,
             gradient=gradient,
         )

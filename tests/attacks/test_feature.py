@@ -45,6 +45,32 @@ def test_one_sided_start_only_brightens(images):
     assert max(one.max(), two.max()) <= 0.1 + 1e-7
 
 
+@pytest.mark.parametrize("clamp", ["always", "steps", "inputs", "end"])
+def test_pixels_are_clamped_when_the_setting_says(small_clip, images, clamp):
+    """Against PGD written out, on images with many black and white pixels."""
+    double = small_clip.model.double()
+    try:
+        x, indices = (4 * images.double() - 1.5).clamp(0, 1), torch.arange(4)
+        encode, eps, alpha = small_clip.encode_image, 8 / 255, 3 / 255
+        attack = FeaturePGD(encode, eps, 3, alpha, start="one-sided", clamp=clamp)
+        adv = random_start(x, eps, indices, seed=0, sides="one-sided", clamp=False)
+        assert adv.max() > 1
+        if clamp == "always":
+            adv = adv.clamp(0, 1)
+        for _ in range(3):
+            seen = (adv.clamp(0, 1) if clamp == "inputs" else adv).detach().requires_grad_()
+            loss = feature_kl(encode(x).detach(), encode(seen)).sum()
+            adv = adv + alpha * torch.autograd.grad(loss, seen)[0].sign()
+            adv = x + (adv - x).clamp(-eps, eps)
+            adv = adv.clamp(0, 1) if clamp in ("always", "steps") else adv
+        ours = attack.run(x, indices=indices).images
+        assert torch.equal(ours, adv.clamp(0, 1))
+        other = FeaturePGD(encode, eps, 3, alpha, start="one-sided").run(x, indices=indices)
+        assert torch.equal(ours, other.images) == (clamp == "always")
+    finally:
+        double.float()
+
+
 def test_splitting_a_batch_changes_no_image(small_clip, images):
     double = small_clip.model.double()
     try:
@@ -64,6 +90,8 @@ def test_bad_settings(small_clip):
     encode = small_clip.encode_image
     with pytest.raises(ValueError, match=r"^start .*'none'"):
         FeaturePGD(encode, start="none")
+    with pytest.raises(ValueError, match=r"^clamp .*'always'.*'never'"):
+        FeaturePGD(encode, clamp="never")
     with pytest.raises(ValueError, match=r"^eps .*0.*0"):
         FeaturePGD(encode, eps=0)
     with pytest.raises(ValueError, match=r"^steps .*1.*0"):

@@ -22,6 +22,9 @@ from fastprompt.attacks import FeaturePGD
 from fastprompt.cli.main import main
 from fastprompt.clip import bundled
 from fastprompt.evaluation import Evaluation
+from fastprompt.methods.advpt import AdvPTConfig
+from fastprompt.tuning.config import as_dict
+from fastprompt.tuning.identity import EXECUTION
 from fastprompt.tuning.tuner import Tuner
 
 SMALL_RUN = [
@@ -309,9 +312,45 @@ def test_a_progress_bar_in_a_terminal(call, tmp_path, monkeypatch):
 
 def test_the_preset_of_a_bundled_model_is_shown(finished):
     line = next(line for line in finished.out.splitlines() if line.startswith("preset: "))
-    config = json.loads((finished.path / "config.json").read_text())["config"]
-    assert f"n_ctx={config['n_ctx']}" in line
-    assert f"eps={255 * config['eps']:g}/255" in line
+    # those of its settings that no option overrides
+    assert line == "preset: ctx_init=a photo of a, lr=2.0"
+
+
+PUBLISHED = [
+    *("tune", "advpt", "--device=cpu", "--data=patterns", "--shots=2", "--published"),
+    *("--epochs=1", "--steps=2", "--eval_limit=20", "--sanity=off", CLEAN),
+]
+
+
+def test_published_settings_replace_defaults_and_preset(call, tmp_path):
+    """Options override them, and a settings file does; a resumed run keeps them."""
+    file, folder = tmp_path / "settings.yaml", tmp_path / "run"
+    file.write_text("batch: 5\nsteps: 3\n")
+    code, out, _ = call(*PUBLISHED, "--config", file, "--out", folder)
+    assert code == 0
+    assert "preset" not in out
+    config = json.loads((folder / "config.json").read_text())["config"]
+    wanted = as_dict(AdvPTConfig.published(batch=5, epochs=1, steps=2))
+    assert {k: config[k] for k in wanted if k not in ("precision", *EXECUTION)} == {
+        k: v for k, v in wanted.items() if k not in ("precision", *EXECUTION)
+    }
+    assert call("tune", "advpt", "--resume", folder)[0] == 0
+    assert json.loads((folder / "config.json").read_text())["config"] == config
+
+
+def test_published_settings_of_several_seeds(call, tmp_path):
+    code, _, _ = call(*PUBLISHED, "--seeds", 3, 4, "--out", tmp_path / "runs")
+    assert code == 0
+    for seed in (3, 4):
+        stored = json.loads((tmp_path / "runs" / f"seed-{seed}" / "config.json").read_text())
+        assert (stored["config"]["seed"], stored["job"]["data_seed"]) == (seed, seed)
+        assert (stored["config"]["start"], stored["config"]["clamp"]) == ("one-sided", "steps")
+        assert stored["config"]["n_ctx"] == 32
+
+
+@pytest.mark.parametrize("method", ["ampt", "capt"])
+def test_a_method_without_public_code_has_no_published_settings(refused, method):
+    refused("tune", method, "--published", parts=["published", "no code"])
 
 
 def test_the_run_folder_is_complete(finished):

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.golden import TOLERANCE
 
-from benchmarks.accuracy import advpt, autoattack, strength
+from benchmarks.accuracy import advpt, autoattack, golden, strength
 from benchmarks.common.report import markdown
 from benchmarks.ladder import kernel_table, text_tower
-from fastprompt import APTTuner, NAPTuner, load_clip, load_data
+from fastprompt import APTTuner, NAPConfig, NAPTuner, load_clip, load_data
 from fastprompt.attacks.autoattack import STANDARD
 from fastprompt.cli.evaluate import evaluate_parser
 from fastprompt.cli.import_ import import_parser
@@ -21,6 +22,7 @@ from fastprompt.cli.report import report_parser
 from fastprompt.cli.tune import tune_parser
 from fastprompt.clip import bundled
 from fastprompt.evaluation.plan import plan_attacks
+from fastprompt.methods.published import NAP as PUBLISHED
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +34,7 @@ def page(name):
 README = page("README.md")
 LOOP, ROBUSTNESS = page("docs/guides/own_loop.md"), page("docs/guides/robustness.md")
 BUNDLED, BENCHMARKS, KERNELS = (page(f"docs/{n}.md") for n in ("bundled", "benchmarks", "kernels"))
+METHODS = page("docs/methods/index.md")
 PARSERS = {"evaluate": evaluate_parser, "import": import_parser, "report": report_parser}
 LITTLE = {"limit=400": "limit=8, sanity='off'"}  # of the evaluation
 
@@ -141,6 +144,24 @@ def test_the_strength_table_is_the_committed_file():
     for row in found:
         assert max(row["fastprompt"]) <= max(row["torchattacks"])
         assert row["attack"] != "pgd" or row["equal_images"]
+
+
+def test_the_table_of_errors_is_the_committed_file():
+    head, *rows = golden.lines()
+    assert markdown(head, rows) in METHODS
+    errors = json.loads(golden.RESULT.read_text("utf-8"))["errors"]
+    assert errors.keys() <= golden.ROWS.keys()
+    assert max(errors.values()) <= TOLERANCE
+
+
+def test_the_published_example_runs():
+    (code,) = python_blocks(METHODS)
+    names: dict = {}
+    exec(code, names)
+    published = NAPConfig.published(eps="1/255")
+    assert {f: getattr(names["tuner"].config, f) for f in PUBLISHED} == {
+        f: getattr(published, f) for f in PUBLISHED
+    }
 
 
 def test_the_kernels_table_is_the_committed_files():

@@ -1,4 +1,7 @@
-"""NAP, APT and AdvPT against the outputs of the authors' code, on both engines, in float64."""
+"""NAP, APT and AdvPT against the outputs of the authors' code, on both engines, in float64.
+
+Each runs through its tuner with the published settings.
+"""
 
 import pytest
 import torch
@@ -6,12 +9,14 @@ import torch.nn.functional as F
 from helpers import golden
 from helpers.golden import NAMES, assert_near, outputs, probes, prompt
 
-from fastprompt.attacks.feature import FeaturePGD
+from fastprompt.data import ImageTensors
 from fastprompt.interop import import_prompts, read_prompts
-from fastprompt.methods.nap import compared, distance
-from fastprompt.model.prompted import PromptedCLIP
-from fastprompt.prompts import DeepPrompts, TextContext
-from fastprompt.tuning.online_pgd import OnlinePGD
+from fastprompt.methods.advpt import AdvPTConfig, AdvPTTuner
+from fastprompt.methods.advpt_bank import Bank
+from fastprompt.methods.apt import APTConfig, APTTuner
+from fastprompt.methods.nap import NAPConfig, NAPTuner, compared
+from fastprompt.prompts import DeepPrompts
+from fastprompt.tuning.step import Step
 
 pytestmark = pytest.mark.slow
 ENGINES = pytest.mark.parametrize("engine", ["fast", "reference"])
@@ -60,17 +65,31 @@ def gradients_by_name(prompts):
     return found
 
 
+def step_of(tuner, progress=0.0):
+    """A step on the golden images, with the attack of the tuner's settings."""
+    tuner.prepare(
+        ImageTensors(torch.zeros(4, 3, 64, 64).byte(), torch.arange(4)), None, None, False
+    )
+    images, labels = golden.images()
+    return Step(
+        tuner.model, tuner._attack, images, labels, torch.arange(4), progress, draw=0, radius=None
+    )
+
+
 @ENGINES
 @pytest.mark.parametrize("depth", [4, 2])
 def test_nap(clip, depth, engine):
+    """The model's outputs, then the attack, loss and gradients of the published settings."""
     wanted, prompts = outputs(f"nap-depth{depth}"), deep_prompts(clip, depth)
-    model = PromptedCLIP(clip, NAMES, prompts, engine=engine, class_chunk=None)
+    config = NAPConfig.published(depth=depth, engine=engine, precision="fp64")
+    tuner = NAPTuner(clip, NAMES, config)
+    tuner.prompts.load_state_dict(prompts.state_dict())
     images, labels = golden.images()
     pixels = images.clone().requires_grad_()
-    clean = model.see(pixels, keep_layers=True)
+    clean = tuner.model.see(pixels, keep_layers=True)
     assert_near(clean.logits, wanted["logits"], "logits")
     assert_near(clean.features, wanted["image_features"], "image features")
-    assert_near(model.class_features(), wanted["text_features"], "text features")
+    assert_near(tuner.model.class_features(), wanted["text_features"], "text features")
     layers = compared(clean.layers, depth)
     assert len(layers) == sum(key.endswith(".shape") for key in wanted)
     for i, layer in enumerate(layers):
@@ -80,20 +99,12 @@ def test_nap(clip, depth, engine):
     (gradient,) = torch.autograd.grad(loss, pixels)
     assert_near(gradient, wanted["first_pixel_gradient"], "first pixel gradient")
 
-    eps = 4 / 255
-    attack = OnlinePGD(model, eps, 0.3 * eps, 5, random_start=False)
-    adv = attack(images, labels, torch.arange(4)).images
-    assert (adv - wanted["adv"]).abs().max() <= 1e-12
-
-    w = 0.5
-    clean, attacked = model.see_both(images, wanted["adv"], keep_layers=True)
-    loss = (1 - w) * F.cross_entropy(clean.logits, labels)
-    loss = loss + w * F.cross_entropy(attacked.logits, labels)
-    layers = (compared(seen.layers, depth) for seen in (clean, attacked))
-    loss = loss + w * distance(*layers, "cosine").mean()
+    step = step_of(tuner, progress=0.5)
+    loss = tuner.loss(step)
+    assert_near(step.adv, wanted["adv"], "adversarial images")
     assert_near(loss, wanted["loss"], "loss")
     loss.backward()
-    found = gradients_by_name(prompts)
+    found = gradients_by_name(tuner.prompts)
     probed = {k for k in wanted if k.startswith("grad.") and k.endswith(".probes")}
     for key in probed:
         name = key.removeprefix("grad.").removesuffix(".probes")
@@ -103,48 +114,52 @@ def test_nap(clip, depth, engine):
 
 @ENGINES
 @pytest.mark.parametrize("name", ["apt", "apt-class-specific"])
-def test_apt(clip, name, engine):
+def test_apt(clip, name, engine, monkeypatch):
+    """Logits, attack, loss and gradient of the published settings, from the authors' start."""
     wanted, own = outputs(name), name != "apt"
     context = prompt("context.csc", len(NAMES), M, TEXT) if own else prompt("context", M, TEXT)
-    prompts = TextContext(M, TEXT, classes=len(NAMES) if own else None).double()
+    tuner = APTTuner(clip, NAMES, APTConfig.published(class_specific=own, engine=engine))
     with torch.no_grad():
-        prompts.tokens.copy_(context)
-    model = PromptedCLIP(clip, NAMES, prompts, engine=engine, class_specific=own)
-    images, labels = golden.images()
-    assert_near(model(images), wanted["logits"], "logits")
-    adv = images + wanted["start_delta"]
-    for _ in range(3):  # PGD from their start: ours draws its own
-        adv.requires_grad_()
-        loss = F.cross_entropy(model(adv), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, adv)
-        moved = adv.detach() + 2.67 / 255 * gradient.sign()
-        adv = (images + (moved - images).clamp(-4 / 255, 4 / 255)).clamp(0, 1)
-    assert (adv - wanted["adv"]).abs().max() <= 1e-12
-    loss = F.cross_entropy(model(wanted["adv"]), labels)
+        tuner.prompts.tokens.copy_(context)
+    monkeypatch.setattr(
+        "fastprompt.tuning.online_pgd.draw_start", lambda x, *_, **__: x + wanted["start_delta"]
+    )
+    step = step_of(tuner)
+    assert_near(tuner.model(step.images), wanted["logits"], "logits")
+    loss = tuner.loss(step)
+    assert_near(step.adv, wanted["adv"], "adversarial images")
     assert_near(loss, wanted["loss"], "loss")
-    (gradient,) = torch.autograd.grad(loss, prompts.tokens)
+    (gradient,) = torch.autograd.grad(loss, tuner.prompts.tokens)
     assert_near(gradient, wanted["grad.context"], "gradient of the context")
 
 
 @ENGINES
 def test_advpt(clip, engine, monkeypatch):
+    """Both phases of the published settings, from the authors' start."""
     wanted = outputs("advpt")
-    prompts = TextContext(M, TEXT).double()
+    tuner = AdvPTTuner(clip, NAMES, AdvPTConfig.published(n_ctx=M, engine=engine))
     with torch.no_grad():
-        prompts.tokens.copy_(prompt("context", M, TEXT))
-    model = PromptedCLIP(clip, NAMES, prompts, engine=engine)
+        tuner.prompts.tokens.copy_(prompt("context", M, TEXT))
     images, labels = golden.images()
     monkeypatch.setattr(
         "fastprompt.attacks.feature.random_start", lambda x, *_, **__: x + wanted["start_delta"]
     )
-    result = FeaturePGD(model.image_features, 8 / 255, 10).run(images, indices=torch.arange(4))
-    assert (result.images - wanted["adv"]).abs().max() <= 1e-12
-    assert_near(model.image_features(wanted["adv"]), wanted["embeddings"], "embeddings")
-    logits = model.logits(wanted["embeddings"], model.class_features())
+
+    def make_bank(clip, data, attack, **_):
+        """Of the golden images, which are no whole numbers of 255ths."""
+        result = attack.run(images)
+        assert_near(result.images, wanted["adv"], "adversarial images")
+        return Bank(attack.encode(result.images).detach(), labels, result.health)
+
+    monkeypatch.setattr("fastprompt.methods.advpt.make_bank", make_bank)
+    tuner.prepare(ImageTensors(torch.zeros(4, 3, 64, 64).byte(), labels), None, None, False)
+    (features, _) = tuner._banks["train"]
+    assert_near(features, wanted["embeddings"], "embeddings")
+    logits = tuner.model.logits(wanted["embeddings"], tuner.model.class_features())
     assert_near(logits, wanted["logits"], "logits")
-    loss = F.cross_entropy(logits, labels)
+    loss = tuner.loss(torch.arange(4))
     assert_near(loss, wanted["loss"], "loss")
-    (gradient,) = torch.autograd.grad(loss, prompts.tokens)
+    (gradient,) = torch.autograd.grad(loss, tuner.prompts.tokens)
     assert_near(gradient, wanted["grad.context"], "gradient of the context")
 
 

@@ -62,6 +62,7 @@ def test_bank_key_changes_with_all_it_depends_on(small_clip, data):
         key(steps=3),
         key(alpha="1/255"),
         key(start="one-sided"),
+        key(clamp="steps"),
         key(seed=1),
         key(batch=4),
         key(train=load_data("patterns", shots=3, seed=1).train),

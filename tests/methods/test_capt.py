@@ -77,12 +77,12 @@ OPTIONS = {
     "frozen_alone": {"balance": "constant", "balance_value": 1.0},
     "linear": {"balance": "linear"},
     "lam": {"lam": 2.5},
-    "clean_ce": {"ce": "clean"},
+    "adv_ce": {"ce": "adv"},
     "train_target_first": {"train_kl": "target||adv"},
     "frozen_target_first": {"frozen_kl": "target||adv"},
     "learning_targets": {"detach_targets": False},
     "learning_targets-first": {"detach_targets": False, "train_kl": "target||adv"},
-    "learning_targets-clean_ce": {"detach_targets": False, "ce": "clean"},
+    "learning_targets-adv_ce": {"detach_targets": False, "ce": "adv"},
     "guide": {"guide_template": "a {} on grass"},
     "depth_1": {"depth": 1},
     "not_augmented": {"augment": False},
@@ -108,7 +108,7 @@ def test_every_option_changes_the_gradient(option):
 
 
 def test_without_consistency_it_is_plain_adversarial_tuning():
-    tuner = tuner_of("capt", lam=0)
+    tuner = tuner_of("capt", lam=0, ce="adv")
     step = first_step(tuner)
     plain = F.cross_entropy(reference_of(tuner)(step.adv), step.labels)
     agree(tuner.prompts, tuner.loss(step), plain)

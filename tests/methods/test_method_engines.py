@@ -28,6 +28,7 @@ from helpers.method_checks import (
 from fastprompt import PGD
 from fastprompt.attacks.result import untouched
 from fastprompt.data.augment import RandomCrops
+from fastprompt.methods import published
 from fastprompt.methods.registry import TUNERS
 from fastprompt.model.classifier import CLIPClassifier
 from fastprompt.tuning import optimizers
@@ -59,15 +60,17 @@ CASES = {
     "capt-constant": ("capt", 1, {"balance": "constant", "balance_value": 0.3}),
     "capt-linear": ("capt", 1, {"balance": "linear"}),
     "capt-linear-first": ("capt", 0, {"balance": "linear"}),
-    "capt-clean_ce": ("capt", 1, {"ce": "clean"}),
+    "capt-adv_ce": ("capt", 1, {"ce": "adv"}),
     "capt-learning_targets": ("capt", 1, {"detach_targets": False}),
-    "capt-clean_ce-learning_targets": ("capt", 1, {"ce": "clean", "detach_targets": False}),
+    "capt-adv_ce-learning_targets": ("capt", 1, {"ce": "adv", "detach_targets": False}),
     "capt-targets_first": (
         *("capt", 1),
         {"train_kl": "target||adv", "frozen_kl": "target||adv", "lam": 2.0},
     ),
     "capt-not_augmented": ("capt", 1, {"augment": False}),
     "capt-depth_1": ("capt", 1, {"depth": 1}),
+    "apt-clamped_inputs": ("apt", 1, {"clamp": "inputs"}),
+    "advpt-clamped_in_steps": ("advpt", 0, {"clamp": "steps", "start": "one-sided"}),
     "nap-first": ("nap", 0, {}),
     "nap": ("nap", 1, {}),
     "nap-fixed": ("nap", 0, {"schedule": "fixed"}),
@@ -79,6 +82,10 @@ CASES = {
     "nap-text_refiners-only": ("nap", 1, {"refiners": False, "text_refiners": True}),
     "nap-linear_start": ("nap", 1, {"refiner_start": "linear"}),
     "nap-depth_1": ("nap", 1, {"depth": 1}),
+    "nap-published": (
+        *("nap", 1),
+        {k: v for k, v in published.NAP.items() if k not in ("batch", "precision")},
+    ),
 }
 
 
@@ -180,10 +187,10 @@ FAST = {
     "ampt": (K * C, [B, B, B], 2),
     "ampt-clean_share": (K * C, [B, B, 2 * B], 2),
     "ampt-load_balance": (K * C, [B, B, B], 2),
-    "capt-confidence": (C, [B, B, B, B], 3),  # the clean target has no graph
-    "capt-targets_first": (C, [B, B, B, B], 3),
-    "capt-clean_ce": (C, [B, B, 2 * B], 3),
-    "capt-learning_targets": (C, [B, B, 2 * B], 3),
+    "capt-confidence": (C, [B, B, 2 * B], 3),
+    "capt-targets_first": (C, [B, B, 2 * B], 3),
+    "capt-adv_ce": (C, [B, B, B, B], 3),  # the clean target has no graph
+    "capt-adv_ce-learning_targets": (C, [B, B, 2 * B], 3),
     "nap": (C, [B, B, 2 * B], 3),
     "nap-text_refiners": (C, [B, B, 2 * B], 3),
     "nap-fixed": (C, [B, B, 2 * B], 3),
@@ -259,7 +266,7 @@ def test_capt_asks_the_frozen_model_no_more_than_it_must(augment, monkeypatch):
 
 
 def test_capts_clean_target_carries_no_graph():
-    tuner = tuner_of("capt")
+    tuner = tuner_of("capt", ce="adv")
     seen, see = [], tuner.model.see
 
     def spy(images, *args, **options):

@@ -219,6 +219,7 @@ def test_an_identity_refiner_learns_in_its_first_steps():
     ("name", "known"),
     [
         ("refiner_start", "'identity'.*'linear'"),
+        ("map_start", "'independent'.*'copies'"),
         ("schedule", "'linear'.*'fixed'"),
         ("consistency", "'cosine'.*'mse'.*'none'"),
     ],

@@ -154,6 +154,22 @@ def test_maps_start_as_linear_layers_do():
     assert not torch.equal(prompts.map_weight[0], prompts.map_weight[1])
 
 
+def test_maps_may_start_as_copies_of_one_layer():
+    """Those behind the first layer, as in MaPLe."""
+    plain, copies = deep(seed=3), deep(seed=3, map_start="copies")
+    for name, value in copies.named_parameters():
+        own = getattr(plain, name)
+        if name.startswith("map"):
+            assert torch.equal(value[:2], own[:2])
+            assert torch.equal(value[2], own[1])
+            assert not torch.equal(own[2], own[1])
+        else:
+            assert torch.equal(value, own)
+    assert DeepPrompts(1, M, TEXT, IMAGE, map_start="copies").map_weight.shape[0] == 1
+    with pytest.raises(ValueError, match=r"^map_start .*'copies'.*'equal'"):
+        deep(map_start="equal")
+
+
 def test_visual_prompts_equal_a_plain_loop():
     prompts = perturb(deep(seed=4)).double()
     parameters = [prompts.tokens, prompts.map_weight, prompts.map_bias]

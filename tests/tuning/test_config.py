@@ -13,12 +13,17 @@ from hypothesis import strategies as st
 
 from fastprompt.cli import main as cli
 from fastprompt.methods.advpt import AdvPTConfig, AdvPTTuner
+from fastprompt.methods.ampt import AMPTConfig
+from fastprompt.methods.apt import APTConfig
+from fastprompt.methods.capt import CAPTConfig
+from fastprompt.methods.nap import NAPConfig
 from fastprompt.tuning.config import TunerConfig, as_dict, build, read_config, typed
 
 # no value is its default
 VALUES = {
     "epochs": 7,
     "batch": 5,
+    "drop_last": True,
     "accumulate": 2,
     "lr": 0.01,
     "seed": 3,
@@ -29,6 +34,7 @@ VALUES = {
     "steps": 2,
     "alpha": "1/255",
     "start": "one-sided",
+    "clamp": "steps",
     "attack_batch": 16,
     "warmup_epochs": 0,
     "warmup_lr": 1e-3,
@@ -292,6 +298,66 @@ def test_a_missing_file_is_told_by_name(tmp_path):
 def test_a_config_of_another_type_is_refused(config):
     with pytest.raises(TypeError, match=f"^config .*AdvPTConfig.*{type(config).__name__}"):
         build(AdvPTConfig, {}, config, {})
+
+
+# ---- published settings ----------------------------------------------------------------------
+
+PUBLISHED = {"nap": NAPConfig, "advpt": AdvPTConfig, "apt": APTConfig}
+
+
+def different(config: TunerConfig) -> set[str]:
+    """The settings that differ from the defaults."""
+    default = as_dict(type(config)())
+    return {name for name, value in as_dict(config).items() if value != default[name]}
+
+
+def test_published_settings_differ_from_the_defaults_where_the_pages_say():
+    assert different(AdvPTConfig.published()) == {"start", "clamp"}
+    assert different(APTConfig.published()) == {"epochs", "drop_last", "keep", "alpha", "clamp"}
+    assert different(NAPConfig.published()) == {
+        *("drop_last", "warmup_lr", "weight_decay", "keep", "precision", "refiner_start"),
+        *("map_start", "random_start", "clamp"),
+    }
+
+
+def test_published_attacks():
+    nap, apt = NAPConfig.published(), APTConfig.published()
+    assert nap.step_size == pytest.approx(0.3 * 4 / 255, rel=1e-12)
+    assert NAPConfig.published(eps="1/255").step_size == pytest.approx(0.3 / 255, rel=1e-12)
+    assert apt.step_size == pytest.approx(2.67 / 255, rel=1e-12)
+    assert (nap.steps, nap.random_start, nap.clamp) == (5, False, "end")
+    assert (apt.steps, apt.random_start, apt.clamp) == (3, True, "inputs")
+
+
+@pytest.mark.parametrize("cls", PUBLISHED.values(), ids=PUBLISHED)
+def test_published_settings_may_be_overridden(cls):
+    config = cls.published(epochs=3, eps="1/255")
+    assert type(config) is cls
+    assert different(config) - different(cls.published()) <= {"epochs", "eps"}
+    assert (config.epochs, config.eps) == (3, 1 / 255)
+    with pytest.raises(ValueError, match=r"config key 'epocs'.*'epochs'"):
+        cls.published(epocs=3)
+    with pytest.raises(ValueError, match=r"^epochs .* 0"):
+        cls.published(epochs=0)
+
+
+@pytest.mark.parametrize("cls", [AMPTConfig, CAPTConfig, TunerConfig])
+def test_methods_without_public_code_have_no_published_settings(cls):
+    with pytest.raises(ValueError, match=rf"^{cls.__name__} has no published .*no code"):
+        cls.published()
+
+
+def test_a_method_derived_from_another_has_not_its_published_settings():
+    class Own(APTConfig):
+        pass
+
+    with pytest.raises(ValueError, match=r"^Own has no published"):
+        Own.published()
+
+
+def test_a_preset_does_not_apply_to_published_settings():
+    config = build(NAPConfig, {"epochs": 9, "keep": "best"}, NAPConfig.published(), {"batch": 4})
+    assert config == NAPConfig.published(batch=4)
 
 
 # ---- the dataclass itself --------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """An attack in one CUDA graph: when it is captured, what a replay reads, what falls back."""
 
 import logging
+from typing import get_args
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from helpers.models import small_model
 
 from fastprompt import load_clip
+from fastprompt.attacks.ascent import Clamp
 from fastprompt.model.prompted import PromptedCLIP
 from fastprompt.prompts.deep import DeepPrompts
 from fastprompt.tuning import cuda_graph as capture
@@ -354,9 +356,11 @@ def cuda_model():
 
 
 @pytest.mark.gpu
-def test_captured_equals_eager_bit_for_bit(cuda_model, caplog):
+@pytest.mark.parametrize("clamp", get_args(Clamp))
+def test_captured_equals_eager_bit_for_bit(cuda_model, caplog, clamp):
     x, y, indices = batch("cuda", 8)
-    attack, plain = (OnlinePGD(cuda_model, "8/255", "2/255", 5, capture=c) for c in (True, False))
+    options = {"eps": "8/255", "alpha": "2/255", "steps": 5, "clamp": clamp}
+    attack, plain = (OnlinePGD(cuda_model, **options, capture=c) for c in (True, False))
     for n in (8, 3, 8, 3):
         for draw in (0, 1):
             given = x[:n], y[:n], indices[:n]

@@ -160,6 +160,22 @@ def test_each_epoch_sees_every_image_once_in_an_order_of_its_own(small_clip):
     assert fit(scripted(small_clip, seed=1)).seen != tuner.seen
 
 
+@pytest.mark.parametrize(
+    ("batch", "sizes"), [(4, [4, 4]), (5, [5, 5]), (7, [7]), (10, [10]), (11, [10])]
+)
+def test_the_last_partial_batch_may_be_dropped(small_clip, tmp_path, batch, sizes):
+    """But not the only one, as Dassl's loader does it."""
+    whole = fit(scripted(small_clip, batch=batch, epochs=2))
+    tuner = fit(scripted(small_clip, batch=batch, epochs=2, drop_last=True), tmp_path)
+    assert [len(rows) for epoch, rows in tuner.seen if epoch == 0] == sizes
+    for epoch, row in enumerate(rows_of(tmp_path)):
+        own = [rows for e, rows in tuner.seen if e == epoch]
+        assert own == [rows for e, rows in whole.seen if e == epoch][: len(sizes)]
+        used = [row for rows in own for row in rows]
+        assert row["row"] == pytest.approx(sum(used) / len(used))  # the means are of these
+        assert row["squared"] == pytest.approx(row["loss"], rel=1e-6)
+
+
 # ---- rates ----------------------------------------------------------------------------------
 
 

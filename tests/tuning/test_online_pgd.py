@@ -304,6 +304,61 @@ def test_both_engines_take_the_same_way(double):
             assert torch.equal(getattr(ours.health, counts), getattr(theirs.health, counts))
 
 
+CLAMPS = pytest.mark.parametrize("clamp", ["always", "steps", "inputs", "end"])
+
+
+def clamping_loop(logits_of, x, y, start, steps: int, clamp: str) -> torch.Tensor:
+    """PGD written out, with the pixels clamped to [0, 1] in each step or after the last."""
+    adv = start.clamp(0, 1) if clamp == "always" else start
+    for _ in range(steps):
+        seen = (adv.clamp(0, 1) if clamp == "inputs" else adv).detach().requires_grad_()
+        loss = F.cross_entropy(logits_of(seen), y, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, seen)
+        adv = x + (adv + ALPHA * grad.sign() - x).clamp(-EPS, EPS)
+        if clamp in ("always", "steps"):
+            adv = adv.clamp(0, 1)
+    return adv.clamp(0, 1)
+
+
+@ENGINES
+@CLAMPS
+@pytest.mark.parametrize("random", [True, False])
+def test_pixels_are_clamped_when_the_setting_says(double, engine, clamp, random, monkeypatch):
+    """Most pixels are black or white, where the attack leaves [0, 1]."""
+    model, (x, y, indices) = prompted(double, engine), batch(dtype=torch.float64)
+    x = (4 * x - 1.5).clamp(0, 1)
+    noise = EPS * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) - 1).double()
+    if random:
+        monkeypatch.setattr(
+            "fastprompt.tuning.online_pgd.draw_start",
+            lambda x, *_, clamp, **__: (x + noise).clamp(0, 1) if clamp else x + noise,
+        )
+    ours = OnlinePGD(model, EPS, ALPHA, 3, random_start=random, clamp=clamp)(x, y, indices).images
+    start = x + noise if random else x
+    wanted = clamping_loop(model.classifier(), x, y, start, 3, clamp)
+    assert torch.equal(ours, wanted)
+    assert ours.min() == 0
+    assert ours.max() == 1
+    other = clamping_loop(model.classifier(), x, y, start, 3, "always")
+    assert torch.equal(ours, other) == (clamp == "always" or (clamp == "steps" and not random))
+
+
+@CLAMPS
+def test_only_a_clamped_start_stays_in_the_box(clip, clamp):
+    model, (x, y, indices) = prompted(clip), batch()
+    x[0], x[1] = 0.0, 1.0
+    outside, real = [], model.attack_loss
+
+    def spy(pixels, *rest):
+        outside.append(bool((pixels < 0).any() and (pixels > 1).any()))
+        return real(pixels, *rest)
+
+    model.attack_loss = spy
+    OnlinePGD(model, EPS, ALPHA, 2, clamp=clamp)(x, y, indices)
+    wanted = {"steps": [True, False], "end": [True, True]}
+    assert outside == wanted.get(clamp, [False, False])
+
+
 # ---- random starts --------------------------------------------------------------------------
 
 
@@ -388,6 +443,7 @@ def test_gradient_health_counts_zeros_and_nans(clip, engine):
         ({"steps": 0}, ValueError, "^steps .*1.*0"),
         ({"steps": 1.5}, TypeError, "^steps .*1.5"),
         ({"eps": None}, TypeError, "^eps .*None"),
+        ({"clamp": "never"}, ValueError, "^clamp .*'always'.*'inputs'.*'end'.*'never'"),
     ],
 )
 def test_settings_out_of_range_are_refused(clip, options, error, message):

@@ -139,6 +139,23 @@ def test_augmentation_and_radii_depend_on_seed_epoch_and_image_alone(small_clip)
     assert torch.equal(by_row(steps, "radius"), radii)
 
 
+def test_a_dropped_batch_leaves_the_other_images_their_crops(small_clip):
+    """Ten images in batches of four: an epoch uses eight of them, whichever they are."""
+    whole, dropped = (
+        make(small_clip, batch=4, eps_min="1/255", drop_last=d) for d in (False, True)
+    )
+    found = []
+    for tuner in (whole, dropped):
+        tuner.prepare(TRAIN, None, None, False)
+        order = torch.arange(10).flip(0)[: tuner.config.used(10)]
+        found.append([step for _, step in tuner.batches(order, 1)])
+    assert [len(step.rows) for step in found[1]] == [4, 4]
+    for step, wanted in zip(found[1], found[0], strict=False):
+        assert torch.equal(step.images, wanted.images)
+        assert torch.equal(step.radius, wanted.radius)
+    fit(dropped)
+
+
 def test_without_augmentation_the_images_are_the_data_sets(small_clip):
     steps = steps_of(make(small_clip, augment=False))
     assert torch.equal(by_row(steps, "images"), TRAIN.images.float() / 255)
@@ -464,6 +481,7 @@ def test_bad_class_lists_are_refused(small_clip, names, error, message):
         ({"n_ctx": 0}, ValueError, "^n_ctx .*1.*0"),
         ({"workers": -1}, ValueError, "^workers .*-1"),
         ({"crop_min": 0}, ValueError, "^crop_min .*0.*0"),
+        ({"clamp": "never"}, ValueError, "^clamp .*'always'.*'never'"),
         ({"crop_min": 1.5}, ValueError, "^crop_min .*1.*1.5"),
     ],
 )

@@ -110,7 +110,8 @@ cosine consistency of the layers; the preset has fixed weights and no consistenc
 
 ### The consistency term and its balance (CAPT)
 
-`lam=0.0` is adversarial tuning of the same prompts without the consistency term.
+The preset has the cross-entropy of the adversarial images (`ce="adv"`). `lam=0.0` is adversarial
+tuning of the same prompts without the consistency term.
 
 <balance>
 
