@@ -48,7 +48,7 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _classnames(given: dict[str, Any], image_size: int) -> list[str]:
+def _classnames(given: dict[str, Any], image_size: int | tuple[int, int]) -> list[str]:
     if (given["data"] is None) == (given["classnames"] is None):
         raise ValueError("--data or --classnames must give the class names; pass one of them")
     if given["data"] is not None:
