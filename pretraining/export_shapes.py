@@ -20,6 +20,7 @@ from fastprompt.clip.load import load_clip
 from fastprompt.data.builtin import WORLDS, draw_split
 from fastprompt.data.dataset import ImageTensors
 from fastprompt.data.shapes import Scenes, render
+from fastprompt.data.splits import Form
 from fastprompt.evaluation import evaluate
 
 from .pretrain_shapes import CONFIG, MEAN, STD, class_labels, load_stage
@@ -41,7 +42,7 @@ def measure(clip: FrozenCLIP, eps: Sequence[str], images: int, seed: int = 0) ->
     own = evaluate(judge, own_world(), ["clean"], batch=250, progress=False)
     out: dict[str, Any] = {"pre-training world": {"clean": own.accuracy("model", "clean")}}
     for name, world in WORLDS.items():
-        test = draw_split(name, "test", clip.image_size)
+        test = draw_split(name, "test", Form(clip.image_size))
         judge = clip.zero_shot(world.classnames, world.templates)
         rows = evaluate(judge, test, ["clean"], batch=250, progress=False).rows
         if name in ("shapes", "patterns", "counts"):

@@ -74,15 +74,21 @@ def some(names: Sequence[str]) -> str:
     return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
 
 
-def check_images(images: Tensor, name: str = "images", *, values: bool = True) -> None:
-    """Raise an error unless ``images`` is float32 or float64 ``[B, 3, H, W]`` in [0, 1].
+def check_images(
+    images: Tensor, name: str = "images", *, values: bool = True, channels: int | None = None
+) -> None:
+    """Raise an error unless ``images`` is float32 or float64 ``[B, C, H, W]`` in [0, 1].
 
-    ``values=False`` skips the check of the values, which synchronizes with the device.
+    ``values=False`` skips the check of the values, which synchronizes with the device;
+    ``channels`` is the required C, None for any.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(images).__name__}")
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"{name} must be [B, 3, H, W], got {list(images.shape)}")
+    wrong = channels is not None and images.ndim == 4 and images.shape[1] != channels
+    if images.ndim != 4 or wrong:
+        remedy = f"; load the data with channels={channels}" if wrong else ""
+        wanted = f"[B, {channels or 'C'}, H, W]"
+        raise ValueError(f"{name} must be {wanted}, got {list(images.shape)}{remedy}")
     if images.dtype not in (torch.float32, torch.float64):
         remedy = "divide by 255" if images.dtype == torch.uint8 else "call .float()"
         raise TypeError(f"{name} must be float32 in [0, 1], got {images.dtype}; {remedy}")

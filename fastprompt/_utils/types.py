@@ -4,4 +4,4 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-Model = Callable[[Tensor], Tensor]  # pixels [B, 3, H, W] in [0, 1] to logits [B, C]
+Model = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] to logits [B, C]

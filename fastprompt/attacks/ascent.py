@@ -87,7 +87,7 @@ def ascend(
     early there; the other attacks use `slots.climb`.
 
     Args:
-        loss_of: maps images ``[B, 3, H, W]`` to a scalar loss, summed over the batch.
+        loss_of: maps images ``[B, C, H, W]`` to a scalar loss, summed over the batch.
         x: clean images, the centers of the balls.
         alpha, eps: step size and radius, a number or one per image, ``[B]``.
         counts: int64 ``[B, 2]``; each step adds its numbers of zero and non-finite gradients.

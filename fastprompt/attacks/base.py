@@ -19,7 +19,7 @@ class Batch:
     """A batch of labeled images.
 
     Attributes:
-        images: ``[B, 3, H, W]``, on the model's device, a copy of the caller's images.
+        images: ``[B, C, H, W]``, on the model's device, a copy of the caller's images.
         labels: int64 ``[B]``: the true classes, or the targets of a targeted attack.
         indices: indices of the images in their data set, int64 ``[B]``.
     """
@@ -60,7 +60,7 @@ class Attack(ABC):
     """Base class of attacks on image classifiers, called like those of `torchattacks`.
 
     Args:
-        model: module or callable that maps images ``[B, 3, H, W]`` in [0, 1] to logits
+        model: module or callable that maps images ``[B, C, H, W]`` in [0, 1] to logits
             ``[B, C]``; a module is attacked in eval mode, and its mode is restored afterwards.
         samples: gradients averaged in each step, for randomized models.
         stop: if True, a fooled image takes no more steps.
@@ -90,7 +90,7 @@ class Attack(ABC):
         """Attack images.
 
         Args:
-            images: float32 ``[B, 3, H, W]`` in [0, 1]; not modified. The result is on the device
+            images: float32 ``[B, C, H, W]`` in [0, 1]; not modified. The result is on the device
                 of the module's weights, as in `torchattacks`.
             labels: int64 ``[B]``: the true classes, or the targets in targeted mode.
             indices: indices of the images in their data set, int64 ``[B]``; by default their

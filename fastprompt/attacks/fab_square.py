@@ -59,7 +59,7 @@ class _Peer(Attack):
 
     @abstractmethod
     def _tries(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return T candidate adversarial images for each image, ``[T, B, 3, H, W]``."""
+        """Return T candidate adversarial images for each image, ``[T, B, C, H, W]``."""
 
     def _attack(self, batch: Batch, ask: bool) -> AttackResult:
         parts = [self._part(part) for part in batch.split(self._size(batch.images))]

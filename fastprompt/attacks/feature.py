@@ -29,7 +29,7 @@ class FeaturePGD:
     under an attack that does.
 
     Args:
-        encode: maps images ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``.
+        encode: maps images ``[B, C, H, W]`` in [0, 1] to features ``[B, D]``.
         eps: radius in pixel units, a float or a string such as ``"8/255"``.
         steps: gradient steps.
         alpha: step size; by default ``1.25 * eps / steps``, as the authors use.
@@ -71,7 +71,7 @@ class FeaturePGD:
         self.seed = seed
 
     def run(self, images: Tensor, *, indices: Tensor | None = None) -> AttackResult:
-        """Attack images, float32 ``[B, 3, H, W]`` in [0, 1]; ``indices`` as in `PGD.run`."""
+        """Attack images, float32 ``[B, C, H, W]`` in [0, 1]; ``indices`` as in `PGD.run`."""
         check_images(images)
         if indices is None:
             indices = torch.arange(len(images), device=images.device)

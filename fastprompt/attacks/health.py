@@ -16,7 +16,7 @@ class GradientHealth:
     Attributes:
         zero: number of zero entries of the pixel gradient, int64 ``[B]``.
         nonfinite: number of NaN or infinite entries, int64 ``[B]``.
-        entries: number of entries of an image's gradients, ``gradients * 3 * H * W``: int64
+        entries: number of entries of an image's gradients, ``gradients * C * H * W``: int64
             ``[B]``, or an int if it is equal for all images.
     """
 

@@ -27,7 +27,7 @@ class PGD(IteratedAttack):
     misclassified one (largest wrong-class margin; if targeted, largest target-class margin).
 
     Args:
-        model: module or callable that maps images ``[B, 3, H, W]`` in [0, 1] to logits
+        model: module or callable that maps images ``[B, C, H, W]`` in [0, 1] to logits
             ``[B, C]``; a module is attacked in eval mode, and its mode is restored afterwards.
         eps: radius in pixel units, a float or a string such as ``"8/255"``; 0 means no change.
         alpha: step size in pixel units, a float or a string.

@@ -14,7 +14,7 @@ class AttackResult:
     """Result of an attack on a batch.
 
     Attributes:
-        images: adversarial images, float32 ``[B, 3, H, W]`` in [0, 1].
+        images: adversarial images, float32 ``[B, C, H, W]`` in [0, 1].
         success: whether the attack succeeded on each image, bool ``[B]``; None for an attack
             without labels.
         health: gradient health of each image.

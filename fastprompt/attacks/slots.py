@@ -60,7 +60,7 @@ class Climbed:
     """Result of `climb`.
 
     Attributes:
-        images: ``[N, 3, H, W]``: the image that fooled the model, else the last attempt's result;
+        images: ``[N, C, H, W]``: the image that fooled the model, else the last attempt's result;
             without ``judge``, the result with the largest margin.
         fell: whether each image is fooled, bool ``[N]``.
         fell_at: index of the iterate that fooled the model, counted over all attempts, int64
@@ -91,7 +91,7 @@ def climb(
     Args:
         model: maps images to logits.
         ascent: the attack.
-        images: ``[N, 3, H, W]``, on the model's device.
+        images: ``[N, C, H, W]``, on the model's device.
         labels: int64 ``[N]``.
         slots: images attacked at once; all by default.
         look: steps between the host's checks for free slots. It affects only the speed: every

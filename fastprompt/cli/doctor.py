@@ -41,9 +41,7 @@ def doctor(arguments: Sequence[str] = ()) -> int:
     for name in bundled.names():
         try:
             clip = load_clip(name)
-            logits = clip.zero_shot(["red circle", "blue star"])(
-                torch.zeros(1, 3, clip.image_size, clip.image_size)
-            )
+            logits = clip.zero_shot(["red circle", "blue star"])(torch.zeros(1, *clip.pixel_shape))
             good = bool(logits.isfinite().all())
         except Exception as error:  # doctor reports every failure
             good, reason = False, f"{type(error).__name__}: {error}"

@@ -12,13 +12,13 @@ from .._utils.names import unknown
 from .._utils.run_folder import RunFolder
 from .._utils.types import Model
 from ..clip.frozen import FrozenCLIP
-from ..clip.load import load_clip
 from ..data.load import Data, load_data
 from ..defenses import Defended, parse_defenses
 from ..evaluation import Evaluation, evaluate
 from ..evaluation.plan import plan_attacks
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
+from ..tuning.identity import clip_of
 from ..tuning.renamed import renamed, renamed_config
 from ..tuning.tuner import Tuner
 from .parser import Parser, add_model, add_sanity, device_name, model_of
@@ -207,16 +207,12 @@ def _clip(given: Mapping[str, Any], config: Mapping[str, Any]) -> FrozenCLIP | N
     """Load the run's model on ``--device``; without it return None: the run loads its own model."""
     if given["device"] is None:
         return None
-    source = config["clip"]["source"]
-    if source is None:
+    if config["clip"]["source"] is None:
         raise ValueError(
             f"device: the run's model {config['clip']['name']!r} was not loaded by name; "
             "use fastprompt.evaluate in Python"
         )
-    name, pretrained = source["model"], source.get("pretrained")
-    weights = source.get("image_weights")
-    device = device_name(given["device"])
-    return load_clip(name, pretrained, image_weights=weights, device=device)
+    return clip_of(config, device_name(given["device"]))
 
 
 def _zero_shot(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
@@ -230,6 +226,7 @@ def _data(job: Mapping[str, Any], clip: FrozenCLIP) -> Data:
         job["data"],
         classes=job.get("classes") or "all",
         image_size=clip.image_size,
+        channels=clip.channels,
         root=job.get("root") or "data",
         download=bool(job.get("download")),
     )

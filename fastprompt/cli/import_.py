@@ -65,7 +65,7 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _classnames(given: dict[str, Any], image_size: int) -> list[str] | None:
+def _classnames(given: dict[str, Any], image_size: int | tuple[int, int]) -> list[str] | None:
     """Return the class names that the options give; None if the checkpoint has to give them."""
     if given["data"] is None and given["classnames"] is None:
         return None

@@ -217,6 +217,7 @@ def _run(
         seed=job["data_seed"],
         classes=job["classes"],
         image_size=clip.image_size,
+        channels=clip.channels,
         root=job["root"],
         download=job["download"],
     )

@@ -10,12 +10,14 @@ class Description:
     """Architecture of a model and the features it supports; ``print`` formats it as text.
 
     ``methods``, ``prompts`` and ``fast_paths`` map each name to the reason why the model does not
-    support it, or to an empty string if it does.
+    support it, or to an empty string if it does. ``compared`` maps each tower that was compared
+    with the model's own forward pass to the result. ``image_size`` is ``(height, width)`` unless
+    the input is square.
     """
 
     name: str
     embed_dim: int
-    image_size: int
+    image_size: int | tuple[int, int]
     image_tower: str
     image_width: int | None
     image_layers: int | None
@@ -29,16 +31,18 @@ class Description:
     methods: dict[str, str] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
     fast_paths: dict[str, str] = field(default_factory=dict)
+    compared: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         def sizes(width: int | None, layers: int | None) -> str:
             return "" if width is None else f", width {width}, {layers} layers"
 
+        size = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
         patch = "" if self.patch_size is None else f", patch {self.patch_size}"
         lines = [
             f"{self.name}: {self.parameters / 1e6:.1f} M parameters, embedding {self.embed_dim}",
             f"  image: {self.image_tower}{sizes(self.image_width, self.image_layers)}, "
-            f"{self.image_size} pixels{patch}",
+            f"{' x '.join(map(str, size))} pixels{patch}",
             f"  text:  {self.text_tower}{sizes(self.text_width, self.text_layers)}, "
             f"{self.context_length} tokens, {'causal' if self.causal else 'not causal'}",
         ]
@@ -47,4 +51,5 @@ class Description:
             lines += [
                 f"  {title} {k}: {'no: ' + why if why else 'yes'}" for k, why in table.items()
             ]
+        lines += [f"  compared {k}: {result}" for k, result in self.compared.items()]
         return "\n".join(lines)

@@ -13,10 +13,20 @@ from .._utils.attention import plain_attention
 from .._utils.checks import check_images
 from .._utils.hashing import digest
 from .description import Description
-from .parts import HFTextParts, TextParts, architecture, text_parts, why_no_text_prompts
+from .parts import (
+    HFTextParts,
+    TextParts,
+    architecture,
+    input_channels,
+    pooled,
+    text_parts,
+    why_no_text_prompts,
+    why_no_visual_prompts,
+)
 
-if TYPE_CHECKING:  # the return type of `zero_shot`
+if TYPE_CHECKING:  # return types
     from ..model.classifier import CLIPClassifier
+    from ..towers.compare import Gap
 
 Tokenizer = Callable[[list[str]], Tensor]
 TEMPLATES = ("a photo of a {}.",)
@@ -38,7 +48,8 @@ class FrozenCLIP(nn.Module):
             model object.
 
     Raises:
-        ValueError: ``mean`` or ``std`` does not have three values, or ``std`` is not positive.
+        ValueError: ``mean`` or ``std`` does not have one value per input channel, or ``std`` is not
+            positive.
     """
 
     mean: Tensor
@@ -56,14 +67,21 @@ class FrozenCLIP(nn.Module):
     ) -> None:
         super().__init__()
         self.version = 0  # incremented whenever the weights may have changed
+        # the towers' differences from the model's own forward pass, of `fastprompt.towers.compare`;
+        # not stored by fingerprint, which hooks and overridden methods do not change
+        self.gaps: dict[str, dict[str, Gap]] = {}
         self.model = model
         model.requires_grad_(False)
         self.tokenizer = tokenizer
         dtype = next(model.parameters()).dtype
+        channels = input_channels(model) or len(mean)
         for key, values in (("mean", mean), ("std", std)):
-            if len(values) != 3:
-                raise ValueError(f"{key} must be three values, one per channel, got {list(values)}")
-            tensor = torch.tensor(list(values), dtype=dtype).view(3, 1, 1)
+            if len(values) != channels:
+                raise ValueError(
+                    f"{key} must have {channels} values, one per channel of the image encoder's "
+                    f"input, got {list(values)}"
+                )
+            tensor = torch.tensor(list(values), dtype=dtype).view(channels, 1, 1)
             self.register_buffer(key, tensor, persistent=False)
         if not bool((self.std > 0).all()):
             raise ValueError(f"std must be positive, got {list(std)}")
@@ -87,8 +105,9 @@ class FrozenCLIP(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _weights_changed(self) -> None:
-        """Drop the cached fingerprint; towers compare ``version`` to invalidate their caches."""
+        """Drop what depends on the weights; towers compare ``version`` to invalidate caches."""
         self.__dict__.pop("fingerprint", None)
+        self.gaps = {}
         self.version += 1
 
     def requires_grad_(self, requires_grad: bool = True) -> FrozenCLIP:
@@ -102,11 +121,23 @@ class FrozenCLIP(nn.Module):
         return super().requires_grad_(False)
 
     @property
-    def image_size(self) -> int:
-        """Height and width in pixels of the image encoder's input."""
+    def image_size(self) -> int | tuple[int, int]:
+        """Side in pixels of the image encoder's square input; else ``(height, width)``."""
+        _, height, width = self.pixel_shape
+        return height if height == width else (height, width)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the image encoder's input."""
+        return len(self.mean)
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Shape of an image: channels, height and width."""
         visual: Any = self.model.visual
         size = visual.image_size
-        return int(size[0]) if isinstance(size, (tuple, list)) else int(size)
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return self.channels, int(height), int(width)
 
     @property
     def context_length(self) -> int:
@@ -145,15 +176,30 @@ class FrozenCLIP(nn.Module):
         """The text encoder's modules and settings that prompts need.
 
         Raises:
-            ValueError: the text encoder does not support prompts; the message gives the reason.
+            ValueError: the text encoder's structure does not support prompts; the message gives the
+                reason.
         """
-        if reason := self.why_no_text_prompts():
+        if reason := why_no_text_prompts(self.model):
             raise ValueError(f"clip: {self.name} does not support text prompts: {reason}")
         return text_parts(self.model)
 
     def why_no_text_prompts(self) -> str:
-        """Return why the text encoder does not support prompts; empty if it does."""
-        return why_no_text_prompts(self.model)
+        """Return why the text encoder does not support prompts; empty if it does.
+
+        It supports prompts if its structure does and an engine reproduces its features.
+        """
+        from ..towers.compare import why_inexact  # avoids a circular import
+
+        return why_no_text_prompts(self.model) or why_inexact(self, "text")
+
+    def why_no_visual_prompts(self) -> str:
+        """Return why the image encoder does not support prompts; empty if it does.
+
+        It supports prompts if its structure does and an engine reproduces its features.
+        """
+        from ..towers.compare import why_inexact  # avoids a circular import
+
+        return why_no_visual_prompts(self.model) or why_inexact(self, "image")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -163,7 +209,7 @@ class FrozenCLIP(nn.Module):
         return digest(state, *architecture(self.model))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Map pixels ``[B, 3, H, W]`` in [0, 1] to unnormalized image features ``[B, D]``.
+        """Map pixels ``[B, C, H, W]`` in [0, 1] to the model's own image features ``[B, D]``.
 
         Raises:
             ValueError: ``images`` does not have the input shape of the model.
@@ -172,20 +218,20 @@ class FrozenCLIP(nn.Module):
         self.check_pixels(images)
         with plain_attention():
             encode: Any = self.model.encode_image
-            return encode(((images - self.mean) / self.std).to(self.dtype))
+            return pooled(encode(((images - self.mean) / self.std).to(self.dtype)))
 
     def check_pixels(self, images: Tensor) -> None:
         """Raise an error unless ``images`` has the image encoder's input shape and dtype."""
-        check_images(images, values=False)
-        size = self.image_size
-        if images.shape[-2:] != (size, size):
+        check_images(images, values=False, channels=self.channels)
+        channels, height, width = self.pixel_shape
+        if images.shape[-2:] != (height, width):
             raise ValueError(
-                f"images must be [B, 3, {size}, {size}] for {self.name}, got {list(images.shape)}; "
-                f"load the data with image_size={size}"
+                f"images must be [B, {channels}, {height}, {width}] for {self.name}, got "
+                f"{list(images.shape)}; load the data with image_size={self.image_size}"
             )
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Map N strings to unnormalized text features ``[N, D]``, without gradients."""
+        """Map N strings to the model's own text features ``[N, D]``, without gradients."""
         return self._encode_tokens(self.tokenizer(list(texts)))
 
     @torch.no_grad()
@@ -193,7 +239,7 @@ class FrozenCLIP(nn.Module):
         encode: Any = self.model.encode_text
         with plain_attention():
             parts = tokens.to(self.device).split(_TEXT_BATCH)
-            return torch.cat([encode(part) for part in parts])
+            return torch.cat([pooled(encode(part)) for part in parts])
 
     def zero_shot(
         self,

@@ -16,6 +16,7 @@ from .._utils.unpickling import first_line
 from . import bundled
 from .frozen import FrozenCLIP, Tokenizer
 from .image_weights import load_image_weights
+from .parts import input_channels
 
 _SCHEMES = ("hf-hub:", "local-dir:")
 
@@ -33,6 +34,9 @@ def load_clip(
 ) -> FrozenCLIP:
     """Load a CLIP model and freeze it.
 
+    The features of both encoders are compared with those of this library's towers; a difference is
+    logged as a warning, and the tower is not used. Load a model again after you change it.
+
     Args:
         model: ``"tiny-shapes"`` or ``"tiny-shapes-robust"`` (bundled); any open_clip model name,
             or one that starts with ``hf-hub:`` or ``local-dir:``; or an open_clip model object,
@@ -42,7 +46,8 @@ def load_clip(
         tokenizer: maps N strings to token ids ``[N, context_length]``. Default: the model's own;
             for a model object, open_clip's standard tokenizer; required if the vocabulary sizes
             differ.
-        mean, std: the pixel normalization. Default: the model's own.
+        mean, std: the pixel normalization, one value per channel. Default: the model's own, or
+            OpenAI's; required if neither has as many values as the model has input channels.
         image_weights: a file or a state dict for the image encoder alone. TeCoA and FARE
             (adversarially fine-tuned encoders) are published in this format. Pickled code in a
             file is never executed.
@@ -51,7 +56,7 @@ def load_clip(
 
     Raises:
         ValueError: the name is unknown (the message suggests similar ones), or the weights do not
-            fit the model.
+            fit the model, or ``mean`` and ``std`` do not.
         TypeError: ``model`` is not a name or an open_clip model.
         RuntimeError: the weights could not be downloaded.
         FileNotFoundError: a given file does not exist.
@@ -84,14 +89,18 @@ def load_clip(
         load_image_weights(inner, image_weights)
         named = isinstance(image_weights, (str, Path))
         source = dict(source, image_weights=str(image_weights)) if source and named else None
-    own_mean, own_std = _normalization(inner)
+    own_mean = _normalization(inner, "mean", mean, open_clip.OPENAI_DATASET_MEAN)
+    own_std = _normalization(inner, "std", std, open_clip.OPENAI_DATASET_STD)
     if mean is not None or std is not None:
         own = {"mean": mean, "std": std}
         numbers = {k: [float(x) for x in v] for k, v in own.items() if v is not None}
         source = None if source is None else {**source, **numbers}
-    mean, std = own_mean if mean is None else mean, own_std if std is None else std
-    clip = FrozenCLIP(inner, tokenizer, mean, std, name=name, source=source)
-    return clip.to(next(inner.parameters()).device if device is None else device)
+    clip = FrozenCLIP(inner, tokenizer, own_mean, own_std, name=name, source=source)
+    clip.to(next(inner.parameters()).device if device is None else device)
+    # compares the towers with the model's own forward pass, so that a difference is logged now
+    clip.why_no_text_prompts()
+    clip.why_no_visual_prompts()
+    return clip
 
 
 def _full_precision(model: nn.Module) -> nn.Module:
@@ -210,7 +219,17 @@ def _standard_tokenizer(model: nn.Module) -> Tokenizer:
     return standard
 
 
-def _normalization(model: Any) -> tuple[Sequence[float], Sequence[float]]:
-    mean = getattr(model.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
-    std = getattr(model.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
-    return mean, std
+def _normalization(
+    model: Any, key: str, given: Sequence[float] | None, default: Sequence[float]
+) -> Sequence[float]:
+    """Return the mean or std that was given, else the model's own, else the default."""
+    if given is not None:
+        return given
+    own: Sequence[float] = getattr(model.visual, f"image_{key}", None) or default
+    channels = input_channels(model) or len(own)
+    if len(own) != channels:
+        raise ValueError(
+            f"{key} is required: the image encoder takes {channels}-channel images, but the "
+            f"default {key} has {len(own)} values; pass mean and std with one value per channel"
+        )
+    return own

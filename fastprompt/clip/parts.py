@@ -98,8 +98,28 @@ def text_owner(model: nn.Module) -> Any:
     return getattr(model, "text", model)
 
 
+def input_channels(model: nn.Module) -> int | None:
+    """Return the channels that the image encoder's first convolution takes; None without one."""
+    visual: Any = model.visual
+    first = getattr(visual, "conv1", None)
+    modules = [*([] if first is None else first.modules()), *visual.modules()]
+    return next((m.in_channels for m in modules if isinstance(m, nn.Conv2d)), None)
+
+
+def image_width(model: nn.Module) -> int:
+    """Return the width of the tokens of open_clip's VisionTransformer."""
+    visual: Any = model.visual
+    return int(visual.class_embedding.shape[-1])
+
+
+def pooled(features: Any) -> Tensor:
+    """Return the features of an encoder that may return a tuple, pooled features first."""
+    out: Tensor = features[0] if isinstance(features, (tuple, list)) else features
+    return out
+
+
 def why_no_text_prompts(model: nn.Module) -> str:
-    """Return why the text encoder does not support prompts; empty if it does."""
+    """Return why the text encoder's structure does not support prompts; empty if it does."""
     owner = text_owner(model)
     if isinstance(owner, HFTextEncoder):
         return ""
@@ -160,7 +180,7 @@ def why_not_opened(transformer: Any) -> str:
 
 
 def why_no_visual_prompts(model: nn.Module) -> str:
-    """Return why the image encoder does not support prompts; empty if it does."""
+    """Return why the image encoder's structure does not support prompts; empty if it does."""
     visual: Any = model.visual
     if not isinstance(visual, VisionTransformer):
         return f"the image tower is a {type(visual).__name__}, not open_clip's VisionTransformer"

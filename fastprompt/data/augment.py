@@ -20,14 +20,15 @@ _ROWS = 1 << 16  # images drawn at once; limits memory, does not change the resu
 class RandomCrops:
     """Random resized crops and horizontal flips, drawn independently for each image.
 
-    The distribution is that of torchvision's ``RandomResizedCrop`` on a square image: the area is
+    The distribution is that of torchvision's ``RandomResizedCrop`` on a square image (sides are
+    fractions of the image's sides, also of an image that is not square): the area is
     uniform and the aspect ratio log-uniform; if no box fits in ten tries, the largest central box
     is used. Unlike torchvision's, the boxes are not rounded to whole pixels, so they do not depend
     on the image size.
 
     Args:
         scale: minimum and maximum area of a crop, as a fraction of the image area.
-        ratio: minimum and maximum aspect ratio, width / height.
+        ratio: minimum and maximum aspect ratio, width / height, relative to the image's.
         flip: mirror each image with probability 1/2. Does not change the crops.
         seed: the seed of the random draws, below 2**32.
 
@@ -105,7 +106,7 @@ class RandomCrops:
         read. Does not synchronize with the device.
 
         Args:
-            images: float32 or float64 ``[B, 3, S, S]`` in [0, 1]; values are not checked.
+            images: float32 or float64 ``[B, C, H, W]`` in [0, 1]; values are not checked.
             boxes: the images' rows of `draw`, ``[B, 5]``, on the same device.
 
         Returns:
@@ -116,9 +117,6 @@ class RandomCrops:
             TypeError: ``images`` is not a float32 or float64 tensor.
         """
         check_images(images, values=False)
-        side = images.shape[-1]
-        if images.shape[-2] != side:
-            raise ValueError(f"images must be square, [B, 3, S, S], got {list(images.shape)}")
         if boxes.shape != (len(images), 5) or not boxes.is_floating_point():
             raise ValueError(
                 f"boxes must be a floating-point tensor [{len(images)}, 5] with rows from draw(), "
@@ -130,7 +128,8 @@ class RandomCrops:
                 "them there once per epoch"
             )
         top, left, height, width, flip = boxes.to(images.dtype).unbind(dim=1)
-        rows, columns = _positions(top, height, side), _positions(left, width, side)  # [B, S]
+        rows = _positions(top, height, images.shape[-2])  # [B, H]
+        columns = _positions(left, width, images.shape[-1])  # [B, W]
         columns = torch.where(flip[:, None] > 0.5, columns.flip(1), columns)
         return _read(_read(images, rows, 2), columns, 3)
 
@@ -162,7 +161,7 @@ def _positions(start: Tensor, length: Tensor, side: int) -> Tensor:
 
 
 def _read(images: Tensor, at: Tensor, dim: int) -> Tensor:
-    """Interpolate images ``[B, 3, S, S]`` linearly at positions ``[B, S]`` along ``dim``.
+    """Interpolate images ``[B, C, H, W]`` linearly at positions ``[B, S]`` along ``dim``.
 
     Two gathers per axis take as long as `F.grid_sample`, whose coordinates in [-1, 1] have an error
     of 3e-5 pixels at size 224, so that a box of the whole image would not reproduce the image.

@@ -14,6 +14,7 @@ from torch import Tensor
 from .dataset import ImageTensors
 from .sdf import PATTERNS, SHAPES
 from .shapes import COLORS, Rendering, Scenes, render
+from .splits import Form
 
 # increase this if any image changes, since it is part of the banks' cache keys
 VERSION = 1
@@ -111,8 +112,12 @@ def _scenes(name: str, labels: Tensor, generator: torch.Generator) -> Scenes:
 
 
 @cache
-def draw_split(name: str, split: str, image_size: int) -> ImageTensors:
-    """Render the ``train``, ``val`` or ``test`` split of a built-in data set, in random order."""
+def draw_split(name: str, split: str, form: Form) -> ImageTensors:
+    """Render the ``train``, ``val`` or ``test`` split of a built-in data set, in random order.
+
+    Images that are not square are resized from square ones, which moves no object out of them.
+    """
+    side = form.size if isinstance(form.size, int) else max(form.size)
     world = WORLDS[name]
     classes = len(world.classnames)
     place = list(world.sizes).index(split)
@@ -120,6 +125,6 @@ def draw_split(name: str, split: str, image_size: int) -> ImageTensors:
     labels = torch.arange(classes).repeat(world.sizes[split])
     labels = labels[torch.randperm(len(labels), generator=generator)]
     scenes = _scenes(name, labels, generator)
-    images = render(scenes, world.style, size=image_size, seed=1000 * world.seed + 500 + place)
-    mark = _MARKS.get(name, name)
-    return ImageTensors(images, labels, f"{mark}/{split}/{image_size}px/v{VERSION}")
+    images = render(scenes, world.style, size=side, seed=1000 * world.seed + 500 + place)
+    mark = f"{_MARKS.get(name, name)}/{split}/{form}px/v{VERSION}"
+    return ImageTensors(form.of_rendered(images), labels, mark)

@@ -13,7 +13,7 @@ from .._utils.hashing import digest
 
 @runtime_checkable
 class ImageDataset(Protocol):
-    """A map-style data set of uint8 images ``[3, H, W]`` and integer labels."""
+    """A map-style data set of uint8 images ``[C, H, W]`` and integer labels."""
 
     def __len__(self) -> int: ...
 
@@ -24,7 +24,7 @@ class ImageTensors:
     """A data set in memory.
 
     Args:
-        images: uint8 ``[N, 3, H, W]``.
+        images: uint8 ``[N, C, H, W]``.
         labels: integers ``[N]``, stored as int64.
         fingerprint: a string that identifies the content. Default: a hash of images and labels.
         classnames: the class names, compared with those of a tuner unless None.
@@ -37,9 +37,9 @@ class ImageTensors:
         fingerprint: str = "",
         classnames: Sequence[str] | None = None,
     ) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(
-                f"images must be uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}"
+                f"images must be uint8 [N, C, H, W], got {images.dtype} {list(images.shape)}"
             )
         check_labels(labels, len(images))
         self.images, self.labels = images, labels.to(torch.int64)
@@ -67,12 +67,15 @@ def fingerprint(data: ImageDataset, rows: Sequence[int] | None = None) -> str:
 
 
 def check_dataset(
-    data: object, name: str, image_size: int | None = None, classes: int | None = None
+    data: object,
+    name: str,
+    shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
 ) -> None:
-    """Raise unless ``data`` is a non-empty map-style set of uint8 ``[3, H, W]`` and int labels.
+    """Raise unless ``data`` is a non-empty map-style set of uint8 ``[C, H, W]`` and int labels.
 
-    Only the first item is read. Labels are checked against ``classes`` here if ``data.labels`` is a
-    tensor, else when they are read.
+    Only the first item is read; ``shape`` is its required shape, None for any. Labels are checked
+    against ``classes`` here if ``data.labels`` is a tensor, else when they are read.
     """
     if not isinstance(data, Sized) or not hasattr(data, "__getitem__"):
         raise TypeError(f"{name} must be a map-style data set, got {type(data).__name__}")
@@ -84,11 +87,15 @@ def check_dataset(
     image = item[0]
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
         got = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image)
-        raise TypeError(f"{name} must return uint8 images [3, H, W], got {got}")
-    if image_size is not None and image.shape != (3, image_size, image_size):
+        raise TypeError(f"{name} must return uint8 images [C, H, W], got {got}")
+    if shape is not None and image.shape != shape:
+        channels, height, width = shape
+        remedy = f"image_size={height if height == width else (height, width)}"
+        if len(image) != channels:
+            remedy += f" and channels={channels}"
         raise ValueError(
-            f"{name} has images of shape {list(image.shape)}, but the model needs "
-            f"[3, {image_size}, {image_size}]; load the data with image_size={image_size}"
+            f"{name} has images of shape {list(image.shape)}, but the model needs {list(shape)}; "
+            f"load the data with {remedy}"
         )
     labels = getattr(data, "labels", None)
     if isinstance(labels, Tensor):
@@ -108,7 +115,7 @@ def check_same_classes(data: object, name: str, classnames: Sequence[str]) -> No
 def batches(
     data: ImageDataset, rows: Sequence[int], batch: int, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield indices ``[B]``, float32 pixels ``[B, 3, H, W]`` in [0, 1] and labels of ``rows``."""
+    """Yield indices ``[B]``, float32 pixels ``[B, C, H, W]`` in [0, 1] and labels of ``rows``."""
     if not len(rows):
         return
     if isinstance(data, ImageTensors):

@@ -24,7 +24,7 @@ class Pictures:
     The batches are bitwise identical in both cases.
 
     Args:
-        data: map-style data set of N uint8 images ``[3, H, W]`` of one size, and labels.
+        data: map-style data set of N uint8 images ``[C, H, W]`` of one size, and labels.
         device: the device of the batches.
         workers: the number of worker processes that decode images; 0 decodes in this process.
         name: the data set's name in messages and in the progress bar.
@@ -76,7 +76,7 @@ class Pictures:
         return len(self._data)
 
     def batches(self, order: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Iterate over rows ``[B]``, float32 pixels ``[B, 3, H, W]`` in [0, 1] and labels ``[B]``.
+        """Iterate over rows ``[B]``, float32 pixels ``[B, C, H, W]`` in [0, 1] and labels ``[B]``.
 
         All three are on the device. For resident images, only ``order`` is copied from the host,
         and there is no other synchronization with the device.
@@ -116,7 +116,7 @@ class Pictures:
         return tensor.to(self._device, non_blocking=self._pinned)
 
     def _keep(self, progress: bool) -> tuple[Tensor, Tensor]:
-        """Read all images, uint8 ``[N, 3, H, W]``, and labels to the device."""
+        """Read all images, uint8 ``[N, C, H, W]``, and labels to the device."""
         data = self._data
         if isinstance(data, ImageTensors):
             _check_labels(data.labels, self._classes, self._name)
@@ -164,7 +164,7 @@ class Pictures:
 
 
 class _Joined:
-    """Collates items to uint8 images ``[B, 3, H, W]`` of one shape and labels ``[B]``."""
+    """Collates items to uint8 images ``[B, C, H, W]`` of one shape and labels ``[B]``."""
 
     def __init__(self, shape: torch.Size, classes: int | None, name: str) -> None:
         self.shape, self.classes, self.name = shape, classes, name

@@ -8,22 +8,22 @@ from torch import Tensor
 from torchvision import datasets
 
 from .._utils.hashing import digest_texts
-from .splits import Split, TorchvisionImages, cut, to_square, train_or_val
+from .splits import Form, Split, TorchvisionImages, cut, train_or_val
 
 
-def _folder(path: Path, image_size: int) -> tuple[datasets.ImageFolder, Tensor, str]:
+def _folder(path: Path, form: Form) -> tuple[datasets.ImageFolder, Tensor, str]:
     try:
-        data = datasets.ImageFolder(str(path), transform=to_square(image_size))
+        data = datasets.ImageFolder(str(path), transform=form.transform())
     except FileNotFoundError as error:
         raise ValueError(f"data: {path} must have one image folder per class: {error}") from None
     stamps = []
     for file, label in data.samples:
         stat = Path(file).stat()
         stamps.append(f"{Path(file).relative_to(path)} {label} {stat.st_size} {stat.st_mtime_ns}")
-    return data, torch.tensor(data.targets), digest_texts(str(image_size), *stamps)
+    return data, torch.tensor(data.targets), digest_texts(str(form), *stamps)
 
 
-def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str], Split]]:
+def folder_splits(path: Path, form: Form) -> tuple[list[str], Callable[[str], Split]]:
     """Return class names and splits of a folder in torchvision's ``ImageFolder`` layout.
 
     If the folder contains ``train`` and ``test`` (or ``val``, ``valid``), these are the splits, and
@@ -35,7 +35,7 @@ def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str
     # without a test folder, val is the test set and must not be used for tuning
     test_name = "test" if "test" in inside else val_name
     own_val = {val_name, "test"} <= inside
-    first = _folder(path / "train" if own else path, image_size)
+    first = _folder(path / "train" if own else path, form)
     names = [c.replace("_", " ") for c in first[0].classes]
 
     def read(split: str) -> Split:
@@ -49,7 +49,7 @@ def folder_splits(path: Path, image_size: int) -> tuple[list[str], Callable[[str
                 )
         elif split == "test" or (split == "val" and own_val):
             folder = path / (test_name if split == "test" else val_name)
-            data, labels, mark = _folder(folder, image_size)
+            data, labels, mark = _folder(folder, form)
             if data.classes != first[0].classes:
                 raise ValueError(f"data: {folder} has different classes from {path / 'train'}")
             rows = list(range(len(labels)))

@@ -1,6 +1,6 @@
 """`load_data`: load a built-in data set, an image folder or a torchvision data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from .builtin import WORLDS, draw_split
 from .dataset import ImageDataset, ImageTensors
 from .few_shot import Chosen, Classes, class_range, sample
 from .folder import folder_splits
-from .splits import Split
+from .splits import Form, Size, Split
 from .torchvision_sets import TORCHVISION, torchvision_splits
 
 
@@ -27,14 +27,14 @@ class Data:
         name: the name or path passed to `load_data`.
         classnames: the names of the selected classes.
         templates: zero-shot templates for the class names.
-        image_size: height and width of the images in pixels.
+        image_size: side of square images in pixels, or height and width.
         arguments: the arguments of `load_data`, for loading the same data again.
     """
 
     name: str
     classnames: list[str]
     templates: tuple[str, ...]
-    image_size: int
+    image_size: Size
     arguments: dict[str, Any]
     _split: Callable[[str], ImageDataset] = field(repr=False)
 
@@ -60,7 +60,8 @@ def load_data(
     shots: int | Literal["all"] = "all",
     seed: int = 0,
     classes: Classes = "all",
-    image_size: int = 48,
+    image_size: Size = 48,
+    channels: int = 3,
     root: str | Path = "data",
     download: bool = False,
 ) -> Data:
@@ -74,30 +75,31 @@ def load_data(
         shots: training images per class (1, 2, 4, 8, 16, ...), or ``"all"``.
         seed: the seed of few-shot sampling. The splits do not depend on it.
         classes: ``"all"``, ``"base"`` (first half) or ``"new"`` (second half).
-        image_size: height and width in pixels, at least 16; photographs are resized and
-            center-cropped.
+        image_size: side of square images in pixels, or ``(height, width)``, each at least 16;
+            photographs are resized and center-cropped.
+        channels: 3 for RGB images, 1 for gray ones.
         root: the root directory of torchvision's data sets.
         download: whether torchvision may download the data set.
 
     Raises:
-        ValueError: the name is unknown (the message suggests similar ones), ``shots`` is below 1,
-            or a folder has no images.
+        ValueError: the name is unknown (the message suggests similar ones), an argument is out of
+            range, or a folder has no images.
         FileNotFoundError: the data does not exist.
     """
     if shots != "all":
         check_count(shots, "shots")
-    check_count(image_size, "image_size", least=16)
+    form = _form(image_size, channels)
     text = str(name)
     whole: Callable[[str], Split]
     if text in WORLDS:
         world = WORLDS[text]
         names, templates = list(world.classnames), world.templates
-        whole = partial(_builtin, text, image_size)
+        whole = partial(_builtin, text, form)
     elif text in TORCHVISION:  # checked before folders: a folder may have the same name
-        names, whole = torchvision_splits(text, image_size, Path(root), download)
+        names, whole = torchvision_splits(text, form, Path(root), download)
         templates = TEMPLATES
     elif Path(name).is_dir():
-        names, whole = folder_splits(Path(name), image_size)
+        names, whole = folder_splits(Path(name), form)
         templates = TEMPLATES
     elif isinstance(name, Path) or "/" in text or text.startswith("."):
         raise FileNotFoundError(f"data: the folder {text} does not exist")
@@ -127,12 +129,27 @@ def load_data(
         "shots": shots,
         "seed": seed,
         "classes": classes,
-        "image_size": image_size,
+        "image_size": form.size,
+        "channels": channels,
         "root": str(root),
     }
-    return Data(text, kept, tuple(templates), image_size, arguments, read)
+    return Data(text, kept, tuple(templates), form.size, arguments, read)
 
 
-def _builtin(name: str, image_size: int, split: str) -> Split:
-    data = draw_split(name, split, image_size)
+def _form(image_size: Size | Sequence[int], channels: int) -> Form:
+    """Check the form of the images; a square height and width is one number."""
+    if isinstance(image_size, Sequence):
+        if len(image_size) != 2:
+            raise ValueError(f"image_size must be a number or (height, width), got {image_size}")
+        height, width = (check_count(side, "image_size", least=16) for side in image_size)
+        size: Size = height if height == width else (height, width)
+    else:
+        size = check_count(image_size, "image_size", least=16)
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {channels!r}")
+    return Form(size, channels)
+
+
+def _builtin(name: str, form: Form, split: str) -> Split:
+    data = draw_split(name, split, form)
     return data, data.labels

@@ -1,6 +1,7 @@
 """Conversion of images to uint8 tensors of one size, and train, val and test splits."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,22 +11,55 @@ from torchvision.transforms import v2
 from .dataset import ImageDataset
 
 Split = tuple[ImageDataset, Tensor]  # a whole split and its labels
+Size = int | tuple[int, int]  # side of a square image, or height and width
 
 
 # a source without splits is split 70 / 10 / 20 per class
 _SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.8), "test": (0.8, 1.0)}
 
 
-def to_square(image_size: int) -> Callable[[Any], Tensor]:
-    """Return a transform to uint8 RGB ``[3, S, S]``: bicubic resize and center crop."""
-    return v2.Compose(
-        [
-            v2.RGB(),
-            v2.PILToTensor(),
-            v2.Resize(image_size, v2.InterpolationMode.BICUBIC, antialias=True),
-            v2.CenterCrop(image_size),
-        ]
-    )
+@dataclass(frozen=True)
+class Form:
+    """Form of the images of a data set.
+
+    Attributes:
+        size: side of square images in pixels, or height and width.
+        channels: 3 for RGB, 1 for gray.
+    """
+
+    size: Size = 48
+    channels: int = 3
+
+    def __str__(self) -> str:
+        """Return a part of fingerprints; for square RGB images, their side."""
+        size = self.size if isinstance(self.size, int) else "x".join(map(str, self.size))
+        return str(size) if self.channels == 3 else f"{size}/gray"
+
+    def transform(self) -> Callable[[Any], Tensor]:
+        """Return a transform to uint8 ``[C, H, W]``: bicubic resize and center crop."""
+        return v2.Compose(
+            [
+                v2.RGB() if self.channels == 3 else v2.Grayscale(),
+                v2.PILToTensor(),
+                self._resize,
+                v2.CenterCrop(self.size),
+            ]
+        )
+
+    def _resize(self, image: Tensor) -> Tensor:
+        """Resize ``[C, H, W]`` to the smallest size that contains the crop."""
+        size: Any = self.size
+        if not isinstance(size, int):
+            scale = max(new / old for new, old in zip(size, image.shape[1:], strict=True))
+            covers = zip(size, image.shape[1:], strict=True)
+            size = [max(new, round(scale * old)) for new, old in covers]
+        return v2.functional.resize(image, size, v2.InterpolationMode.BICUBIC, antialias=True)
+
+    def of_rendered(self, images: Tensor) -> Tensor:
+        """Convert square RGB images, uint8 ``[N, 3, S, S]``; all of each image is kept."""
+        if not isinstance(self.size, int):
+            images = v2.functional.resize(images, list(self.size), antialias=True)
+        return images if self.channels == 3 else v2.functional.rgb_to_grayscale(images)
 
 
 class TorchvisionImages:

@@ -11,7 +11,7 @@ import torch
 from torchvision import datasets
 
 from .._utils.hashing import digest_texts
-from .splits import Split, TorchvisionImages, cut, to_square, train_or_val
+from .splits import Form, Split, TorchvisionImages, cut, train_or_val
 
 # the data sets of single images with one label; the others have videos, pairs, boxes or masks
 TORCHVISION = (
@@ -39,7 +39,7 @@ TORCHVISION = (
 
 
 def torchvision_splits(
-    name: str, image_size: int, root: Path, download: bool
+    name: str, form: Form, root: Path, download: bool
 ) -> tuple[list[str], Callable[[str], Split]]:
     """Return class names and splits; a missing ``val`` is split off ``train``."""
     cls: Any = getattr(datasets, name)
@@ -53,7 +53,7 @@ def torchvision_splits(
             option = {"split": split_name}
         elif "train" in arguments:
             option = {"train": split_name == "train"}
-        return cls(str(root), transform=to_square(image_size), **option, **extra)
+        return cls(str(root), transform=form.transform(), **option, **extra)
 
     def exists(split_name: str) -> bool:
         try:
@@ -84,7 +84,7 @@ def torchvision_splits(
             rows = list(range(len(labels)))
         else:
             rows = train_or_val(labels, split, own_val)
-        mark = digest_texts(name, str(root.resolve()), str(image_size), split, str(labels.tolist()))
+        mark = digest_texts(name, str(root.resolve()), str(form), split, str(labels.tolist()))
         return TorchvisionImages(source, rows, f"torchvision/{mark}"), labels[rows]
 
     return names, read

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class Defense(nn.Module):
-    """Maps images ``[B, 3, H, W]`` of any floating dtype to images of the same shape and dtype.
+    """Maps images ``[B, C, H, W]`` of any floating dtype to images of the same shape and dtype.
 
     Images in [0, 1] stay in [0, 1]. Values are not checked, to avoid a device synchronization.
 
@@ -22,8 +22,8 @@ class Defense(nn.Module):
         if not isinstance(images, Tensor) or not images.is_floating_point():
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"images must be a floating-point tensor in [0, 1], got {got}")
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}")
+        if images.ndim != 4:
+            raise ValueError(f"images must be [B, C, H, W], got {list(images.shape)}")
         return self.defend(images) if images.numel() else images
 
     def defend(self, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ class Defended(nn.Module):
     """A classifier with input defenses; an attack differentiates through both.
 
     Args:
-        classifier: maps images ``[B, 3, H, W]`` in [0, 1] to logits. If it is a `Defended`, the
+        classifier: maps images ``[B, C, H, W]`` in [0, 1] to logits. If it is a `Defended`, the
             new defenses are applied before its own.
         defenses: modules from images to images, applied in the given order. A randomized one must
             have an attribute ``randomized = True``.

@@ -37,9 +37,14 @@ class JPEG(Defense):
         self.gradient = gradient
 
     def defend(self, images: Tensor) -> Tensor:
+        if images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"images must have 1 or 3 channels for JPEG, got {list(images.shape)}; use another "
+                "defense"
+            )
         levels = at_least_float32(images.detach()) * 255
         pixels = levels.round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1)
-        coded = np.stack([self._code(image) for image in pixels.numpy()])  # [B, H, W, 3]
+        coded = np.stack([self._code(image) for image in pixels.numpy()])  # [B, H, W, C]
         decoded = torch.from_numpy(coded).permute(0, 3, 1, 2).contiguous()
         value = (decoded.to(levels.device).to(levels.dtype) / 255).to(images.dtype)
         if self.gradient == "identity" or not (torch.is_grad_enabled() and images.requires_grad):
@@ -47,10 +52,11 @@ class JPEG(Defense):
         return straight_through(smooth_jpeg(images, self.quality), value)
 
     def _code(self, image: np.ndarray) -> np.ndarray:
-        """Encode and decode one image, uint8 ``[H, W, 3]``."""
+        """Encode and decode one image, uint8 ``[H, W, C]``; a single channel is luma."""
         file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=self.quality)
-        return np.asarray(Image.open(file))
+        pixels = image[..., 0] if image.shape[2] == 1 else image
+        Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
+        return np.asarray(Image.open(file)).reshape(image.shape)
 
     def extra_repr(self) -> str:
         named = "" if self.gradient == "smooth" else f", gradient={self.gradient!r}"

@@ -36,20 +36,24 @@ def soft_round(x: Tensor) -> Tensor:
 def smooth_jpeg(
     images: Tensor, quality: int, *, rounding: Callable[[Tensor], Tensor] = soft_round
 ) -> Tensor:
-    """Approximate JPEG differentiably for images ``[B, 3, H, W]``; the output is not clamped.
+    """Approximate JPEG differentiably for images ``[B, C, H, W]``; the output is not clamped.
 
+    C is 3 (RGB) or 1 (luma alone).
     With ``rounding=torch.round`` the result equals the codec's up to its integer arithmetic.
     """
     height, width = images.shape[2:]
     x = at_least_float32(images)
     x = _extend(_extend(x, 2, 2 * _BLOCK), 3, 2 * _BLOCK)
-    ycc = _mix(_TO_YCC, 255 * x)
+    gray = x.shape[1] == 1
+    ycc = 255 * x if gray else _mix(_TO_YCC, 255 * x)
     luma_steps, chroma_steps = (
         torch.tensor(table, dtype=x.dtype, device=x.device).view(_BLOCK, _BLOCK)
         for table in _steps_of(quality)
     )
     # the codec transforms values centered at 0: luma minus 128; chroma is centered already
     luma = _quantize(ycc[:, :1] - 128, luma_steps, rounding) + 128
+    if gray:
+        return (luma / 255)[:, :, :height, :width].to(images.dtype)
     chroma = _twice(_quantize(_half(ycc[:, 1:]), chroma_steps, rounding))
     rgb = _mix(_TO_RGB, torch.cat([luma, chroma], dim=1)) / 255
     return rgb[:, :, :height, :width].to(images.dtype)

@@ -62,7 +62,7 @@ def evaluate(
 
     Args:
         models: one model, or several by name; each maps pixels in [0, 1] to logits.
-        data: map-style data set of uint8 images ``[3, H, W]`` and labels that returns the same
+        data: map-style data set of uint8 images ``[C, H, W]`` and labels that returns the same
             item at each read, or a loader over a whole data set.
         attacks: names, see `fastprompt.evaluation.plan.plan`: ``"pgd-N"``, ``"cw-N"``,
             ``"apgd-ce"``, ``"apgd-t"``, ``"fab-t"``, ``"square"``, ``"autoattack"``,

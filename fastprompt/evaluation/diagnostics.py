@@ -16,7 +16,7 @@ def diagnose(
 
     Args:
         classifier: any classifier; without a router or refiners, the result is empty.
-        images, adv: ``[B, 3, H, W]``, clean images and their adversarial versions.
+        images, adv: ``[B, C, H, W]``, clean images and their adversarial versions.
         labels: int64 ``[B]``.
         names: class names.
 

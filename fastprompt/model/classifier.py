@@ -16,7 +16,7 @@ from ..towers.engines import make_image_tower
 
 
 class CLIPClassifier(nn.Module):
-    """Map pixels ``[B, 3, H, W]`` in [0, 1] to logits ``logit_scale * cos(f(x), t_c)``, ``[B, C]``.
+    """Map pixels ``[B, C, H, W]`` in [0, 1] to logits ``logit_scale * cos(f(x), t_c)``, ``[B, C]``.
 
     Args:
         clip: the frozen model; not copied, so that moving the classifier also moves the model.

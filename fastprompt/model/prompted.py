@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class PromptedCLIP(nn.Module):
-    """CLIP with trainable prompts: pixels ``[B, 3, S, S]`` in [0, 1] to logits ``[B, C]``.
+    """CLIP with trainable prompts: pixels ``[B, C, H, W]`` in [0, 1] to logits ``[B, C]``.
 
     Args:
         clip: the frozen model.
@@ -40,7 +40,9 @@ class PromptedCLIP(nn.Module):
         template: positions of context, fixed words and class name, see `TextTower`.
         layers: image layers that get the visual prompts; by default the first ones.
         engine: ``"fast"``, or ``"reference"``: the same features from open_clip's own modules,
-            which encode every class at full length, and the text in every forward pass.
+            which encode every class at full length, and the text in every forward pass. A fast
+            tower that does not reproduce the model's own features is replaced, see
+            `make_text_tower` and `make_image_tower`.
         precision: precision of the towers, see `resolve_precision`. If the prompts have a head
             (router), the text tower, which runs once per step, keeps the weights' precision.
         class_specific: if True, each class has a separate context.
@@ -51,7 +53,7 @@ class PromptedCLIP(nn.Module):
     Raises:
         ValueError: the prompts don't fit the towers (depth, width, room for the longest name,
             refiners or visual prompts for an encoder that supports none) or are on another device,
-            or the engine or precision is invalid.
+            no engine reproduces an encoder, or the engine or precision is invalid.
     """
 
     def __init__(
@@ -205,8 +207,9 @@ class PromptedCLIP(nn.Module):
     def attack_reads(self) -> list[Tensor]:
         """Return the tensors that `attack_loss` reads besides its arguments."""
         self.image.refresh()
-        # `visual` may be a copy of the encoder in another precision
-        visual: nn.Module = getattr(self.image, "visual", self.clip.model)
+        # `visual` may be a copy of the encoder in another precision, `model` may contain one
+        model: nn.Module = getattr(self.image, "model", self.clip.model)
+        visual: nn.Module = getattr(self.image, "visual", model)
         learned = (m for m in (self.refiners, self.head) if isinstance(m, nn.Module))
         held = [visual, self.image, *learned]
         tensors = [t for m in held for t in (*m.parameters(), *m.buffers())]

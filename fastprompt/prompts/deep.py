@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import check_choice, check_count
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import why_no_visual_prompts
+from ..clip.parts import image_width
 from .init import normal, uniform
 from .refiners import RefinerStart, make_refiners
 from .values import PromptValues
@@ -121,7 +121,7 @@ class DeepPrompts(nn.Module):
             depth,
             n_ctx,
             parts.width,
-            visual.conv1.out_channels,
+            image_width(clip.model),
             refiners=depth - 1 if refiners else 0,  # before the blocks that receive deep prompts
             text_refiners=parts.layers - 1 if text_refiners else 0,
             refiner_start=refiner_start,
@@ -154,6 +154,6 @@ def _maps(generator: torch.Generator, layers: int, width: int, to: int) -> list[
 
 def why_no_deep_prompts(clip: FrozenCLIP) -> str:
     """Return why the model does not support deep prompts; empty if it does."""
-    if reason := clip.why_no_text_prompts() or why_no_visual_prompts(clip.model):
+    if reason := clip.why_no_text_prompts() or clip.why_no_visual_prompts():
         return reason
     return "" if clip.text_parts.layers else "its text layers accept no prompts"

@@ -147,8 +147,13 @@ def _name(source: Source, label: int) -> str:
 
 
 def data_uri(image: Tensor) -> str:
-    """Encode pixels ``[3, H, W]`` in [0, 1] as a PNG data URI; NaN becomes black."""
-    levels = (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    """Encode pixels ``[C, H, W]`` in [0, 1] as a PNG data URI; NaN becomes black.
+
+    Three channels are RGB; of any other number, the mean is shown in gray.
+    """
+    pixels = image.nan_to_num().clamp(0, 1)
+    shown = pixels.permute(1, 2, 0) if len(pixels) == 3 else pixels.mean(dim=0)
+    levels = (shown * 255).round().to(torch.uint8)
     out = io.BytesIO()
-    Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(out, "PNG", optimize=True)
+    Image.fromarray(levels.contiguous().numpy()).save(out, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -84,10 +84,8 @@ class OpenBlock:
 
     def _mlp(self, x: Tensor) -> Tensor:
         mlp = self.block.mlp
-        hidden = mlp.c_fc(x)
-        if isinstance(mlp.gelu, QuickGELU):
-            # x sigmoid(1.702 x) by the fused silu: fewer passes, one saved tensor instead of two
-            hidden = F.silu(hidden.mul_(1.702)).mul_(1 / 1.702)
-        else:
-            hidden = mlp.gelu(hidden)
+        if not isinstance(getattr(mlp, "gelu", None), QuickGELU) or not hasattr(mlp, "c_fc"):
+            return mlp(x)
+        # x sigmoid(1.702 x) by the fused silu: fewer passes, one saved tensor instead of two
+        hidden = F.silu(mlp.c_fc(x).mul_(1.702)).mul_(1 / 1.702)
         return mlp.c_proj(mlp.ln(hidden) if hasattr(mlp, "ln") else hidden)

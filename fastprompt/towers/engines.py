@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._utils.attention import plain_attention
 from .._utils.dtypes import (
@@ -16,9 +17,10 @@ from .._utils.dtypes import (
     own_precision,
 )
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import why_no_visual_prompts
+from ..clip.parts import pooled, why_no_visual_prompts
 from .base import Tower
 from .cast import frozen_copy
+from .compare import exact_engine, gap
 from .image import ImageTower
 from .reference import ReferenceImageTower, ReferenceTextTower
 from .text import TextTower
@@ -66,9 +68,21 @@ def make_text_tower(
     class_chunk: int | None = None,
     **options: Any,
 ) -> PromptedText:
-    """Make the engine's text tower; ``options`` are arguments of `PromptedText`."""
+    """Make the engine's text tower; ``options`` are arguments of `PromptedText`.
+
+    The reference tower takes the place of a fast tower that does not reproduce `encode_text`.
+
+    Raises:
+        ValueError: the text encoder does not support prompts, or no tower reproduces it (the
+            message says why); or see `PromptedText`.
+    """
     dtype = _cast(clip, engine, precision)
-    if engine == "reference":
+    if reason := clip.why_no_text_prompts():
+        raise ValueError(f"clip: {clip.name} does not support text prompts: {reason}")
+    used = exact_engine(clip, "text", engine)
+    if not used:
+        raise _inexact(clip, "text")
+    if used == "reference":
         return ReferenceTextTower(clip, classnames, n_ctx, **options)
     return TextTower(clip, classnames, n_ctx, class_chunk=class_chunk, dtype=dtype, **options)
 
@@ -82,30 +96,59 @@ def make_image_tower(
 ) -> Tower:
     """Make the engine's image tower; without ``layers``, any image encoder is supported.
 
+    The reference tower takes the place of a fast tower that does not reproduce `encode_image`;
+    without ``layers``, the model's own forward pass takes the place of both.
+
     Raises:
-        ValueError: the image encoder does not support the requested prompts (the message says why).
+        ValueError: the image encoder does not support the requested prompts, or no tower reproduces
+            it (the message says why).
     """
     dtype = _cast(clip, engine, precision)
-    if not layers and why_no_visual_prompts(clip.model):
-        return PlainImageTower(clip, dtype)
-    if engine == "reference":
+    if layers and (reason := clip.why_no_visual_prompts()):
+        raise ValueError(f"clip: {clip.name} does not support visual prompts: {reason}")
+    used = "" if why_no_visual_prompts(clip.model) else exact_engine(clip, "image", engine)
+    if used == "fast":
+        return ImageTower(clip, layers, dtype=dtype)
+    if used == "reference":
         return ReferenceImageTower(clip, layers)
-    return ImageTower(clip, layers, dtype=dtype)
+    if layers:
+        raise _inexact(clip, "image")
+    return PlainImageTower(clip, dtype)
+
+
+def _inexact(clip: FrozenCLIP, encoder: str) -> ValueError:
+    """Return the error about a reference tower that is inexact while the fast tower is exact."""
+    return ValueError(
+        f"engine must be 'fast' for {clip.name}: the reference {encoder} tower does not reproduce "
+        f"encode_{encoder} ({gap(clip, encoder, 'reference')})"
+    )
 
 
 class PlainImageTower(Tower):
-    """Image tower without prompts, for any image encoder: ResNet, ConvNeXt, timm's."""
+    """The model's own `encode_image`, for any image encoder; it takes no prompts.
 
-    visual: nn.Module
+    Hooks, overridden methods and further modules have their effect.
+
+    Args:
+        clip: the frozen model.
+        dtype: dtype of a copy of the image encoder; by default that of the weights. Ignored if
+            `encode_image` is an attribute of the model object, which may use the model itself.
+    """
+
+    model: Any
 
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype | None = None) -> None:
         super().__init__(clip)
-        self._cast = dtype
+        self._cast = None if "encode_image" in vars(clip.model) else dtype
 
     def derive(self) -> None:
         """Copy the encoder in another precision, if one was requested."""
-        visual: Any = self.clip.model.visual
-        object.__setattr__(self, "visual", frozen_copy(visual, self._cast))
+        model: Any = self.clip.model
+        visual = frozen_copy(model.visual, self._cast)
+        if visual is not model.visual:
+            model = copy.copy(model)  # shares all modules except the image encoder
+            model.__dict__["_modules"] = {**model._modules, "visual": visual}
+        object.__setattr__(self, "model", model)
 
     def forward(
         self,
@@ -115,7 +158,7 @@ class PlainImageTower(Tower):
         *,
         keep_layers: bool = False,
     ) -> Tensor:
-        """Compute unnormalized image features ``[B, D]`` of pixels ``[B, 3, S, S]`` in [0, 1].
+        """Compute the model's image features ``[B, D]`` of pixels ``[B, C, H, W]`` in [0, 1].
 
         Raises:
             ValueError: prompts, refiners or layers are requested.
@@ -125,12 +168,13 @@ class PlainImageTower(Tower):
         self.clip.check_pixels(images)
         pixels = (images - self.clip.mean) / self.clip.std
         with plain_attention():
-            return self.visual(pixels.to(next(self.visual.parameters()).dtype))
+            dtype = next(self.model.visual.parameters()).dtype
+            return pooled(self.model.encode_image(pixels.to(dtype)))
 
     def check(self, prompts: object, refiners: object, *, keep_layers: bool = False) -> None:
         """Raise the errors of `forward` about prompts and refiners."""
         if prompts is not None or refiners is not None or keep_layers:
-            reason = why_no_visual_prompts(self.clip.model)
+            reason = self.clip.why_no_visual_prompts()
             raise ValueError(
                 f"clip: {self.clip.name} does not support visual prompts or refiners: {reason}"
             )

@@ -71,7 +71,9 @@ class ImageTower(Tower):
         self.blocks = open_blocks(self.visual.transformer)
         scaled = visual.conv1.weight.detach() / self.clip.std
         self.patch_weight = scaled
-        self.patch_bias = -(scaled * self.clip.mean).sum((1, 2, 3))
+        folded = -(scaled * self.clip.mean).sum((1, 2, 3))
+        bias = visual.conv1.bias  # None in open_clip's own models
+        self.patch_bias = folded if bias is None else folded + bias.detach()
 
     def forward(
         self,
@@ -84,7 +86,7 @@ class ImageTower(Tower):
         """Compute unnormalized image features ``[B, D]``.
 
         Args:
-            images: pixels ``[B, 3, S, S]`` in [0, 1].
+            images: pixels ``[B, C, H, W]`` in [0, 1].
             prompts: visual prompts, ``[len(layers), V, width]``.
             refiners: for the second and the following blocks, at most one for each; each maps
                 ``[B, N, width]`` to that shape.
@@ -163,16 +165,16 @@ class ImageTower(Tower):
 
 
 def patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve with a stride equal to the kernel size, ``[B, 3, H, W]`` to ``[B, N, width]``.
+    """Convolve with a stride equal to the kernel size, ``[B, C, H, W]`` to ``[B, N, width]``.
 
     Uses a matrix product: on the CPU, a convolution's forward pass and gradient with respect to the
     pixels take four times as long (``benchmarks/ladder/test_fold.py``).
     """
-    height, width = weight.shape[-2:]
+    channels, height, width = weight.shape[-3:]
     rows, columns = images.shape[-2] // height, images.shape[-1] // width
     x = images[..., : rows * height, : columns * width]
-    x = x.reshape(len(x), 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
-    x = x.flatten(3).flatten(1, 2)  # [B, N, 3 * h * w]
+    x = x.reshape(len(x), channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+    x = x.flatten(3).flatten(1, 2)  # [B, N, C * h * w]
     return F.linear(x, weight.flatten(1), bias)
 
 

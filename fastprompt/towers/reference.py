@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .._utils.attention import plain_attention
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import HFTextParts, TextParts, why_no_visual_prompts
+from ..clip.parts import HFTextParts, TextParts, image_width, why_no_visual_prompts
 from .base import Tower
 from .image import Refiners, check_layers, check_prompts, check_refiners
 from .text_base import PromptedText
@@ -136,7 +136,7 @@ class ReferenceImageTower(Tower):
     def check(self, prompts: Tensor | None, refiners: Refiners | None) -> None:
         """Raise the errors of `forward` about prompts and refiners."""
         visual: Any = self.clip.model.visual
-        check_prompts(prompts, self.layers, visual.conv1.out_channels)
+        check_prompts(prompts, self.layers, image_width(self.clip.model))
         check_refiners(refiners, len(visual.transformer.resblocks))
 
     def _patches(self, pixels: Tensor) -> Tensor:

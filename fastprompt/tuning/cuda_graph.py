@@ -59,7 +59,7 @@ class CapturedAscent:
         """Return the last iterate, and int64 ``[B, 2]`` counts of zero and non-finite gradients.
 
         Args:
-            x: clean images ``[B, 3, H, W]``, the center of the ball.
+            x: clean images ``[B, C, H, W]``, the center of the ball.
             start: images at which the ascent starts.
             inputs: arguments of ``loss_of`` after the images.
             radius: radius per image instead of eps, ``[B]``; alpha is scaled by ``radius / eps``.

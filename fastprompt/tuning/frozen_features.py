@@ -27,7 +27,7 @@ def frozen_features(
     images have no such table: encode them in the step, without a graph.
 
     Args:
-        encode: frozen encoder, maps pixels ``[B, 3, H, W]`` in [0, 1] to features ``[B, D]``.
+        encode: frozen encoder, maps pixels ``[B, C, H, W]`` in [0, 1] to features ``[B, D]``.
         data: map-style data set of N images.
         device: device on which the images are encoded and the features are kept.
         batch: images encoded at once.

@@ -38,8 +38,8 @@ def runs_here(precision: str | None, clip: FrozenCLIP) -> bool:
         return False
 
 
-def clip_of(config: Mapping[str, Any]) -> FrozenCLIP:
-    """Load the model that a run's ``config.json`` names."""
+def clip_of(config: Mapping[str, Any], device: str | None = None) -> FrozenCLIP:
+    """Load the model that a run's ``config.json`` names, by default on the CPU."""
     source = config["clip"]["source"]
     if source is None:
         raise ValueError(
@@ -47,4 +47,4 @@ def clip_of(config: Mapping[str, Any]) -> FrozenCLIP:
             "model as clip"
         )
     arguments = dict(source)
-    return load_clip(arguments.pop("model"), **arguments)
+    return load_clip(arguments.pop("model"), device=device, **arguments)

@@ -88,7 +88,7 @@ class OnlinePGD:
         """Attack a batch.
 
         Args:
-            images: float32 ``[B, 3, S, S]`` in [0, 1], on the model's device. The values are not
+            images: float32 ``[B, C, H, W]`` in [0, 1], on the model's device. The values are not
                 checked, because a check would synchronize with the device.
             labels: class indices, int64 ``[B]``.
             indices: indices of the images in their data set, int64 ``[B]``.

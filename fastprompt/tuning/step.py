@@ -23,7 +23,7 @@ class Step:
     `attacked` and `both` runs the model.
 
     Attributes:
-        images: clean images, augmented, float32 ``[B, 3, S, S]`` in [0, 1].
+        images: clean images, augmented, float32 ``[B, C, H, W]`` in [0, 1].
         labels, rows: class indices, and indices in the training set, int64 ``[B]``.
         progress: fraction of completed epochs, in [0, 1).
         draw, radius: arguments of the attack, see `OnlinePGD`.

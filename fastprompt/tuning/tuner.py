@@ -179,7 +179,7 @@ class Tuner(SavedTuner):
 
     @property
     def classifier(self) -> CLIPClassifier:
-        """The tuned classifier; it maps pixels ``[B, 3, H, W]`` in [0, 1] to logits ``[B, C]``."""
+        """The tuned classifier; it maps pixels ``[B, C, H, W]`` in [0, 1] to logits ``[B, C]``."""
         self.prompts.to(self.clip.device)  # the model may have been moved since tuning
         return self.model.classifier()
 
@@ -221,7 +221,7 @@ class Tuner(SavedTuner):
         """Tune the prompts and return the tuner.
 
         Args:
-            train: map-style data set of uint8 images ``[3, S, S]`` and labels.
+            train: map-style data set of uint8 images ``[C, H, W]`` and labels.
             val: validation data set of the same form, evaluated after each epoch; see the settings
                 ``keep`` and ``patience``.
             out: run folder to write; None writes nothing.
@@ -240,7 +240,7 @@ class Tuner(SavedTuner):
         """
         for name, data in (("train", train), ("val", val)):
             if data is not None:
-                check_dataset(data, name, self.clip.image_size, len(self.classnames))
+                check_dataset(data, name, self.clip.pixel_shape, len(self.classnames))
                 check_same_classes(data, name, self.classnames)
         if val is None and self.config.patience is not None:
             raise ValueError("patience needs val: pass validation images")

@@ -166,6 +166,11 @@ def test_images_in_range_pass(dtype):
 def test_images_of_another_shape_are_refused(shape):
     given = re.escape(str(list(shape)))
     with pytest.raises(ValueError, match=rf"^images .*\[B, 3, H, W\].* {given}"):
+        check_images(torch.zeros(shape), channels=3)
+    if len(shape) == 4:
+        check_images(torch.zeros(shape))
+        return
+    with pytest.raises(ValueError, match=rf"^images .*\[B, C, H, W\].* {given}"):
         check_images(torch.zeros(shape))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.models import small_model
 
+from fastprompt import APTTuner, load_clip, load_data
 from fastprompt.cli.main import main
 from fastprompt.clip import bundled
 from fastprompt.evaluation import Evaluation
@@ -191,3 +192,30 @@ def test_bad_input(tuned, arguments, message, capsys, tmp_path, monkeypatch):
     assert set(tuned.iterdir()) - before <= {tuned / "evaluations"}
     assert main(["evaluate", f"--resume={tmp_path}"]) == 2
     assert "job.json" in capsys.readouterr().err
+
+
+def test_another_device_keeps_the_runs_normalization(tmp_path, capsys):
+    clip = load_clip("tiny-shapes", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    tuner = APTTuner(clip, load_data("patterns").classnames, n_ctx=2)
+    run = tuner.save(tmp_path / "run", job={"job": {"data": "patterns"}})
+    assert clip.source["std"] == [0.4, 0.5, 0.6]
+    for device in ((), ("--device=cpu",)):
+        out = tmp_path / f"out{len(device)}"
+        assert evaluate(run, *device, f"--out={out}") in (0, 1), capsys.readouterr().err
+    one, other = (Evaluation.load(tmp_path / name / "result.json") for name in ("out0", "out1"))
+    assert [r["flags"] for r in one.rows] == [r["flags"] for r in other.rows]
+
+
+def test_a_gray_model_is_tuned_and_evaluated_on_gray_images(tmp_path, monkeypatch):
+    def gray(name):
+        model = small_model()
+        model.visual.conv1 = torch.nn.Conv2d(1, 32, 16, stride=16, bias=False)
+        model.visual.image_mean, model.visual.image_std = (0.5,), (0.25,)
+        return model
+
+    monkeypatch.setattr(bundled, "load", gray)
+    run = tmp_path / "run"
+    command = f"{TUNE} --attacks=clean,pgd-2,feature-pgd-2 --eval_limit=6 --out={run}"
+    assert main(command.split()) == 0
+    assert evaluate(run, "--defenses=jpeg-75,bits-4", f"--out={tmp_path / 'again'}") in (0, 1)
+    assert main(["report", str(run), f"--out={tmp_path / 'r.html'}"]) == 0

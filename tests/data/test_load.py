@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from fastprompt.data import Data, ImageTensors, load_data
 from fastprompt.data.dataset import ImageDataset, batches, check_dataset, fingerprint
@@ -382,6 +383,9 @@ def test_a_torchvision_set_that_is_not_there_names_the_remedy(tmp_path: Path, na
         ({"name": "shapes", "shots": 1.5}, TypeError, "^shots .*1.5"),
         ({"name": "shapes", "shots": "few"}, TypeError, "^shots .*'few'"),
         ({"name": "shapes", "image_size": 8}, ValueError, "^image_size .*16.*8"),
+        ({"name": "shapes", "image_size": (48, 8)}, ValueError, "^image_size .*16.*8"),
+        ({"name": "shapes", "image_size": (48,)}, ValueError, r"^image_size .*\(height, width\)"),
+        ({"name": "shapes", "channels": 2}, ValueError, "^channels .*1 .*3 .*2"),
         ({"name": "shapes", "classes": "bas"}, ValueError, "'bas'.*'base'"),
         ({"name": "/no/such/folder"}, FileNotFoundError, "^data: .* /no/such/folder"),
         ({"name": "./pictures"}, FileNotFoundError, r"^data: .* \./pictures"),
@@ -405,6 +409,49 @@ def test_a_folder_without_class_folders_is_told(tmp_path: Path, inside: str) -> 
         load_data(tmp_path)
 
 
+# ---- channels and sizes --------------------------------------------------------------------------
+
+
+def test_gray_images_of_a_built_in_set_are_the_luma() -> None:
+    color, gray = (load_data("patterns", shots=1, channels=c).train for c in (3, 1))
+    assert gray.images.shape == (len(color), 1, 48, 48)
+    assert torch.equal(gray.images, rgb_to_grayscale(color.images))
+    assert torch.equal(gray.labels, color.labels)
+    assert gray.fingerprint != color.fingerprint
+
+
+def test_a_built_in_set_is_resized_whole_to_a_size_that_is_not_square() -> None:
+    square, wide = (load_data("patterns", shots=1, image_size=s) for s in (64, (32, 64)))
+    assert wide.train.images.shape[1:] == (3, 32, 64)
+    pooled = torch.nn.functional.avg_pool2d(square.train.images.float(), (2, 1))
+    assert (wide.train.images.float() - pooled).abs().mean() < 4
+    assert wide.image_size == (32, 64)
+    assert load_data(**wide.arguments).train.fingerprint == wide.train.fingerprint
+    assert wide.train.fingerprint != square.train.fingerprint
+    assert load_data("patterns", image_size=(24, 24)).image_size == 24
+
+
+@pytest.mark.parametrize("size", [(20, 60), (60, 20), (16, 17)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folders_images_cover_a_size_that_is_not_square(
+    tmp_path: Path, draw: Callable[..., None], size: tuple[int, int], channels: int
+) -> None:
+    draw(tmp_path, TWO, 5, side=16)
+    image, _ = load_data(tmp_path, image_size=size, channels=channels).train[0]
+    assert image.shape == (channels, *size)
+    assert image.dtype == torch.uint8
+    edges = image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]
+    assert all(edge.any() for edge in edges)  # no padding
+    plain = load_data(tmp_path, image_size=max(size), channels=channels).train
+    assert plain.fingerprint != load_data(tmp_path, image_size=size).train.fingerprint
+
+
+def test_data_of_another_shape_says_how_to_load_it() -> None:
+    for shape, remedy in (((1, 4, 4), "channels=1"), ((3, 2, 4), r"image_size=\(2, 4\)$")):
+        with pytest.raises(ValueError, match=rf"^data .*\[3, 4, 4\].*{remedy}"):
+            check_dataset([(BLACK[0], 0)], "data", shape=shape)
+
+
 # ---- in memory ---------------------------------------------------------------------------------
 
 BLACK = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
@@ -413,9 +460,8 @@ BLACK = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("images", "labels", "error", "message"),
     [
-        (BLACK.float(), [0, 1, 2], ValueError, r"^images .*\[N, 3, H, W\].*float32"),
-        (BLACK[0], [0, 1, 2], ValueError, r"^images .*\[N, 3, H, W\].*\[3, 4, 4\]"),
-        (BLACK[:, :1], [0, 1, 2], ValueError, r"^images .*\[3, 1, 4, 4\]"),
+        (BLACK.float(), [0, 1, 2], ValueError, r"^images .*\[N, C, H, W\].*float32"),
+        (BLACK[0], [0, 1, 2], ValueError, r"^images .*\[N, C, H, W\].*\[3, 4, 4\]"),
         (BLACK, [0, 1], ValueError, r"^labels .*\[3\].*\[2\]"),
         (BLACK, [[0], [1], [2]], ValueError, r"^labels .*\[3\].*\[3, 1\]"),
         (BLACK, [0.0, 1.0, 2.0], TypeError, "^labels .*torch.float32"),
@@ -436,7 +482,7 @@ def test_tensors_give_their_items() -> None:
     assert data.labels.dtype == torch.int64
     assert torch.equal(data[1][0], images[1])
     assert [data[i][1] for i in range(3)] == [2, 0, 1]
-    check_dataset(data, "data", image_size=4, classes=3)
+    check_dataset(data, "data", shape=(3, 4, 4), classes=3)
 
 
 def test_the_fingerprint_of_tensors_is_their_content() -> None:
@@ -515,15 +561,15 @@ def test_no_rows_give_no_batches(numbered: Tensor, kind: str) -> None:
         (iter([]), TypeError, "^data .*list_iterator"),
         (Plain(BLACK[:0], []), ValueError, "^data .*empty"),
         ([BLACK[0]], TypeError, r"^data .*\(image, label\)"),
-        ([(BLACK[0].float(), 0)], TypeError, r"^data .*\[3, H, W\].*float32"),
-        ([("a.png", 0)], TypeError, r"^data .*\[3, H, W\].*str"),
+        ([(BLACK[0].float(), 0)], TypeError, r"^data .*\[C, H, W\].*float32"),
+        ([("a.png", 0)], TypeError, r"^data .*\[C, H, W\].*str"),
         ([(BLACK[0], 0)], ValueError, r"^data .*\[3, 4, 4\].*image_size=8"),
         (ImageTensors(BLACK, torch.tensor([0, 1, 2])), ValueError, "^data .*image_size=8"),
     ],
 )
 def test_unfit_data_sets_are_told(data: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        check_dataset(data, "data", image_size=8)
+        check_dataset(data, "data", shape=(3, 8, 8))
 
 
 def test_a_label_without_a_class_is_told() -> None:

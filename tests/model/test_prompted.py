@@ -511,7 +511,7 @@ def test_what_is_no_prompt_module_or_no_prompted_model(small_clip):
     for wrong, match in (
         ((x, rows[:1], rows), r"^labels .*\[2\].*\[1\]"),
         ((x, rows, rows[:1]), r"^indices .*\[2\].*\[1\]"),
-        ((x[0], rows, rows), r"^images .*\[B, 3, H, W\]"),
+        ((x[0], rows, rows), r"^images .*\[B, C, H, W\]"),
     ):
         with pytest.raises(ValueError, match=match):
             attack(*wrong)
