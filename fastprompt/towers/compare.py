@@ -2,8 +2,8 @@
 
 A tower uses the modules that it knows. A model may compute more: a forward hook, a subclass of a
 block with another forward, an overridden `encode_image`. Such a model is found by its features: a
-few random images and texts go through the model's own `encode_image` and `encode_text` and through
-each tower without prompts. A tower that differs by more than rounding is not used.
+random image and two texts go through the model's own `encode_image` and `encode_text` and through
+the towers without prompts. A tower that differs by more than rounding is not used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ ROUNDING = {
 # on CUDA, torch rounds the inputs of a float32 convolution to TF32, 10 bits of mantissa
 ROUNDING_TF32 = 2e-3
 
-_IMAGES = 2
 _NAMES = ["a", "the very long tail of a bird"]  # texts of different lengths
 _ROOM = 16  # tokens that both of them fit into
 _SLOWER = "the slower reference tower is used"
@@ -89,15 +88,16 @@ def gap(clip: FrozenCLIP, encoder: str, engine: str) -> Gap:
         encoder: ``"image"`` or ``"text"``.
         engine: ``"fast"`` or ``"reference"``.
     """
-    if encoder not in clip.gaps:
-        found = clip.gaps[encoder] = _compare(clip, encoder)
-        if not found["fast"].exact:
+    known = clip.gaps.setdefault(encoder, {})
+    if engine not in known:
+        known[engine] = _compare(clip, encoder, engine)
+        if engine == "fast" and not known[engine].exact:
             log.warning(
                 "%s: the fast %s tower does not reproduce the model's own encode_%s (%s): %s",
-                *(clip.name, encoder, encoder, found["fast"]),
-                _SLOWER if found["reference"].exact else _WITHOUT[encoder],
+                *(clip.name, encoder, encoder, known[engine]),
+                _SLOWER if gap(clip, encoder, "reference").exact else _WITHOUT[encoder],
             )
-    return clip.gaps[encoder][engine]
+    return known[engine]
 
 
 def exact_engine(clip: FrozenCLIP, encoder: str, engine: str) -> str:
@@ -118,15 +118,14 @@ def why_inexact(clip: FrozenCLIP, encoder: str) -> str:
 
 
 @torch.no_grad()
-def _compare(clip: FrozenCLIP, encoder: str) -> dict[str, Gap]:
-    """Compare the towers of both engines with the model's own features."""
+def _compare(clip: FrozenCLIP, encoder: str, engine: str) -> Gap:
+    """Compare a tower with the model's own features."""
     own_features, tower_features = _FEATURES[encoder]
     devices = [clip.device] if clip.device.type == "cuda" else []
     # a model may draw random numbers: the caller's generators stay as they are
     with torch.random.fork_rng(devices), torch.inference_mode(False):
         own = _features(own_features, clip)
-        towers = {name: _features(tower_features, clip, _TOWERS[encoder, name]) for name in ENGINES}
-    return {name: _gap(clip, ours, own) for name, ours in towers.items()}
+        return _gap(clip, _features(tower_features, clip, _TOWERS[encoder, engine]), own)
 
 
 def _features(compute: Callable[..., Tensor], *arguments: Any) -> Tensor | str:
@@ -155,11 +154,11 @@ def _distance(ours: Tensor, own: Tensor) -> float:
     return float((apart / norm.clamp_min(torch.finfo(norm.dtype).tiny)).max())
 
 
-def _images(clip: FrozenCLIP) -> Tensor:
+def _image(clip: FrozenCLIP) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    shape = (_IMAGES, *clip.pixel_shape)
-    images = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
-    return images.to(clip.device, torch.float64 if clip.dtype == torch.float64 else torch.float32)
+    shape = (1, *clip.pixel_shape)
+    image = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return image.to(clip.device, torch.float64 if clip.dtype == torch.float64 else torch.float32)
 
 
 def _names(clip: FrozenCLIP) -> list[str]:
@@ -177,8 +176,8 @@ def _tower_texts(clip: FrozenCLIP, tower: Any) -> Tensor:
 
 _FEATURES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "image": (
-        lambda clip: clip.encode_image(_images(clip)),
-        lambda clip, tower: tower(clip)(_images(clip)),
+        lambda clip: clip.encode_image(_image(clip)),
+        lambda clip, tower: tower(clip)(_image(clip)),
     ),
     "text": (_own_texts, _tower_texts),
 }
