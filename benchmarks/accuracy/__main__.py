@@ -49,5 +49,6 @@ if __name__ == "__main__":
                 "measure": strength.measure,
                 "table": strength.show,
             },
-        }
+        },
+        prog="python -m benchmarks.accuracy",
     )

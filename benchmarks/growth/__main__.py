@@ -10,4 +10,4 @@ from jsonargparse import auto_cli
 from .measure import measure, show
 
 if __name__ == "__main__":
-    auto_cli({"measure": measure, "table": show})
+    auto_cli({"measure": measure, "table": show}, prog="python -m benchmarks.growth")

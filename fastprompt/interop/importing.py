@@ -14,6 +14,7 @@ from torch import nn
 from .._utils.checks import check_classnames
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
+from ..clip.parts import image_width
 from ..methods.registry import TUNERS
 from ..prompts.deep import why_no_deep_prompts
 from ..towers.template import DEFAULT
@@ -192,7 +193,7 @@ def _check_model(clip: FrozenCLIP, prompts: ForeignPrompts, path: str | Path) ->
     held, has = f"text width {prompts.text_width}", f"text width {parts.width}"
     if multi_modal:
         held += f", image width {prompts.image_width}"
-        has += f", image width {visual.conv1.out_channels}"
+        has += f", image width {image_width(clip.model)}"
     if held != has:
         names = _models(prompts.text_width, prompts.image_width)
         raise ValueError(
