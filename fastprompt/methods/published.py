@@ -1,6 +1,7 @@
 """Settings of the authors' public code, which `published` of a method's config returns.
 
-AdvPT and APT use fp16, which needs a GPU; their ``precision`` is therefore not set here.
+AdvPT and APT use fp16, which needs a GPU; their ``precision`` is therefore not set here. The number
+of context tokens is the default one.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,6 @@ _COOP: dict[str, Any] = {
 ADVPT: Mapping[str, Any] = {
     **_COOP,
     "epochs": 100,
-    "n_ctx": 32,
     "eps": 8 / 255,
     "steps": 10,
     "alpha": None,  # 1.25 eps / steps
@@ -36,7 +36,6 @@ APT: Mapping[str, Any] = {
     **_COOP,
     "epochs": 50,
     "drop_last": True,
-    "n_ctx": 16,
     "class_specific": False,
     "eps": 4 / 255,
     "alpha": 2.67 / 255,
@@ -59,7 +58,6 @@ NAP: Mapping[str, Any] = {
     "weight_decay": 5e-4,  # Dassl's default
     "keep": "last",
     "precision": "fp32",
-    "n_ctx": 16,
     "ctx_init": None,
     "depth": None,  # all layers
     "refiners": True,

@@ -78,7 +78,7 @@ def from_command_line(arguments, monkeypatch):
 class Blank:
     """Stands for a model and for data."""
 
-    image_size, classnames = 48, ("a", "b")
+    image_size, channels, classnames = 48, 3, ("a", "b")
 
 
 def config_file(folder, text, name="settings.yaml"):
