@@ -3,7 +3,7 @@
 A tower uses the modules that it knows. A model may compute more: a forward hook, a subclass of a
 block with another forward, an overridden `encode_image`. Such a model is found by its features: a
 random image and two texts go through the model's own `encode_image` and `encode_text` and through
-the towers without prompts. A tower that differs by more than rounding is not used.
+each tower without prompts. A tower that differs by more than rounding is not used.
 """
 
 from __future__ import annotations
@@ -88,16 +88,15 @@ def gap(clip: FrozenCLIP, encoder: str, engine: str) -> Gap:
         encoder: ``"image"`` or ``"text"``.
         engine: ``"fast"`` or ``"reference"``.
     """
-    known = clip.gaps.setdefault(encoder, {})
-    if engine not in known:
-        known[engine] = _compare(clip, encoder, engine)
-        if engine == "fast" and not known[engine].exact:
+    if encoder not in clip.gaps:
+        found = clip.gaps[encoder] = _compare(clip, encoder)
+        if not found["fast"].exact:
             log.warning(
                 "%s: the fast %s tower does not reproduce the model's own encode_%s (%s): %s",
-                *(clip.name, encoder, encoder, known[engine]),
-                _SLOWER if gap(clip, encoder, "reference").exact else _WITHOUT[encoder],
+                *(clip.name, encoder, encoder, found["fast"]),
+                _SLOWER if found["reference"].exact else _WITHOUT[encoder],
             )
-    return known[engine]
+    return clip.gaps[encoder][engine]
 
 
 def exact_engine(clip: FrozenCLIP, encoder: str, engine: str) -> str:
@@ -118,14 +117,15 @@ def why_inexact(clip: FrozenCLIP, encoder: str) -> str:
 
 
 @torch.no_grad()
-def _compare(clip: FrozenCLIP, encoder: str, engine: str) -> Gap:
-    """Compare a tower with the model's own features."""
+def _compare(clip: FrozenCLIP, encoder: str) -> dict[str, Gap]:
+    """Compare the towers of both engines with the model's own features."""
     own_features, tower_features = _FEATURES[encoder]
     devices = [clip.device] if clip.device.type == "cuda" else []
     # a model may draw random numbers: the caller's generators stay as they are
     with torch.random.fork_rng(devices), torch.inference_mode(False):
         own = _features(own_features, clip)
-        return _gap(clip, _features(tower_features, clip, _TOWERS[encoder, engine]), own)
+        towers = {name: _features(tower_features, clip, _TOWERS[encoder, name]) for name in ENGINES}
+    return {name: _gap(clip, ours, own) for name, ours in towers.items()}
 
 
 def _features(compute: Callable[..., Tensor], *arguments: Any) -> Tensor | str:

@@ -330,7 +330,7 @@ def test_published_settings_replace_defaults_and_preset(call, tmp_path):
     assert code == 0
     assert "preset" not in out
     config = json.loads((folder / "config.json").read_text())["config"]
-    wanted = as_dict(AdvPTConfig.published(batch=5, epochs=1, steps=2))
+    wanted = as_dict(AdvPTConfig.published(batch=5, epochs=1, steps=2, n_ctx=32))
     assert {k: config[k] for k in wanted if k not in ("precision", *EXECUTION)} == {
         k: v for k, v in wanted.items() if k not in ("precision", *EXECUTION)
     }
