@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from .printable import printable
+
 EVERY = 30.0  # seconds between two lines
 
 
@@ -43,8 +45,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Show ``text``, such as the current stage or result, after the step count."""
-        self._note = text
-        self._bar.set_postfix_str(text)
+        self._note = printable(text)
+        self._bar.set_postfix_str(self._note)
 
     def line(self) -> str:
         """Return the current progress as one line."""

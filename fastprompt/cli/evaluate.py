@@ -267,9 +267,8 @@ def _text(results: Sequence[Evaluation]) -> str:
     if len(results) == 1:
         table = results[0].table()
     else:
-        reasons = dict.fromkeys(why for result in results for why in result.reasons)
-        notes = [f"! not to be trusted: {why}" for why in reasons]
-        table = "\n".join([spread_table(spread(results)), *notes])
+        reasons = [why for result in results for why in result.reasons]
+        table = spread_table(spread(results), reasons)
     n = results[0].data["n"]
     checks = [s["verdict"] for result in results for s in result.sanity]
     counted = ", ".join(f"{checks.count(v)} {v}" for v in ("passed", "failed", "skipped"))

@@ -1,9 +1,11 @@
 """The ``fastprompt`` command: ``tune``, ``evaluate``, ``report``, ``import``, ``doctor``."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 from .._utils.names import unknown
+from .._utils.printable import printable_output
 
 _COMMANDS = ("tune", "evaluate", "report", "import", "doctor")
 _USAGE = """usage: fastprompt COMMAND [options]
@@ -45,7 +47,11 @@ def _call(command: str, arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with printable_output():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if arguments else 2
@@ -59,3 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; to resume, pass --resume and the run folder", file=sys.stderr)
         return 130
+    except Exception:  # a bug; Python itself would print it past `printable_output`
+        traceback.print_exc()
+        return 1

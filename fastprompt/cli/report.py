@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from .._utils.printable import printable
 from ..report import write_report
 from .parser import Parser
 
@@ -29,5 +30,5 @@ def report(arguments: Sequence[str]) -> int:
     given = report_parser().parse_args(list(arguments)).as_dict()
     page = write_report(given["runs"], given["out"])
     beside = ", ".join(page.with_suffix(suffix).name for suffix in (".csv", ".md", ".tex"))
-    print(f"report: {page}\ntables: {beside}")
+    print(f"report: {printable(str(page))}\ntables: {printable(beside)}")
     return 0

@@ -10,6 +10,7 @@ import torch
 
 from .._utils.checks import Fraction, check_count, parse_fraction
 from .._utils.names import unknown
+from .._utils.printable import printable
 from .._utils.run_folder import RunFolder
 from ..data import load_data
 from ..evaluation import Evaluation
@@ -228,11 +229,11 @@ def _run(
         else job["eval_eps"]
     )
     out = out or _new_folder(method)
-    print(
+    about = (
         f"{method} on {clip.name}, {data.name}: {len(data.classnames)} classes, "
-        f"{len(data.train)} training images; run folder {out}",
-        flush=True,
+        f"{len(data.train)} training images; run folder {out}"
     )
+    print(printable(about), flush=True)
     given = {**(config or {}), **settings}
     if preset := {k: v for k, v in tuner.preset.items() if k not in given}:
         shown = {k: f"{255 * v:g}/255" if k == "eps" else v for k, v in preset.items()}

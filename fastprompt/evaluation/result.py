@@ -113,8 +113,7 @@ class Evaluation:
         cells: dict[tuple[str, str, float], dict[str, str]] = {}
         for r in self.rows:
             cells.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = _cell(r)
-        notes = [f"! not to be trusted: {reason}" for reason in self.reasons]
-        return "\n".join([text_table(cells), *notes])
+        return text_table(cells, self.reasons)
 
 
 def _rename(found: dict[str, Any]) -> None:

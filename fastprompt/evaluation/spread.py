@@ -1,7 +1,7 @@
 """Summarize evaluations over several seeds: mean, range, standard deviation."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .result import Evaluation
@@ -42,12 +42,12 @@ def spread(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     return out
 
 
-def spread_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Format `spread` as text: one line per attack, one column per model."""
+def spread_table(rows: Sequence[dict[str, Any]], reasons: Iterable[str] = ()) -> str:
+    """Format `spread` as text, as `text_table` does."""
     cells: dict[tuple[str, str, float], dict[str, str]] = {}
     for r in rows:
         mean, low, high = (100 * r[k] for k in ("mean", "low", "high"))
         mark = "" if r["trusted"] else " !"
         text = f"{mean:5.1f} % ({low:.1f} to {high:.1f}){mark}"
         cells.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = text
-    return text_table(cells)
+    return text_table(cells, reasons)
