@@ -1,5 +1,7 @@
 """The HTML page: values for its template."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from . import classes, figures, pictures, settings
 from .comparison import (
@@ -62,8 +65,13 @@ def page_text(runs: Sequence[Run], methods: Sequence[Method]) -> str:
     reasons = distrust(methods)
     eps = common_radius(methods)
     names = ", ".join(run.name for run in runs)
+    routings = classes.routings(methods)
+    # Markup: the page must hold the very text that the hash in its policy is of
+    style = Markup(environment.get_template("style.css.j2").render(heat=bool(routings)))
     return environment.get_template("page.html.j2").render(
         title=f"Robust accuracy: {names}",
+        style=style,
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         names=names,
         caption=caption(methods),
         reasons=reasons,
@@ -80,7 +88,7 @@ def page_text(runs: Sequence[Run], methods: Sequence[Method]) -> str:
         tuning_plots=figures.tuning(runs, methods),
         class_tables=classes.class_tables(methods, eps),
         grids=pictures.grids(methods, eps),
-        routings=classes.routings(methods),
+        routings=routings,
         corrections=[p for m in methods if (p := figures.corrections(m)) is not None],
         sanity=[(m.label, m.sanity) for m in methods if m.sanity],
         settings=settings.settings(runs),

@@ -171,8 +171,21 @@ def _named(svg: str, words: str) -> Markup:
     body = re.sub(r' id="([^"]*)"', lambda m: _renamed(m[1], used), body)
     body = re.sub(r"(url\(#|href=\"#)([^)\"]*)", lambda m: m[1] + used[m[2]], body)
     body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
+    body = re.sub(r' style="([^"]*)"', lambda m: _attributes(m[1]), body)
     label = escape(words)
     return Markup(f'<svg {box[0]} role="img" aria-label="{label}">{body.strip()}')
+
+
+def _attributes(style: str) -> str:
+    """Return a style as attributes of SVG: the page's policy allows no style attribute."""
+    out = ""
+    for declaration in filter(None, style.split(";")):
+        key, value = (part.strip() for part in declaration.split(":", 1))
+        if key == "font":  # of older versions of matplotlib; the family is that of the page
+            key, value = "font-size", value.split("px")[0].split()[-1] + "px"
+        if key != "font-family":
+            out += f' {key}="{value}"'
+    return out
 
 
 def _references(body: str) -> list[str]:

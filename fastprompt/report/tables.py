@@ -4,7 +4,9 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from .._utils.printable import printable
 from .comparison import Column, Method, columns_of, path_words
 from .runs import Run
 
@@ -12,6 +14,7 @@ _FIELDS = (
     *("model", "attack", "path", "eps", "accuracy", "low", "high", "correct", "n", "stalled"),
     *("trusted", "reasons", "forwards", "gradients", "seconds"),
 )
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # the last four are full-width forms
 _WIDE = 8  # columns that fit on a page; with more columns, each attack is a row
 
 _TEX = {
@@ -36,8 +39,15 @@ def csv_text(runs: Sequence[Run]) -> str:
                 reasons = "; ".join(row["reasons"])
                 flat = {**row, "low": low, "high": high, "reasons": reasons}
                 line = [flat.get(key, "") for key in _FIELDS]
-                writer.writerow([run.name, source.name, data, *line])
+                writer.writerow([_plain(cell) for cell in (run.name, source.name, data, *line)])
     return out.getvalue()
+
+
+def _plain(cell: Any) -> Any:
+    """Return a CSV cell that no spreadsheet program takes for a formula (OWASP: CSV injection)."""
+    if not isinstance(cell, str):
+        return cell
+    return ("'" if cell.startswith(_FORMULA) else "") + printable(cell)
 
 
 def markdown_text(methods: Sequence[Method]) -> str:
@@ -162,8 +172,10 @@ def _tex(text: str) -> str:
 
 
 def _mark_down(text: str) -> str:
-    return _replace(text, r"[\\|*_<>`\[\]]", lambda c: f"\\{c}")
+    # of GitHub and Pandoc: markup, HTML, entities, mathematics, strikeout, mentions and citations
+    special = r"[\\|*_<>`\[\]$~^]|&(?=#?\w+;)|(?<!\w)@"
+    return _replace(text, special, lambda c: f"\\{c}")
 
 
 def _replace(text: str, pattern: str, by: Callable[[str], str]) -> str:
-    return re.sub(pattern, lambda found: by(found[0]), " ".join(text.split()))
+    return re.sub(pattern, lambda found: by(found[0]), printable(" ".join(text.split())))

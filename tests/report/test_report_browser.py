@@ -87,6 +87,19 @@ def test_a_request_and_a_complaint_would_be_noticed(tmp_path):
     assert "planted" in done.stderr
 
 
+def test_the_policy_blocks_what_it_does_not_name(run, tmp_path):
+    page = write_report(run)
+    text = page.read_text("utf-8")
+    planted = "<script>document.title = 'run'</script><img src='https://example.invalid/x.png'>"
+    page.write_text(text.replace("<main>", f"<main style='color: red'>{planted}"), "utf-8")
+    _, net, done = browse(page, tmp_path / "browser", PHONE, LIGHT, "--dump-dom")
+    assert "<title>run" not in done.stdout
+    assert asked(net) == []
+    complaints = [line for line in done.stderr.splitlines() if "Content Security Policy" in line]
+    for kind in ("script", "style", "image"):
+        assert [line for line in complaints if kind in line.lower()], kind
+
+
 def test_a_phone_is_not_scrolled_sideways(run, tmp_path):
     page = write_report(run)
     probe = tmp_path / "probe.html"

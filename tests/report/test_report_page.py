@@ -1,5 +1,7 @@
 """The page: what is on it, what is not, and that it asks nobody for anything."""
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -82,7 +84,7 @@ def test_no_other_host_is_named_and_no_script_runs(whole):
     text, page = whole
     assert "http:" not in text
     assert "https:" not in text
-    assert "//" not in re.sub(r"base64,[\w+/=]+", "", text)
+    assert "//" not in re.sub(r"(base64,|'sha256-)[\w+/=]+", "", text)
     assert "@import" not in text
     assert not page.all("script")
     for _, attrs in page.tags:
@@ -91,6 +93,21 @@ def test_no_other_host_is_named_and_no_script_runs(whole):
             assert attrs.get(name, "#").startswith(("#", "data:"))
     for target in re.findall(r"url\(([^)]*)\)", text):
         assert target.strip("\"'").startswith(("#", "data:"))
+
+
+def test_its_policy_allows_its_own_style_and_inline_images_only(whole):
+    text, page = whole
+    (policy,) = (m["content"] for m in page.all("meta") if "http-equiv" in m)
+    style = text.split("<style>")[1].split("</style>")[0]
+    own = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy.split("; ") == [
+        *("default-src 'none'", f"style-src 'sha256-{own}'", "img-src data:"),
+        *("base-uri 'none'", "form-action 'none'"),
+    ]
+    assert len(page.all("style")) == 1
+    # what the policy would block
+    assert not [attrs for _, attrs in page.tags if "style" in attrs]
+    assert text.index("Content-Security-Policy") < text.index("<style>")
 
 
 def test_what_is_referred_to_exists(tmp_path):
@@ -340,7 +357,7 @@ def test_what_evaluate_writes_is_shown(tmp_path):
 def test_router_refiners_and_settings_are_shown(whole):
     text, page = whole
     assert "under pgd-20 at 4/255" in page.sections["routing"]
-    assert text.count("--w:") == 24 * 8
+    assert len(re.findall(r'<td class="w\d+">', text)) == 24 * 8
     assert "relative size" in page.sections["refiners"]
     words = page.sections["settings"]
     for part in (
