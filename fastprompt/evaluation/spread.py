@@ -27,19 +27,25 @@ def spread(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
         raise ValueError("evaluations must have the same models, attacks and radii")
     out = []
     for same in zip(*(e.rows for e in evaluations), strict=True):
-        values = [row["accuracy"] for row in same]
         out.append(
             {
                 **{k: same[0][k] for k in keys},
-                "mean": statistics.fmean(values),
-                "low": min(values),
-                "high": max(values),
-                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-                "accuracies": values,
+                **summary([row["accuracy"] for row in same]),
                 "trusted": all(row["trusted"] for row in same),
             }
         )
     return out
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Return ``mean``, ``low``, ``high``, ``std`` and ``accuracies`` of one row of `spread`."""
+    return {
+        "mean": statistics.fmean(values),
+        "low": min(values),
+        "high": max(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "accuracies": list(values),
+    }
 
 
 def spread_table(rows: Sequence[dict[str, Any]], reasons: Iterable[str] = ()) -> str:

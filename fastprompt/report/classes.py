@@ -1,25 +1,31 @@
 """Per-class results: robust accuracy of each class, and router weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
-from .comparison import Method, radius
+import numpy as np
+
+from .comparison import Cell, Method, radius
 from .figures import diagnostics
 
 _EACH = 10  # number of worst and of best classes shown
-_FEW = 5  # images of a class; with fewer images its accuracy is mostly chance
+DRAWS, LEVEL = 999, 0.01  # of the permutation test
 _ROUTED = 24  # classes shown per router
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class: name, number of images, number classified correctly clean and attacked."""
+    """A class: name, number of images, number classified correctly clean and attacked.
+
+    Of several seeds, the numbers classified correctly are means.
+    """
 
     name: str
     n: int
-    clean: int | None
-    standing: int
+    clean: float | None
+    standing: float
 
     @property
     def share(self) -> float:
@@ -31,13 +37,23 @@ class ClassRow:
 class ClassTable:
     """The worst and the best classes of a method; ``best`` is empty if ``worst`` holds them all.
 
-    ``few`` is `_FEW` if at least half of the classes have fewer than `_FEW` images, else 0.
+    Both are empty if the differences between the classes are within chance. ``images`` are the
+    smallest and the largest number of images of a class.
     """
 
     title: str
     worst: list[ClassRow]
     best: list[ClassRow]
-    few: int
+    images: tuple[int, int]
+
+
+@dataclass
+class _Image:
+    """The label of an image, and over the seeds, whether it is classified correctly."""
+
+    label: int
+    clean: list[bool] = field(default_factory=list)
+    standing: list[bool] = field(default_factory=list)
 
 
 def class_tables(methods: Sequence[Method], eps: float | None) -> list[ClassTable]:
@@ -45,49 +61,77 @@ def class_tables(methods: Sequence[Method], eps: float | None) -> list[ClassTabl
     out = []
     for method in methods:
         cell = method.strongest(eps)
-        if cell is None or not cell.row.get("flags"):
+        images = _images(method.model, cell.each) if cell is not None else []
+        if cell is None or not images:
             continue
-        found = cell.source.evaluation
-        labels, names = found.data.get("labels") or [], found.data.get("classnames")
-        if len(labels) != len(cell.row["flags"]):
-            continue
-        clean = next(
-            (
-                r.get("flags")
-                for r in found.rows
-                if r["attack"] == "clean" and r["model"] == method.model
-            ),
-            None,
-        )
-        rows = _by_class(labels, names, cell.row["flags"], clean)
+        rows = _by_class(images, cell.each[0].source.evaluation.data.get("classnames"))
         words = f"{cell.row['attack']} at {radius(cell.row['eps'])} ({cell.row['path']})"
-        title = f"{method.label} under {words}"
-        few = _FEW if 2 * sum(r.n < _FEW for r in rows) >= len(rows) else 0
-        if len(rows) <= 2 * _EACH:
-            out.append(ClassTable(title, rows, [], few))
-        else:
-            out.append(ClassTable(title, rows[:_EACH], rows[: -_EACH - 1 : -1], few))
+        few, many = min(r.n for r in rows), max(r.n for r in rows)
+        values = [fmean(image.standing) for image in images]
+        shown = rows if beyond_chance(values, [image.label for image in images]) else []
+        every = len(shown) <= 2 * _EACH
+        worst = shown if every else shown[:_EACH]
+        best = [] if every else shown[: -_EACH - 1 : -1]
+        out.append(ClassTable(f"{method.label} under {words}", worst, best, (few, many)))
     return out
 
 
-def _by_class(
-    labels: Sequence[int], names: Sequence[str] | None, flags: str, clean: str | None
-) -> list[ClassRow]:
+def beyond_chance(values: Sequence[float], labels: Sequence[int]) -> bool:
+    """Return whether the classes' means differ more than means of random classes do.
+
+    A permutation test: the statistic is the sum of squares between the classes, compared with that
+    of ``DRAWS`` random assignments of the images to classes of the same sizes.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    _, classes = np.unique(labels, return_inverse=True)
+    sizes = np.bincount(classes)
+
+    def between(values: Any) -> float:
+        return float((np.bincount(classes, values) ** 2 / sizes).sum())
+
+    found = between(x) * (1 - 1e-12)  # equal up to rounding counts as equal
+    random = np.random.default_rng(0)
+    above = 0
+    for _ in range(DRAWS):
+        above += between(random.permutation(x)) >= found
+        if above + 1 > LEVEL * (DRAWS + 1):
+            return False
+    return True
+
+
+def _images(model: str, cells: Sequence[Cell]) -> list[_Image]:
+    """Return the images of the seeds' cells; empty if labels or flags are not known."""
+    out: dict[int, _Image] = {}
+    every = {cell.source.images for cell in cells}
+    for cell in cells:
+        found = cell.source.evaluation
+        labels, flags = found.data.get("labels") or [], cell.row.get("flags") or ""
+        indices = found.data.get("indices") or (range(len(flags)) if len(every) == 1 else [])
+        if not flags or len({len(labels), len(flags), len(indices)}) > 1:
+            return []
+        rows = (r for r in found.rows if r["attack"] == "clean" and r["model"] == model)
+        clean = (next(rows, {}).get("flags") or "").ljust(len(flags))
+        for index, label, before, after in zip(indices, labels, clean, flags, strict=True):
+            image = out.setdefault(index, _Image(label))
+            image.standing.append(after == "1")
+            image.clean += [before == "1"] if before != " " else []
+    return list(out.values())
+
+
+def _by_class(images: Sequence[_Image], names: Sequence[str] | None) -> list[ClassRow]:
     """Return all classes that have images, the least robust first."""
-    counts: dict[int, list[int]] = {}
-    for i, label in enumerate(labels):
-        count = counts.setdefault(label, [0, 0, 0])
-        count[0] += 1
-        count[1] += clean is not None and clean[i] == "1"
-        count[2] += flags[i] == "1"
+    of: dict[int, list[_Image]] = {}
+    for image in images:
+        of.setdefault(image.label, []).append(image)
+    known = all(image.clean for image in images)
     rows = [
         ClassRow(
-            str(names[label]) if names and label < len(names) else f"class {label}",
-            n,
-            right if clean is not None else None,
-            standing,
+            str(names[label]) if names and 0 <= label < len(names) else f"class {label}",
+            len(own),
+            sum(fmean(image.clean) for image in own) if known else None,
+            sum(fmean(image.standing) for image in own),
         )
-        for label, (n, right, standing) in counts.items()
+        for label, own in of.items()
     ]
     # of two equally robust classes, the one with the higher clean accuracy is worse
     return sorted(rows, key=lambda r: (r.share, -(r.clean or 0) / r.n, r.name))
@@ -107,7 +151,7 @@ class Routing:
 def routings(methods: Sequence[Method]) -> list[Routing]:
     """Return router weights of methods with a router; of many classes, those that change most."""
     out = []
-    for method in methods:
+    for method in (m.first for m in methods):
         every = diagnostics(method)
         found = every.get("routing")
         if not found:

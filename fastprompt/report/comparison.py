@@ -1,12 +1,14 @@
 """Comparison of the models of several runs: which rows can be compared."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..evaluation.result import worst_case
 from ..evaluation.scoring import wilson
+from ..evaluation.spread import summary
 from .runs import Run, Source
 
 
@@ -34,10 +36,67 @@ class Cell:
     def row(self) -> dict[str, Any]:
         return self.source.evaluation.rows[self.number]
 
+    @property
+    def each(self) -> "list[Cell]":
+        """The cells of the seeds: itself."""
+        return [self]
+
+
+@dataclass(frozen=True)
+class SeedsCell:
+    """A cell of several seeds.
+
+    Attributes:
+        each: the cells of the seeds.
+        names: the names of the seeds.
+    """
+
+    each: list[Cell]
+    names: list[str]
+
+    @cached_property
+    def row(self) -> dict[str, Any]:
+        """A row as in an evaluation: mean accuracy, the range as interval, ``std``; sums of counts.
+
+        It has no ``flags`` and ``predictions``.
+        """
+        rows = [cell.row for cell in self.each]
+        out: dict[str, Any] = {k: rows[0].get(k) for k in ("model", "attack", "path", "eps")}
+        found = summary([row["accuracy"] for row in rows])
+        out |= found | {"accuracy": found["mean"], "interval": [found["low"], found["high"]]}
+        out["settings"] = rows[0].get("settings") or {}
+        out["trusted"] = all(row["trusted"] for row in rows)
+        out["reasons"] = by_seed([row["reasons"] for row in rows], self.names)
+        out |= {key: sum(row.get(key) or 0 for row in rows) for key in ("n", "correct", "stalled")}
+        if all(row.get("fell_at") for row in rows):
+            fell: Counter[str] = Counter()
+            for row in rows:
+                fell.update(row["fell_at"])
+            out["fell_at"] = dict(fell)
+        parts = [row.get("parts") or [] for row in rows]
+        if len({tuple(p["attack"] for p in own) for own in parts}) == 1:
+            out["parts"] = [
+                {"attack": same[0]["attack"], "standing": sum(p["standing"] for p in same)}
+                for same in zip(*parts, strict=True)
+            ]
+        return out
+
+
+def by_seed(texts: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
+    """Return the texts of all seeds, each once, with the names of its seeds unless all have it."""
+    found: dict[str, list[str]] = {}
+    for own, name in zip(texts, names, strict=True):
+        for text in dict.fromkeys(own):
+            found.setdefault(text, []).append(name)
+    return [
+        text if len(where) == len(names) else f"{text} ({', '.join(where)})"
+        for text, where in found.items()
+    ]
+
 
 @dataclass
 class Method:
-    """A model evaluated on a set of images.
+    """A model evaluated on a set of images, or the models of several seeds.
 
     Attributes:
         label: its name in the report.
@@ -45,13 +104,22 @@ class Method:
         run: name of its run; empty if several runs contain the same model.
         cells: its rows.
         sources: the evaluations that contain it.
+        members: of several seeds, the method of each; else empty.
+        names: the names of the seeds.
     """
 
     label: str
     model: str
     run: str
-    cells: dict[Column, Cell] = field(default_factory=dict)
+    cells: dict[Column, Cell | SeedsCell] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
+    members: "list[Method]" = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def first(self) -> "Method":
+        """The method of the first seed, for what has no mean; itself if it has one seed."""
+        return self.members[0] if self.members else self
 
     @property
     def clean(self) -> dict[str, Any] | None:
@@ -61,8 +129,24 @@ class Method:
     @property
     def sanity(self) -> list[dict[str, Any]]:
         """Its sanity-check verdicts; equal verdicts of several evaluations appear once."""
+        if self.members:
+            return self._sanity_of_seeds()
         every = [s for e in self.sources for s in e.evaluation.sanity if s["model"] == self.model]
         return list({(s["check"], s["verdict"], s["reason"]): s for s in every}.values())
+
+    def _sanity_of_seeds(self) -> list[dict[str, Any]]:
+        every = [member.sanity for member in self.members]
+        pairs = dict.fromkeys((s["check"], s["verdict"]) for own in every for s in own)
+        checks = list(dict.fromkeys(check for check, _ in pairs))
+        out = []
+        for check, verdict in sorted(pairs, key=lambda pair: checks.index(pair[0])):
+            same = [
+                [s["reason"] for s in own if (s["check"], s["verdict"]) == (check, verdict)]
+                for own in every
+            ]
+            facts = {"model": self.model, "check": check, "verdict": verdict}
+            out += [{**facts, "reason": reason} for reason in by_seed(same, self.names)]
+        return out
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -74,7 +158,7 @@ class Method:
         """The evaluation's description of the model."""
         return next((e.evaluation.models.get(self.model, {}) for e in self.sources), {})
 
-    def attacked(self) -> dict[Column, Cell]:
+    def attacked(self) -> dict[Column, Cell | SeedsCell]:
         """Return the cells of attacks, without the clean one."""
         return {k: c for k, c in self.cells.items() if k.attack != "clean"}
 
@@ -83,21 +167,37 @@ class Method:
         """Nonzero radii of its adaptive attacks."""
         return {k.eps for k in self.attacked() if k.path == "adaptive" and k.eps}
 
-    def strongest(self, eps: float | None) -> Cell | None:
+    def strongest(self, eps: float | None) -> Cell | SeedsCell | None:
         """Return the strongest adaptive attack at ``eps``, or at its smallest radius if None."""
         eps = min(self.radii, default=None) if eps is None else eps
         adaptive = {k: c for k, c in self.attacked().items() if k.path == "adaptive"}
         here = [c for k, c in adaptive.items() if k.eps == eps]
         return min(here, key=lambda cell: cell.row["accuracy"], default=None)
 
-    def together(self, eps: float) -> tuple[float, tuple[float, float], int] | None:
-        """Return robust accuracy under all attacks at ``eps``, its interval, number of attacks."""
-        rows = [c.row for k, c in self.attacked().items() if k.eps == eps]
-        flags = [row.get("flags") or "" for row in rows]
+    def together(self, eps: float) -> "Together | None":
+        """Return the robust accuracy under all attacks at ``eps``; None if it is not known."""
+        rows = {k: c.row for k, c in self.attacked().items() if k.eps == eps}
+        if self.members:
+            whole = [m for m in self.members if rows.keys() <= m.cells.keys()]
+            found = [one for m in whole if (one := m.together(eps)) is not None]
+            if not found or len(found) < len(whole):
+                return None
+            over = summary([one.share for one in found])
+            return Together(over["mean"], (over["low"], over["high"]), len(rows), over["std"])
+        flags = [row.get("flags") or "" for row in rows.values()]
         if not rows or not flags[0] or len(set(map(len, flags))) > 1:
             return None
-        standing, n = worst_case(rows).count("1"), len(flags[0])
-        return standing / n, wilson(standing, n), len(rows)
+        standing, n = worst_case(list(rows.values())).count("1"), len(flags[0])
+        return Together(standing / n, wilson(standing, n), len(rows))
+
+
+class Together(NamedTuple):
+    """Robust accuracy under several attacks: Wilson interval, or of several seeds range and std."""
+
+    share: float
+    interval: tuple[float, float]
+    attacks: int
+    std: float | None = None
 
 
 def compare(runs: Sequence[Run]) -> list[Method]:
@@ -105,7 +205,7 @@ def compare(runs: Sequence[Run]) -> list[Method]:
 
     Rows of one model on the same images form one method. Evaluations that differ in the same attack
     are separate methods. A model that several runs share (the same weights on the same images, such
-    as zero-shot) is one method.
+    as zero-shot) is one method. The methods have no labels yet.
     """
     sources = [source for run in runs for source in run.sources]
     found: dict[tuple[Any, ...], Method] = {}
@@ -123,9 +223,7 @@ def compare(runs: Sequence[Run]) -> list[Method]:
             method = found.setdefault(key, Method("", model, owner))
             method.cells = {**method.cells, **{k: own[k] for k in own if k not in method.cells}}
             method.sources.append(source)
-    methods = list(found.values())
-    _name(methods)
-    return methods
+    return list(found.values())
 
 
 def _shared(source: Source, model: str, sources: Sequence[Source]) -> bool:
@@ -139,27 +237,12 @@ def _shared(source: Source, model: str, sources: Sequence[Source]) -> bool:
     )
 
 
-def _differ(one: dict[Column, Cell], other: dict[Column, Cell]) -> bool:
+def _differ(one: Mapping[Column, Cell | SeedsCell], other: Mapping[Column, Cell]) -> bool:
     keys = ("correct", "n", "flags", "settings")
     return any(
         [one[k].row.get(key) for key in keys] != [other[k].row.get(key) for key in keys]
         for k in one.keys() & other.keys()
     )
-
-
-def _name(methods: Sequence[Method]) -> None:
-    plain = [f"{m.run}: {m.model}" if m.run else m.model for m in methods]
-    for method, label in zip(methods, plain, strict=True):
-        source = method.sources[0]
-        several = plain.count(label) > 1
-        which = f"evaluation {source.name}" if source.name else "own result"
-        method.label = f"{label} ({which})" if several else label
-    taken = Counter(m.label for m in methods)
-    numbers: Counter[str] = Counter()
-    for method in methods:
-        if taken[method.label] > 1:
-            numbers[method.label] += 1
-            method.label += f" {numbers[method.label]}"
 
 
 def common_radius(methods: Sequence[Method]) -> float | None:

@@ -1,11 +1,12 @@
 """Plots: accuracy against radius and steps, tuning curves, refiner corrections by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from .comparison import Column, Method, path_words, radius
 from .plots import Plot, Series, draw
-from .runs import Run
+from .seeds import Group
 
 _TICKS = 7  # with more radii, matplotlib chooses the ticks
 
@@ -85,52 +86,57 @@ def _by_steps(method: Method, style: int, row: dict[str, Any]) -> Series:
     return Series(method.label, x, y, style)
 
 
-def tuning(runs: Sequence[Run], methods: Sequence[Method]) -> list[Plot]:
-    """Plot loss and validation accuracy of each run against the epoch."""
-    plots = []
+def tuning(groups: Sequence[Group], methods: Sequence[Method]) -> list[Plot]:
+    """Plot loss and validation accuracy against the epoch; of several seeds, mean and range."""
     # of a run's models the tuned one is the last, and gives the color
     styles = {s.run: style for style, m in enumerate(methods) for s in m.sources}
-    losses = [
-        line
-        for run in runs
-        if (line := _curve(run, "loss", run.name, styles[run.name])) is not None
-    ]
-    if losses:
-        labels = ("epoch", "loss")
-        plots.append(draw("Training loss", losses, labels, whole=True))
-    names = {"val_accuracy": "clean", "val_robust": "robust"}
-    scores = [
-        line
-        for run in runs
-        for key, words in names.items()
-        if (line := _curve(run, key, _of(run, words, runs), styles[run.name])) is not None
-    ]
-    if scores:
+
+    def lines(names: Mapping[str, str]) -> list[Series]:
+        return [
+            line
+            for group in groups
+            for key, words in names.items()
+            if (line := _curve(group, key, label(group, words), styles[group.runs[0].name]))
+        ]
+
+    def label(group: Group, words: str) -> str:
+        return ", ".join(filter(None, [group.label if len(groups) > 1 or not words else "", words]))
+
+    plots = []
+    if losses := lines({"loss": ""}):
+        plots.append(draw("Training loss", losses, ("epoch", "loss"), whole=True))
+    if scores := lines({"val_accuracy": "clean", "val_robust": "robust"}):
         labels = ("epoch", "accuracy (%)")
         plots.append(draw("Validation accuracy", scores, labels, percent=True, whole=True))
     return plots
 
 
-def _of(run: Run, words: str, runs: Sequence[Run]) -> str:
-    return words if len(runs) == 1 else f"{run.name}, {words}"
-
-
-def _curve(run: Run, key: str, label: str, style: int) -> Series | None:
-    points = [(row["epoch"], row[key]) for row in run.metrics if isinstance(row.get(key), float)]
-    if not points:
+def _curve(group: Group, key: str, label: str, style: int) -> Series | None:
+    """Return the mean of the runs at the epochs that all of them have, with the range."""
+    found = [
+        {row["epoch"]: row[key] for row in run.metrics if isinstance(row.get(key), float)}
+        for run in group.runs
+    ]
+    curves = [curve for curve in found if curve]
+    epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+    if not epochs:
         return None
     scale = 100 if key.startswith("val_") else 1
+    points = [[scale * curve[epoch] for curve in curves] for epoch in epochs]
+    band = [min(own) for own in points], [max(own) for own in points]
     return Series(
         label,
-        [epoch for epoch, _ in points],
-        [scale * value for _, value in points],
+        epochs,
+        [fmean(own) for own in points],
         style,
+        band if len(curves) > 1 else None,
         dashed=key == "val_robust",
     )
 
 
 def corrections(method: Method) -> Plot | None:
     """Plot the relative size of each refiner's correction, clean and attacked."""
+    method = method.first
     found = diagnostics(method).get("refiners")
     if not found or not found["layers"]:
         return None

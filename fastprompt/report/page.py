@@ -15,43 +15,53 @@ from . import classes, figures, pictures, settings
 from .comparison import (
     Column,
     Method,
+    Together,
     columns_of,
     common_radius,
     path_words,
     radius,
 )
-from .runs import Run
+from .seeds import Group
 from .tables import caption, distrust
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A cell of the headline table, in per cent; ``notes`` are numbers of reasons for distrust."""
+    """A cell of the headline table, in per cent; ``notes`` are numbers of reasons for distrust.
+
+    Of several seeds: mean, range, standard deviation, and in ``of`` how many have the cell, if not
+    all do.
+    """
 
     value: float
     low: float
     high: float
     notes: list[int]
+    std: float | None
+    of: str
 
 
 @dataclass(frozen=True)
 class Summary:
     """Clean accuracy of a method, and its robust accuracy under all attacks at ``radius``.
 
-    ``under`` names these attacks.
+    ``under`` names these attacks. Of several seeds, these are means, ``interval`` is the range, and
+    ``std`` and ``clean_std`` are standard deviations.
     """
 
     label: str
     about: str
     clean: float | None
+    clean_std: float | None
     robust: float | None
     interval: tuple[float, float]
+    std: float | None
     radius: str
     under: str
     trusted: bool
 
 
-def page_text(runs: Sequence[Run], methods: Sequence[Method]) -> str:
+def page_text(groups: Sequence[Group], methods: Sequence[Method]) -> str:
     """Render the page; sections without content are omitted."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -61,10 +71,11 @@ def page_text(runs: Sequence[Run], methods: Sequence[Method]) -> str:
         undefined=StrictUndefined,
     )
     environment.filters["share"] = lambda value: f"{value:.1f}"
+    environment.filters["count"] = lambda value: f"{value:.1f}".removesuffix(".0")
     columns = columns_of(methods)
     reasons = distrust(methods)
     eps = common_radius(methods)
-    names = ", ".join(run.name for run in runs)
+    names = ", ".join(group.label for group in groups)
     routings = classes.routings(methods)
     # Markup: the page must hold the very text that the hash in its policy is of
     style = Markup(environment.get_template("style.css.j2").render(heat=bool(routings)))
@@ -85,13 +96,16 @@ def page_text(runs: Sequence[Run], methods: Sequence[Method]) -> str:
         eps_plots=figures.against_eps(methods),
         step_plots=figures.against_steps(methods),
         parts=figures.stages(methods),
-        tuning_plots=figures.tuning(runs, methods),
+        seeds=_seeds(methods, columns),
+        unknown_data=[g.label for g in groups if len(g.runs) > 1 and not g.data_known],
+        tuning_plots=figures.tuning(groups, methods),
         class_tables=classes.class_tables(methods, eps),
+        chance={"level": f"{100 * classes.LEVEL:g}", "draws": classes.DRAWS},
         grids=pictures.grids(methods, eps),
         routings=routings,
         corrections=[p for m in methods if (p := figures.corrections(m)) is not None],
         sanity=[(m.label, m.sanity) for m in methods if m.sanity],
-        settings=settings.settings(runs),
+        settings=settings.settings(groups),
     )
 
 
@@ -127,13 +141,41 @@ def _cells(methods: Sequence[Method], column: Column, reasons: Sequence[str]) ->
         if column not in method.cells:
             out.append(None)
             continue
-        row = method.cells[column].row
+        cell = method.cells[column]
+        row, seeds = cell.row, len(method.members)
         where = f" at {column.radius}" if column.eps else ""
         texts = [f"{method.label}, {column.attack}{where}: {why}" for why in row["reasons"]]
         notes = [reasons.index(text) + 1 for text in dict.fromkeys(texts)]
         low, high = row["interval"]
-        out.append(Shown(100 * row["accuracy"], 100 * low, 100 * high, notes))
+        std = 100 * row["std"] if seeds else None
+        of = f"{len(cell.each)} of {seeds} seeds" if seeds and len(cell.each) < seeds else ""
+        out.append(Shown(100 * row["accuracy"], 100 * low, 100 * high, notes, std, of))
     return out
+
+
+def _seeds(methods: Sequence[Method], columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Return, for each method of several seeds, the accuracies of each seed in per cent."""
+    return [
+        {
+            "label": method.label,
+            "names": method.names,
+            "rows": [
+                {
+                    "attack": k.attack,
+                    "path": path_words(k.path),
+                    "radius": k.radius,
+                    "values": [
+                        100 * m.cells[k].row["accuracy"] if k in m.cells else None
+                        for m in method.members
+                    ],
+                }
+                for k in columns
+                if k in method.cells
+            ],
+        }
+        for method in methods
+        if method.members
+    ]
 
 
 def _check_notes(method: Method, reasons: Sequence[str]) -> list[int]:
@@ -152,21 +194,34 @@ def _summaries(methods: Sequence[Method], eps: float | None) -> list[Summary]:
     out = []
     for method in methods:
         clean, best = method.clean, method.strongest(eps)
-        robust, interval, at, under = None, (0.0, 0.0), "", ""
+        robust, interval, std, at, under = None, (0.0, 0.0), None, "", ""
         if best is not None:
             own = best.row["eps"]
-            alone = best.row["accuracy"], best.row["interval"], 1
-            share, (low, high), count = method.together(own) or alone
+            alone = Together(best.row["accuracy"], best.row["interval"], 1, best.row.get("std"))
+            share, (low, high), count, std = method.together(own) or alone
             robust, interval = 100 * share, (100 * low, 100 * high)
             attacks = [_words(k) for k in _attacks(method, own)]
             several = f"all of {count} attacks" if count > 2 else " and ".join(attacks)
             at, under = radius(own), several if count > 1 else best.row["attack"]
-        share_clean = None if clean is None else 100 * clean["accuracy"]
-        trusted = _trusted(method)
         out.append(
-            Summary(method.label, _about(method), share_clean, robust, interval, at, under, trusted)
+            Summary(
+                label=method.label,
+                about=_about(method),
+                clean=None if clean is None else 100 * clean["accuracy"],
+                clean_std=None if clean is None else _percent(clean.get("std")),
+                robust=robust,
+                interval=interval,
+                std=_percent(std),
+                radius=at,
+                under=under,
+                trusted=_trusted(method),
+            )
         )
     return out
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def _attacks(method: Method, eps: float | None) -> list[tuple[str, str]]:
@@ -189,6 +244,6 @@ def _apart(methods: Sequence[Method], eps: float | None) -> list[str]:
         out.append(
             f"At ε = {radius(eps or 0.0)} the models were evaluated under different attacks."
         )
-    if len({m.sources[0].images for m in methods}) > 1:
+    if len({frozenset(s.images for s in m.sources) for m in methods}) > 1:
         out.append("The models were evaluated on different images.")
     return out

@@ -53,7 +53,7 @@ class Grid:
 
 
 def grids(methods: Sequence[Method], eps: float | None) -> list[Grid]:
-    """Return a grid for each method with saved images of an attack.
+    """Return a grid for each method with saved images of an attack, of several seeds the first.
 
     The attack is the strongest adaptive one at ``eps`` if its images were saved, else the first.
 
@@ -62,10 +62,10 @@ def grids(methods: Sequence[Method], eps: float | None) -> list[Grid]:
     """
     kept: dict[int, dict[str, Tensor]] = {}
     out = []
-    for method in methods:
+    for method in (m.first for m in methods):
         best = method.strongest(eps)
         cells = [*([best] if best else []), *method.attacked().values()]
-        for cell in cells:
+        for (cell,) in (cell.each for cell in cells):
             if id(cell.source) not in kept:
                 kept[id(cell.source)] = cell.source.examples()
             tensors = kept[id(cell.source)]

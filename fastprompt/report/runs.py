@@ -38,6 +38,11 @@ class Source:
     folder: Path
     evaluation: Evaluation
 
+    @property
+    def seed(self) -> int | None:
+        """The seed of the evaluation, None if it is not known."""
+        return _seed(self.evaluation.how.get("seed"))
+
     @cached_property
     def images(self) -> tuple[Any, ...]:
         """Identifies the images; equal for evaluations that can be compared."""
@@ -54,16 +59,35 @@ class Source:
 class Run:
     """Attributes:
 
-    name: its name in the report, from the folder's name.
+    name: the folder's name, preceded by those of its parents if another run has the same name.
+    folder: the folder.
     sources: its evaluations.
     metrics: one dict per epoch.
     config: method, settings and model; empty for an evaluation without a run.
     """
 
     name: str
+    folder: Path
     sources: list[Source]
     metrics: list[dict[str, Any]]
     config: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """The tuning method; empty if it is not known."""
+        method = self.config.get("method")
+        return method if isinstance(method, str) else ""
+
+    def part(self, name: str) -> dict[str, Any]:
+        """Return ``config`` or ``job`` of the run's ``config.json``; empty if there is none."""
+        found = self.config.get(name)
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def seeds(self) -> tuple[int | None, int | None]:
+        """The seeds of tuning and of the few-shot draw; None if they are not known."""
+        seed, data_seed = self.part("config").get("seed"), self.part("job").get("data_seed")
+        return _seed(seed), _seed(data_seed)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -78,6 +102,10 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     if not paths:
         raise ValueError("runs must not be empty; pass a run folder")
     return [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def _seed(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _expand(folder: Path) -> list[Path]:
@@ -112,9 +140,12 @@ def _read(folder: Path, name: str) -> Run:
         Source(name, _name(path.parent.relative_to(folder)), path.parent, _load(path))
         for path in found
     ]
-    config = folder / "config.json"
+    above = folder.resolve().parent
+    home = above.parent if above.name == "evaluations" else folder  # an evaluation of a run
+    config = home / "config.json"
     return Run(
         name,
+        folder,
         sources,
         RunFolder(folder).read_metrics(),
         renamed_config(read_json(config)) if config.exists() else {},

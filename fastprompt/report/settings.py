@@ -5,31 +5,40 @@ from typing import Any
 
 from ..evaluation.result import THREAT_MODEL
 from .comparison import path_words, radius
-from .runs import Run, Source
+from .runs import Source
+from .seeds import Group
 
 Facts = list[tuple[str, str]]
 
 
-def settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return, for each run, its tuning settings and the settings of its evaluations."""
+def settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return, for each group, its tuning settings and the settings of its runs' evaluations."""
     return [
         {
-            "run": run.name,
-            "tuning": _tuning(run.config),
-            "evaluations": [_evaluation(source) for source in run.sources],
+            "label": group.label,
+            "tuning": _tuning(group),
+            "runs": [
+                {"name": name or run.name, "evaluations": list(map(_evaluation, run.sources))}
+                for run, name in zip(group.runs, group.names, strict=True)
+            ],
         }
-        for run in runs
+        for group in groups
     ]
 
 
-def _tuning(config: Mapping[str, Any]) -> Facts:
-    if not config:
+def _tuning(group: Group) -> Facts:
+    first = group.runs[0]
+    if not first.config:
         return []
-    clip = config.get("clip")
-    model = clip.get("name") if isinstance(clip, Mapping) else None
-    own = config.get("config")
-    facts = {"method": config.get("method"), "model": model}
-    facts |= dict(own) if isinstance(own, Mapping) else {}
+    clip = first.config.get("clip")
+    facts = {
+        "method": first.method or None,
+        "folder": ", ".join(run.name for run in group.runs),
+        "model": clip.get("name") if isinstance(clip, Mapping) else None,
+        **first.part("config"),
+    }
+    if len(group.runs) > 1:
+        facts["seed"] = [run.seeds[0] for run in group.runs]
     return [(key, words(value)) for key, value in facts.items() if value is not None]
 
 

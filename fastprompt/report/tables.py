@@ -10,11 +10,12 @@ from .._utils.printable import printable
 from .comparison import Column, Method, columns_of, path_words
 from .runs import Run
 
+_PLACE = ("run", "method", "seed", "data_seed", "evaluation", "evaluation_seed", "data")
 _FIELDS = (
     *("model", "attack", "path", "eps", "accuracy", "low", "high", "correct", "n", "stalled"),
     *("trusted", "reasons", "forwards", "gradients", "seconds"),
 )
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # the last four are full-width forms
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four: full-width forms
 _WIDE = 8  # columns that fit on a page; with more columns, each attack is a row
 
 _TEX = {
@@ -30,16 +31,17 @@ def csv_text(runs: Sequence[Run]) -> str:
     """Return one CSV line per row of each evaluation; accuracies are in [0, 1]."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "evaluation", "data", *_FIELDS])
+    writer.writerow([*_PLACE, *_FIELDS])
     for run in runs:
         for source in run.sources:
-            data = source.evaluation.data.get("name", "")
+            data = source.evaluation.data.get("name")
+            place = (run.name, run.method, *run.seeds, source.name, source.seed, data)
             for row in source.evaluation.rows:
                 low, high = row["interval"]
                 reasons = "; ".join(row["reasons"])
                 flat = {**row, "low": low, "high": high, "reasons": reasons}
                 line = [flat.get(key, "") for key in _FIELDS]
-                writer.writerow([_plain(cell) for cell in (run.name, source.name, data, *line)])
+                writer.writerow([_plain(cell) for cell in (*place, *line)])
     return out.getvalue()
 
 
@@ -53,7 +55,8 @@ def _plain(cell: Any) -> Any:
 def markdown_text(methods: Sequence[Method]) -> str:
     """Return a Markdown table for GitHub and Pandoc: accuracy and interval in per cent."""
     columns = columns_of(methods)
-    body = [[_cell(m, k, "{:.1f} [{:.1f}, {:.1f}]", "†") for k in columns] for m in methods]
+    forms = "{:.1f} [{:.1f}, {:.1f}]", "{:.1f} ± {:.1f}"
+    body = [[_cell(m, k, forms, "†") for k in columns] for m in methods]
     labels = [_mark_down(_labeled(m, "†")) for m in methods]
     if len(columns) > _WIDE:
         heads = ["attack", "path", "eps", *labels]
@@ -76,8 +79,8 @@ def markdown_text(methods: Sequence[Method]) -> str:
 def latex_text(methods: Sequence[Method]) -> str:
     """Return a LaTeX table that uses the package booktabs."""
     columns = columns_of(methods)
-    form = r"{:.1f}\,{{\scriptsize[{:.1f}, {:.1f}]}}"
-    body = [[_cell(m, k, form, r"$^\dagger$") for k in columns] for m in methods]
+    forms = r"{:.1f}\,{{\scriptsize[{:.1f}, {:.1f}]}}", r"{:.1f}\,{{\scriptsize$\pm$ {:.1f}}}"
+    body = [[_cell(m, k, forms, r"$^\dagger$") for k in columns] for m in methods]
     labels = [_tex(_labeled(m, "")) + (r"$^\dagger$" if m.failed else "") for m in methods]
     if len(columns) > _WIDE:
         heads = [["Attack", "Path", r"$\epsilon$", *labels]]
@@ -120,8 +123,13 @@ def caption(methods: Sequence[Method]) -> str:
         n, name = source.evaluation.rows[0]["n"], source.evaluation.data.get("name")
         facts.append(f"{n:,} images" + (f" of {name}" if name else ""))
     where = " or ".join(dict.fromkeys(facts))
+    kinds = []
+    if not all(m.members for m in methods):
+        kinds.append("with 95 % Wilson intervals")
+    if any(m.members for m in methods):
+        kinds.append("as means with sample standard deviations over seeds")
     return (
-        f"Accuracy in % with 95 % Wilson intervals on {where}, clean and under attacks of radius "
+        f"Accuracy in % {' or '.join(kinds)} on {where}, clean and under attacks of radius "
         "eps in the L-infinity norm"
     )
 
@@ -138,12 +146,18 @@ def distrust(methods: Sequence[Method]) -> list[str]:
     return list(dict.fromkeys([*checks, *notes]))
 
 
-def _cell(method: Method, column: Column, form: str, mark: str) -> str:
+def _cell(method: Method, column: Column, forms: tuple[str, str], mark: str) -> str:
+    """Format a cell in the form for one seed, or in that for several seeds."""
     if column not in method.cells:
         return ""
-    row = method.cells[column].row
-    low, high = row["interval"]
-    text = form.format(100 * row["accuracy"], 100 * low, 100 * high)
+    cell = method.cells[column]
+    row, one, several = cell.row, *forms
+    if method.members:
+        text = several.format(100 * row["accuracy"], 100 * row["std"])
+        if len(cell.each) < len(method.members):
+            text += f" ({len(cell.each)} of {len(method.members)})"
+    else:
+        text = one.format(*(100 * x for x in (row["accuracy"], *row["interval"])))
     return text if row["trusted"] else f"{text} {mark}"
 
 

@@ -7,14 +7,19 @@ from .._utils.files import write_bytes
 from .comparison import compare
 from .page import page_text
 from .runs import read_runs
+from .seeds import group_runs, over_seeds
 from .tables import csv_text, latex_text, markdown_text
 
 
 def write_report(runs: Sequence[str | Path] | str | Path, out: str | Path | None = None) -> Path:
     """Write ``report.html``, and ``.csv``, ``.md`` and ``.tex`` files of the same name.
 
+    Runs that differ only in their seeds are shown as one, with the mean, the sample standard
+    deviation and the range; the page and the CSV file also have the value of each seed.
+
     Args:
-        runs: one or several run folders, or folders that contain a ``result.json``.
+        runs: one or several run folders, folders that contain a ``result.json``, or folders of
+            several seeds.
         out: file name of the page; by default ``report.html`` in the run folder, for several runs
             in the current folder.
 
@@ -28,13 +33,14 @@ def write_report(runs: Sequence[str | Path] | str | Path, out: str | Path | None
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
     read = read_runs(folders)
     page = _target(folders, out)
-    methods = compare(read)
+    groups = group_runs(read)
+    methods = over_seeds(compare(read), groups)
     # render all files before writing the first; write the page last
     texts = {
         ".csv": csv_text(read),
         ".md": markdown_text(methods),
         ".tex": latex_text(methods),
-        ".html": page_text(read, methods),
+        ".html": page_text(groups, methods),
     }
     for suffix, text in texts.items():
         write_bytes(page.with_suffix(suffix), text.encode())

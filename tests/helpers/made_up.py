@@ -17,10 +17,15 @@ LABELS = [i % CLASSES for i in range(N)]
 RADII = (1 / 255, 2 / 255, 4 / 255)
 
 
-def flags_of(share, seed, among="1" * N):
-    """Flags of which about ``share`` stand, none that ``among`` has not."""
+def flags_of(share, seed, among="1" * N, *, alike=True):
+    """Flags of which about ``share`` stand, none that ``among`` has not.
+
+    Unless the classes are alike, the first half of them stands more often.
+    """
     draw = random.Random(seed)
-    return "".join("1" if a == "1" and draw.random() < share else "0" for a in among)
+    shares = [share if alike else share**0.1 if y < CLASSES // 2 else share**6 for y in LABELS]
+    pairs = zip(among, (shares * len(among))[: len(among)], strict=True)
+    return "".join("1" if a == "1" and draw.random() < own else "0" for a, own in pairs)
 
 
 def row(model, attack, path, eps, flags, **more):
@@ -48,7 +53,7 @@ def rows_of(model, strength, seed):
     out = [row(model, "clean", "none", 0.0, clean, predictions=guesses, gradients=0)]
     for place, eps in enumerate(RADII):
         share = strength ** (place + 1)
-        pgd = flags_of(share, seed + place + 1, clean)
+        pgd = flags_of(share, seed + place + 1, clean, alike=model == "zero-shot")
         auto = flags_of(0.8, seed + place + 9, pgd)
         other = flags_of(share**0.5, seed + place + 20, clean)
         steps = {"steps": 20, "alpha": eps / 4, "loss": "cross-entropy", "counts": "any iterate"}
@@ -139,10 +144,11 @@ def examples(folder, number, size=48, many=6):
     write_tensors(folder / "examples.safetensors", tensors, {"kind": "examples"})
 
 
-def add_tuning(folder, method, epochs=20):
+def add_tuning(folder, method, epochs=20, **recorded):
     """``config.json`` and ``metrics.jsonl``."""
     config = {"method": method, "config": {"epochs": epochs, "lr": 0.002, "eps": 4 / 255}}
-    (folder / "config.json").write_text(json.dumps({**config, "clip": {"name": "tiny-shapes"}}))
+    config |= {"clip": {"name": "tiny-shapes"}, "classnames": NAMES}
+    write_config(folder, config, **recorded)
     lines = [
         {
             **{"epoch": e + 1, "loss": 2.5 * 0.9**e + 0.4, "lr": 0.002},
@@ -154,8 +160,34 @@ def add_tuning(folder, method, epochs=20):
     (folder / "metrics.jsonl").write_text(text)
 
 
-def full_run(folder, method="nap", seed=0, *, sound=True):
-    """A run folder that has everything."""
+def write_config(folder, config, seed=None, job=True, **settings):
+    """``config.json``, with the seed of a run of ``tune`` if one is given."""
+    if seed is not None:
+        settings["seed"] = seed
+        facts = {"data": "shapes", "shots": 4, "classes": "all", "data_seed": seed}
+        config = {**config, **({"job": facts} if job else {})}
+    config = {**config, "config": {**config["config"], **settings}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def seed_run(folder, seed, *, method="nap", flags="", how=0, job=True, **settings):
+    """A small run of one seed: zero-shot and tuned, clean and under an attack."""
+    folder.mkdir(parents=True)
+    flags = flags or flags_of(0.5, 100 + (seed or 0))
+    rows = [row("zero-shot", "clean", "none", 0.0, "1" * 90 + "0" * 30)]
+    rows += [row("tuned", "clean", "none", 0.0, "1" * 100 + "0" * 20)]
+    rows += [row("tuned", "pgd-20", "adaptive", RADII[0], flags, settings={"seed": how})]
+    found = evaluation(rows, [*sanity_of("zero-shot"), *sanity_of("tuned")])
+    found.models["tuned"]["weights"] = f"{method} {folder}"
+    found.how["seed"] = how
+    found.save(folder / "result.json")
+    config = {"method": method, "config": {}, "clip": {"fingerprint": "c"}, "classnames": NAMES}
+    write_config(folder, config, seed, job, **settings)
+    return folder
+
+
+def full_run(folder, method="nap", seed=0, *, sound=True, recorded=False):
+    """A run folder that has everything; its seed is in ``config.json`` if it is to be recorded."""
     folder.mkdir(parents=True)
     rows = [*rows_of("zero-shot", 0.45, 0), *rows_of("tuned", 0.78, 100 + seed)]
     failed = {} if sound else {"gradient_health": "9 % of the entries of the gradient are zero"}
@@ -171,7 +203,7 @@ def full_run(folder, method="nap", seed=0, *, sound=True):
     found.models["tuned"] |= {"weights": f"{method}{seed}", "defenses": ["JPEG(75)"]}
     found.save(folder / "result.json")
     examples(folder, number)
-    add_tuning(folder, method)
+    add_tuning(folder, method, **({"seed": seed} if recorded else {}))
     return folder
 
 

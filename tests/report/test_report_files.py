@@ -1,15 +1,22 @@
 """The tables beside the page, and what is refused."""
 
 import csv
+import io
 import json
 import re
 
 import pytest
 from helpers.made_up import bare, evaluation, examples, full_run, row, run
 
+from fastprompt._utils.printable import printable
+from fastprompt.cli.main import main
 from fastprompt.cli.report import report
 from fastprompt.evaluation import Evaluation
 from fastprompt.report import write_report
+from fastprompt.report.comparison import compare
+from fastprompt.report.runs import read_runs
+from fastprompt.report.seeds import group_runs, over_seeds
+from fastprompt.report.tables import csv_text, latex_text, markdown_text
 
 
 def beside(page, suffix):
@@ -76,6 +83,43 @@ def test_many_columns_go_down_the_page(run):
     text = beside(write_report(run), ".tex")
     assert r"\begin{tabular}{lllrr}" in text
     assert "pgd-20 & adaptive & 4/255 & " in text
+
+
+def tables_of(folder):
+    runs = read_runs([folder])
+    methods = over_seeds(compare(runs), group_runs(runs))
+    return csv_text(runs), markdown_text(methods), latex_text(methods)
+
+
+def named(folder, *names):
+    """A folder with a model of each name."""
+    folder.mkdir()
+    rows = [row(name, "clean", "none", 0.0, "1101") for name in names]
+    evaluation(rows, data={"name": "@data\x1b[2J\n=1"}, models={}).save(folder / "result.json")
+    return folder
+
+
+@pytest.mark.parametrize("first", [*"=+-@\t\r\n", "\uff1d"])
+def test_no_cell_of_the_csv_is_a_formula(tmp_path, first):
+    name = f"{first}cmd|' /C calc'!A0"
+    (line,) = csv.DictReader(io.StringIO(tables_of(named(tmp_path / "-r", name))[0]))
+    assert line["model"] == "'" + printable(name)
+    assert line["run"] == "'-r"
+    assert line["data"] == r"'@data\x1b[2J\n=1"
+    assert float(line["accuracy"]) == 0.75  # numbers stay numbers
+
+
+def test_tables_escape_control_characters_and_markup(tmp_path):
+    names = ("a\x1b[31m\u202eb\x00", "&lt;b&gt; $x$ ~~y~~ @z a@b", "one\n| two \\| [l](u) <i>")
+    for text in (texts := tables_of(named(tmp_path / "r", *names))):
+        assert not set("\x1b\u202e\x00\r") & set(text)
+    _, text, tex = texts
+    rows = [x for x in text.splitlines() if x.startswith("|")]
+    assert len(rows) == 2 + len(names)
+    assert all(len(re.findall(r"(?<!\\)(?:\\\\)*\|", x)) == 3 for x in rows)
+    assert r"\&lt;b\&gt; \$x\$ \~\~y\~\~ \@z a@b" in text
+    assert r"one \| two \\\| \[l\](u) \<i\>" in text
+    assert r"a\textbackslash{}x1b{[}31m\textbackslash{}u202eb" in tex
 
 
 def test_untrusted_numbers_carry_a_mark(tmp_path):
@@ -245,3 +289,14 @@ def test_the_command_writes_and_says_where(run, tmp_path, capsys):
     assert stopped.value.code == 2
     with pytest.raises(FileNotFoundError):
         report([str(tmp_path)])
+
+
+def test_no_control_character_of_a_folder_or_file_reaches_the_terminal(tmp_path, capsys):
+    folder = named(tmp_path / "r\x1b[2J\u202e\nreport: fake", "m")
+    assert main(["report", str(folder)]) == 0
+    (folder / "result.json").write_text("[")
+    assert main(["report", str(folder)]) == 2
+    said = "".join(capsys.readouterr())
+    assert not set("\x1b\u202e") & set(said)
+    assert said.count(r"r\x1b[2J\u202e") == 2
+    assert [line.split(":")[0] for line in said.splitlines()] == ["report", "tables", "error"]
