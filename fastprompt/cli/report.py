@@ -8,14 +8,15 @@ from .parser import Parser
 
 _ABOUT = (
     "Write the evaluations of one or more runs as a self-contained HTML page, and their numbers as "
-    "a CSV file, a Markdown table and a LaTeX table in the same folder."
+    "a CSV file, a Markdown table and a LaTeX table in the same folder. Runs that differ only in "
+    "their seeds are shown as mean and spread."
 )
 
 
 def report_parser() -> Parser:
     """Build the parser of the command."""
     parser = Parser(prog="fastprompt report", description=_ABOUT, allow_abbrev=False)
-    parser.add_argument("runs", type=str, nargs="+", help="run folders or evaluation folders")
+    parser.add_argument("runs", type=str, nargs="+", help="run, seeds or evaluation folders")
     parser.add_argument(
         "--out",
         type=str | None,

@@ -1,5 +1,6 @@
 """Reading and validating the files of run folders."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ class Source:
     def images(self) -> tuple[Any, ...]:
         """Identifies the images; equal for evaluations that can be compared."""
         data = self.evaluation.data
-        return data.get("fingerprint"), data.get("n"), tuple(data.get("indices") or ())
+        # without a draw of shots, the seed of the draw changes no image
+        fingerprint = re.sub(r"/shots=None/seed=\d+", "", data.get("fingerprint") or "")
+        return fingerprint, data.get("n"), tuple(data.get("indices") or ())
 
     def examples(self) -> dict[str, Tensor]:
         """Return the saved clean and adversarial images; empty if there is no such file."""
@@ -78,16 +81,28 @@ class Run:
         method = self.config.get("method")
         return method if isinstance(method, str) else ""
 
-    def part(self, name: str) -> dict[str, Any]:
-        """Return ``config`` or ``job`` of the run's ``config.json``; empty if there is none."""
-        found = self.config.get(name)
-        return found if isinstance(found, dict) else {}
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of tuning; empty if they are not known."""
+        return self._part("config")
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The arguments of the training data, such as ``name`` and ``seed``; empty if unknown."""
+        job, data = self._part("job"), self._part("data")
+        if "data" in job:  # of `fastprompt tune`
+            names = {"data": "name", "shots": "shots", "classes": "classes", "data_seed": "seed"}
+            return {name: job.get(key) for key, name in names.items()}
+        return data if "name" in data else {}
 
     @property
     def seeds(self) -> tuple[int | None, int | None]:
         """The seeds of tuning and of the few-shot draw; None if they are not known."""
-        seed, data_seed = self.part("config").get("seed"), self.part("job").get("data_seed")
-        return _seed(seed), _seed(data_seed)
+        return _seed(self.settings.get("seed")), _seed(self.data.get("seed"))
+
+    def _part(self, name: str) -> dict[str, Any]:
+        found = self.config.get(name)
+        return found if isinstance(found, dict) else {}
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -115,7 +130,7 @@ def _expand(folder: Path) -> list[Path]:
     if not (folder / "seeds.json").exists():
         return [folder]
     seeds = read_json(folder / "seeds.json").get("seeds")
-    if not isinstance(seeds, list):
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
         raise ValueError(f"{folder / 'seeds.json'} is damaged; pass the run folders")
     return [folder / f"seed-{seed}" for seed in seeds]
 

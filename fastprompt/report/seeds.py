@@ -1,7 +1,6 @@
 """Runs and evaluations that differ only in their seeds, and the names of runs and methods."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from .comparison import Cell, Column, Method, SeedsCell
 from .runs import Run, Source
 
 _TUNED = "tuned"  # the name of the tuned classifier in the evaluations of a tuner
-_DATA = ("data", "shots", "classes")  # of a job: what the training images are, besides the seed
+# arguments of the training data that don't change what the images are drawn from
+_PLACE = ("seed", "root", "directory", "download", "unreadable")
 _KINDS = ("seed", "data seed", "evaluation seed")
 _Seeds = tuple[
     int | None, int | None, tuple[int, ...]
@@ -44,14 +44,14 @@ class Group:
         names = [run.name for run in self.runs]
         if len(names) == 1:
             return names[0]
-        above = {run.folder.resolve().parent for run in self.runs}
-        shared = os.path.commonpath(names) if "/" in names[0] else ""
-        return shared or (above.pop().name if len(above) == 1 else ", ".join(names))
+        if len({run.folder.resolve().parent for run in self.runs}) > 1:
+            return ", ".join(names)
+        return names[0].rpartition("/")[0] or self.runs[0].folder.resolve().parent.name
 
     @property
     def data_known(self) -> bool:
-        """Whether the runs record which images they were tuned on, as those of `tune` do."""
-        return bool(self.runs[0].part("job"))
+        """Whether the runs record which images they were tuned on."""
+        return bool(self.runs[0].data)
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
@@ -76,15 +76,15 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def _settings(run: Run) -> str:
     """Return a key of all that seeds of one run have in common; the folder if it is not known."""
-    settings, job, clip = run.part("config"), run.part("job"), run.config.get("clip")
+    clip = run.config.get("clip")
     if not run.method or run.seeds[0] is None:
         return f"folder {run.folder.resolve()}"
     facts = {
         "method": run.method,
-        "settings": {k: v for k, v in settings.items() if k not in ("seed", *EXECUTION)},
+        "settings": {k: v for k, v in run.settings.items() if k not in ("seed", *EXECUTION)},
         "classes": run.config.get("classnames"),
         "clip": (clip.get("fingerprint") or clip) if isinstance(clip, Mapping) else None,
-        "data": [job.get(key) for key in _DATA] if job else None,
+        "data": {k: v for k, v in run.data.items() if k not in _PLACE},
     }
     return json.dumps(facts, sort_keys=True)
 

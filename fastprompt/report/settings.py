@@ -35,7 +35,7 @@ def _tuning(group: Group) -> Facts:
         "method": first.method or None,
         "folder": ", ".join(run.name for run in group.runs),
         "model": clip.get("name") if isinstance(clip, Mapping) else None,
-        **first.part("config"),
+        **first.settings,
     }
     if len(group.runs) > 1:
         facts["seed"] = [run.seeds[0] for run in group.runs]

@@ -1,6 +1,7 @@
 """Names and messages of unknown origin can't steer a terminal."""
 
 import io
+import logging
 import sys
 
 import pytest
@@ -27,11 +28,12 @@ def test_streams_escape_what_is_printed_and_stay_streams(capsys):
         assert not sys.stdout.isatty()
         print("one", HOSTILE)
         print(HOSTILE, file=sys.stderr, flush=True)
+        logging.lastResort.handle(logging.makeLogRecord({"msg": HOSTILE, "levelno": 30}))
     assert (sys.stdout, sys.stderr) == before
     out, err = capsys.readouterr()
     kept = SHOWN.replace(r"\n", "\n")
     assert out == f"one {kept}\n"
-    assert err == f"{kept}\n"
+    assert err == f"{kept}\n{kept}\n"
 
 
 class Terminal(io.StringIO):

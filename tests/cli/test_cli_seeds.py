@@ -81,6 +81,16 @@ def test_the_table_ends_the_output(three, capsys):
     assert "zero-shot" in out
 
 
+def test_their_report_is_one_method(three):
+    assert main(["report", str(three)]) == 0
+    table = (three / "report.md").read_text("utf-8")
+    assert "| apt (3 seeds) |" in table
+    assert table.count("zero-shot") == 1
+    summary = json.loads((three / "summary.json").read_text())["rows"]
+    for row in (row for row in summary if row["model"] == "tuned"):
+        assert f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f}" in table
+
+
 def test_resuming_runs_what_is_left(three, monkeypatch):
     before = {seed: rows_of(three / f"seed-{seed}") for seed in (1, 2, 3)}
     summary = (three / "summary.json").read_bytes()

@@ -138,6 +138,12 @@ def test_a_folder_of_seeds_stands_for_its_runs(tmp_path):
     assert {line.split(",")[0] for line in text.splitlines()[1:]} == {"seed-0", "seed-1"}
 
 
+def test_a_damaged_list_of_seeds_is_refused(tmp_path):
+    (tmp_path / "seeds.json").write_text(json.dumps({"seeds": ["0/../../elsewhere"]}))
+    with pytest.raises(ValueError, match=r"seeds\.json.*damaged"):
+        write_report(tmp_path)
+
+
 def nothing_new(folder):
     return sorted(p.name for p in folder.iterdir())
 

@@ -110,6 +110,26 @@ def test_other_training_data_or_evaluated_images_stay_apart(tmp_path):
     assert [m.label for m in tuned] == ["nap (a)", "nap (b)", "nap (c)"]
 
 
+def test_the_data_may_be_recorded_on_its_own(tmp_path):
+    folders = [seed_run(tmp_path / name, seed) for seed, name in enumerate("abc")]
+    for seed, folder in enumerate(folders):
+        config = json.loads((folder / "config.json").read_text())
+        shots = 16 if seed == 2 else 4
+        data = {"name": "shapes", "shots": shots, "seed": seed, "directory": str(folder)}
+        config |= {"job": {"track": False}, "data": data}
+        (folder / "config.json").write_text(json.dumps(config))
+    assert labels(*folders)[1:] == ["nap (2 seeds)", "nap (c)"]
+
+
+def test_the_seed_of_the_training_draw_does_not_make_other_test_images(tmp_path):
+    folders = [seed_run(tmp_path / name, seed) for seed, name in enumerate("ab")]
+    for seed, folder in enumerate(folders):
+        result = Evaluation.load(folder / "result.json")
+        result.data["fingerprint"] = f"shapes/test/48px/v1/all/shots=None/seed={seed}"
+        result.save(folder / "result.json")
+    assert labels(*folders) == ["zero-shot", "nap (2 seeds)"]
+
+
 def test_other_settings_of_an_attack_stay_apart(tmp_path):
     folders = [seed_run(tmp_path / name, seed) for seed, name in enumerate("ab")]
     result = Evaluation.load(folders[1] / "result.json")
