@@ -58,11 +58,11 @@ class SeedsCell:
     def row(self) -> dict[str, Any]:
         """A row as in an evaluation: mean accuracy, the range as interval, ``std``; sums of counts.
 
-        It has no ``flags`` and ``predictions``.
+        It has no ``flags`` and ``predictions``; ``std`` is None if only one seed has the cell.
         """
         rows = [cell.row for cell in self.each]
         out: dict[str, Any] = {k: rows[0].get(k) for k in ("model", "attack", "path", "eps")}
-        found = summary([row["accuracy"] for row in rows])
+        found = _over([row["accuracy"] for row in rows])
         out |= found | {"accuracy": found["mean"], "interval": [found["low"], found["high"]]}
         out["settings"] = rows[0].get("settings") or {}
         out["trusted"] = all(row["trusted"] for row in rows)
@@ -80,6 +80,10 @@ class SeedsCell:
                 for same in zip(*parts, strict=True)
             ]
         return out
+
+
+def _over(values: Sequence[float]) -> dict[str, Any]:
+    return summary(values) | ({"std": None} if len(values) == 1 else {})
 
 
 def by_seed(texts: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
@@ -182,7 +186,7 @@ class Method:
             found = [one for m in whole if (one := m.together(eps)) is not None]
             if not found or len(found) < len(whole):
                 return None
-            over = summary([one.share for one in found])
+            over = _over([one.share for one in found])
             return Together(over["mean"], (over["low"], over["high"]), len(rows), over["std"])
         flags = [row.get("flags") or "" for row in rows.values()]
         if not rows or not flags[0] or len(set(map(len, flags))) > 1:

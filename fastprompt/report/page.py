@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -147,9 +147,10 @@ def _cells(methods: Sequence[Method], column: Column, reasons: Sequence[str]) ->
         texts = [f"{method.label}, {column.attack}{where}: {why}" for why in row["reasons"]]
         notes = [reasons.index(text) + 1 for text in dict.fromkeys(texts)]
         low, high = row["interval"]
-        std = 100 * row["std"] if seeds else None
         of = f"{len(cell.each)} of {seeds} seeds" if seeds and len(cell.each) < seeds else ""
-        out.append(Shown(100 * row["accuracy"], 100 * low, 100 * high, notes, std, of))
+        out.append(
+            Shown(100 * row["accuracy"], 100 * low, 100 * high, notes, _std(method, row), of)
+        )
     return out
 
 
@@ -194,10 +195,12 @@ def _summaries(methods: Sequence[Method], eps: float | None) -> list[Summary]:
     out = []
     for method in methods:
         clean, best = method.clean, method.strongest(eps)
-        robust, interval, std, at, under = None, (0.0, 0.0), None, "", ""
+        std: float | None = None
+        robust, interval, at, under = None, (0.0, 0.0), "", ""
         if best is not None:
             own = best.row["eps"]
-            alone = Together(best.row["accuracy"], best.row["interval"], 1, best.row.get("std"))
+            over = best.row["std"] if method.members else None
+            alone = Together(best.row["accuracy"], best.row["interval"], 1, over)
             share, (low, high), count, std = method.together(own) or alone
             robust, interval = 100 * share, (100 * low, 100 * high)
             attacks = [_words(k) for k in _attacks(method, own)]
@@ -208,10 +211,10 @@ def _summaries(methods: Sequence[Method], eps: float | None) -> list[Summary]:
                 label=method.label,
                 about=_about(method),
                 clean=None if clean is None else 100 * clean["accuracy"],
-                clean_std=None if clean is None else _percent(clean.get("std")),
+                clean_std=None if clean is None else _std(method, clean),
                 robust=robust,
                 interval=interval,
-                std=_percent(std),
+                std=None if std is None else 100 * std,
                 radius=at,
                 under=under,
                 trusted=_trusted(method),
@@ -220,8 +223,9 @@ def _summaries(methods: Sequence[Method], eps: float | None) -> list[Summary]:
     return out
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _std(method: Method, row: Mapping[str, Any]) -> float | None:
+    """Return the standard deviation over the seeds in per cent; None for one seed."""
+    return 100 * row["std"] if method.members and row["std"] is not None else None
 
 
 def _attacks(method: Method, eps: float | None) -> list[tuple[str, str]]:

@@ -153,7 +153,10 @@ def _cell(method: Method, column: Column, forms: tuple[str, str], mark: str) -> 
     cell = method.cells[column]
     row, one, several = cell.row, *forms
     if method.members:
-        text = several.format(100 * row["accuracy"], 100 * row["std"])
+        alone = f"{100 * row['accuracy']:.1f}"
+        text = (
+            alone if row["std"] is None else several.format(100 * row["accuracy"], 100 * row["std"])
+        )
         if len(cell.each) < len(method.members):
             text += f" ({len(cell.each)} of {len(method.members)})"
     else:

@@ -160,7 +160,7 @@ def test_an_attack_that_not_all_seeds_have_says_how_many(tmp_path):
     again.save(folders[0] / "evaluations" / "1" / "result.json")
     (zero_shot, nap), _ = methods_of(*folders)
     assert [len(cell.each) for cell in nap.cells.values()] == [2, 2, 1]
-    assert "50.0 ± 0.0 (1 of 2)" in markdown_text([zero_shot, nap])
+    assert "| 50.0 (1 of 2) |" in markdown_text([zero_shot, nap])
     assert "(1 of 2)" in latex_text([nap])
 
 
