@@ -151,13 +151,13 @@ def _assemble(
 
 
 def word_context(clip: FrozenCLIP, words: str) -> Tensor:
-    """Embed the tokens of ``words``, ``[tokens, text_width]``.
+    """Embed the tokens of ``words``, ``[tokens, text_width]``; underscores become spaces.
 
     Raises:
         ValueError: ``words`` has no token, or the text encoder does not support prompts.
     """
     parts, start = clip.text_parts, start_tokens(clip)
-    tokens = clip.tokenizer([words])
+    tokens = clip.tokenizer([words.replace("_", " ")])
     end = int(text_ends(clip, tokens, parts.pool_type, parts.eos_id))
     if end <= start:
         raise ValueError(f"ctx_init must contain at least one word, got {words!r}")

@@ -137,6 +137,27 @@ def test_fixed_words_by_hand(small_clip, template):
 
 
 @pytest.mark.parametrize(
+    ("template", "spaced"),
+    [
+        ("a photo of [ctx]{}.", "a photo of [ctx] {}."),
+        ("a photo[ctx]of {}.", "a photo [ctx] of {}."),
+        ("{}[ctx]on a table", "{} [ctx] on a table"),
+        ("[ctx]{}[ctx]", "[ctx] {} [ctx]"),
+        ("( [ctx]. {}", "( [ctx] . {}"),
+        ("{}[ctx].", "{} [ctx]."),
+    ],
+)
+def test_words_around_a_context_are_not_joined(small_clip, template, spaced):
+    layout, wanted = (text_layout(small_clip, NAMES, 3, template=t) for t in (template, spaced))
+    assert torch.equal(layout.ids, wanted.ids)
+    assert torch.equal(layout.context, wanted.context)
+    # the words are those of the text in which words stand for the context
+    text = spaced.replace("[ctx]", "X" if spaced.count("[ctx]") == 2 else "X X X", 1)
+    text = text.replace("[ctx]", "X X").format("cat")
+    assert torch.equal(layout.ids[0], small_clip.tokenizer([text])[0])
+
+
+@pytest.mark.parametrize(
     ("template", "why"),
     [
         ("[ctx] of a.", "exactly one"),
@@ -272,10 +293,10 @@ def test_engines_on_other_tokenizers(tokenizer, model, position):
 
 
 def test_word_context_is_the_words_embeddings(small_clip):
-    for words, tokens in (("a photo of a", 4), ("a photo", 2)):
+    for words, tokens in (("a photo of a", 4), ("a photo", 2), ("a_photo_of_a", 4)):
         got = word_context(small_clip, words)
         assert got.shape == (tokens, 24)
-        assert torch.equal(got, embedded(small_clip, words)[:tokens])
+        assert torch.equal(got, embedded(small_clip, words.replace("_", " "))[:tokens])
     with pytest.raises(ValueError, match=r"^ctx_init .*' '"):
         word_context(small_clip, " ")
 
