@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,16 +117,29 @@ def why_inexact(clip: FrozenCLIP, encoder: str) -> str:
     return f"no engine reproduces the model's own encode_{encoder} ({'; '.join(gaps)})"
 
 
-@torch.no_grad()
 def _compare(clip: FrozenCLIP, encoder: str) -> dict[str, Gap]:
     """Compare the towers of both engines with the model's own features."""
     own_features, tower_features = _FEATURES[encoder]
-    devices = [clip.device] if clip.device.type == "cuda" else []
-    # a model may draw random numbers: the caller's generators stay as they are
-    with torch.random.fork_rng(devices), torch.inference_mode(False):
+    with _undisturbed(clip):
         own = _features(own_features, clip)
-        towers = {name: _features(tower_features, clip, _TOWERS[encoder, name]) for name in ENGINES}
+        towers = {e: _features(tower_features, clip, _TOWERS[encoder, e]) for e in ENGINES}
     return {name: _gap(clip, ours, own) for name, ours in towers.items()}
+
+
+def image_error(clip: FrozenCLIP, tower: Callable[[Tensor], Tensor]) -> str:
+    """Return the error that an image tower without prompts raises; empty if it runs."""
+    with _undisturbed(clip):
+        out = _features(tower, _image(clip))
+    return out if isinstance(out, str) else ""
+
+
+@contextmanager
+def _undisturbed(clip: FrozenCLIP) -> Iterator[None]:
+    """Compute without gradients; a model may draw random numbers, the caller's stay as they are."""
+    devices = [clip.device] if clip.device.type == "cuda" else []
+    # in this order: leaving the inference mode enables gradients
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _features(compute: Callable[..., Tensor], *arguments: Any) -> Tensor | str:

@@ -235,6 +235,17 @@ def test_the_models_own_forward_runs_in_lower_precision_with_its_hooks():
         assert clip.dtype == torch.float64
 
 
+def test_a_model_that_cannot_run_in_lower_precision_keeps_its_own(caplog):
+    adapter = nn.Linear(16, 16)  # not part of the image encoder, and not cast with it
+    model = small_model()
+    model.visual.register_forward_hook(lambda m, a, out: out + adapter(out))
+    clip = load_clip(model)
+    low = make_image_tower(clip, precision="bf16")
+    images = pixels(clip).float()
+    assert torch.equal(low(images), make_image_tower(clip, precision="fp32")(images))
+    assert "encode_image fails in torch.bfloat16 (RuntimeError" in caplog.text
+
+
 # ---- when it runs ------------------------------------------------------------------------------
 
 
@@ -256,12 +267,15 @@ def test_the_comparison_is_cached_until_the_weights_change(monkeypatch):
 
 def test_random_numbers_and_gradients_are_left_alone():
     model = small_model()
+    grads: list[bool] = []
     model.visual.register_forward_hook(lambda m, a, out: out + torch.rand(()))
+    model.visual.register_forward_pre_hook(lambda m, a: grads.append(torch.is_grad_enabled()))
     torch.manual_seed(3)
     before = torch.get_rng_state()
     clip = load_clip(model)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.is_grad_enabled()
+    assert set(grads) == {False}
     assert "relative difference" in clip.why_no_visual_prompts()
 
 
