@@ -75,11 +75,12 @@ class Words:
         Args:
             fixed_words: regard the first words that all classes share as fixed words.
         """
-        fixed = self._common() if fixed_words else 0
         period = self._tokens(".")
         ends = [len(row) - len(period) for row in self.rows]
         if any(row[end:] != period for row, end in zip(self.rows, ends, strict=True)):
-            raise ValueError("has prompts that do not end with a period")
+            raise ValueError("has prompts whose last token is not a period; pass classnames")
+        # a name that the others begin with, such as "cat" with "cat fish", is not a fixed word
+        fixed = min(self._common(), min(ends) - 1) if fixed_words else 0
         return [
             text_of(self.clip, row[fixed:end]) for row, end in zip(self.rows, ends, strict=True)
         ]
