@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers.altered import ALTERED, SHRUNK, altered, shrunk, wide
 from helpers.engine_checks import agree, noise, relative
-from helpers.models import small_model
+from helpers.models import SMALL, small_model
 from torch import Tensor, nn
 
 from fastprompt import DeepPrompts, FrozenCLIP, PromptedCLIP, load_clip
@@ -309,9 +309,17 @@ def test_images_that_are_not_square(engine):
     assert clip.image_size == (32, 64)
     assert clip.pixel_shape == (3, 32, 64)
     assert_own(model, clip, engine)
-    assert "32 x 64 pixels" in str(clip.describe())
+    assert "32 x 64 pixels, patch 16\n" in str(clip.describe())
     with pytest.raises(ValueError, match=r"^images .*\[B, 3, 32, 64\].*image_size=\(32, 64\)"):
         clip.encode_image(torch.zeros(1, 3, 64, 32))
+
+
+def test_patches_that_are_not_square():
+    config = copy.deepcopy(SMALL)
+    config["vision_cfg"] |= {"patch_size": (8, 16)}
+    page = load_clip(open_clip.CLIP(**config).eval()).describe()
+    assert page.patch_size == (8, 16)
+    assert "48 pixels, patch 8 x 16\n" in str(page)
 
 
 def test_images_with_another_number_of_channels_are_refused():
