@@ -206,7 +206,7 @@ def _check_model(clip: FrozenCLIP, prompts: ForeignPrompts, path: str | Path) ->
             f"clip: {path} has prompts for {prompts.depth} layers of both encoders, but "
             f"{clip.name} has {layers[0]} (text) and {layers[1]} (image)"
         )
-    own = {"logit_scale": clip.model.logit_scale}
+    own: dict[str, Any] = {"logit_scale": clip.model.logit_scale}
     for encoder, module in (("image", visual), ("text", text_owner(clip.model))):
         own |= {f"{encoder}_encoder.{k}": v for k, v in module.state_dict().items()}
     for name, value in prompts.frozen.items():

@@ -7,6 +7,7 @@ import enum
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,7 @@ from ..clip.frozen import FrozenCLIP
 from ..clip.parts import HFTextParts, TextParts
 from .blocks import OpenText
 from .cast import cast_hf, cast_text
-from .image import Refiners
-from .template import DEFAULT
+from .image_base import Refiners
 from .text_base import PromptedText
 from .text_chunks import deal, default_class_chunk, recomputed
 from .text_hf import HFChunk, OpenHF
@@ -59,20 +59,11 @@ class TextTower(PromptedText):
         classnames: Sequence[str],
         n_ctx: int,
         *,
-        template: str = DEFAULT,
-        class_specific: bool = False,
-        n_prompts: int | None = None,
         class_chunk: int | None = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            clip,
-            classnames,
-            n_ctx,
-            template=template,
-            class_specific=class_specific,
-            n_prompts=n_prompts,
-        )
+        super().__init__(clip, classnames, n_ctx, **options)
         if class_chunk is not None:
             check_count(class_chunk, "class_chunk")
         self.prefix, self.full_length = 0, self.layout.length

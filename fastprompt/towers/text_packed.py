@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._utils.attention import attend, causal_mask
 from ..kernels import prefix_attention
 from .blocks import OpenText
-from .image import Refiners
+from .image_base import Refiners
 from .text_layout import TextLayout
 from .text_whole import other_places
 

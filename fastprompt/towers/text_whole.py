@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .._utils.attention import attend
 from ..clip.parts import TextParts
 from .blocks import OpenText
-from .image import Refiners
+from .image_base import Refiners
 from .text_layout import TextLayout
 
 

@@ -233,23 +233,23 @@ def words_clip(tokenizer: str, **text: object) -> FrozenCLIP:
 )
 def test_ends_of_other_tokenizers(tokenizer, pool):
     start = TOKENIZERS[tokenizer][0]
-    clip = words_clip(tokenizer)
+    clip = words_clip(tokenizer, pool_type=pool, eos_id=END)
     tokens = clip.tokenizer(["cat .", "very small dog ."])
     # without an end token the text ends at the first of the padding
-    assert text_ends(clip, tokens, pool, END).tolist() == [start + 2, start + 4]
+    assert text_ends(clip, tokens).tolist() == [start + 2, start + 4]
 
 
 def test_a_text_that_fills_the_tokenizer_ends_at_its_last_token():
-    clip = words_clip("neither")
-    assert text_ends(clip, clip.tokenizer(["cat " * LENGTH]), "last", END).tolist() == [LENGTH - 1]
+    clip = words_clip("neither", pool_type="last")
+    assert text_ends(clip, clip.tokenizer(["cat " * LENGTH])).tolist() == [LENGTH - 1]
 
 
 @pytest.mark.parametrize("position", BY_HAND)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_layouts_of_other_tokenizers(tokenizer, position):
     start = int(TOKENIZERS[tokenizer][0])
-    clip = words_clip(tokenizer)
-    layout = text_layout(clip, NAMES, 3, template=TEMPLATES[position], pool_type="last")
+    clip = words_clip(tokenizer, pool_type="last")
+    layout = text_layout(clip, NAMES, 3, template=TEMPLATES[position])
     sentence = {"end": "X X X {}.", "middle": "X {} X X.", "front": "{} X X X."}[position]
     plain = clip.tokenizer([sentence.format(name) for name in ("cat", "very small dog")])
     assert torch.equal(layout.ids, plain)
