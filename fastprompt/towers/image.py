@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._utils.attention import attend, attention_kernel
 from ..clip.frozen import FrozenCLIP
+from .base import keep
 from .blocks import OpenBlock, open_blocks
 from .cast import frozen_copy
 from .image_base import PromptedImage, Refiners
@@ -37,8 +38,7 @@ class ImageTower(PromptedImage):
     ) -> None:
         super().__init__(clip, layers)
         self._cast = dtype
-        for name in ("patch_weight", "patch_bias"):
-            self.register_buffer(name, None, persistent=False)
+        keep(self, patch_weight=None, patch_bias=None)
         self.refresh()
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .._utils.attention import plain_attention
 from ..clip.frozen import FrozenCLIP
 from ..clip.parts import HFTextParts, TextParts
+from .base import keep
 from .image_base import PromptedImage, Refiners
 from .text_base import PromptedText
 
@@ -31,8 +32,7 @@ class ReferenceTextTower(PromptedText):
         self, clip: FrozenCLIP, classnames: Sequence[str], n_ctx: int, **options: Any
     ) -> None:
         super().__init__(clip, classnames, n_ctx, **options)
-        self.register_buffer("ids", self.layout.ids, persistent=False)
-        self.register_buffer("places", self.layout.context, persistent=False)
+        keep(self, ids=self.layout.ids, places=self.layout.context)
 
     def derive(self) -> None:
         self.parts = self.clip.text_parts  # moving the model creates a new mask
