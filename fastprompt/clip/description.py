@@ -11,8 +11,8 @@ class Description:
 
     ``methods``, ``prompts`` and ``fast_paths`` map each name to the reason why the model does not
     support it, or to an empty string if it does. ``compared`` maps each tower that was compared
-    with the model's own forward pass to the result. ``image_size`` is ``(height, width)`` unless
-    the input is square.
+    with the model's own forward pass to the result. ``image_size`` and ``patch_size`` are
+    ``(height, width)`` unless they are square.
     """
 
     name: str
@@ -21,7 +21,7 @@ class Description:
     image_tower: str
     image_width: int | None
     image_layers: int | None
-    patch_size: int | None
+    patch_size: int | tuple[int, int] | None
     text_tower: str
     text_width: int | None
     text_layers: int | None
@@ -37,12 +37,14 @@ class Description:
         def sizes(width: int | None, layers: int | None) -> str:
             return "" if width is None else f", width {width}, {layers} layers"
 
-        size = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
-        patch = "" if self.patch_size is None else f", patch {self.patch_size}"
+        def sides(size: int | tuple[int, int]) -> str:
+            return f"{size[0]} x {size[1]}" if isinstance(size, tuple) else str(size)
+
+        patch = "" if self.patch_size is None else f", patch {sides(self.patch_size)}"
         lines = [
             f"{self.name}: {self.parameters / 1e6:.1f} M parameters, embedding {self.embed_dim}",
             f"  image: {self.image_tower}{sizes(self.image_width, self.image_layers)}, "
-            f"{' x '.join(map(str, size))} pixels{patch}",
+            f"{sides(self.image_size)} pixels{patch}",
             f"  text:  {self.text_tower}{sizes(self.text_width, self.text_layers)}, "
             f"{self.context_length} tokens, {'causal' if self.causal else 'not causal'}",
         ]

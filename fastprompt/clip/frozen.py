@@ -19,6 +19,7 @@ from .parts import (
     architecture,
     input_channels,
     pooled,
+    side,
     text_parts,
     why_no_text_prompts,
     why_no_visual_prompts,
@@ -123,8 +124,7 @@ class FrozenCLIP(nn.Module):
     @property
     def image_size(self) -> int | tuple[int, int]:
         """Side in pixels of the image encoder's square input; else ``(height, width)``."""
-        _, height, width = self.pixel_shape
-        return height if height == width else (height, width)
+        return side(self.pixel_shape[1:])
 
     @property
     def channels(self) -> int:

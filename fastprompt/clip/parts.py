@@ -112,6 +112,11 @@ def image_width(model: nn.Module) -> int:
     return int(visual.class_embedding.shape[-1])
 
 
+def side(size: tuple[int, int]) -> int | tuple[int, int]:
+    """Return the side of a square size ``(height, width)``; another size as it is."""
+    return size[0] if size[0] == size[1] else size
+
+
 def pooled(features: Any) -> Tensor:
     """Return the features of an encoder that may return a tuple, pooled features first."""
     out: Tensor = features[0] if isinstance(features, (tuple, list)) else features

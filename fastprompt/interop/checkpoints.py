@@ -67,7 +67,7 @@ class ForeignPrompts:
         refiners: state dicts of the token refiners of image blocks 1 to ``depth - 1`` (NAP).
         suffix: token embeddings after the context, ``[C, T, text_width]``, in the dtype of the
             file; None if the file does not have them.
-        frozen: the file's weights of the image encoder, by their names in open_clip.
+        frozen: the file's frozen weights of the model, by their names in the file.
         classes: number C of classes they were tuned on; None if the file does not record it.
         epoch: number of epochs they were tuned for; None if the file does not record it.
     """
@@ -168,20 +168,18 @@ def _prompts(content: Mapping[Any, Any]) -> ForeignPrompts:
             f"has a ctx of shape {list(context.shape)}; must be [M, width] or [classes, M, width]"
         )
     deep = _deep(entries, context)
-    depth = len(deep["deep"]) + 1 if deep else 0
-    classes, suffix = _classes(entries, context), _suffix(entries, context)
-    image = "image_encoder."
     return ForeignPrompts(
         context,
         **deep,
-        refiners=_refiners(others, depth),
-        suffix=suffix,
+        refiners=_refiners(others, *deep["maps"][1].shape) if deep else (),
+        suffix=_suffix(entries, context),
         frozen={
-            key.removeprefix(image): value
+            key: value
             for key, value in others.items()
-            if key.startswith(image) and not _REFINER.fullmatch(key)
+            if key.startswith(("image_encoder.", "text_encoder.", "logit_scale"))
+            and not _REFINER.fullmatch(key)
         },
-        classes=classes,
+        classes=_classes(entries, context),
         epoch=epoch if type(epoch) is int else None,
     )
 
@@ -199,7 +197,8 @@ def _entries(state: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Ten
         some = ", ".join(map(str, list(state)[:5])) or "nothing"
         more = ", ..." if len(state) > 5 else ""
         raise ValueError(f"has no prompts: neither ctx nor {_LEARNER}ctx; it holds {some}{more}")
-    others = {k: v for k, v in plain.items() if k not in entries and not k.startswith(_LEARNER)}
+    own = {f"{_LEARNER}{k}" for k in marked} or entries.keys()
+    others = {k: v for k, v in plain.items() if k not in own}
     # ignoring a trained part would change the classifier: CoCoOp's meta_net, IVLP's VPT
     extra = [k for k in entries if not _READ.fullmatch(k) and not k.startswith("ZS_")]
     extra += [k for k in others if not _FROZEN.fullmatch(k) and not _REFINER.fullmatch(k)]
@@ -260,7 +259,9 @@ def _suffix(entries: Mapping[str, Tensor], context: Tensor) -> Tensor | None:
     return suffix
 
 
-def _refiners(others: Mapping[str, Tensor], depth: int) -> tuple[dict[str, Tensor], ...]:
+def _refiners(
+    others: Mapping[str, Tensor], depth: int, width: int
+) -> tuple[dict[str, Tensor], ...]:
     """Return the state dicts of NAP's refiners, one for each image block with deep prompts.
 
     The authors' code also creates refiners in the other blocks, and does not use them.
@@ -272,21 +273,18 @@ def _refiners(others: Mapping[str, Tensor], depth: int) -> tuple[dict[str, Tenso
             layer = "first" if match["layer"] == "0" else "second"
             own = found.setdefault(int(match["block"]), {})
             own[f"{layer}.{match['part']}"] = _take(others, key)
-    if not found:
-        return ()
-    if depth < 2:
-        return ()  # no block receives deep prompts
-    for block in range(1, depth):
+    used = range(1, depth) if found else ()
+    for block in used:
         own = found.get(block, {})
         if lacks := [name for name in _LINEARS if name not in own]:
             raise ValueError(f"is incomplete: block {block} has a token refiner without {lacks[0]}")
-        shapes, width = [list(own[name].shape) for name in _LINEARS], own["second.bias"].numel()
-        if shapes != [[2 * width, width], [2 * width], [width, 2 * width], [width]]:
+        shapes = [list(own[name].shape) for name in _LINEARS]
+        if shapes != (wanted := [[2 * width, width], [2 * width], [width, 2 * width], [width]]):
             raise ValueError(
-                f"has a token refiner in block {block} of shapes {shapes}; must be two linear "
-                "layers with a hidden width of twice the token width"
+                f"has a token refiner in block {block} of shapes {shapes}; must be {wanted}, two "
+                f"linear layers with a hidden width of twice the token width {width}"
             )
-    return tuple(found[block] for block in range(1, depth))
+    return tuple(found[block] for block in used)
 
 
 def _deep(entries: Mapping[str, Tensor], context: Tensor) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 from .._utils.checks import check_classnames
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
-from ..clip.parts import image_width
+from ..clip.parts import image_width, text_owner
 from ..methods.registry import TUNERS
 from ..prompts.deep import why_no_deep_prompts
 from ..towers.template import DEFAULT
@@ -206,12 +206,15 @@ def _check_model(clip: FrozenCLIP, prompts: ForeignPrompts, path: str | Path) ->
             f"clip: {path} has prompts for {prompts.depth} layers of both encoders, but "
             f"{clip.name} has {layers[0]} (text) and {layers[1]} (image)"
         )
-    own = visual.state_dict()
+    own: dict[str, Any] = {"logit_scale": clip.model.logit_scale}
+    for encoder, module in (("image", visual), ("text", text_owner(clip.model))):
+        own |= {f"{encoder}_encoder.{k}": v for k, v in module.state_dict().items()}
     for name, value in prompts.frozen.items():
-        if name in own and not _equal(own[name], value):
+        if name not in own or not _equal(own[name], value):
+            image = name.startswith("image_encoder.")
             raise ValueError(
-                f"clip: {path} was tuned on another image encoder than that of {clip.name}: "
-                f"{name} differs; pass its weights as image_weights"
+                f"clip: {path} was tuned with other weights than those of {clip.name}: {name} "
+                f"differs; pass {'them as image_weights' if image else 'the model of tuning'}"
             )
 
 

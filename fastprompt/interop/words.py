@@ -11,7 +11,7 @@ from torch import Tensor
 from .._utils.checks import check_classnames
 from ..clip.frozen import FrozenCLIP
 from ..towers.template import DEFAULT
-from ..towers.text_layout import start_tokens, text_ends, text_layout
+from ..towers.text_layout import start_tokens, text_ends, text_layout, word_tokens
 
 
 def token_ids(clip: FrozenCLIP, embedded: Tensor) -> Tensor:
@@ -64,9 +64,7 @@ class Words:
     """
 
     def __init__(self, clip: FrozenCLIP, ids: Tensor) -> None:
-        self.clip, self.ids = clip, ids
-        parts = clip.text_parts
-        ends = text_ends(clip, ids, parts.pool_type, parts.eos_id).tolist()
+        self.clip, ends = clip, text_ends(clip, ids).tolist()
         self.rows = [row[:end] for row, end in zip(ids.tolist(), ends, strict=True)]
 
     def names(self, *, fixed_words: bool) -> list[str]:
@@ -75,11 +73,12 @@ class Words:
         Args:
             fixed_words: regard the first words that all classes share as fixed words.
         """
-        fixed = self._common() if fixed_words else 0
         period = self._tokens(".")
         ends = [len(row) - len(period) for row in self.rows]
         if any(row[end:] != period for row, end in zip(self.rows, ends, strict=True)):
-            raise ValueError("has prompts that do not end with a period")
+            raise ValueError("has prompts whose last token is not a period; pass classnames")
+        # a name that the others begin with, such as "cat" with "cat fish", is not a fixed word
+        fixed = min(self._common(), min(ends) - 1) if fixed_words else 0
         return [
             text_of(self.clip, row[fixed:end]) for row, end in zip(self.rows, ends, strict=True)
         ]
@@ -121,19 +120,10 @@ class Words:
 
     def check(self, template: str, classnames: Sequence[str], n_ctx: int) -> None:
         """Raise unless the template gives the checkpoint's tokens around the context."""
-        parts, start = self.clip.text_parts, start_tokens(self.clip)
-        layout = text_layout(
-            self.clip,
-            classnames,
-            n_ctx,
-            template=template,
-            pool_type=parts.pool_type,
-            eos_id=parts.eos_id,
-        )
-        places = torch.arange(layout.length)
-        kept = ((places >= start) & (places < layout.ends[:, None])).scatter(
-            1, layout.context, False
-        )
+        layout = text_layout(self.clip, classnames, n_ctx, template=template)
+        places, start = torch.arange(layout.length), start_tokens(self.clip)
+        words = (places >= start) & (places < layout.ends[:, None])
+        kept = words.scatter(1, layout.context, False)
         for name, row, held, ids in zip(classnames, self.rows, kept, layout.ids, strict=True):
             own = ids[held].tolist()
             if own != row:
@@ -143,7 +133,4 @@ class Words:
                 )
 
     def _tokens(self, text: str) -> list[int]:
-        parts, start = self.clip.text_parts, start_tokens(self.clip)
-        tokens = self.clip.tokenizer([text])
-        end = int(text_ends(self.clip, tokens, parts.pool_type, parts.eos_id))
-        return [int(token) for token in tokens[0, start:end]]
+        return [int(token) for token in word_tokens(self.clip, text)]

@@ -18,8 +18,10 @@ from .._utils.checks import Fraction, check_choice, check_count, check_labels
 from ..attacks import FeaturePGD
 from ..attacks.ascent import Clamp
 from ..attacks.random_start import Sides
+from ..clip.parts import why_no_visual_prompts
 from ..data.dataset import ImageDataset
 from ..prompts.context import TextContext
+from ..towers.compare import gap
 from ..tuning.config import TunerConfig, parse_distances
 from ..tuning.tuner import Tuner
 from . import presets, published
@@ -67,8 +69,7 @@ class AdvPTConfig(TunerConfig):
         parse_distances(self, "eps", "alpha")
         if self.bank_dir is not None:
             object.__setattr__(self, "bank_dir", str(self.bank_dir))
-        if self.start not in ("two-sided", "one-sided"):
-            raise ValueError(f"start must be 'two-sided' or 'one-sided', got {self.start!r}")
+        check_choice(self.start, "start", get_args(Sides))
         check_choice(self.clamp, "clamp", get_args(Clamp))
 
 
@@ -107,6 +108,11 @@ class AdvPTTuner(Tuner):
             seed=config.seed,
         )
         folder = Path(config.bank_dir) if config.bank_dir else out and out / "banks"
+        towers = f"{config.engine}/{config.precision}"
+        if not why_no_visual_prompts(self.clip.model):
+            found = gap(self.clip, "image", "fast")
+            # the fingerprint of a model does not contain its hooks and overridden methods
+            towers += "" if found.exact else f"/{found.distance:.1e}"
         self._banks: dict[str, tuple[Tensor, Tensor]] = {}
         for name, data in (("train", train), ("val", val)):
             if data is None:
@@ -116,7 +122,7 @@ class AdvPTTuner(Tuner):
                 data,
                 attack,
                 batch=config.attack_batch,
-                towers=f"{config.engine}/{config.precision}",
+                towers=towers,
                 folder=folder,
                 workers=config.workers,
                 title=f"{name} bank",

@@ -1,7 +1,6 @@
 """Phase 1 of AdvPT: computes one adversarial embedding per image, once before tuning."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,32 +86,12 @@ def make_bank(
     file = None if folder is None else folder / f"{key[:32]}.safetensors"
     if file is not None and file.exists():
         return _unpack(_read(file, key))
-    shard_folder = None if file is None else file.with_suffix(".parts")
-    shards = list(_shards(clip, data, attack, batch, shard_folder, key, workers, title, progress))
-    whole = {name: torch.cat([s[name] for s in shards]) for name in shards[0] if name != "entries"}
-    whole["entries"] = shards[0]["entries"]
-    if file is not None and shard_folder is not None:
-        write_tensors(file, whole, {"kind": _KIND, "key": key})
-        shutil.rmtree(shard_folder, ignore_errors=True)
-    return _unpack(whole)
-
-
-def _shards(
-    clip: FrozenCLIP,
-    data: ImageDataset,
-    attack: FeaturePGD,
-    batch: int,
-    shard_folder: Path | None,
-    key: str,
-    workers: int,
-    title: str,
-    progress: bool,
-) -> Iterator[dict[str, Tensor]]:
-    size = batch * _SHARD_BATCHES
+    folder = None if file is None else file.with_suffix(".parts")
+    size, shards = batch * _SHARD_BATCHES, []
     with Progress(len(data), title, "img", show=progress) as bar:
         for start in range(0, len(data), size):
             rows = range(start, min(start + size, len(data)))
-            path = None if shard_folder is None else shard_folder / f"{start:09d}.safetensors"
+            path = None if folder is None else folder / f"{start:09d}.safetensors"
             shard = None if path is None else _finished(path, key)
             if shard is not None:
                 bar.update(len(rows))
@@ -120,7 +99,13 @@ def _shards(
                 shard = _attack_rows(clip, data, attack, rows, batch, workers, bar)
                 if path is not None:
                     write_tensors(path, shard, {"kind": _KIND, "key": key})
-            yield shard
+            shards.append(shard)
+    whole = {name: torch.cat([s[name] for s in shards]) for name in shards[0] if name != "entries"}
+    whole["entries"] = shards[0]["entries"]
+    if file is not None and folder is not None:
+        write_tensors(file, whole, {"kind": _KIND, "key": key})
+        shutil.rmtree(folder, ignore_errors=True)
+    return _unpack(whole)
 
 
 def _finished(path: Path, key: str) -> dict[str, Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._utils.checks import check_classnames, check_templates
-from .._utils.dtypes import at_least_float32, own_precision
+from .._utils.dtypes import at_least_float32, check_precision, own_precision
 from ..clip.frozen import FrozenCLIP
 from ..towers.engines import make_image_tower
+from ..towers.reference import ReferenceImageTower
 
 
 class CLIPClassifier(nn.Module):
@@ -85,8 +87,9 @@ class CLIPClassifier(nn.Module):
         return self.visual is not None or self.refiners is not None
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Return unnormalized image features ``[B, D]``, at least float32."""
-        return at_least_float32(self.image_tower(images, self.visual, self.refiners))
+        """Return unnormalized image features ``[B, D]``, at least in the text features' dtype."""
+        features = at_least_float32(self.image_tower(images, self.visual, self.refiners))
+        return features.to(torch.promote_types(features.dtype, self.text_features.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C]``, differentiable with respect to the pixels."""
@@ -98,15 +101,24 @@ class CLIPClassifier(nn.Module):
         return class_logits(self.clip, image_features, self.text_features, self.head, *prepared)
 
     def in_precision(self, precision: str) -> CLIPClassifier:
-        """Return this classifier with the image tower in the given precision."""
-        # image features are then float64, and the product needs text features of the same dtype
+        """Return this classifier with the image tower in the given precision.
+
+        A reference tower runs the model's own modules: then the result has a converted copy of the
+        model.
+        """
+        clip, tower = self.clip, self.image_tower
+        own_modules = self.engine == "reference" or isinstance(tower, ReferenceImageTower)
+        if own_modules and precision != own_precision(clip.dtype):
+            clip = copy.deepcopy(clip).to(check_precision(precision, clip.device))
+        layers = getattr(tower, "layers", ())
         text = self.text_features.double() if precision == "fp64" else self.text_features
         return CLIPClassifier(
-            self.clip,
+            clip,
             text,
             self.classnames,
             engine=self.engine,
             precision=precision,
+            image_tower=make_image_tower(clip, layers, engine=self.engine, precision=precision),
             visual=self.visual,
             refiners=self.refiners,
             head=self.head,

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..clip.frozen import FrozenCLIP
+
+
+def keep(module: nn.Module, **tensors: Tensor | None) -> None:
+    """Register index tensors as buffers: they follow the module's device and are not saved.
+
+    A copy to the device in each forward pass would synchronize.
+    """
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor, persistent=False)
 
 
 class Tower(nn.Module):

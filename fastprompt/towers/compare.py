@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,16 +117,28 @@ def why_inexact(clip: FrozenCLIP, encoder: str) -> str:
     return f"no engine reproduces the model's own encode_{encoder} ({'; '.join(gaps)})"
 
 
-@torch.no_grad()
 def _compare(clip: FrozenCLIP, encoder: str) -> dict[str, Gap]:
     """Compare the towers of both engines with the model's own features."""
-    own_features, tower_features = _FEATURES[encoder]
-    devices = [clip.device] if clip.device.type == "cuda" else []
-    # a model may draw random numbers: the caller's generators stay as they are
-    with torch.random.fork_rng(devices), torch.inference_mode(False):
-        own = _features(own_features, clip)
-        towers = {name: _features(tower_features, clip, _TOWERS[encoder, name]) for name in ENGINES}
+    with _undisturbed(clip):
+        own = _features(_own_features, clip, encoder)
+        towers = {name: _features(_tower_features, clip, encoder, name) for name in ENGINES}
     return {name: _gap(clip, ours, own) for name, ours in towers.items()}
+
+
+def image_error(clip: FrozenCLIP, tower: Callable[[Tensor], Tensor]) -> str:
+    """Return the error that an image tower without prompts raises; empty if it runs."""
+    with _undisturbed(clip):
+        out = _features(tower, _image(clip))
+    return out if isinstance(out, str) else ""
+
+
+@contextmanager
+def _undisturbed(clip: FrozenCLIP) -> Iterator[None]:
+    """Compute without gradients; a model may draw random numbers, the caller's stay as they are."""
+    devices = [clip.device] if clip.device.type == "cuda" else []
+    # in this order: leaving the inference mode enables gradients
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _features(compute: Callable[..., Tensor], *arguments: Any) -> Tensor | str:
@@ -161,23 +174,19 @@ def _image(clip: FrozenCLIP) -> Tensor:
     return image.to(clip.device, torch.float64 if clip.dtype == torch.float64 else torch.float32)
 
 
-def _names(clip: FrozenCLIP) -> list[str]:
+def _texts(clip: FrozenCLIP) -> list[str]:
     return _NAMES if clip.context_length >= _ROOM else _NAMES[:1]
 
 
-def _own_texts(clip: FrozenCLIP) -> Tensor:
-    return clip.encode_text([f"{name}." for name in _names(clip)])
+def _own_features(clip: FrozenCLIP, encoder: str) -> Tensor:
+    if encoder == "image":
+        return clip.encode_image(_image(clip))
+    return clip.encode_text([f"{name}." for name in _texts(clip)])
 
 
-def _tower_texts(clip: FrozenCLIP, tower: Any) -> Tensor:
-    prompted = tower(clip, _names(clip), 0)  # no context tokens: plain texts
-    return prompted(torch.empty(prompted.context_shape, dtype=clip.dtype, device=clip.device))
-
-
-_FEATURES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "image": (
-        lambda clip: clip.encode_image(_image(clip)),
-        lambda clip, tower: tower(clip)(_image(clip)),
-    ),
-    "text": (_own_texts, _tower_texts),
-}
+def _tower_features(clip: FrozenCLIP, encoder: str, engine: str) -> Tensor:
+    make = _TOWERS[encoder, engine]
+    if encoder == "image":
+        return make(clip)(_image(clip))
+    tower = make(clip, _texts(clip), 0)  # no context tokens: plain texts
+    return tower(torch.empty(tower.context_shape, dtype=clip.dtype, device=clip.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -20,13 +21,14 @@ from ..clip.frozen import FrozenCLIP
 from ..clip.parts import pooled, why_no_visual_prompts
 from .base import Tower
 from .cast import frozen_copy
-from .compare import exact_engine, gap
+from .compare import exact_engine, gap, image_error
 from .image import ImageTower
 from .reference import ReferenceImageTower, ReferenceTextTower
 from .text import TextTower
 from .text_base import PromptedText
 
 Engine = Literal["fast", "reference"]
+log = logging.getLogger(__name__)
 
 
 def resolve_precision(clip: FrozenCLIP, engine: str, precision: str | None) -> str:
@@ -97,7 +99,8 @@ def make_image_tower(
     """Make the engine's image tower; without ``layers``, any image encoder is supported.
 
     The reference tower takes the place of a fast tower that does not reproduce `encode_image`;
-    without ``layers``, the model's own forward pass takes the place of both.
+    without ``layers``, the model's own forward pass takes the place of both. It runs in the
+    precision of the weights if it fails in another one.
 
     Raises:
         ValueError: the image encoder does not support the requested prompts, or no tower reproduces
@@ -113,7 +116,15 @@ def make_image_tower(
         return ReferenceImageTower(clip, layers)
     if layers:
         raise _inexact(clip, "image")
-    return PlainImageTower(clip, dtype)
+    tower = PlainImageTower(clip, dtype)
+    if dtype is not None and (error := image_error(clip, tower)):
+        log.warning(
+            "%s: encode_image fails in %s (%s), it runs in %s",
+            *(clip.name, dtype, error),
+            clip.dtype,
+        )
+        return PlainImageTower(clip)
+    return tower
 
 
 def _inexact(clip: FrozenCLIP, encoder: str) -> ValueError:
@@ -131,15 +142,14 @@ class PlainImageTower(Tower):
 
     Args:
         clip: the frozen model.
-        dtype: dtype of a copy of the image encoder; by default that of the weights. Ignored if
-            `encode_image` is an attribute of the model object, which may use the model itself.
+        dtype: dtype of a copy of the image encoder; by default that of the weights.
     """
 
     model: Any
 
     def __init__(self, clip: FrozenCLIP, dtype: torch.dtype | None = None) -> None:
         super().__init__(clip)
-        self._cast = None if "encode_image" in vars(clip.model) else dtype
+        self._cast = dtype
 
     def derive(self) -> None:
         """Copy the encoder in another precision, if one was requested."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,35 +11,22 @@ from torch import Tensor
 
 from .._utils.attention import attend, attention_kernel
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import why_no_visual_prompts
-from .base import Tower
+from .base import keep
 from .blocks import OpenBlock, open_blocks
 from .cast import frozen_copy
+from .image_base import PromptedImage, Refiners
 
-Refiners = Sequence[Callable[[Tensor], Tensor]]
 
-
-class ImageTower(Tower):
+class ImageTower(PromptedImage):
     """Fast image tower, which skips all computation that does not affect the features.
-
-    Prompt tokens follow the patch tokens and have no positional embedding. Those of layer 0 are
-    appended before the encoder's first LayerNorm; those of a later layer replace the previous
-    prompt tokens, if any, before that layer's block. The prompt tokens of the last such layer pass
-    through the remaining blocks. Refiners act on the class and patch tokens before every block but
-    the first (NAP's order). Average pooling excludes prompt tokens.
 
     Outputs of prompt tokens that the next layer replaces are not computed: these tokens only give
     keys and values, once for the whole batch. The last block computes only the pooled tokens.
 
     Args:
-        clip: the frozen model.
-        layers: indices of the layers that have prompts, in increasing order; by default none.
+        clip, layers: see `PromptedImage`.
         dtype: dtype of the blocks; by default that of the weights. The patch embedding always has
             the dtype of the weights: in lower precision, rounding would cancel attack steps.
-
-    Raises:
-        ValueError: the image encoder does not support visual prompts (the message says why), or has
-            no such layer.
     """
 
     visual: Any
@@ -49,14 +36,10 @@ class ImageTower(Tower):
     def __init__(
         self, clip: FrozenCLIP, layers: Sequence[int] = (), *, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__(clip)
-        if reason := why_no_visual_prompts(clip.model):
-            raise ValueError(f"clip: {clip.name} does not support visual prompts: {reason}")
+        super().__init__(clip, layers)
         self._cast = dtype
-        for name in ("patch_weight", "patch_bias"):
-            self.register_buffer(name, None, persistent=False)
+        keep(self, patch_weight=None, patch_bias=None)
         self.refresh()
-        self.layers = check_layers(layers, len(self.blocks), f"image tower of {clip.name}")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,11 +90,6 @@ class ImageTower(Tower):
             x, kept = self._blocks(x, prompts, refiners, keep_layers)
         features = self._pool(x, whole=keep_layers)
         return (features, kept) if keep_layers else features
-
-    def check(self, prompts: Tensor | None, refiners: Refiners | None) -> None:
-        """Raise the errors of `forward` about prompts and refiners."""
-        check_prompts(prompts, self.layers, self.blocks[0].width)
-        check_refiners(refiners, len(self.blocks))
 
     def _embed(self, images: Tensor) -> Tensor:
         visual = self.visual
@@ -197,37 +175,3 @@ def _block(block: OpenBlock, x: Tensor, extra: Tensor | None, *, follow: bool) -
     q, k, v = block.qkv(block.norm(x))
     k, v = _with_extra(block, k, v, extra)
     return block.leave(x, attend(q, k, v))
-
-
-def check_layers(layers: Sequence[int], depth: int, tower: str) -> tuple[int, ...]:
-    """Return ``layers`` as a tuple; raise unless they increase and the tower has them."""
-    if not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be a list of layer indices such as range(3), got {layers!r}")
-    out = tuple(int(i) for i in layers)
-    if list(out) != sorted(set(out)):
-        raise ValueError(f"layers must be strictly increasing, got {list(out)}")
-    if out and not 0 <= out[0] <= out[-1] < depth:
-        raise ValueError(
-            f"layers must be in 0..{depth - 1}, as the {tower} has {depth} layers, "
-            f"got {list(out)}; "
-            "lower the prompt depth"
-        )
-    return out
-
-
-def check_prompts(prompts: Tensor | None, layers: Sequence[int], width: int) -> None:
-    """Raise unless ``prompts`` is ``[len(layers), V, width]``, or None if ``layers`` is empty."""
-    got = None if prompts is None else list(prompts.shape)
-    if got is None and not layers:
-        return
-    if got is None or len(got) != 3 or got[0] != len(layers) or got[2] != width:
-        raise ValueError(f"prompts must be [{len(layers)}, V, {width}], got {got}")
-
-
-def check_refiners(refiners: Refiners | None, depth: int) -> None:
-    """Raise if there are more refiners than blocks after the first."""
-    if refiners is not None and len(refiners) >= depth:
-        raise ValueError(
-            f"refiners must have at most {depth - 1} modules, one for each block but the first, "
-            f"got {len(refiners)}"
-        )

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from .._utils.attention import plain_attention
 from ..clip.frozen import FrozenCLIP
-from ..clip.parts import HFTextParts, TextParts, image_width, why_no_visual_prompts
-from .base import Tower
-from .image import Refiners, check_layers, check_prompts, check_refiners
+from ..clip.parts import HFTextParts, TextParts
+from .base import keep
+from .image_base import PromptedImage, Refiners
 from .text_base import PromptedText
 
 
@@ -32,8 +32,7 @@ class ReferenceTextTower(PromptedText):
         self, clip: FrozenCLIP, classnames: Sequence[str], n_ctx: int, **options: Any
     ) -> None:
         super().__init__(clip, classnames, n_ctx, **options)
-        self.register_buffer("ids", self.layout.ids, persistent=False)
-        self.register_buffer("places", self.layout.context, persistent=False)
+        keep(self, ids=self.layout.ids, places=self.layout.context)
 
     def derive(self) -> None:
         self.parts = self.clip.text_parts  # moving the model creates a new mask
@@ -88,16 +87,8 @@ def run_block(transformer: Any, block: Any, x: Tensor, mask: Tensor | None = Non
     return block(x.transpose(0, 1), attn_mask=mask).transpose(0, 1)
 
 
-class ReferenceImageTower(Tower):
-    """Image tower that runs open_clip's own modules; see `ImageTower` for the arguments."""
-
-    def __init__(self, clip: FrozenCLIP, layers: Sequence[int] = ()) -> None:
-        super().__init__(clip)
-        if reason := why_no_visual_prompts(clip.model):
-            raise ValueError(f"clip: {clip.name} does not support visual prompts: {reason}")
-        visual: Any = clip.model.visual
-        depth = len(visual.transformer.resblocks)
-        self.layers = check_layers(layers, depth, f"image tower of {clip.name}")
+class ReferenceImageTower(PromptedImage):
+    """Image tower that runs open_clip's own modules; see `PromptedImage` for the arguments."""
 
     def forward(
         self,
@@ -132,12 +123,6 @@ class ReferenceImageTower(Tower):
             pooled, _ = visual._pool(x[:, :n])
         features = pooled if visual.proj is None else pooled @ visual.proj
         return (features, kept) if keep_layers else features
-
-    def check(self, prompts: Tensor | None, refiners: Refiners | None) -> None:
-        """Raise the errors of `forward` about prompts and refiners."""
-        visual: Any = self.clip.model.visual
-        check_prompts(prompts, self.layers, image_width(self.clip.model))
-        check_refiners(refiners, len(visual.transformer.resblocks))
 
     def _patches(self, pixels: Tensor) -> Tensor:
         """Compute class and patch tokens with positional embeddings, before ``ln_pre``."""

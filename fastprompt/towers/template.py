@@ -53,11 +53,24 @@ def _join(parts: tuple[str, ...]) -> str:
     return text
 
 
+def _split(text: str) -> tuple[str, ...]:
+    """Split at each ``[ctx]``, with a space where the words around it would become one token."""
+    first, *others = text.split(CONTEXT)
+    parts = [first]
+    for part in others:
+        last = "".join(parts).rstrip()[-1:]
+        mark = part[:1].strip() and not part[0].isalnum()
+        apart = part[:1].isspace() or (mark and (not last or last.isalnum()))
+        parts.append(part if apart else f" {part}")
+    return tuple(parts)
+
+
 def parse_template(template: str) -> Template:
     """Parse a template such as ``"[ctx] of a {}."``.
 
     It has one ``{}``, and one ``[ctx]``, or two for a context in two halves, such as ``"[ctx] {}
-    [ctx]."``. Braces in the text are doubled, as in `str.format`.
+    [ctx]."``. Words around a ``[ctx]`` stay separate, with or without a space. Braces in the text
+    are doubled, as in `str.format`.
 
     Raises:
         ValueError: the template has another number of ``{}`` or ``[ctx]``.
@@ -81,7 +94,7 @@ def parse_template(template: str) -> Template:
     place = next(i for i, piece in enumerate(pieces) if piece[1] is not None)
     texts = [piece[0] for piece in pieces]
     halves = ("".join(texts[: place + 1]), "".join(texts[place + 1 :]))
-    before, after = (tuple(half.split(CONTEXT)) for half in halves)
+    before, after = map(_split, halves)
     found = Template(before, after)
     if found.markers not in (1, 2):
         raise ValueError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,10 @@ from .._utils.checks import check_count
 from .._utils.memory import total_memory
 from ..clip.frozen import FrozenCLIP
 from ..clip.parts import HFTextParts, TextParts
+from .base import keep
 from .blocks import OpenText
 from .cast import cast_hf, cast_text
-from .image import Refiners
-from .template import DEFAULT
+from .image_base import Refiners
 from .text_base import PromptedText
 from .text_chunks import deal, default_class_chunk, recomputed
 from .text_hf import HFChunk, OpenHF
@@ -59,20 +60,11 @@ class TextTower(PromptedText):
         classnames: Sequence[str],
         n_ctx: int,
         *,
-        template: str = DEFAULT,
-        class_specific: bool = False,
-        n_prompts: int | None = None,
         class_chunk: int | None = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            clip,
-            classnames,
-            n_ctx,
-            template=template,
-            class_specific=class_specific,
-            n_prompts=n_prompts,
-        )
+        super().__init__(clip, classnames, n_ctx, **options)
         if class_chunk is not None:
             check_count(class_chunk, "class_chunk")
         self.prefix, self.full_length = 0, self.layout.length
@@ -81,10 +73,9 @@ class TextTower(PromptedText):
         self.chunks = nn.ModuleList()
         self.open = OpenHF() if isinstance(self.parts, HFTextParts) else OpenText()
         self.refresh()
-        build = self._build_hf if isinstance(self.open, OpenHF) else self._build
-        self.class_chunk = min(build(class_chunk), self.classes)
+        self.class_chunk = min(self._build(class_chunk), self.classes)
         order = torch.cat([chunk.order for chunk in self.chunks])  # type: ignore[misc]
-        self.register_buffer("inverse", order.argsort(), persistent=False)
+        keep(self, inverse=order.argsort())
         self.to(clip.device)
 
     @property
@@ -106,31 +97,23 @@ class TextTower(PromptedText):
             self.parts = self.open.parts = cast_hf(parts, self._cast)
 
     def _build(self, class_chunk: int | None) -> int:
-        assert isinstance(self.open, OpenText)
-        parts = self.open.parts
-        if parts.attn_mask is None:
-            self.layout = cut(self.layout, parts)
-            lengths = torch.full((self.classes,), self.layout.length)
+        """Make the chunks; return the number of classes of each."""
+        make: Callable[..., nn.Module] = HFChunk
+        if isinstance(self.open, OpenHF):
+            self.layout = self.layout.trimmed()
+        elif (parts := self.open.parts).attn_mask is None:
+            make, self.layout = FullChunk, cut(self.layout, parts)
         else:
             self.layout = dataclasses.replace(self.layout, ends=pooled_places(self.layout, parts))
             self.prefix = self.layout.shared(self.class_specific)
             self.shared = SharedPrefix(self.open, self.layout, self.prefix)
+            make = partial(PackedChunk, prefix=self.prefix)
+        lengths = torch.full((self.classes,), self.layout.length)
+        if self.shared is not None:
             lengths = self.layout.ends + 1 - self.prefix
-        mean = math.ceil(float(lengths.float().mean()))
-        chunk = class_chunk or self._default_chunk(mean)
+        chunk = class_chunk or self._default_chunk(math.ceil(float(lengths.float().mean())))
         for rows in deal(lengths, chunk):
-            if self.shared is not None:
-                self.chunks.append(PackedChunk(self.open, self.layout, self.prefix, rows))
-            else:
-                self.chunks.append(FullChunk(self.open, self.layout, rows))
-        return chunk
-
-    def _build_hf(self, class_chunk: int | None) -> int:
-        assert isinstance(self.open, OpenHF)
-        self.layout = self.layout.trimmed()
-        chunk = class_chunk or self._default_chunk(self.layout.length)
-        for rows in torch.arange(self.classes).split(chunk):
-            self.chunks.append(HFChunk(self.open, self.layout, rows))
+            self.chunks.append(make(self.open, self.layout, rows))
         return chunk
 
     def _default_chunk(self, tokens: int) -> int:

@@ -44,20 +44,13 @@ class PromptedText(Tower, ABC):
         n_prompts: int | None = None,
     ) -> None:
         super().__init__(clip)
-        self.parts = parts = clip.text_parts
+        self.parts = clip.text_parts
         if n_prompts is not None:
             check_count(n_prompts, "n_prompts")
         self.classes = len(check_classnames(classnames))
         self.n_ctx, self.n_prompts = check_count(n_ctx, "n_ctx", least=0), n_prompts
         self.class_specific = class_specific
-        self.layout = text_layout(
-            clip,
-            classnames,
-            n_ctx,
-            template=template,
-            pool_type=parts.pool_type,
-            eos_id=parts.eos_id,
-        )
+        self.layout = text_layout(clip, classnames, n_ctx, template=template)
 
     @property
     def context_shape(self) -> tuple[int, ...]:

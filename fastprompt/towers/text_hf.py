@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ..clip.parts import HFTextParts
+from .base import keep
 from .text_layout import TextLayout
 from .text_whole import put
 
@@ -29,9 +30,7 @@ class HFChunk(nn.Module):
     def __init__(self, text: OpenHF, layout: TextLayout, rows: Tensor) -> None:
         super().__init__()
         self.text = text
-        self.register_buffer("order", rows, persistent=False)
-        self.register_buffer("ids", layout.ids[rows], persistent=False)
-        self.register_buffer("places", layout.context[rows], persistent=False)
+        keep(self, order=rows, ids=layout.ids[rows], places=layout.context[rows])
 
     def forward(self, context: Tensor, deep: None, refiners: None) -> Tensor:
         """Compute features ``[K, C, D]`` of a context ``[K, M, W]`` or ``[K, all C, M, W]``."""

@@ -53,20 +53,21 @@ def _last_words(clip: FrozenCLIP, tokens: Tensor) -> Tensor:
     return torch.where(tokens != pad, places, -1).amax(dim=1)
 
 
-def text_ends(clip: FrozenCLIP, tokens: Tensor, pool_type: str, eos_id: int) -> Tensor:
+def text_ends(clip: FrozenCLIP, tokens: Tensor) -> Tensor:
     """Return the position of each text's end token, ``[N]``, as the text encoder finds it.
 
     An encoder that pools the first or last token needs no end token. Then the result is the last
     token of the text or, if the tokenizer ends a text only by padding, the first padding token.
     """
-    if pool_type == "argmax":
+    parts = clip.text_parts
+    if parts.pool_type == "argmax":
         return tokens.argmax(dim=1)
-    if pool_type == "eos":
-        is_end = tokens == eos_id
+    if parts.pool_type == "eos":
+        is_end = tokens == parts.eos_id
         if not bool(is_end.any(dim=1).all()):
             raise ValueError(
-                f"clip: {clip.name}: the text encoder pools the token eos_id {eos_id}, which the "
-                "tokenizer never produces; pass a matching tokenizer or eos_id"
+                f"clip: {clip.name}: the text encoder pools the token eos_id {parts.eos_id}, which "
+                "the tokenizer never produces; pass a matching tokenizer or eos_id"
             )
         return is_end.int().argmax(dim=1)
     two = clip.tokenizer(["cat", "dog"])
@@ -82,13 +83,7 @@ def start_tokens(clip: FrozenCLIP) -> int:
 
 
 def text_layout(
-    clip: FrozenCLIP,
-    classnames: Sequence[str],
-    n_ctx: int,
-    *,
-    template: str = DEFAULT,
-    pool_type: str = "argmax",
-    eos_id: int = 2,
+    clip: FrozenCLIP, classnames: Sequence[str], n_ctx: int, *, template: str = DEFAULT
 ) -> TextLayout:
     """Lay out prompts such as ``[SOS, context, class name, ., EOS]``, as in CoOp.
 
@@ -98,7 +93,6 @@ def text_layout(
         n_ctx: number of context tokens, M; 0 gives plain text.
         template: positions of context, fixed words and class name, see `parse_template`. In two
             halves, the first has ``M // 2`` tokens.
-        pool_type, eos_id: settings by which the text encoder finds the end of a text.
 
     Raises:
         ValueError: the template is not valid, or a class name leaves no room for the context.
@@ -108,7 +102,7 @@ def text_layout(
 
     def ends_of(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         tokens = clip.tokenizer(list(texts))[:, :limit]
-        return tokens, text_ends(clip, tokens, pool_type, eos_id)
+        return tokens, text_ends(clip, tokens)
 
     tokens, ends = ends_of([form.text(name) for name in names])
     limit, start = tokens.shape[1], start_tokens(clip)
@@ -150,18 +144,21 @@ def _assemble(
     return TextLayout(ids, context, ends, int(equal.long().cumprod(dim=0).sum()))
 
 
+def word_tokens(clip: FrozenCLIP, words: str) -> Tensor:
+    """Return the token ids of ``words``, without start and end token."""
+    tokens = clip.tokenizer([words])
+    return tokens[0, start_tokens(clip) : int(text_ends(clip, tokens))]
+
+
 def word_context(clip: FrozenCLIP, words: str) -> Tensor:
-    """Embed the tokens of ``words``, ``[tokens, text_width]``.
+    """Embed the tokens of ``words``, ``[tokens, text_width]``; underscores become spaces.
 
     Raises:
         ValueError: ``words`` has no token, or the text encoder does not support prompts.
     """
-    parts, start = clip.text_parts, start_tokens(clip)
-    tokens = clip.tokenizer([words])
-    end = int(text_ends(clip, tokens, parts.pool_type, parts.eos_id))
-    if end <= start:
+    tokens = word_tokens(clip, words.replace("_", " ")).to(clip.device)
+    if not len(tokens):
         raise ValueError(f"ctx_init must contain at least one word, got {words!r}")
-    kept = tokens[0, start:end].to(clip.device)
     with torch.no_grad():
-        embedded: Tensor = parts.token_embedding(kept)
+        embedded: Tensor = clip.text_parts.token_embedding(tokens)
     return embedded

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .._utils.attention import attend, causal_mask
 from ..kernels import prefix_attention
+from .base import keep
 from .blocks import OpenText
-from .image import Refiners
+from .image_base import Refiners
 from .text_layout import TextLayout
 from .text_whole import other_places
 
@@ -24,8 +25,8 @@ class PackedChunk(nn.Module):
     Args:
         text: `OpenText`, the text encoder's parts and blocks.
         layout: layout of all prompts.
-        prefix: number of tokens of the shared prefix, P.
         rows: classes of this chunk, ``[C]``.
+        prefix: number of tokens of the shared prefix, P.
 
     Attributes:
         order: classes in the packed order, ``[C]``.
@@ -48,7 +49,7 @@ class PackedChunk(nn.Module):
     sources: Tensor
     owners: Tensor
 
-    def __init__(self, text: OpenText, layout: TextLayout, prefix: int, rows: Tensor) -> None:
+    def __init__(self, text: OpenText, layout: TextLayout, rows: Tensor, prefix: int) -> None:
         super().__init__()
         self.text = text
         lengths = layout.ends[rows] + 1 - prefix
@@ -61,19 +62,18 @@ class PackedChunk(nn.Module):
         number.scatter_(1, layout.context[order], torch.arange(n_ctx).expand(len(order), -1))
         sources, owners = number[used], order[:, None].expand_as(used)[used]
         context = (sources >= 0).nonzero().flatten()
-        tensors = {
-            "order": order,
-            "ids": layout.ids[order][used],
-            "positions": places.expand_as(used)[used],
-            "cu_seqlens": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int(),
-            "ends": lengths.cumsum(0) - 1,
-            "context": context,
-            "others": (sources < 0).nonzero().flatten(),
-            "sources": sources[context],
-            "owners": owners[context],
-        }
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
+        keep(
+            self,
+            order=order,
+            ids=layout.ids[order][used],
+            positions=places.expand_as(used)[used],
+            cu_seqlens=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int(),
+            ends=lengths.cumsum(0) - 1,
+            context=context,
+            others=(sources < 0).nonzero().flatten(),
+            sources=sources[context],
+            owners=owners[context],
+        )
         self.holds_context = bool(len(context))
 
     def forward(
@@ -154,10 +154,7 @@ class SharedPrefix(nn.Module):
         self.leads = bool((others == torch.arange(self.outside)).all())
         self.seen = int(others[-1]) + 1 if self.outside else 0  # tokens that the others attend to
         order = torch.cat([others, context]).argsort()
-        # buffers, on the device: a copy in each forward pass would synchronize
-        tensors = {"ids": layout.ids[:1, :length], "context": context, "others": others}
-        for name, tensor in {**tensors, "order": order}.items():
-            self.register_buffer(name, tensor.clone(), persistent=False)
+        keep(self, ids=layout.ids[:1, :length], context=context, others=others, order=order)
 
     def forward(
         self, context: Tensor, deep: Tensor | None, refiners: Refiners | None

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from .._utils.attention import attend
 from ..clip.parts import TextParts
+from .base import keep
 from .blocks import OpenText
-from .image import Refiners
+from .image_base import Refiners
 from .text_layout import TextLayout
 
 
@@ -68,12 +69,9 @@ class FullChunk(nn.Module):
     def __init__(self, text: OpenText, layout: TextLayout, rows: Tensor) -> None:
         super().__init__()
         self.text = text
-        self.register_buffer("order", rows, persistent=False)
-        self.register_buffer("ids", layout.ids[rows], persistent=False)
-        self.register_buffer("places", layout.context[rows], persistent=False)
-        others = other_places(layout.context[rows], layout.length)
-        self.register_buffer("others", others, persistent=False)
-        self.register_buffer("pooled", pooled_places(layout, text.parts)[rows], persistent=False)
+        places, pooled = layout.context[rows], pooled_places(layout, text.parts)[rows]
+        keep(self, order=rows, ids=layout.ids[rows], places=places, pooled=pooled)
+        keep(self, others=other_places(places, layout.length))
 
     def forward(self, context: Tensor, deep: Tensor | None, refiners: Refiners | None) -> Tensor:
         """Compute the states of the pooled tokens after the last layer, ``[K, C, width]``.

@@ -38,9 +38,9 @@ class TunerConfig:
         init_from: run folder whose tuned prompts initialize the prompts.
         n_ctx: number of context tokens M; if several layers have prompts, the number per layer. By
             default the number of tokens of ``ctx_init``; without it, 16 (AdvPT: 32, AMPT: 4).
-        ctx_init: words whose token embeddings initialize the context, as in CoOp. If ``n_ctx`` is
-            given, the words are cut to ``n_ctx`` tokens, or tokens drawn from N(0, 0.02) follow
-            them. By default all tokens are drawn from it.
+        ctx_init: words whose token embeddings initialize the context, as in CoOp (underscores
+            become spaces). If ``n_ctx`` is given, the words are cut to ``n_ctx`` tokens, or tokens
+            drawn from N(0, 0.02) follow them. By default all tokens are drawn from it.
         template: positions of the context ``[ctx]``, fixed words and the class name ``{}`` in a
             prompt, such as ``"[ctx] of a {}."``. With two ``[ctx]``, such as ``"[ctx] {} [ctx]."``,
             the context is split into halves. Braces in the text are doubled.

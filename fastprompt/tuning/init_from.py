@@ -9,9 +9,21 @@ from torch import Tensor, nn
 from .._utils.checks import some
 from .._utils.hashing import digest_json
 from .._utils.run_folder import RunFolder
+from ..towers.template import DEFAULT
 from .identity import identity_in, run_facts
 
 log = logging.getLogger(__name__)
+
+
+def check_template(folder: str | Path, template: str) -> None:
+    """Warn if a run's prompts were tuned in another template, whose words differ."""
+    tuned = RunFolder(folder).read_config()["config"].get("template", DEFAULT)
+    if tuned != template:
+        log.warning(
+            "init_from: %s was tuned with template=%r, the new run has %r; unless you meant this, "
+            "pass the template of the run",
+            *(folder, tuned, template),
+        )
 
 
 def start_values(

@@ -20,6 +20,7 @@ from ..model.prompted import PromptedCLIP
 from ..towers.text_layout import word_context
 from .config import TunerConfig, build
 from .identity import EXECUTION
+from .init_from import check_template
 from .loop import Loop
 from .saving import SavedTuner
 from .tracking import Tracker
@@ -122,6 +123,7 @@ class Tuner(SavedTuner):
         self.prompts = prompts.double() if self.clip.dtype == torch.float64 else prompts
         if config.init_from is not None:
             self.prompts.load_state_dict(self._start_values(), strict=False)
+            check_template(config.init_from, config.template)
         self.model = self._prompted(self.classnames, config.class_chunk)
         self.config = dataclasses.replace(
             config,

@@ -88,6 +88,12 @@ def multi_modal(
     return state
 
 
+def learner_of(names: Sequence[str], words: str) -> State:
+    """MaPLe's learner with these names."""
+    state = multi_modal(m=2)
+    return state | learner(state["ctx"], names, words)
+
+
 def within(state: Mapping[str, Tensor], **others: Tensor) -> State:
     """The whole model: its prompt learner, and the CLIP that it is built on."""
     out = OrderedDict({f"prompt_learner.{k}": v for k, v in state.items()})
@@ -97,9 +103,10 @@ def within(state: Mapping[str, Tensor], **others: Tensor) -> State:
         "image_encoder.transformer.resblocks.0.attn.in_proj_weight": visual.transformer.resblocks[
             0
         ].attn.in_proj_weight.detach(),
-        "logit_scale": torch.tensor(4.6),
+        "logit_scale": model().model.logit_scale.detach(),
+        "text_encoder.positional_embedding": model().model.positional_embedding.detach(),
     }
-    return out | {"text_encoder.positional_embedding": random(8, 77, TEXT)} | frozen | others
+    return out | frozen | others
 
 
 def maple(dtype: torch.dtype = torch.float32) -> State:
@@ -751,6 +758,49 @@ def test_another_image_encoder_is_refused(write: Callable[..., Path]) -> None:
         other.visual.class_embedding += 1e-3
     with pytest.raises(ValueError, match=r"^clip.*class_embedding differs; .*image_weights"):
         import_prompts(write(maple()), load_clip(other), NAMES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_encoder.positional_embedding",
+        "logit_scale",
+        "image_encoder.transformer.resblocks.9.ln_1.bias",
+    ],
+)
+def test_a_model_with_other_weights_is_refused(
+    write: Callable[..., Path], small_clip: FrozenCLIP, name: str
+) -> None:
+    state = within(coop())
+    state[name] = state.get(name, torch.zeros(IMAGE)) + 1e-3
+    with pytest.raises(ValueError, match=rf"^clip.*other weights.*: {name} differs; pass "):
+        import_prompts(write(state), small_clip, NAMES)
+
+
+def test_a_refiner_of_another_width_is_refused(write: Callable[..., Path]) -> None:
+    state = nap()
+    at = "image_encoder.transformer.resblocks.1.token_refiner.refiner"
+    for part, shape in (("0.weight", (80, 40)), ("0.bias", (80,)), ("2.weight", (40, 80))):
+        state[f"{at}.{part}"] = random(1, *shape)
+    state[f"{at}.2.bias"] = random(1, 40)
+    with pytest.raises(ValueError, match=rf"^path.*block 1 .*\[80, 40\].* width {IMAGE}"):
+        read_prompts(write(state))
+
+
+def test_a_second_context_is_refused(write: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match=r"^path.*unsupported trained tensors \(ctx\)"):
+        read_prompts(write({**within(coop()), "ctx": coop()["ctx"]}))
+
+
+def test_names_that_begin_alike(write: Callable[..., Path], small_clip: FrozenCLIP) -> None:
+    names = ["cat", "cat fish", "cat dog"]
+    tuner = import_prompts(write(learner_of(names, "of a")), small_clip)
+    assert tuner.classnames == names
+    assert tuner.config.template == "[ctx] of a {}."
+    joined = write(learner(random(1, 4, TEXT), ["cat", "st."]))
+    with pytest.raises(ValueError, match=r"^path.*last token is not a period; pass classnames"):
+        import_prompts(joined, small_clip)
+    assert import_prompts(joined, small_clip, ["cat", "st."]).classnames == ["cat", "st."]
 
 
 def test_the_position_of_the_name_is_read_from_the_log(

@@ -91,6 +91,15 @@ def test_bank_is_read_back_and_never_mixed_up(small_clip, data, tmp_path, monkey
         make("8/255"), make("4/255")
 
 
+def test_the_bank_of_a_model_with_a_hook_is_another(data, tmp_path):
+    for changes in (lambda out: out, lambda out: out * torch.linspace(-1, 1, 16), torch.tanh):
+        model = small_model()
+        model.visual.register_forward_hook(lambda m, a, out, change=changes: change(out))
+        tuner = AdvPTTuner(load_clip(model), data.classnames, steps=1, bank_dir=tmp_path, epochs=1)
+        tuner.prepare(data.train, None, None, False)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_an_interrupted_bank_goes_on_with_the_same_bits(small_clip, data, tmp_path, monkeypatch):
     attack = FeaturePGD(small_clip.encode_image, "8/255", steps=2)
     whole = make_bank(small_clip, data.train, attack, batch=1, progress=False)

@@ -258,6 +258,26 @@ def test_logits_are_what_they_are_defined_to_be():
     )
 
 
+@pytest.mark.parametrize(
+    ("engine", "altered"), [("fast", False), ("reference", False), ("fast", True)]
+)
+def test_a_classifier_in_another_precision(engine, altered):
+    """Also with visual prompts of a later layer, and if the model runs its own modules."""
+    model = small_model()
+    if altered:
+        block = model.visual.transformer.resblocks[0]
+        block.register_forward_hook(lambda m, a, out: 1.5 * out)
+    clip = load_clip(model)
+    prompts = perturb(DeepPrompts.for_clip(clip, 2, depth=1))
+    classify = PromptedCLIP(clip, NAMES, prompts, layers=[1], engine=engine).classifier()
+    images = torch.rand(2, 3, 48, 48)
+    wide = classify.in_precision("fp64")
+    assert wide(images.double()).dtype == torch.float64
+    assert float((wide(images.double()) - classify(images)).abs().max()) < 1e-4
+    assert clip.dtype == torch.float32
+    assert len(wide.in_precision("fp32")(images)) == 2
+
+
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_a_resnet_takes_text_prompts(engine):
     clip = resnet()

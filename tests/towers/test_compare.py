@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers.altered import ALTERED, SHRUNK, altered, shrunk, wide
 from helpers.engine_checks import agree, noise, relative
-from helpers.models import small_model
+from helpers.models import SMALL, small_model
 from torch import Tensor, nn
 
 from fastprompt import DeepPrompts, FrozenCLIP, PromptedCLIP, load_clip
@@ -235,6 +235,17 @@ def test_the_models_own_forward_runs_in_lower_precision_with_its_hooks():
         assert clip.dtype == torch.float64
 
 
+def test_a_model_that_cannot_run_in_lower_precision_keeps_its_own(caplog):
+    adapter = nn.Linear(16, 16)  # not part of the image encoder, and not cast with it
+    model = small_model()
+    model.visual.register_forward_hook(lambda m, a, out: out + adapter(out))
+    clip = load_clip(model)
+    low = make_image_tower(clip, precision="bf16")
+    images = pixels(clip).float()
+    assert torch.equal(low(images), make_image_tower(clip, precision="fp32")(images))
+    assert "encode_image fails in torch.bfloat16 (RuntimeError" in caplog.text
+
+
 # ---- when it runs ------------------------------------------------------------------------------
 
 
@@ -256,12 +267,15 @@ def test_the_comparison_is_cached_until_the_weights_change(monkeypatch):
 
 def test_random_numbers_and_gradients_are_left_alone():
     model = small_model()
+    grads: list[bool] = []
     model.visual.register_forward_hook(lambda m, a, out: out + torch.rand(()))
+    model.visual.register_forward_pre_hook(lambda m, a: grads.append(torch.is_grad_enabled()))
     torch.manual_seed(3)
     before = torch.get_rng_state()
     clip = load_clip(model)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.is_grad_enabled()
+    assert set(grads) == {False}
     assert "relative difference" in clip.why_no_visual_prompts()
 
 
@@ -295,9 +309,17 @@ def test_images_that_are_not_square(engine):
     assert clip.image_size == (32, 64)
     assert clip.pixel_shape == (3, 32, 64)
     assert_own(model, clip, engine)
-    assert "32 x 64 pixels" in str(clip.describe())
+    assert "32 x 64 pixels, patch 16\n" in str(clip.describe())
     with pytest.raises(ValueError, match=r"^images .*\[B, 3, 32, 64\].*image_size=\(32, 64\)"):
         clip.encode_image(torch.zeros(1, 3, 64, 32))
+
+
+def test_patches_that_are_not_square():
+    config = copy.deepcopy(SMALL)
+    config["vision_cfg"] |= {"patch_size": (8, 16)}
+    page = load_clip(open_clip.CLIP(**config).eval()).describe()
+    assert page.patch_size == (8, 16)
+    assert "48 pixels, patch 8 x 16\n" in str(page)
 
 
 def test_images_with_another_number_of_channels_are_refused():

@@ -137,6 +137,27 @@ def test_fixed_words_by_hand(small_clip, template):
 
 
 @pytest.mark.parametrize(
+    ("template", "spaced"),
+    [
+        ("a photo of [ctx]{}.", "a photo of [ctx] {}."),
+        ("a photo[ctx]of {}.", "a photo [ctx] of {}."),
+        ("{}[ctx]on a table", "{} [ctx] on a table"),
+        ("[ctx]{}[ctx]", "[ctx] {} [ctx]"),
+        ("( [ctx]. {}", "( [ctx] . {}"),
+        ("{}[ctx].", "{} [ctx]."),
+    ],
+)
+def test_words_around_a_context_are_not_joined(small_clip, template, spaced):
+    layout, wanted = (text_layout(small_clip, NAMES, 3, template=t) for t in (template, spaced))
+    assert torch.equal(layout.ids, wanted.ids)
+    assert torch.equal(layout.context, wanted.context)
+    # the words are those of the text in which words stand for the context
+    text = spaced.replace("[ctx]", "X" if spaced.count("[ctx]") == 2 else "X X X", 1)
+    text = text.replace("[ctx]", "X X").format("cat")
+    assert torch.equal(layout.ids[0], small_clip.tokenizer([text])[0])
+
+
+@pytest.mark.parametrize(
     ("template", "why"),
     [
         ("[ctx] of a.", "exactly one"),
@@ -212,23 +233,23 @@ def words_clip(tokenizer: str, **text: object) -> FrozenCLIP:
 )
 def test_ends_of_other_tokenizers(tokenizer, pool):
     start = TOKENIZERS[tokenizer][0]
-    clip = words_clip(tokenizer)
+    clip = words_clip(tokenizer, pool_type=pool, eos_id=END)
     tokens = clip.tokenizer(["cat .", "very small dog ."])
     # without an end token the text ends at the first of the padding
-    assert text_ends(clip, tokens, pool, END).tolist() == [start + 2, start + 4]
+    assert text_ends(clip, tokens).tolist() == [start + 2, start + 4]
 
 
 def test_a_text_that_fills_the_tokenizer_ends_at_its_last_token():
-    clip = words_clip("neither")
-    assert text_ends(clip, clip.tokenizer(["cat " * LENGTH]), "last", END).tolist() == [LENGTH - 1]
+    clip = words_clip("neither", pool_type="last")
+    assert text_ends(clip, clip.tokenizer(["cat " * LENGTH])).tolist() == [LENGTH - 1]
 
 
 @pytest.mark.parametrize("position", BY_HAND)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_layouts_of_other_tokenizers(tokenizer, position):
     start = int(TOKENIZERS[tokenizer][0])
-    clip = words_clip(tokenizer)
-    layout = text_layout(clip, NAMES, 3, template=TEMPLATES[position], pool_type="last")
+    clip = words_clip(tokenizer, pool_type="last")
+    layout = text_layout(clip, NAMES, 3, template=TEMPLATES[position])
     sentence = {"end": "X X X {}.", "middle": "X {} X X.", "front": "{} X X X."}[position]
     plain = clip.tokenizer([sentence.format(name) for name in ("cat", "very small dog")])
     assert torch.equal(layout.ids, plain)
@@ -272,10 +293,10 @@ def test_engines_on_other_tokenizers(tokenizer, model, position):
 
 
 def test_word_context_is_the_words_embeddings(small_clip):
-    for words, tokens in (("a photo of a", 4), ("a photo", 2)):
+    for words, tokens in (("a photo of a", 4), ("a photo", 2), ("a_photo_of_a", 4)):
         got = word_context(small_clip, words)
         assert got.shape == (tokens, 24)
-        assert torch.equal(got, embedded(small_clip, words)[:tokens])
+        assert torch.equal(got, embedded(small_clip, words.replace("_", " "))[:tokens])
     with pytest.raises(ValueError, match=r"^ctx_init .*' '"):
         word_context(small_clip, " ")
 

@@ -107,6 +107,15 @@ def test_a_run_may_be_loaded_when_its_start_is_gone(small_clip, tmp_path):
         fit(again, None)  # to tune it anew takes the start
 
 
+def test_another_template_is_warned_of(small_clip, tmp_path, caplog):
+    words = "[ctx] of a {}."
+    make(APTTuner, small_clip, template=words).save(tmp_path / "first")
+    make(APTTuner, small_clip, template=words, init_from=tmp_path / "first")
+    assert not caplog.text
+    make(APTTuner, small_clip, init_from=tmp_path / "first")
+    assert f"{tmp_path / 'first'} was tuned with template={words!r}" in caplog.text
+
+
 class Stopped(BaseException):
     """As a kill, this is caught by nothing."""
 
