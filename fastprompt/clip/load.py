@@ -53,8 +53,8 @@ def load_clip(
         image_weights: a file or a state dict for the image encoder alone. TeCoA and FARE
             (adversarially fine-tuned encoders) are published in this format. Pickled code in a
             file is never executed.
-        image_size: another input size of the image encoder, a side or ``(height, width)`` in pixels,
-            for a model name. The position embeddings are interpolated, as open_clip's
+        image_size: another input size of the image encoder, for a model name: a side in pixels, or
+            ``(height, width)``. The position embeddings are interpolated, as open_clip's
             ``force_image_size`` does. Default: the model's own.
         device: the device of the model. Default: the CPU, or a model object's current device.
         cache_dir: the directory of open_clip's downloads.
