@@ -52,6 +52,7 @@ def decode(path: Path) -> Image.Image:
         ValueError: the file is damaged, no picture, in a format that Pillow does not read, too
             large, or has 32-bit values, whose range is unknown; the message names it.
     """
+    remedy = "fix or remove it"
     try:
         with Image.open(path) as image:
             if image.format == "EPS":  # a program that Ghostscript would run, whatever its name
@@ -61,32 +62,26 @@ def decode(path: Path) -> Image.Image:
             with contextlib.suppress(Exception):  # a damaged EXIF block has no orientation
                 orientation = image.getexif().get(_ORIENTATION)
             plain = _rgb(_eight_bits(image))
+        return plain.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else plain
     except UnidentifiedImageError:
         kind = path.suffix.lower()
-        why = "not a picture"
-        if _FOREIGN.fullmatch(kind):
-            why = f"the format {kind} is not supported"
-        raise ValueError(
-            _unreadable(path, why, "convert it to PNG or JPEG, or remove it")
-        ) from None
+        foreign = _FOREIGN.fullmatch(kind)
+        why = f"the format {kind} is not supported" if foreign else "not a picture"
+        remedy = "convert it to PNG or JPEG, or remove it"
     except Image.DecompressionBombError as error:
+        why = str(error)
         remedy = "reduce or remove it, or raise PIL.Image.MAX_IMAGE_PIXELS"
-        raise ValueError(_unreadable(path, error, remedy)) from None
     except Exception as error:  # Pillow's plugins raise any error on a damaged file
-        raise ValueError(_unreadable(path, error or type(error).__name__)) from None
-    return plain.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else plain
-
-
-def _unreadable(path: object, why: object, remedy: str = "fix or remove it") -> str:
-    return f"data: {path} is unreadable ({why}); {remedy}"
+        why = str(error) or type(error).__name__
+    raise ValueError(f"data: {path} is unreadable ({why}); {remedy}")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale gray values of 12 or 16 bits to 8; other modes have 8 bits already."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError(
-            f"it has 32-bit values (mode {image.mode}) of an unknown range; save it with 8 or 16 "
-            "bits"
+            f"image has 32-bit values (mode {image.mode}) of an unknown range; save it with 8 or "
+            "16 bits"
         )
     if not image.mode.startswith("I"):
         return image
@@ -105,7 +100,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def find_unreadable(files: Mapping[int, Path], title: str) -> dict[int, str]:
-    """Decode files, in threads, and return the error messages of those that cannot be decoded."""
+    """Decode files, in threads, and return what is wrong with those that cannot be decoded."""
     found: dict[int, str] = {}
     # Pillow decodes without the interpreter's lock
     with (
@@ -123,7 +118,7 @@ def _check(path: Path) -> str:
     try:
         width, height = decode(path).size
     except ValueError as error:
-        return str(error)
+        return str(error).removeprefix("data: ")
     limit: Any = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         log.warning("data: %s is very large: %d x %d pixels", path, width, height)

@@ -22,7 +22,7 @@ class Drawn:
     Attributes:
         data: the whole split.
         rows: the rows that were drawn.
-        broken: the rows that cannot be decoded, with the error messages.
+        broken: the rows that cannot be decoded, with what is wrong.
         tag: part of the fingerprint of the draw.
     """
 
@@ -62,11 +62,11 @@ def draw(
         broken |= find_unreadable(files, f"check {split} images")
         decoded |= files.keys()
         if broken and not skip:
-            raise ValueError(f"{_first(broken)}, or leave it out with on_error='skip'")
+            raise ValueError(f"data: {_first(broken)}, or leave it out with on_error='skip'")
     if broken:
         left = set(labels[rows].tolist())
         if any(label not in left for label in set(labels.tolist()) & set(classes)):
-            raise ValueError(f"{_first(broken)}; a class has no readable {split} image")
+            raise ValueError(f"data: {_first(broken)}; a class has no readable {split} image")
         log.warning("data: %d unreadable %s images are left out", len(broken), split)
     tag = f"shots={shots}/seed={seed}"
     if broken:

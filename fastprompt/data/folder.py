@@ -202,11 +202,11 @@ def _split_folders(path: Path) -> dict[str, Path]:
 
 def _class_folders(path: Path) -> list[str]:
     """Return the names of the class folders in ``path``, each of which has pictures."""
-    must = f"data: {path} must have one folder of pictures per class"
+    where = f"data: {path} must have one folder of pictures per class"
     folders = _subfolders(path)
     if not folders:
         files = sorted(entry.name for entry in path.iterdir() if entry.is_file())
-        raise ValueError(f"{must}, but has no folders and {_some_files(files)}")
+        raise ValueError(f"{where}, but has no folders and {_some_files(files)}")
     for folder in folders:
         if _has_pictures(folder):
             continue
@@ -214,13 +214,13 @@ def _class_folders(path: Path) -> list[str]:
         if not inner:
             files = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
             raise ValueError(
-                f"{must}, but {folder.name!r} has {_some_files(files)} and no pictures: add "
+                f"{where}, but {folder.name!r} has {_some_files(files)} and no pictures: add "
                 "pictures, or remove it"
             )
         if len(inner) > 1 or len(folders) == 1:
             raise ValueError(
-                f"{must}, but {folder.name!r} has only the folders {some(inner)}; if these are the "
-                f"classes or the splits, pass {folder}"
+                f"{where}, but {folder.name!r} has only the folders {some(inner)}; if these are "
+                f"the classes or the splits, pass {folder}"
             )
     return [folder.name for folder in folders]
 
