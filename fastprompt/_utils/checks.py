@@ -74,6 +74,16 @@ def some(names: Sequence[str]) -> str:
     return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
 
 
+def first_difference(found: Sequence[str], wanted: Sequence[str]) -> str:
+    """Say where two lists of names first differ, for a message."""
+    for i, (own, other) in enumerate(zip(found, wanted, strict=False)):
+        if own != other:
+            return f"class {i} is {own!r} instead of {other!r}"
+    n, more = min(len(found), len(wanted)), "has" if len(found) > len(wanted) else "lacks"
+    name = (found if len(found) > len(wanted) else wanted)[n]
+    return f"{len(found)} instead of {len(wanted)}, and the first that it {more} is {name!r}"
+
+
 def check_images(
     images: Tensor, name: str = "images", *, values: bool = True, channels: int | None = None
 ) -> None:

@@ -1,6 +1,6 @@
 """The run folder: everything needed to repeat or resume a run, and its results.
 
-config.json          method, settings, model, data, versions
+config.json          method, settings, model, data (the arguments of load_data), versions
 metrics.jsonl        one line per epoch
 state.safetensors    the state of tuning, for --resume
 prompts.safetensors  the tuned prompts

@@ -12,7 +12,7 @@ from .._utils.names import unknown
 from .._utils.run_folder import RunFolder
 from .._utils.types import Model
 from ..clip.frozen import FrozenCLIP
-from ..data.load import Data, load_data
+from ..data.load import Data, load_data, load_recorded
 from ..defenses import Defended, parse_defenses
 from ..evaluation import Evaluation, evaluate
 from ..evaluation.plan import plan_attacks
@@ -21,7 +21,8 @@ from ..methods.registry import TUNERS
 from ..tuning.identity import clip_of
 from ..tuning.renamed import renamed, renamed_config
 from ..tuning.tuner import Tuner
-from .parser import Parser, add_model, add_sanity, device_name, model_of
+from .parser import Parser, add_model, add_names, add_sanity, device_name, model_of
+from .words import images_of
 
 _ABOUT = (
     "Evaluate clean and robust accuracy of a run's prompts and the zero-shot classifier; without "
@@ -29,7 +30,8 @@ _ABOUT = (
     "fails or an attack lacks usable gradients."
 )
 _RADII: Any = list[float | int | str] | float | int | str
-_DATA = ("data", "classes", "root", "download")
+# arguments of load_data; a run's own are used unless they are given
+_DATA = ("classes", "root", "download", "classnames", "templates", "on_error")
 SURROGATE = "zero-shot"
 
 
@@ -41,11 +43,16 @@ def evaluate_parser() -> Parser:
     )
     add_model(parser)
     parser.add_argument("--data", type=str | None, help="data set; default: that of the run")
-    parser.add_argument("--classes", type=Literal["all", "base", "new"] | None)
+    parser.add_argument(
+        "--classes",
+        type=Literal["all", "base", "new"] | None,
+        help="default: those of the run; all with --data",
+    )
     parser.add_argument("--root", type=str | None, help="folder of torchvision data sets")
     parser.add_argument(
         "--download", type=bool | None, help="let torchvision download the data set"
     )
+    add_names(parser)
     parser.add_argument(
         "--attacks",
         type=list[str] | str,
@@ -191,11 +198,14 @@ def _of_run(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
     config = renamed_config(RunFolder(given["run"]).read_config())
     if config["method"] not in TUNERS:
         raise unknown("method", config["method"], TUNERS)
+    data = _data_of_run(given, config)
     tuner: Tuner = TUNERS[config["method"]].load(given["run"], _clip(given, config))
-    job = {**config.get("job", {}), **{k: given[k] for k in _DATA if given[k] is not None}}
-    if not job.get("data"):
-        raise ValueError(f"data: {given['run']} does not record its data set; pass --data")
-    data = _data(job, tuner.clip)
+    if given["image_size"] not in (None, tuner.clip.image_size):
+        raise ValueError(
+            f"image_size must be that of the run's model, {tuner.clip.image_size}, got "
+            f"{given['image_size']}; omit it"
+        )
+    data = data.resized(tuner.clip.image_size, tuner.clip.channels)
     same = data.classnames == tuner.classnames
     tuned = tuner.classifier if same else tuner.classifier_for(data.classnames)
     precision = tuner.config.precision
@@ -216,20 +226,32 @@ def _clip(given: Mapping[str, Any], config: Mapping[str, Any]) -> FrozenCLIP | N
 
 
 def _zero_shot(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
+    data = load_data(given["data"], **_given(given))
     clip = model_of(given)
-    data = _data(given, clip)
+    data = data.resized(clip.image_size, clip.channels)
     return {SURROGATE: clip.zero_shot(data.classnames, data.templates)}, data
 
 
-def _data(job: Mapping[str, Any], clip: FrozenCLIP) -> Data:
-    return load_data(
-        job["data"],
-        classes=job.get("classes") or "all",
-        image_size=clip.image_size,
-        channels=clip.channels,
-        root=job.get("root") or "data",
-        download=bool(job.get("download")),
-    )
+def _given(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: given[key] for key in _DATA if given[key] is not None}
+
+
+def _data_of_run(given: Mapping[str, Any], config: Mapping[str, Any]) -> Data:
+    """Load the data of ``--data``, else that of the run; the options override the run's."""
+    source, job = config.get("data") or {}, config.get("job") or {}
+    own = source.get("type")
+    if job.get("data"):  # of an earlier version
+        source = {**job, "name": job["data"], "seed": job.get("data_seed")}
+    source = {key: value for key, value in source.items() if value is not None}
+    if given["data"] is not None:  # of the run's arguments only the place is that of other data
+        source = {key: source[key] for key in ("root", "directory") if key in source}
+        return load_recorded(source, name=given["data"], **_given(given))
+    if "name" in source:
+        return load_recorded(source, **_given(given))
+    why = "does not record its data set"
+    if own:
+        why = f"was tuned on a data set of your own ({own}), which it cannot load again"
+    raise ValueError(f"data: {given['run']} {why}; pass --data")
 
 
 def _defended(models: Mapping[str, Model], names: str) -> dict[str, Model]:
@@ -269,11 +291,10 @@ def _text(results: Sequence[Evaluation]) -> str:
     else:
         reasons = [why for result in results for why in result.reasons]
         table = spread_table(spread(results), reasons)
-    n = results[0].data["n"]
     checks = [s["verdict"] for result in results for s in result.sanity]
     counted = ", ".join(f"{checks.count(v)} {v}" for v in ("passed", "failed", "skipped"))
     return (
-        f"{table}\n\naccuracy on {n} test images with 95 % intervals; checks: {counted}\n"
+        f"{table}\n\naccuracy on {images_of(results[0])} with 95 % intervals; checks: {counted}\n"
         "adaptive: gradients of the whole classifier; black-box: its logits only; transfer: made "
         "on another model"
     )

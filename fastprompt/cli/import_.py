@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from .._utils.checks import check_classnames, some
-from ..data import load_data
+from .._utils.checks import some
+from ..data import Data, load_data
+from ..data.naming import listed_names
 from ..interop.checkpoints import read_prompts
 from ..interop.importing import tuner_with
 from .parser import Parser, add_model, model_of
@@ -27,14 +28,19 @@ def import_parser() -> Parser:
     parser.add_argument(
         "--data",
         type=str | None,
-        help="data set that the prompts were tuned on, for its class names; default: those in the "
-        "checkpoint",
+        help="data set that the prompts were tuned on, for its class names and for evaluations; "
+        "default: the class names in the checkpoint",
     )
     parser.add_argument("--root", type=str, default="data", help="folder of torchvision data sets")
     parser.add_argument(
         "--download", type=bool, default=False, help="let torchvision download the data set"
     )
-    parser.add_argument("--classnames", type=str | None, help="file with one class name per line")
+    parser.add_argument(
+        "--classnames",
+        type=str | None,
+        help="file with one class name per line; with --data also as in fastprompt tune",
+    )
+    parser.add_argument("--classes", type=Literal["all", "base", "new"], default="all")
     parser.add_argument(
         "--method",
         type=str | None,
@@ -55,26 +61,23 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
     given = import_parser().parse_args(list(arguments)).as_dict()
     if given["out"] is None:  # argparse's error would name a positional `out`
         raise ValueError("--out is required; pass the run folder to write")
-    clip, path = model_of(given), Path(given["checkpoint"])
-    names, prompts = _classnames(given, clip.image_size), read_prompts(path)
+    data, path = _data(given), Path(given["checkpoint"])
+    clip, prompts = model_of(given), read_prompts(path)
+    names = None if given["classnames"] is None else listed_names(Path(given["classnames"]))
+    if data is not None:
+        names = data.classnames
     tuner = tuner_with(prompts, path, clip, names, given["method"], given["template"])
-    folder = tuner.save(given["out"], job={"imported": path.name, "layout": prompts.layout})
+    source = {} if data is None else data.resized(clip.image_size, clip.channels).source
+    job = {"imported": path.name, "layout": prompts.layout, "data": source or None}
+    folder = tuner.save(given["out"], job=job)
     print(f"layout of {prompts.layout}: {tuner.n_ctx} context tokens, depth {prompts.depth}")
     print(f"template {tuner.config.template!r}, classes {some(tuner.classnames)}")
     print(f"{tuner.method} on {clip.name}, {len(tuner.classnames)} classes: run folder {folder}")
     return 0
 
 
-def _classnames(given: dict[str, Any], image_size: int | tuple[int, int]) -> list[str] | None:
-    """Return the class names that the options give; None if the checkpoint has to give them."""
-    if given["data"] is None and given["classnames"] is None:
+def _data(given: dict[str, Any]) -> Data | None:
+    if given["data"] is None:
         return None
-    if given["data"] is not None and given["classnames"] is not None:
-        raise ValueError("--data and --classnames both give the class names; pass one of them")
-    if given["data"] is not None:
-        where = {"root": given["root"], "download": given["download"]}
-        return load_data(given["data"], image_size=image_size, **where).classnames
-    file = Path(given["classnames"])
-    if not file.is_file():
-        raise FileNotFoundError(f"classnames: file {file} does not exist")
-    return check_classnames(line for line in file.read_text("utf-8").splitlines() if line.strip())
+    options = ("classes", "root", "download", "classnames")
+    return load_data(given["data"], **{name: given[name] for name in options})

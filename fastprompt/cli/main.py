@@ -4,6 +4,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from .. import __version__
 from .._utils.names import unknown
 from .._utils.printable import printable_output
 
@@ -17,7 +18,7 @@ commands:
   import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP
   doctor             print versions, devices and kernels; check the bundled models
 
-fastprompt COMMAND --help lists the options of a command"""
+fastprompt COMMAND --help lists the options of a command, fastprompt --version the version"""
 
 
 def _call(command: str, arguments: Sequence[str]) -> int:
@@ -55,6 +56,9 @@ def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"fastprompt {__version__}")
+        return 0
     try:
         return _call(arguments[0], arguments[1:])
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -15,7 +15,23 @@ from ..clip.load import load_clip
 
 
 class Parser(ArgumentParser):
-    """Argument parser that prints one-line errors and suggests the nearest option names."""
+    """Argument parser that prints one-line errors and suggests the nearest option names.
+
+    Options may be written with dashes in the place of underscores.
+    """
+
+    def parse_args(  # type: ignore[override]  # argparse's overloads differ from jsonargparse's
+        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
+    ) -> Any:
+        """Parse the arguments; see `jsonargparse.ArgumentParser`."""
+        spelled = None if args is None else [self._spelled(word) for word in args]
+        return super().parse_args(spelled, *rest, **options)
+
+    def _spelled(self, word: str) -> str:
+        option, equals, value = word.partition("=")
+        own = f"--{option[2:].replace('-', '_')}"
+        known = option.startswith("--") and own in self._option_string_actions
+        return f"{own}{equals}{value}" if known else word
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())
@@ -33,7 +49,32 @@ def add_model(parser: Parser) -> None:
     parser.add_argument("--clip", type=str, default=bundled.DEFAULT, help="CLIP model")
     parser.add_argument("--pretrained", type=str | None, help="open_clip weight tag or checkpoint")
     parser.add_argument("--image_weights", type=str | None, help="weight file of the image encoder")
+    parser.add_argument(
+        "--image_size",
+        type=int | None,
+        help="input size of the image encoder; default: the model's own",
+    )
     parser.add_argument("--device", type=str | None, help="default: cuda if available, else cpu")
+
+
+def add_names(parser: Parser) -> None:
+    """Add the options of `load_data` for names, templates and unreadable images."""
+    parser.add_argument(
+        "--classnames",
+        type=str | None,
+        help="file of class names: JSON or YAML from folder to name, or text with one name or "
+        "FOLDER NAME per line",
+    )
+    parser.add_argument(
+        "--templates",
+        type=str | None,
+        help="zero-shot template such as 'a photo of a {}.', or file with one per line",
+    )
+    parser.add_argument(
+        "--on_error",
+        type=Literal["raise", "skip"] | None,
+        help="skip: leave out the unreadable images of a folder; default: raise an error",
+    )
 
 
 def add_sanity(parser: Parser) -> None:
@@ -53,6 +94,7 @@ def model_of(job: Mapping[str, Any]) -> FrozenCLIP:
         job["clip"],
         job["pretrained"],
         image_weights=job["image_weights"],
+        image_size=job["image_size"],
         device=device_name(job["device"]),
     )
 

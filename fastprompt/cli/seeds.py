@@ -11,7 +11,7 @@ from .._utils.files import read_json, write_json
 from ..evaluation import Evaluation
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
-from ..tuning.renamed import renamed
+from ..tuning.renamed import renamed, renamed_job
 
 Run = Callable[..., Evaluation]
 
@@ -79,7 +79,7 @@ class SeedsFolder:
             raise ValueError(f"{file} is damaged; start the runs again")
         if facts["method"] != method:
             raise ValueError(f"--resume: {path} holds runs of {facts['method']!r}, not {method!r}")
-        today = {name: renamed(facts[name]) for name in ("job", "settings")}
+        today = {"job": renamed_job(facts["job"]), "settings": renamed(facts["settings"])}
         return cls(Path(path), **{**facts, **today})
 
 

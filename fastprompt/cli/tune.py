@@ -12,20 +12,25 @@ from .._utils.checks import Fraction, check_count, parse_fraction
 from .._utils.names import unknown
 from .._utils.printable import printable
 from .._utils.run_folder import RunFolder
-from ..data import load_data
+from ..data.load import Data, load_data, load_recorded
 from ..evaluation import Evaluation
 from ..evaluation.plan import plan_attacks, split_radii
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
-from .parser import Parser, add_model, add_sanity, model_of
+from .parser import Parser, add_model, add_names, add_sanity, model_of
 from .seeds import SeedsFolder, run_seeds
+from .words import classes_of, images_of
 
 _RADII: Any = list[float | int | str] | float | int | str | None
 RADII = ("1/255", "2/255")  # evaluated in addition to the tuning eps
+# a run records them as arguments of load_data
+_DATA_KEYS = (
+    *("data", "shots", "classes", "data_seed", "root", "classnames", "templates", "on_error"),
+)
 _JOB_KEYS = (
-    *("clip", "pretrained", "image_weights", "device", "data", "shots", "classes", "data_seed"),
-    *("root", "download", "attacks", "eval_eps", "eval_limit", "eval_batch", "sanity", "track"),
+    *("clip", "pretrained", "image_weights", "image_size", "device", *_DATA_KEYS, "download"),
+    *("attacks", "eval_eps", "eval_limit", "eval_batch", "sanity", "track"),
 )
 
 
@@ -47,6 +52,7 @@ def tune_parser(method: str) -> Parser:
     parser.add_argument(
         "--download", type=bool, default=False, help="let torchvision download the data set"
     )
+    add_names(parser)
     parser.add_argument("--out", type=str | None, help="run folder; default: new, in runs/")
     parser.add_argument("--resume", type=str | None, help="run folder to resume")
     parser.add_argument(
@@ -158,7 +164,9 @@ def _resume_one(method: str, folder: Path) -> Evaluation:
             f"--resume: {run.path} was not started from the command line; "
             "resume it in Python, with fit(..., resume=True)"
         )
-    if missing := [key for key in _JOB_KEYS if key not in job]:
+    source = config.get("data") if "data" not in job else None  # earlier versions: in the job
+    needed = [key for key in _JOB_KEYS if source is None or key not in _DATA_KEYS]
+    if missing := [key for key in needed if key not in job]:
         raise ValueError(
             f"--resume: the job in {run.path / 'config.json'} lacks {missing[0]!r}; "
             "restore the file from a copy, or start a new run"
@@ -172,7 +180,7 @@ def _resume_one(method: str, folder: Path) -> Evaluation:
             "restore it from a copy, or start a new run"
         )
     torch.set_num_threads(threads)  # the result's bits depend on it
-    return _run(method, job, config["config"], {}, run.path, resume=True)
+    return _run(method, job, config["config"], {}, run.path, resume=True, source=source)
 
 
 def _check_evaluation(job: Mapping[str, Any]) -> None:
@@ -199,6 +207,20 @@ def _radii(eps: Fraction) -> list[float]:
     return sorted({parse_fraction(radius, "eps") for radius in (*RADII, eps)})
 
 
+def _data(job: Mapping[str, Any]) -> Data:
+    return load_data(
+        job["data"],
+        shots=job["shots"],
+        seed=job["data_seed"],
+        classes=job["classes"],
+        root=job["root"],
+        download=job["download"],
+        classnames=job["classnames"],
+        templates=job["templates"],
+        on_error=job["on_error"] or "raise",
+    )
+
+
 def _run(
     method: str,
     job: Mapping[str, Any],
@@ -207,31 +229,27 @@ def _run(
     out: Path | None,
     *,
     resume: bool,
+    source: Mapping[str, Any] | None = None,
 ) -> Evaluation:
+    """Tune and evaluate; ``source`` is the data that a resumed run recorded."""
     _check_evaluation(job)
     if out is not None and not resume:
         _check_free(out)
-    clip = model_of(job)
-    data = load_data(
-        job["data"],
-        shots=job["shots"],
-        seed=job["data_seed"],
-        classes=job["classes"],
-        image_size=clip.image_size,
-        channels=clip.channels,
-        root=job["root"],
-        download=job["download"],
-    )
+    data = _data(job) if source is None else load_recorded(source, download=job["download"])
+    clip = model_of(job)  # after the data, which is refused sooner
+    data = data.resized(clip.image_size, clip.channels)
     tuner = TUNERS[method](clip, data.classnames, config, **settings)
     eps = (
         _radii(getattr(tuner.config, "eps", "4/255"))
         if job["eval_eps"] is None
         else job["eval_eps"]
     )
+    images = len(data.train)  # unreadable images are found before there is a folder
     out = out or _new_folder(method)
     about = (
-        f"{method} on {clip.name}, {data.name}: {len(data.classnames)} classes, "
-        f"{len(data.train)} training images; run folder {out}"
+        f"{method} on {clip.name}, {data.name}: "
+        f"{classes_of(len(data.classnames), data.arguments['classes'])}, {images} training images; "
+        f"run folder {out}"
     )
     print(printable(about), flush=True)
     given = {**(config or {}), **settings}
@@ -239,7 +257,8 @@ def _run(
         shown = {k: f"{255 * v:g}/255" if k == "eps" else v for k, v in preset.items()}
         print(f"preset: {', '.join(f'{k}={v}' for k, v in shown.items())}", flush=True)
     began = time.perf_counter()
-    tuner.fit(data.train, data.val, out, resume=resume, job={"job": dict(job)}, track=job["track"])
+    own = {k: v for k, v in job.items() if k not in _DATA_KEYS}
+    tuner.fit(data.train, data.val, out, resume=resume, job={"job": own}, track=job["track"])
     tuned = time.perf_counter()
     result = tuner.evaluate(
         data.test,
@@ -253,10 +272,9 @@ def _run(
         out=out,
         resume=True,  # keeps what a stopped run already evaluated
     )
-    n = result.data["n"]
     print(f"\n{result.table()}\n")
     print(
-        f"accuracy on {n} test images with 95 % intervals; adaptive attacks differentiate "
+        f"accuracy on {images_of(result)} with 95 % intervals; adaptive attacks differentiate "
         "through the prompts, transfer attacks do not use them"
     )
     print(f"tuned in {tuned - began:.0f} s, evaluated in {time.perf_counter() - tuned:.0f} s")

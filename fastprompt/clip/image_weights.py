@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 
 from .._utils.unpickling import read_checkpoint
@@ -15,13 +16,16 @@ _WRAPPERS = ("module.", "model.", "clip_model.")
 _TOWER_PREFIXES = ("visual.", "image_encoder.")
 
 
-def load_image_weights(model: nn.Module, weights: str | Path | Mapping[str, Any]) -> None:
+def load_image_weights(
+    model: nn.Module, weights: str | Path | Mapping[str, Any], *, resize: bool = False
+) -> None:
     """Load image encoder weights into ``model.visual``.
 
     Args:
         model: an open_clip model, modified in place.
         weights: a file (safetensors, or torch format with tensors only) or a mapping: either the
             encoder's state dict or a checkpoint that contains it. Common key prefixes are removed.
+        resize: interpolate position embeddings of another image size.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -51,6 +55,10 @@ def load_image_weights(model: nn.Module, weights: str | Path | Mapping[str, Any]
             f"{where} is for another image encoder: {len(extra)} of its tensors are not in this "
             f"model, for example {extra[0]}"
         )
+    if resize:
+        named = {f"visual.{k}": v for k, v in found.items()}
+        resize_pos_embed(named, model)
+        found = {k.removeprefix("visual."): v for k, v in named.items()}
     wrong = [k for k in wanted if found[k].shape != wanted[k].shape]
     if wrong:
         raise ValueError(

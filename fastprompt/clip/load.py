@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from .._utils.checks import check_count
 from .._utils.names import unknown
 from .._utils.unpickling import first_line
 from . import bundled
@@ -29,6 +30,7 @@ def load_clip(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_weights: str | Path | Mapping[str, Tensor] | None = None,
+    image_size: int | Sequence[int] | None = None,
     device: str | torch.device | None = None,
     cache_dir: str | None = None,
 ) -> FrozenCLIP:
@@ -51,12 +53,15 @@ def load_clip(
         image_weights: a file or a state dict for the image encoder alone. TeCoA and FARE
             (adversarially fine-tuned encoders) are published in this format. Pickled code in a
             file is never executed.
+        image_size: another input size of the image encoder, for a model name: a side in pixels, or
+            ``(height, width)``. The position embeddings are interpolated, as open_clip's
+            ``force_image_size`` does. Default: the model's own.
         device: the device of the model. Default: the CPU, or a model object's current device.
         cache_dir: the directory of open_clip's downloads.
 
     Raises:
         ValueError: the name is unknown (the message suggests similar ones), or the weights do not
-            fit the model, or ``mean`` and ``std`` do not.
+            fit the model, or ``mean``, ``std`` or ``image_size`` do not.
         TypeError: ``model`` is not a name or an open_clip model.
         RuntimeError: the weights could not be downloaded.
         FileNotFoundError: a given file does not exist.
@@ -64,29 +69,41 @@ def load_clip(
     source: dict[str, Any] | None = None
     pretrained = str(pretrained) if isinstance(pretrained, Path) else pretrained
     if isinstance(model, FrozenCLIP):
-        given = {"pretrained": pretrained, "tokenizer": tokenizer, "mean": mean, "std": std}
-        extra = [k for k, v in {**given, "image_weights": image_weights}.items() if v is not None]
+        given: dict[str, Any] = {"pretrained": pretrained, "tokenizer": tokenizer}
+        given |= {"mean": mean, "std": std}
+        given |= {"image_weights": image_weights, "image_size": image_size}
+        extra = [k for k, v in given.items() if v is not None]
         if extra:
             raise ValueError(f"model is already a FrozenCLIP; do not pass {', '.join(extra)}")
         return model if device is None else model.to(device)
     if isinstance(model, nn.Module):
         if pretrained is not None:
             raise ValueError("pretrained must be None for a model object; it needs a model name")
+        if image_size is not None:
+            raise ValueError(
+                f"image_size must be None for a model object, got {image_size}; create the model "
+                "with that size, or pass its name"
+            )
         _require_clip(model)
         inner, name = _full_precision(copy.deepcopy(model)), type(model).__name__
         tokenizer = tokenizer or _standard_tokenizer(inner)
     elif isinstance(model, str):
-        inner, found = _by_name(model, pretrained, cache_dir)
+        size = None if image_size is None else _checked_size(image_size)
+        inner, found = _by_name(model, pretrained, cache_dir, size)
         _require_clip(inner)
         source = {"model": model, "pretrained": pretrained} if tokenizer is None else None
         tokenizer = tokenizer or found
         name = model if pretrained is None else f"{model}:{pretrained}"
+        if size is not None:
+            _check_patches(inner, model, size)
+            source = None if source is None else {**source, "image_size": image_size}
+            name += f" at {size if isinstance(size, int) else 'x'.join(map(str, size))}"
     else:
         raise TypeError(
             f"model must be a name or an open_clip model, got {type(model).__name__}: {model!r}"
         )
     if image_weights is not None:
-        load_image_weights(inner, image_weights)
+        load_image_weights(inner, image_weights, resize=image_size is not None)
         named = isinstance(image_weights, (str, Path))
         source = dict(source, image_weights=str(image_weights)) if source and named else None
     own_mean = _normalization(inner, "mean", mean, open_clip.OPENAI_DATASET_MEAN)
@@ -109,13 +126,37 @@ def _full_precision(model: nn.Module) -> nn.Module:
     return model.float() if low else model
 
 
+def _checked_size(image_size: int | Sequence[int]) -> int | tuple[int, int]:
+    if not isinstance(image_size, Sequence):
+        return check_count(image_size, "image_size")
+    if len(image_size) != 2:
+        raise ValueError(f"image_size must be a number or (height, width), got {image_size}")
+    height, width = (check_count(side, "image_size") for side in image_size)
+    return height, width
+
+
+def _check_patches(model: nn.Module, name: str, size: int | tuple[int, int]) -> None:
+    """Raise if the image encoder has another size, or would leave out pixels at the borders."""
+    visual: Any = model.visual
+    sides, own = ((s, s) if isinstance(s, int) else tuple(s) for s in (size, visual.image_size))
+    if sides != own:
+        raise ValueError(f"image_size must be that of {name}, {visual.image_size}, got {size}")
+    patch = getattr(visual, "patch_size", None)
+    patch = (patch, patch) if isinstance(patch, int) else patch
+    if isinstance(patch, tuple) and any(a % b for a, b in zip(sides, patch, strict=True)):
+        raise ValueError(
+            f"image_size must be a multiple of {name}'s patch size, {patch[0]}, got {size}"
+        )
+
+
 def _by_name(
-    name: str, pretrained: str | None, cache_dir: str | None
+    name: str, pretrained: str | None, cache_dir: str | None, size: int | tuple[int, int] | None
 ) -> tuple[nn.Module, Tokenizer]:
     if name in bundled.names():
         if pretrained is not None:
             raise ValueError(f"{name} is bundled with its weights; omit pretrained")
-        return bundled.load(name), open_clip.SimpleTokenizer()
+        options = {} if size is None else {"image_size": size}
+        return bundled.load(name, **options), open_clip.SimpleTokenizer()
     if name.startswith(_SCHEMES):
         if pretrained is not None:
             raise ValueError(f"{name} includes its own weights; omit pretrained")
@@ -133,6 +174,7 @@ def _by_name(
             precision="fp32",
             device="cpu",
             force_quick_gelu=quick_gelu(name, pretrained),
+            force_image_size=size,
             cache_dir=cache_dir,
             require_pretrained=True,
             weights_only=True,
@@ -149,8 +191,8 @@ def _by_name(
     except Exception as error:  # the unpickler can raise any error on a foreign file
         if pretrained and Path(pretrained).is_file():
             raise ValueError(
-                f"pretrained: the checkpoint {pretrained} is damaged or does not fit {name}: "
-                f"{first_line(error)}"
+                f"pretrained: the checkpoint {pretrained} is damaged or does not fit {name}"
+                f"{'' if size is None else f' with image_size={size}'}: {first_line(error)}"
             ) from error
         if not isinstance(error, (RuntimeError, OSError, ValueError)):
             raise

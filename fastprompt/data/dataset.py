@@ -1,13 +1,13 @@
 """The data set interface, checks of data sets, and reading in batches."""
 
-from collections.abc import Iterator, Sequence, Sized
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from .._utils.checks import check_classnames, check_labels, some
+from .._utils.checks import check_classnames, check_labels, first_difference
 from .._utils.hashing import digest
 
 
@@ -28,7 +28,14 @@ class ImageTensors:
         labels: integers ``[N]``, stored as int64.
         fingerprint: a string that identifies the content. Default: a hash of images and labels.
         classnames: the class names, compared with those of a tuner unless None.
+
+    Attributes:
+        source: `Data.source` if `load_data` loaded the images, else None. A run records it.
+        unreadable: the number of unreadable images that were left out.
     """
+
+    source: Mapping[str, Any] | None = None
+    unreadable: int = 0
 
     def __init__(
         self,
@@ -64,6 +71,12 @@ def fingerprint(data: ImageDataset, rows: Sequence[int] | None = None) -> str:
     # read item by item: the images may exceed the memory and differ in size
     pairs = (data[i] for i in (range(len(data)) if rows is None else rows))
     return digest({}, *(digest({"image": x, "label": torch.tensor(y)}) for x, y in pairs))
+
+
+def source_of(data: object) -> dict[str, Any]:
+    """Return how `load_data` loads ``data`` again; for other data sets, ``name`` is None."""
+    own = getattr(data, "source", None)
+    return dict(own) if isinstance(own, Mapping) else {"name": None, "type": type(data).__name__}
 
 
 def check_dataset(
@@ -107,8 +120,8 @@ def check_same_classes(data: object, name: str, classnames: Sequence[str]) -> No
     own = getattr(data, "classnames", None)
     if own is not None and list(own) != list(classnames):
         raise ValueError(
-            f"{name} has the classes {some(list(own))}, but the prompts are for "
-            f"{some(list(classnames))}; load the same classes in the same order"
+            f"{name} has other classes than the prompts: {first_difference(own, classnames)}; load "
+            "the same classes in the same order"
         )
 
 

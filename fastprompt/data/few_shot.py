@@ -1,7 +1,7 @@
 """Few-shot sampling and the base and new classes of a data set."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,23 +23,36 @@ def class_range(n_classes: int, classes: Classes) -> range:
     return parts[classes]
 
 
-def sample(labels: Tensor, classes: range, shots: int | None, seed: int) -> list[int]:
+def sample(
+    labels: Tensor,
+    classes: range,
+    shots: int | None,
+    seed: int,
+    without: Collection[int] = (),
+) -> list[int]:
     """Sample the rows of ``shots`` items per class, or all of them if there are fewer.
 
     Each class has its own generator, so its shots do not depend on the other classes, and a
-    draw of 16 shots includes the draw of 4 shots with the same seed.
+    draw of 16 shots includes the draw of 4 shots with the same seed. In the place of a row of
+    ``without`` the class's next row is drawn.
     """
     rows: list[int] = []
     for label in classes:
         mine = (labels == label).nonzero()[:, 0]
         generator = torch.Generator().manual_seed(numbered_seed(seed, label))
-        order = torch.randperm(len(mine), generator=generator)
-        rows += mine[order[:shots]].tolist()
+        order = mine[torch.randperm(len(mine), generator=generator)].tolist()
+        rows += [row for row in order if row not in without][:shots]
     return sorted(rows)
 
 
 class Chosen:
-    """The items ``rows`` of a data set, with ``first`` subtracted from their labels."""
+    """The items ``rows`` of a data set, with ``first`` subtracted from their labels.
+
+    ``source`` and ``unreadable`` are those of `ImageTensors`.
+    """
+
+    source: Mapping[str, Any] | None = None
+    unreadable: int = 0
 
     def __init__(
         self,

@@ -1,60 +1,255 @@
 """Image folders: one subfolder per class, or train, val and test folders of subfolders."""
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision import datasets
 
+from .._utils.checks import first_difference, some
 from .._utils.hashing import digest_texts
-from .splits import Form, Split, TorchvisionImages, cut, train_or_val
+from .decode import decode, is_picture
+from .splits import Form, Split, cut, train_or_val
+
+log = logging.getLogger(__name__)
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+# what archives, file servers and systems leave behind; hidden folders are skipped too
+_JUNK = frozenset(
+    ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
 
 
-def _folder(path: Path, form: Form) -> tuple[datasets.ImageFolder, Tensor, str]:
-    try:
-        data = datasets.ImageFolder(str(path), transform=form.transform())
-    except FileNotFoundError as error:
-        raise ValueError(f"data: {path} must have one image folder per class: {error}") from None
-    stamps = []
-    for file, label in data.samples:
-        stat = Path(file).stat()
-        stamps.append(f"{Path(file).relative_to(path)} {label} {stat.st_size} {stat.st_mtime_ns}")
-    return data, torch.tensor(data.targets), digest_texts(str(form), *stamps)
+class FolderImages:
+    """Picture files with their labels, as (uint8 tensor, int label)."""
+
+    def __init__(
+        self, files: Sequence[Path], labels: Sequence[int], form: Form, fingerprint: str
+    ) -> None:
+        self.files, self.labels, self.fingerprint = list(files), list(labels), fingerprint
+        self._transform = form.transform()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._transform(decode(self.files[index])), self.labels[index]
 
 
-def folder_splits(path: Path, form: Form) -> tuple[list[str], Callable[[str], Split]]:
-    """Return class names and splits of a folder in torchvision's ``ImageFolder`` layout.
+@dataclass(frozen=True)
+class _Listing:
+    """The picture files of class folders, their labels, and their paths, sizes and times."""
 
-    If the folder contains ``train`` and ``test`` (or ``val``, ``valid``), these are the splits, and
-    a missing ``val`` is split off the training images. Otherwise each class is split 70 / 10 / 20.
+    files: list[Path]
+    labels: Tensor
+    stamps: list[str]
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder whose layout was recognized.
+
+    Attributes:
+        path: the folder.
+        classes: the names of the class folders, sorted.
+        splits: the folders of the splits that exist; empty if ``path`` holds the class folders.
     """
-    inside = {p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    val_name = "valid" if "valid" in inside else "val"
-    own = "train" in inside and bool(inside & {val_name, "test"})
-    # without a test folder, val is the test set and must not be used for tuning
-    test_name = "test" if "test" in inside else val_name
-    own_val = {val_name, "test"} <= inside
-    first = _folder(path / "train" if own else path, form)
-    names = [c.replace("_", " ") for c in first[0].classes]
 
-    def read(split: str) -> Split:
-        data, labels, mark = first
-        if not own:
-            rows = cut(labels, split)
-            if not rows:
+    path: Path
+    classes: list[str]
+    splits: dict[str, Path]
+    _listings: dict[Path, _Listing] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def find(cls, path: Path) -> "ImageFolder":
+        """Recognize the layout of ``path``.
+
+        It has ``train`` and ``test`` folders (or ``val``; also ``training``, ``validation``,
+        ``Test``, ...), only ``train``, or class folders. Hidden folders and those of archives and
+        file servers are skipped.
+
+        Raises:
+            ValueError: the layout is another one (the message says what was found), or the splits
+                have different class folders.
+        """
+        splits = _split_folders(path)
+        classes: list[str] = []
+        for folder in splits.values():
+            found = _class_folders(folder)
+            if classes and found != classes:
+                first = next(iter(splits.values()))
                 raise ValueError(
-                    f"data: {path} has too few images for a separate {split} split; provide at "
-                    "least 3 per class, or put them into train, val and test folders"
+                    f"data: {folder} has other classes than {first}: "
+                    f"{first_difference(found, classes)}; use the same class folders"
                 )
-        elif split == "test" or (split == "val" and own_val):
-            folder = path / (test_name if split == "test" else val_name)
-            data, labels, mark = _folder(folder, form)
-            if data.classes != first[0].classes:
-                raise ValueError(f"data: {folder} has different classes from {path / 'train'}")
-            rows = list(range(len(labels)))
-        else:
-            rows = train_or_val(labels, split, own_val)
-        return TorchvisionImages(data, rows, f"folder/{mark}/{split}"), labels[rows]
+            classes = found
+        if set(splits) == {"train"}:
+            log.warning(
+                "data: %s has no test folder: the images of %s are cut into 70 %% training, 10 %% "
+                "validation and 20 %% test images",
+                path,
+                splits["train"].name,
+            )
+        whole = cls(path, classes or _class_folders(path), splits)
+        whole._listed(next(iter(splits.values()), path))
+        return whole
 
-    return names, read
+    def read(self, split: str, form: Form) -> Split:
+        """Return the images of ``"train"``, ``"val"`` or ``"test"``, and their labels.
+
+        A missing ``val`` is held out of ``train``; ``val`` is the test set if there is no ``test``.
+        If there is only ``train``, or no split at all, each class is cut 70 / 10 / 20.
+
+        Raises:
+            ValueError: the split does not exist, or a class is too small to be cut.
+        """
+        folder, how = self._place(split)
+        found = self._listed(folder)
+        if how == "whole":
+            rows = list(range(len(found.files)))
+        elif how == "val held out":
+            rows = train_or_val(found.labels, split, own_val=False)
+        else:
+            rows = cut(found.labels, split)
+            self._check_cut(found.labels, rows, split)
+        labels, mark = found.labels[rows], digest_texts(str(form), *found.stamps)
+        files = [found.files[row] for row in rows]
+        return FolderImages(files, labels.tolist(), form, f"folder/{mark}/{split}"), labels
+
+    def _place(self, split: str) -> tuple[Path, Literal["whole", "val held out", "cut"]]:
+        """Return the folder of a split's images and which of them belong to it."""
+        own = self.splits
+        if own.keys() <= {"train"}:
+            return own.get("train", self.path), "cut"
+        if split == "test":
+            return own["test" if "test" in own else "val"], "whole"
+        own_val = {"val", "test"} <= own.keys()
+        if split == "val" and own_val:
+            return own["val"], "whole"
+        if "train" not in own:
+            raise ValueError(f"data: {self.path} has no train folder, only {_names(own)}")
+        return own["train"], "whole" if own_val else "val held out"
+
+    def _listed(self, folder: Path) -> _Listing:
+        """List the pictures of a split once, so that files that appear later change nothing."""
+        if folder not in self._listings:
+            files, labels, stamps = [], [], []
+            for label, name in enumerate(self.classes):
+                for file in _pictures(folder / name):
+                    stat, inner = file.stat(), file.relative_to(folder)
+                    files.append(file)
+                    labels.append(label)
+                    stamps.append(f"{inner} {label} {stat.st_size} {stat.st_mtime_ns}")
+            self._listings[folder] = _Listing(files, torch.tensor(labels), stamps)
+        return self._listings[folder]
+
+    def _check_cut(self, labels: Tensor, rows: list[int], split: str) -> None:
+        counts, held = (
+            torch.bincount(part, minlength=len(self.classes)) for part in (labels, labels[rows])
+        )
+        for name, n, left in zip(self.classes, counts.tolist(), held.tolist(), strict=True):
+            if not left:
+                raise ValueError(
+                    f"data: {self.path} has too few images for a separate {split} split: {n} in "
+                    f"{name!r}; provide at least 3 per class, or put them into train, val and test "
+                    "folders"
+                )
+
+
+# ---- layout ------------------------------------------------------------------------------------
+
+
+def _split_folders(path: Path) -> dict[str, Path]:
+    """Return the folders of ``path`` that are splits, train first; none if it has classes."""
+    named: dict[str, Path] = {}
+    loose, others = [], []
+    for folder in _subfolders(path):
+        split = _SPLITS.get(folder.name.lower())
+        if split is None:
+            others.append(folder)
+        elif _has_pictures(folder):  # a class may be called "train"
+            loose.append(folder)
+        elif split in named:
+            raise ValueError(
+                f"data: {path} has two {split} folders, {named[split].name!r} and {folder.name!r}; "
+                "keep one of them"
+            )
+        else:
+            named[split] = folder
+    if loose and (named or not others):
+        raise ValueError(
+            f"data: {loose[0]} must have one folder of pictures per class, but its pictures are "
+            "not in folders"
+        )
+    ignored = [folder.name for folder in others if next(_pictures(folder), None)] if named else []
+    if ignored and set(named) == {"train"}:
+        raise ValueError(
+            f"data: {path} has a train folder beside {some(ignored)}: name the folder of the test "
+            f"images test, or pass {named['train']}"
+        )
+    if ignored:
+        log.warning("data: %s has %s and %s: the latter is ignored", path, _names(named), ignored)
+    return {split: named[split] for split in ("train", "val", "test") if split in named}
+
+
+def _class_folders(path: Path) -> list[str]:
+    """Return the names of the class folders in ``path``, each of which has pictures."""
+    where = f"data: {path} must have one folder of pictures per class"
+    folders = _subfolders(path)
+    if not folders:
+        files = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        raise ValueError(f"{where}, but has no folders and {_some_files(files)}")
+    for folder in folders:
+        if _has_pictures(folder):
+            continue
+        inner = [sub.name for sub in _subfolders(folder) if next(_pictures(sub), None)]
+        if not inner:
+            files = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+            raise ValueError(
+                f"{where}, but {folder.name!r} has {_some_files(files)} and no pictures: add "
+                "pictures, or remove it"
+            )
+        if len(inner) > 1 or len(folders) == 1:
+            raise ValueError(
+                f"{where}, but {folder.name!r} has only the folders {some(inner)}; if these are "
+                f"the classes or the splits, pass {folder}"
+            )
+    return [folder.name for folder in folders]
+
+
+def _subfolders(path: Path) -> list[Path]:
+    found = (entry for entry in path.iterdir() if entry.is_dir())
+    return sorted(entry for entry in found if not _skipped(entry.name))
+
+
+def _skipped(name: str) -> bool:
+    return name.startswith(".") or name in _JUNK
+
+
+def _has_pictures(folder: Path) -> bool:
+    """Return whether pictures are directly in ``folder``."""
+    with os.scandir(folder) as entries:
+        return any(is_picture(entry.name) and entry.is_file() for entry in entries)
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """Yield the pictures in ``folder`` and below it, in a fixed order."""
+    for place, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = sorted(name for name in inner if not _skipped(name))
+        yield from (Path(place) / name for name in sorted(names) if is_picture(name))
+
+
+def _names(splits: dict[str, Path]) -> str:
+    return " and ".join(folder.name for folder in splits.values())
+
+
+def _some_files(names: list[str]) -> str:
+    return f"the files {some(names)}" if names else "no files"

@@ -1,27 +1,35 @@
 """`load_data`: load a built-in data set, an image folder or a torchvision data set."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from .._utils.checks import check_count
+from .._utils.checks import check_choice, check_count
 from .._utils.names import unknown
 from ..clip.frozen import TEMPLATES
 from .builtin import WORLDS, draw_split
 from .dataset import ImageDataset, ImageTensors
-from .few_shot import Chosen, Classes, class_range, sample
-from .folder import folder_splits
+from .draw import Drawn, draw
+from .few_shot import Chosen, Classes, class_range
+from .folder import FolderImages, ImageFolder
+from .naming import ClassNames, Templates, class_names, templates_of
 from .splits import Form, Size, Split
 from .torchvision_sets import TORCHVISION, torchvision_splits
+
+OnError = Literal["raise", "skip"]
 
 
 @dataclass
 class Data:
     """A data set for tuning; each split is rendered or opened on first access.
+
+    The pictures of a folder are decoded once before the first split is returned, so that broken
+    ones are found before tuning; the first access to ``train`` or ``val`` includes ``test``.
 
     Attributes:
         name: the name or path passed to `load_data`.
@@ -36,7 +44,8 @@ class Data:
     templates: tuple[str, ...]
     image_size: Size
     arguments: dict[str, Any]
-    _split: Callable[[str], ImageDataset] = field(repr=False)
+    _whole: Callable[[str, Form], Split] = field(repr=False)
+    _chosen: range = field(repr=False)
 
     @cached_property
     def train(self) -> ImageDataset:
@@ -53,6 +62,57 @@ class Data:
         """All test images of the selected classes."""
         return self._split("test")
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """What a run records of its data: ``arguments``, and the ``directory`` of relative paths.
+
+        With ``on_error="skip"`` also ``unreadable``, the number of unreadable images by split.
+        """
+        source = dict(self.arguments)
+        if self.name not in WORLDS:
+            source["directory"] = str(Path.cwd())
+        if self.arguments["on_error"] == "skip":
+            source["unreadable"] = {part: len(d.broken) for part, d in self._drawn.items()}
+        return source
+
+    def resized(self, image_size: Size, channels: int = 3) -> "Data":
+        """Return the same data with images of another size; see `load_data`."""
+        form = _form(image_size, channels)
+        changed = {"image_size": form.size, "channels": channels}
+        return replace(self, image_size=form.size, arguments={**self.arguments, **changed})
+
+    @cached_property
+    def _drawn(self) -> dict[str, Drawn]:
+        return {}
+
+    def _draw(self, split: str) -> Drawn:
+        if split not in self._drawn:
+            given = self.arguments
+            limit = None if given["shots"] == "all" or split == "test" else given["shots"]
+            if split == "val" and limit is not None:
+                limit = min(limit, 4)
+            whole = self._whole(split, _form(given["image_size"], given["channels"]))
+            skip = given["on_error"] == "skip"
+            self._drawn[split] = draw(*whole, self._chosen, limit, given["seed"], split, skip)
+        return self._drawn[split]
+
+    def _split(self, split: str) -> ImageDataset:
+        drawn = self._draw(split)
+        data, rows, start = drawn.data, drawn.rows, self._chosen.start
+        if split != "test" and isinstance(data, FolderImages):
+            for other in ("train", "val", "test"):
+                self._draw(other)
+        tag = f"{self.arguments['classes']}/{drawn.tag}"
+        out: ImageTensors | Chosen
+        if isinstance(data, ImageTensors):
+            index = torch.tensor(rows, dtype=torch.int64)
+            labels, mark = data.labels[index] - start, f"{data.fingerprint}/{tag}"
+            out = ImageTensors(data.images[index], labels, mark, self.classnames)
+        else:
+            out = Chosen(data, rows, start, tag, self.classnames)
+        out.source, out.unreadable = self.source, len(drawn.broken)
+        return out
+
 
 def load_data(
     name: str | Path,
@@ -64,6 +124,9 @@ def load_data(
     channels: int = 3,
     root: str | Path = "data",
     download: bool = False,
+    classnames: ClassNames | None = None,
+    templates: Templates | None = None,
+    on_error: OnError = "raise",
 ) -> Data:
     """Load a data set for tuning.
 
@@ -71,7 +134,8 @@ def load_data(
         name: ``"shapes"``, ``"patterns"``, ``"counts"``, the shifted variants ``"shapes-outline"``,
             ``"shapes-recolored"``, ``"shapes-crowded"``; a folder with one subfolder of images per
             class (or ``train``, ``val``, ``test`` folders of these); or the name of a torchvision
-            data set.
+            data set. Images of a folder are turned as their EXIF orientation says, 16-bit gray
+            values are scaled to 8 bits, and transparent areas become white.
         shots: training images per class (1, 2, 4, 8, 16, ...), or ``"all"``.
         seed: the seed of few-shot sampling. The splits do not depend on it.
         classes: ``"all"``, ``"base"`` (first half) or ``"new"`` (second half).
@@ -80,51 +144,36 @@ def load_data(
         channels: 3 for RGB images, 1 for gray ones.
         root: the root directory of torchvision's data sets.
         download: whether torchvision may download the data set.
+        classnames: other class names: a mapping from the data set's own (the names of the class
+            folders), a list in the same order, or a file of one of both (JSON, YAML, or text with a
+            class name, or a folder and its class name, per line). Default: the data set's own.
+        templates: zero-shot templates: strings with one ``{}``, one such string, or a file with one
+            per line. Default: the data set's own.
+        on_error: ``"raise"``, or ``"skip"`` to leave out the unreadable images of a folder.
 
     Raises:
         ValueError: the name is unknown (the message suggests similar ones), an argument is out of
-            range, or a folder has no images.
-        FileNotFoundError: the data does not exist.
+            range, a folder has another layout, there is only one class, or ``classnames`` do not
+            fit; on access to a split, an image is unreadable, or a class is too small to be split.
+        FileNotFoundError: the data or a file does not exist.
     """
     if shots != "all":
         check_count(shots, "shots")
-    form = _form(image_size, channels)
-    text = str(name)
-    whole: Callable[[str], Split]
-    if text in WORLDS:
-        world = WORLDS[text]
-        names, templates = list(world.classnames), world.templates
-        whole = partial(_builtin, text, form)
-    elif text in TORCHVISION:  # checked before folders: a folder may have the same name
-        names, whole = torchvision_splits(text, form, Path(root), download)
-        templates = TEMPLATES
-    elif Path(name).is_dir():
-        names, whole = folder_splits(Path(name), form)
-        templates = TEMPLATES
-    elif isinstance(name, Path) or "/" in text or text.startswith("."):
-        raise FileNotFoundError(f"data: the folder {text} does not exist")
-    else:
-        raise unknown("data set or image folder", text, [*WORLDS, *TORCHVISION])
+    check_choice(on_error, "on_error", get_args(OnError))
+    form, text = _form(image_size, channels), str(name)
+    own, whole, usual = _find(name, Path(root), download)
+    names = class_names(own, classnames)
     chosen = class_range(len(names), classes)
-    limits = {
-        "train": None if shots == "all" else shots,
-        "val": None if shots == "all" else min(shots, 4),
-        "test": None,
-    }
-
     kept = [names[i] for i in chosen]
-
-    def read(split: str) -> ImageDataset:
-        data, labels = whole(split)
-        rows = sample(labels, chosen, limits[split], seed)
-        tag = f"{classes}/shots={limits[split]}/seed={seed}"
-        if not isinstance(data, ImageTensors):
-            return Chosen(data, rows, chosen.start, tag, kept)
-        index = torch.tensor(rows, dtype=torch.int64)
-        labels = data.labels[index] - chosen.start
-        return ImageTensors(data.images[index], labels, f"{data.fingerprint}/{tag}", kept)
-
-    arguments = {
+    if len(kept) < 2:
+        of = "" if classes == "all" else f" in its {classes} half (classes={classes!r})"
+        raise ValueError(
+            f"data: {text} has only the class {kept[0]!r}{of}, but a classifier needs at least two "
+            "classes"
+            if kept
+            else f"data: {text} has no class{of}"
+        )
+    arguments: dict[str, Any] = {
         "name": text,
         "shots": shots,
         "seed": seed,
@@ -132,8 +181,50 @@ def load_data(
         "image_size": form.size,
         "channels": channels,
         "root": str(root),
+        "classnames": None if classnames is None else dict(zip(own, names, strict=True)),
+        "templates": None if templates is None else list(templates_of(templates)),
+        "on_error": on_error,
     }
-    return Data(text, kept, tuple(templates), form.size, arguments, read)
+    shown = tuple(arguments["templates"] or usual)
+    return Data(text, kept, shown, form.size, arguments, whole, chosen)
+
+
+def load_recorded(source: Mapping[str, Any], **changes: Any) -> Data:
+    """Load the data that a run recorded, with some arguments of `load_data` changed.
+
+    Relative paths are those of the directory in which the run was started, unless there is nothing.
+
+    Raises:
+        ValueError: ``source`` has no name, or as `load_data`.
+        FileNotFoundError: the data does not exist any more.
+    """
+    known = inspect.signature(load_data).parameters.keys() & source.keys()
+    given = {key: source[key] for key in known} | changes
+    if not isinstance(given.get("name"), str):
+        raise ValueError(f"data: a recorded data set needs a name, got {given.get('name')!r}")
+    for key in ("name", "root") if source.get("directory") else ():
+        path = Path(str(source["directory"]), given[key])
+        if key not in changes and path.is_dir() and path.resolve() != Path(given[key]).resolve():
+            given[key] = str(path)
+    return load_data(**given)
+
+
+def _find(
+    name: str | Path, root: Path, download: bool
+) -> tuple[list[str], Callable[[str, Form], Split], tuple[str, ...]]:
+    """Return the class names of a data set, a reader of its splits, and its templates."""
+    text = str(name)
+    if text in WORLDS:
+        world = WORLDS[text]
+        return list(world.classnames), partial(_builtin, text), tuple(world.templates)
+    if text in TORCHVISION:  # checked before folders: a folder may have the same name
+        return *torchvision_splits(text, root, download), TEMPLATES
+    if Path(name).is_dir():
+        folder = ImageFolder.find(Path(name))
+        return folder.classes, folder.read, TEMPLATES
+    if isinstance(name, Path) or "/" in text or text.startswith("."):
+        raise FileNotFoundError(f"data: the folder {text} does not exist")
+    raise unknown("data set or image folder", text, [*WORLDS, *TORCHVISION])
 
 
 def _form(image_size: Size | Sequence[int], channels: int) -> Form:
@@ -150,6 +241,6 @@ def _form(image_size: Size | Sequence[int], channels: int) -> Form:
     return Form(size, channels)
 
 
-def _builtin(name: str, form: Form, split: str) -> Split:
+def _builtin(name: str, split: str, form: Form) -> Split:
     data = draw_split(name, split, form)
     return data, data.labels

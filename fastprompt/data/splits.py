@@ -65,8 +65,9 @@ class Form:
 class TorchvisionImages:
     """The items ``rows`` of a torchvision data set, as (uint8 tensor, int label)."""
 
-    def __init__(self, data: Any, rows: Sequence[int], fingerprint: str) -> None:
+    def __init__(self, data: Any, rows: Sequence[int], form: Form, fingerprint: str) -> None:
         self.data, self.rows, self.fingerprint = data, list(rows), fingerprint
+        self._transform = form.transform()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,10 +76,11 @@ class TorchvisionImages:
         row = self.rows[index]
         try:
             image, label = self.data[row]
-        except OSError as error:  # including Pillow's error for a broken file
+            image = self._transform(image)
+        except Exception as error:  # Pillow's plugins raise any error on a damaged file
             samples = getattr(self.data, "samples", None)
-            which = samples[row][0] if samples else f"image {row}"
-            raise ValueError(f"data: {which} is unreadable ({error}); fix or remove it") from None
+            which = samples[row][0] if samples else f"image {row} of {type(self.data).__name__}"
+            raise ValueError(f"data: {which} is unreadable ({error}); fix or remove it") from error
         return image, int(label)
 
 

@@ -39,9 +39,9 @@ TORCHVISION = (
 
 
 def torchvision_splits(
-    name: str, form: Form, root: Path, download: bool
-) -> tuple[list[str], Callable[[str], Split]]:
-    """Return class names and splits; a missing ``val`` is split off ``train``."""
+    name: str, root: Path, download: bool
+) -> tuple[list[str], Callable[[str, Form], Split]]:
+    """Return class names and a reader of the splits; a missing ``val`` is split off ``train``."""
     cls: Any = getattr(datasets, name)
     arguments = inspect.signature(cls.__init__).parameters
     extra = {"download": download} if "download" in arguments else {}
@@ -53,7 +53,7 @@ def torchvision_splits(
             option = {"split": split_name}
         elif "train" in arguments:
             option = {"train": split_name == "train"}
-        return cls(str(root), transform=form.transform(), **option, **extra)
+        return cls(str(root), **option, **extra)
 
     def exists(split_name: str) -> bool:
         try:
@@ -74,7 +74,7 @@ def torchvision_splits(
     own_val = own_val and exists("val")
     names = _names(whole(train_name), name)
 
-    def read(split: str) -> Split:
+    def read(split: str, form: Form) -> Split:
         held_apart = split == "test" or (split == "val" and own_val)
         source = whole((test_name if split == "test" else split) if held_apart else train_name)
         labels = torch.tensor([int(label) for label in _labels(source)])
@@ -85,7 +85,7 @@ def torchvision_splits(
         else:
             rows = train_or_val(labels, split, own_val)
         mark = digest_texts(name, str(root.resolve()), str(form), split, str(labels.tolist()))
-        return TorchvisionImages(source, rows, f"torchvision/{mark}"), labels[rows]
+        return TorchvisionImages(source, rows, form, f"torchvision/{mark}"), labels[rows]
 
     return names, read
 

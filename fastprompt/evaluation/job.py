@@ -13,7 +13,7 @@ from .._utils.hashing import digest
 from .._utils.progress import Progress
 from .._utils.types import Model
 from ..attacks import PGD
-from ..data.dataset import fingerprint
+from ..data.dataset import fingerprint, source_of
 from .diagnostics import diagnose
 from .examples import Examples
 from .model_run import FELL, Images, ModelRun, random_numbers
@@ -140,6 +140,7 @@ class Job:
     def _data_facts(self, labels: list[int]) -> dict[str, Any]:
         data = self.images.data
         names = getattr(data, "classnames", None)
+        source = source_of(data)
         return {
             "name": self.name,
             "fingerprint": self.about["data"]["fingerprint"],
@@ -148,6 +149,8 @@ class Job:
             "indices": list(self.images.rows),
             "labels": labels,
             "classnames": None if names is None else list(names),
+            "classes": source.get("classes"),
+            "unreadable": getattr(data, "unreadable", 0) if source["name"] else 0,
         }
 
     # ---- sanity checks, diagnostics, examples ------------------------------------------------

@@ -23,7 +23,8 @@ class Evaluation:
         rows: one dict per model, attack and eps: see `evaluate`.
         sanity: one dict per model and check: ``model``, ``check``, ``verdict`` (``"passed"``,
             ``"failed"``, ``"skipped"``), ``reason``, ``figures``.
-        data: the images: ``name``, ``fingerprint``, ``n``, ``indices``, ``labels``, ``classnames``.
+        data: the images: ``name``, ``fingerprint``, ``n``, ``indices``, ``labels``,
+            ``classnames``, ``classes`` (all, base or new), ``unreadable`` (images left out).
         models: how each model computes and a hash of its weights, by name.
         how: seed, batch, samples, device.
         diagnostics: router weights and corrections of the refiners, by model.

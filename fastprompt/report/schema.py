@@ -37,6 +37,7 @@ _SHAPE = {
     "data": {
         **{"name": Maybe(str), "fingerprint": Maybe(str), "n": Maybe(int), "of": Maybe(int)},
         **{"indices": Maybe([int]), "labels": Maybe([int]), "classnames": Maybe([str])},
+        **{"classes": Maybe(str), "unreadable": Maybe(int)},
     },
     "models": {ANY: {"weights": Maybe(str), "defenses": Maybe([str])}},
     "how": dict,

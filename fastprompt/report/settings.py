@@ -52,7 +52,10 @@ def _evaluation(source: Source) -> dict[str, Any]:
         facts.append(("data", str(data["name"])))
     facts.append(("images", of))
     if data.get("classnames"):
-        facts.append(("classes", f"{len(data['classnames']):,}"))
+        half = f" ({data['classes']})" if data.get("classes") in ("base", "new") else ""
+        facts.append(("classes", f"{len(data['classnames']):,}{half}"))
+    if data.get("unreadable"):
+        facts.append(("unreadable images left out", f"{data['unreadable']:,}"))
     facts += [(key, words(value)) for key, value in found.how.items() if value is not None]
     return {
         "name": source.name or "result",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .._utils.checks import some
+from .._utils.checks import first_difference
 from .._utils.hashing import digest_json
 from .._utils.run_folder import RunFolder
 from ..towers.template import DEFAULT
@@ -52,8 +52,8 @@ def start_values(
     tuned = run.read_prompts(config["method"], identity)
     if classnames is not None and list(config["classnames"]) != list(classnames):
         raise ValueError(
-            f"init_from: class-specific contexts need the same classes: {run.path} has "
-            f"{some(config['classnames'])}, got {some(classnames)}"
+            f"init_from: class-specific contexts need the classes of {run.path} in the same order: "
+            f"{first_difference(classnames, config['classnames'])}"
         )
     if config["clip"]["fingerprint"] != fingerprint:
         log.warning(

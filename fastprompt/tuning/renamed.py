@@ -11,7 +11,11 @@ _VALUES = {
     ("sanity", "True"): "full",
     ("sanity", "False"): "quick",
 }
-_NEW = {"sanity": "quick"}  # defaults of a job
+# defaults of a job
+_NEW = {
+    **{"sanity": "quick", "image_size": None},
+    **{"classnames": None, "templates": None, "on_error": None},
+}
 
 
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,10 +24,15 @@ def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {_KEYS.get(k, k): _VALUES.get((k, str(v)), v) for k, v in kept.items()}
 
 
+def renamed_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `fastprompt tune` under their current names, with new ones added."""
+    return _NEW | renamed(job)
+
+
 def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a ``config.json`` with the current names in its ``config`` and ``job``."""
-    parts = (name for name in ("config", "job") if isinstance(config.get(name), Mapping))
-    new = {name: renamed(config[name]) for name in parts}
-    if "job" in new:
-        new["job"] = _NEW | new["job"]
-    return {**config, **new}
+    new = dict(config)
+    for name, today in (("config", renamed), ("job", renamed_job)):
+        if isinstance(config.get(name), Mapping):
+            new[name] = today(config[name])
+    return new

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import some
+from .._utils.checks import first_difference
 from .._utils.hashing import digest, digest_json
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import FrozenCLIP
@@ -157,8 +157,9 @@ class SavedTuner(ABC):
             )
         elif (stored := run.read_config())["classnames"] != self.classnames:
             raise ValueError(
-                f"resume: {run.path} was started with the classes {some(stored['classnames'])}, "
-                f"got {some(self.classnames)}"
+                f"resume: {run.path} was started with other classes: "
+                f"{first_difference(self.classnames, stored['classnames'])}; pass the same classes "
+                "in the same order"
             )
         elif stored.get("key") != key:
             raise ValueError(

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import Fraction, check_classnames
+from .._utils.checks import Fraction, check_classnames, first_difference
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import TEMPLATES, FrozenCLIP
 from ..clip.load import load_clip
-from ..data.dataset import ImageDataset, check_dataset, check_same_classes
+from ..data.dataset import ImageDataset, check_dataset, check_same_classes, source_of
 from ..evaluation import Evaluation, evaluate
 from ..model.classifier import CLIPClassifier
 from ..model.prompted import PromptedCLIP
@@ -32,7 +32,7 @@ class Tuner(SavedTuner):
     Args:
         clip: a `FrozenCLIP`, an open_clip model (it is copied and not modified), or a model name
             for `load_clip`.
-        classnames: C distinct class names.
+        classnames: C distinct class names, at least two.
         config: settings as the method's dataclass, a mapping, or the path of a YAML or JSON file.
         **overrides: individual settings. They take precedence over ``config``, which takes
             precedence over the preset of a bundled model, and this over the dataclass's defaults.
@@ -62,6 +62,10 @@ class Tuner(SavedTuner):
         if reason := self.unfit(self.clip):
             raise ValueError(f"clip: {self.method} does not support {self.clip.name}: {reason}")
         self.classnames = check_classnames(classnames)
+        if len(self.classnames) < 2:
+            raise ValueError(
+                f"classnames must have at least two classes to tell apart, got {self.classnames}"
+            )
         self.config = build(self.Config, self.preset, config, overrides)
         self.config = self._with_n_ctx(self.config)
         self._given = {key: getattr(self.config, key) for key in EXECUTION}
@@ -203,7 +207,8 @@ class Tuner(SavedTuner):
         if self.config.class_specific and names != self.classnames:
             raise ValueError(
                 "classnames must be those of tuning, in the same order: each of them has a "
-                "separate context, other classes have none"
+                "separate context, other classes have none; "
+                f"{first_difference(names, self.classnames)}"
             )
         self.prompts.to(self.clip.device)
         changes = {} if precision is None else {"precision": precision}
@@ -229,7 +234,8 @@ class Tuner(SavedTuner):
             out: run folder to write; None writes nothing.
             resume: resume the stopped run in ``out``. On CPU, the result is bit-identical to that
                 of an uninterrupted run.
-            job: further entries of ``config.json``, such as the arguments of the data set.
+            job: further entries of ``config.json``, which also records the arguments of
+                `load_data` if ``train`` comes from there.
             track: also write TensorBoard curves to ``out``; requires the extra ``track``.
             progress: show progress bars if the output is a terminal.
 
@@ -253,7 +259,7 @@ class Tuner(SavedTuner):
             )
         key = self._key(train, val)
         if run is not None:
-            self._open(run, key, resume, job)
+            self._open(run, key, resume, {"data": source_of(train), **(job or {})})
         tracker = Tracker(run.path) if run is not None and track else None
         # restart from the initial prompts: config.json must describe the run completely
         self._start()

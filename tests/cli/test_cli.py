@@ -155,7 +155,7 @@ def test_help_of_a_method_lists_its_settings_and_the_jobs(call):
     ("arguments", "parts"),
     [
         ("tun", ["command", "'tun'", "'tune'"]),
-        ("--version", ["command", "'--version'", "doctor", "tune"]),
+        ("--verson", ["command", "'--verson'", "doctor", "tune"]),
         ("tune advp", ["method", "'advp'", "'advpt'"]),
         ("tune advpt --epocs 3", ["option", "--epocs", "'--epochs'"]),
         ("tune advpt --epoch 3", ["option", "'--epochs'"]),
@@ -343,7 +343,7 @@ def test_published_settings_of_several_seeds(call, tmp_path):
     assert code == 0
     for seed in (3, 4):
         stored = json.loads((tmp_path / "runs" / f"seed-{seed}" / "config.json").read_text())
-        assert (stored["config"]["seed"], stored["job"]["data_seed"]) == (seed, seed)
+        assert (stored["config"]["seed"], stored["data"]["seed"]) == (seed, seed)
         assert (stored["config"]["start"], stored["config"]["clamp"]) == ("one-sided", "steps")
         assert stored["config"]["n_ctx"] == 32
 
@@ -367,7 +367,8 @@ def test_the_run_folder_is_complete(finished):
     config = run.read_config()
     assert config["method"] == "advpt"
     assert config["config"]["epochs"] == 2
-    assert config["job"]["data"] == "patterns"
+    assert (config["data"]["name"], config["data"]["shots"]) == ("patterns", 2)
+    assert not {"data", "shots", "classes", "data_seed"} & config["job"].keys()
     assert config["versions"] == versions()
     assert prompts_of(finished.path).shape == (2, 24)
 

@@ -46,7 +46,9 @@ def test_a_context_becomes_a_run_of_apt(coop, tmp_path, capsys):
     assert tuner.classnames == load_data("patterns").classnames
     wanted = torch.load(coop, weights_only=True)["state_dict"]["ctx"]
     assert torch.equal(tuner.prompts.tokens, wanted)
-    assert json.loads((folder / "config.json").read_text())["imported"] == coop.name
+    config = json.loads((folder / "config.json").read_text())
+    assert config["imported"] == coop.name
+    assert (config["data"]["name"], config["data"]["image_size"]) == ("patterns", 48)
 
 
 def test_it_can_be_tuned_on(coop, tmp_path):
@@ -86,7 +88,7 @@ def test_multi_modal_prompts_become_a_run_of_capt(maple, tmp_path, capsys):
     ("more", "message"),
     [
         ([], "token_suffix"),
-        (["--data=patterns", "--classnames=x"], "--data and --classnames"),
+        (["--data=patterns", "--classnames=x"], "classnames: the file x"),
         (["--data=patterns", "--template=a photo"], "template"),
         (["--classnames=missing.txt"], "missing.txt"),
         (["--data=patterns", "--method=nap"], "nap"),

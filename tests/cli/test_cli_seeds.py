@@ -54,7 +54,7 @@ def test_each_seed_has_a_run_of_its_own(three, tmp_path, capsys):
     ]
     for seed in (1, 2, 3):
         config = json.loads((three / f"seed-{seed}" / "config.json").read_text())
-        assert config["config"]["seed"] == config["job"]["data_seed"] == seed
+        assert config["config"]["seed"] == config["data"]["seed"] == seed
     # a run of the seed by itself gives the same bits
     assert call("--seed=2", "--data_seed=2", f"--out={tmp_path / 'alone'}") == 0
     alone, among = (APTTuner.load(p).prompts.tokens for p in (tmp_path / "alone", three / "seed-2"))

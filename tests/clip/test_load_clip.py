@@ -151,6 +151,46 @@ def test_a_checkpoint_file_round_trips(
     assert not any(p.requires_grad for p in clip.parameters())
 
 
+def test_another_image_size_interpolates_the_positions(
+    config_file: Path, model: nn.Module, tmp_path: Path
+) -> None:
+    path = write(model.state_dict(), tmp_path / "model.pt")
+    plain, large = (load_clip(NAME, path, image_size=s) for s in (None, (64, 80)))
+    assert (plain.image_size, large.image_size) == (48, (64, 80))
+    assert large.name == f"{NAME}:{path} at 64x80"
+    assert large.source == {**plain.source, "image_size": (64, 80)}
+    assert large.fingerprint != plain.fingerprint
+    source = json.loads(json.dumps(large.source))
+    again = load_clip(source.pop("model"), **source)
+    assert again.fingerprint == large.fingerprint
+    own, found = (c.model.visual.positional_embedding for c in (plain, large))
+    assert torch.equal(own[0], found[0])
+    grid = own[1:].T.reshape(1, -1, 3, 3)
+    wanted = nn.functional.interpolate(grid, (4, 5), mode="bicubic", antialias=True)
+    torch.testing.assert_close(found[1:], wanted[0].flatten(1).T)
+    assert not large.why_no_visual_prompts()
+
+
+def test_the_bundled_model_and_image_weights_take_another_image_size() -> None:
+    small, large = (load_clip("tiny-shapes", image_size=s) for s in (None, 64))
+    visual = small.model.visual.state_dict()
+    again = load_clip("tiny-shapes", image_size=64, image_weights=visual)
+    assert again.fingerprint == large.fingerprint != small.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(0, "at least 1"), (50, "multiple .* 8.*50"), ((48,), "height, width")]
+)
+def test_an_image_size_that_does_not_fit_is_told(size: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^image_size .*{message}"):
+        load_clip("tiny-shapes", image_size=size)
+
+
+def test_a_model_object_takes_no_image_size(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"^image_size must be None .*64"):
+        load_clip(model, image_size=64)
+
+
 def test_a_slash_in_the_name_changes_nothing(
     config_file: Path, model: nn.Module, tmp_path: Path
 ) -> None:

@@ -5,11 +5,14 @@ import difflib
 import inspect
 import json
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.golden import TOLERANCE
+from helpers.models import small_model
 
 from benchmarks.accuracy import advpt, autoattack, golden, strength
 from benchmarks.common.report import markdown
@@ -18,9 +21,11 @@ from fastprompt import APTTuner, NAPConfig, NAPTuner, load_clip, load_data
 from fastprompt.attacks.autoattack import STANDARD
 from fastprompt.cli.evaluate import evaluate_parser
 from fastprompt.cli.import_ import import_parser
+from fastprompt.cli.main import main
 from fastprompt.cli.report import report_parser
 from fastprompt.cli.tune import tune_parser
 from fastprompt.clip import bundled
+from fastprompt.data.builtin import WORLDS, draw_split
 from fastprompt.evaluation.plan import plan_attacks
 from fastprompt.methods.published import NAP as PUBLISHED
 
@@ -62,6 +67,36 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
     exec(shortened(code, shorter), names)
     assert "adaptive" in capsys.readouterr().out
     assert names["again"].config == names["tuner"].config
+
+
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """Six classes of the built-in data set, and a small model in the place of the bundled one."""
+    few = {"train": 16, "val": 4, "test": 8}
+    six = replace(WORLDS["shapes"], classnames=WORLDS["shapes"].classnames[:6], sizes=few)
+    monkeypatch.setitem(WORLDS, "shapes", six)
+    monkeypatch.setattr(bundled, "load", lambda name: small_model())
+    draw_split.cache_clear()
+    yield
+    draw_split.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_readme_is_followed_as_it_stands(few_shapes, tmp_path, monkeypatch, capsys):
+    """The Python example, then the commands, in one folder; only model and data are small."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = python_blocks()
+    exec(code, {})
+    lines = re.findall(r"```bash\n(.*?)```", README, flags=re.S)[2].strip().splitlines()
+    assert [line.split()[1] for line in lines] == ["evaluate", "tune", "evaluate", "report"]
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "fastprompt"
+        # 1: the random small model may fail a check of the evaluation
+        assert main(arguments) in (0, 1), capsys.readouterr().err
+    assert (tmp_path / "runs/first/evaluations/1/result.json").exists()
+    assert (tmp_path / "runs/second/evaluations/1/result.json").exists()
 
 
 def test_the_tuning_loop_runs(capsys):

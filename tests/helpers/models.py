@@ -21,10 +21,13 @@ SMALL = {
 }
 
 
-def small_model(layout: type = open_clip.CLIP, seed: int = 0, **text: object) -> torch.nn.Module:
+def small_model(
+    layout: type = open_clip.CLIP, seed: int = 0, image_size: int = 48, **text: object
+) -> torch.nn.Module:
     """A random open_clip model of a layout; ``text`` changes the text tower's settings."""
     config = copy.deepcopy(SMALL)
     config["text_cfg"] |= text
+    config["vision_cfg"]["image_size"] = image_size
     torch.manual_seed(seed)
     return layout(**config).eval()
 

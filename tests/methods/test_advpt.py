@@ -322,7 +322,7 @@ def test_refuses_what_does_not_fit(small_clip, data, tuner, tmp_path):
         with pytest.raises(ValueError, match=f"^classnames .*{match}"):
             AdvPTTuner(small_clip, names)
     with pytest.raises(ValueError, match=r"^classnames.*'wor"):
-        AdvPTTuner(small_clip, [" ".join(["word"] * 60)])
+        AdvPTTuner(small_clip, [" ".join(["word"] * 60), "a"])
     with pytest.raises(ValueError, match=r"config.* 'epoch'.*'epochs'"):
         AdvPTTuner(small_clip, data.classnames, epoch=3)
     big = load_data("patterns", shots=1, image_size=64)

@@ -9,6 +9,7 @@ import torch
 from helpers.models import small_model
 
 from fastprompt import AdvPTTuner, load_clip
+from fastprompt._utils.checks import first_difference
 from fastprompt._utils.files import read_tensors
 from fastprompt._utils.run_folder import RunFolder
 from fastprompt.data import ImageTensors, load_data
@@ -202,8 +203,8 @@ OTHERS = {
 }
 
 
-def shown(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (r".*\b4\b" if len(names) > 3 else "")
+def differs(names: list[str]) -> str:
+    return re.escape(first_difference(names, NAMES))
 
 
 @pytest.mark.parametrize("kind", [AdvPTTuner, APTTuner])
@@ -213,10 +214,10 @@ def test_images_of_other_classes_are_refused(small_clip, tmp_path, kind, others)
     other.labels %= len(others)
     tuner = make(kind, small_clip)
     for name, given in (("train", (other, same)), ("val", (same, other))):
-        with pytest.raises(ValueError, match=f"^{name} .*{shown(others)}.*{shown(NAMES)}"):
+        with pytest.raises(ValueError, match=f"^{name} .*{differs(others)}"):
             tuner.fit(*given, tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match=f"^test .*{shown(others)}.*{shown(NAMES)}"):
+    with pytest.raises(ValueError, match=f"^test .*{differs(others)}"):
         tuner.evaluate(other, ["clean"], progress=False)
 
 
@@ -241,6 +242,6 @@ def test_a_resume_with_other_classes_says_so(small_clip, tmp_path):
         train = data(8)
         train.labels %= len(others)
         files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        with pytest.raises(ValueError, match=f"^resume: .*{shown(NAMES)}.*{shown(others)}"):
+        with pytest.raises(ValueError, match=f"^resume: .*{differs(others)}"):
             make(APTTuner, small_clip, others).fit(train, out=tmp_path, resume=True)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files

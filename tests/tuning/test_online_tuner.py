@@ -318,9 +318,9 @@ def test_rows_hold_the_terms_and_validation(small_clip, tmp_path, method):
 
 
 def test_stalled_attacks_show_in_the_rows(small_clip, tmp_path):
-    """Of one class the cross-entropy is 0 everywhere: no image has a gradient."""
+    """Classes with the same tokens have the same logits everywhere: no image has a gradient."""
     one = ImageTensors(TRAIN.images, torch.zeros(10, dtype=torch.int64))
-    APTTuner(small_clip, ["cat"], FAST).fit(one, out=tmp_path, progress=False)
+    APTTuner(small_clip, ["cat", "Cat"], FAST).fit(one, out=tmp_path, progress=False)
     assert [row["stalled"] for row in metrics(tmp_path)] == [1.0, 1.0]
 
 

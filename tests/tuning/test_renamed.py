@@ -90,7 +90,10 @@ def test_only_names_that_changed_are_changed():
     assert [renamed({"sanity": old}) for old in (True, False, "off")] == [
         *({"sanity": "full"}, {"sanity": "quick"}, {"sanity": "off"})
     ]
-    assert renamed_config({"job": {"shots": 1}})["job"] == {"shots": 1, "sanity": "quick"}
+    assert renamed_config({"job": {"shots": 1}})["job"] == {
+        **{"shots": 1, "sanity": "quick", "image_size": None},
+        **{"classnames": None, "templates": None, "on_error": None},
+    }
     assert "weigh" in renamed({"weigh": "mine.alpha"})  # refused by name, not dropped
     assert renamed_config({"config": {}, "classnames": ["optimiser"], "job": None}) == {
         "config": {},

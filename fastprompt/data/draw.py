@@ -1,0 +1,79 @@
+"""The images that are drawn from a split, without those that cannot be decoded."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .._utils.hashing import digest_texts
+from .dataset import ImageDataset
+from .decode import find_unreadable
+from .few_shot import sample
+from .folder import FolderImages
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A draw from a whole split.
+
+    Attributes:
+        data: the whole split.
+        rows: the rows that were drawn.
+        broken: the rows that cannot be decoded, with what is wrong.
+        tag: part of the fingerprint of the draw.
+    """
+
+    data: ImageDataset
+    rows: list[int]
+    broken: Mapping[int, str]
+    tag: str
+
+
+def draw(
+    data: ImageDataset,
+    labels: Tensor,
+    classes: range,
+    shots: int | None,
+    seed: int,
+    split: str,
+    skip: bool,
+) -> Drawn:
+    """Draw ``shots`` images per class (all if None), and decode those of a folder once.
+
+    Args:
+        labels: the labels of all images, int64 ``[N]``.
+        classes: the labels to draw.
+        split: the split's name, for messages.
+        skip: in the place of an unreadable image, draw the class's next one.
+
+    Raises:
+        ValueError: an image is unreadable and ``skip`` is False; or no image of a class is left.
+    """
+    broken: dict[int, str] = {}
+    decoded: set[int] = set()
+    while True:
+        rows = sample(labels, classes, shots, seed, broken)
+        if not isinstance(data, FolderImages) or decoded.issuperset(rows):
+            break
+        files = {row: data.files[row] for row in rows if row not in decoded}
+        broken |= find_unreadable(files, f"check {split} images")
+        decoded |= files.keys()
+        if broken and not skip:
+            raise ValueError(f"data: {_first(broken)}, or leave it out with on_error='skip'")
+    if broken:
+        left = set(labels[rows].tolist())
+        if any(label not in left for label in set(labels.tolist()) & set(classes)):
+            raise ValueError(f"data: {_first(broken)}; a class has no readable {split} image")
+        log.warning("data: %d unreadable %s images are left out", len(broken), split)
+    tag = f"shots={shots}/seed={seed}"
+    if broken:
+        tag += f"/without={digest_texts(*map(str, sorted(broken)))}"
+    return Drawn(data, rows, broken, tag)
+
+
+def _first(broken: Mapping[int, str]) -> str:
+    more = f" ({len(broken)} images in all)" if len(broken) > 1 else ""
+    return f"{next(iter(broken.values()))}{more}"
