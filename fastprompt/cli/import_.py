@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._utils.checks import check_classnames, some
+from .._utils.checks import check_classnames, check_folder, some
 from ..data import load_data
 from ..interop.checkpoints import read_prompts
 from ..interop.importing import tuner_with
@@ -53,12 +53,13 @@ def import_parser() -> Parser:
 def import_checkpoint(arguments: Sequence[str]) -> int:
     """Run the command and return the exit code."""
     given = import_parser().parse_args(list(arguments)).as_dict()
-    if given["out"] is None:  # argparse's error would name a positional `out`
+    out = check_folder(given["out"], "--out")
+    if out is None:  # argparse's error would name a positional `out`
         raise ValueError("--out is required; pass the run folder to write")
     clip, path = model_of(given), Path(given["checkpoint"])
     names, prompts = _classnames(given, clip.image_size), read_prompts(path)
     tuner = tuner_with(prompts, path, clip, names, given["method"], given["template"])
-    folder = tuner.save(given["out"], job={"imported": path.name, "layout": prompts.layout})
+    folder = tuner.save(out, job={"imported": path.name, "layout": prompts.layout})
     print(f"layout of {prompts.layout}: {tuner.n_ctx} context tokens, depth {prompts.depth}")
     print(f"template {tuner.config.template!r}, classes {some(tuner.classnames)}")
     print(f"{tuner.method} on {clip.name}, {len(tuner.classnames)} classes: run folder {folder}")

@@ -357,7 +357,7 @@ def test_the_run_folder_is_complete(finished):
     assert {p.name for p in finished.path.iterdir()} == {
         *("config.json", "metrics.jsonl", "state.safetensors", "prompts.safetensors"),
         *("best.safetensors", "last.safetensors", "result.json", "banks"),
-        *("progress.jsonl", "examples.safetensors"),
+        *("progress.jsonl", "examples.safetensors", ".lock"),
     }
     assert all(p.suffix == ".safetensors" for p in (finished.path / "banks").iterdir())
     run = RunFolder(finished.path)

@@ -46,7 +46,7 @@ def test_a_run_is_judged_beside_zero_shot(tuned, capsys):
     assert [r["model"] for r in result.rows] == ["zero-shot", "tuned"] * 2
     assert result.data["n"] == 12
     assert {p.name for p in folder.iterdir()} == {
-        *("job.json", "progress.jsonl", "result.json", "examples.safetensors"),
+        *("job.json", "progress.jsonl", "result.json", "examples.safetensors", ".lock"),
     }
     # the same images and attack as the run's own evaluation: the same flags
     own = Evaluation.load(tuned / "result.json")
@@ -103,7 +103,8 @@ def test_other_images(tuned, tmp_path):
 def test_several_seeds(tuned, tmp_path, capsys):
     evaluate(tuned, "--seeds", 1, 2, f"--out={tmp_path / 's'}")
     evaluate(tuned, "--seeds", 1, 2)
-    assert {p.name for p in (tmp_path / "s").iterdir()} == {"job.json", "seed-1", "seed-2"}
+    names = {p.name for p in (tmp_path / "s").iterdir()}
+    assert names == {"job.json", "seed-1", "seed-2", ".lock"}
     assert "(" in capsys.readouterr().out
     for folder in (tmp_path / "s", tuned):
         assert main(["report", str(folder), f"--out={tmp_path / 'r.html'}"]) == 0

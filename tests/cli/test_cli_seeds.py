@@ -50,7 +50,7 @@ def three(tuned, tmp_path):
 
 def test_each_seed_has_a_run_of_its_own(three, tmp_path, capsys):
     assert sorted(p.name for p in three.iterdir()) == [
-        *("seed-1", "seed-2", "seed-3", "seeds.json", "summary.json"),
+        *(".lock", "seed-1", "seed-2", "seed-3", "seeds.json", "summary.json"),
     ]
     for seed in (1, 2, 3):
         config = json.loads((three / f"seed-{seed}" / "config.json").read_text())

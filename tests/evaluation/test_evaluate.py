@@ -458,7 +458,7 @@ def test_a_stop_while_the_parts_of_the_examples_are_dropped(tmp_path, monkeypatc
     evaluate(Brightness(), many(), ["pgd-3"], resume=True, **options)
     assert (tmp_path / "examples.safetensors").read_bytes() == whole
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("progress.jsonl", "result.json", "examples.safetensors"),
+        *("progress.jsonl", "result.json", "examples.safetensors", ".lock"),
     }
 
 
