@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers import processes
 from helpers.models import small_model
 
 from fastprompt import APTTuner, load_clip, load_data
@@ -135,6 +136,24 @@ def test_a_stopped_evaluation_goes_on(tuned, tmp_path, monkeypatch):
         for row in result["rows"]:
             row.pop("seconds")
     assert one == other
+
+
+def test_a_folder_in_use_is_refused(tuned, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    with processes.locking(out):
+        assert evaluate(tuned, f"--out={out}") == 2
+    assert str(out) in (err := capsys.readouterr().err)
+    assert "another process" in err
+    evaluate(tuned, f"--out={out}")
+    with processes.locking(out):
+        assert main(["evaluate", f"--resume={out}"]) == 2
+    assert "another process" in capsys.readouterr().err
+
+
+def test_an_evaluation_by_python_is_resumed_in_python(tuned, capsys):
+    assert main(["evaluate", f"--resume={tuned}"]) == 2
+    assert "evaluate(..., resume=True)" in capsys.readouterr().err
 
 
 def test_the_exit_code_says_whether_to_trust_it(tuned, tmp_path, monkeypatch, capsys):
