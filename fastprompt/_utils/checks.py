@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -55,6 +56,13 @@ def check_count(value: int, name: str, *, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     return value
+
+
+def check_folder(folder: str | Path | None, name: str) -> Path | None:
+    """Return the path of a folder, None for None; raise an error for an empty string."""
+    if isinstance(folder, str) and not folder.strip():  # Path("") is the current folder
+        raise ValueError(f"{name} must be the path of a folder, got {folder!r}")
+    return None if folder is None else Path(folder)
 
 
 def check_templates(templates: str | Sequence[str], name: str = "templates") -> list[str]:

@@ -3,10 +3,11 @@
 import contextlib
 import json
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,9 @@ _HEADER = "fastprompt"
 _DIGEST = "sha256"
 
 
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-z_]{8}\.tmp")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically; on an error, an existing file stays unchanged.
 
@@ -28,22 +32,54 @@ def write_bytes(path: Path, data: bytes) -> None:
         OSError: the disk is full, or the folder is not writable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        # the kernel applies the umask to this mode; O_EXCL follows no link
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+            _flush(file, data)
+        os.replace(temporary, path)
     except BaseException as error:  # including KeyboardInterrupt: leave no temporary file
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            os.unlink(temporary)
         if not isinstance(error, OSError):
             raise
         raise OSError(
             error.errno, f"could not write {path}: {error.strerror}; an existing file is unchanged"
         ) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to ``path`` and flush it to disk; after a crash the last line may be cut.
+
+    Raises:
+        OSError: the disk is full, or the file is not writable.
+    """
+    try:
+        with path.open("ab") as file:
+            _flush(file, f"{line}\n".encode())
+    except OSError as error:
+        raise OSError(error.errno, f"could not write {path}: {error.strerror}") from error
+
+
+def _flush(file: IO[bytes], data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def is_temporary(path: Path, name: str | None = None) -> bool:
+    """Return whether a write that was killed left this file, of ``name`` if it is given."""
+    found = _TEMPORARY.fullmatch(path.name)
+    return found is not None and name in (None, found["name"])
+
+
+def remove_temporaries(folder: Path, name: str | None = None) -> None:
+    """Remove the files that killed writes left in ``folder``; no process may be writing there."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if is_temporary(path, name):
+                path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,16 +124,23 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
 
     Raises:
         FileNotFoundError: the file does not exist.
+        OSError: the file may not be read, which says nothing about its content.
         ValueError: the file is truncated, was not written by fastprompt, has another kind, or was
             changed.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; if the run was stopped, resume it")
+    try:
+        path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise FileNotFoundError(
+            f"{path} does not exist; if the run was stopped, resume it"
+        ) from None
+    except OSError as error:
+        raise OSError(error.errno, f"could not read {path}: {error.strerror}") from error
     try:
         with safe_open(str(path), framework="pt") as file:
             header = (file.metadata() or {}).get(_HEADER, "{}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise ValueError(
             f"{path} is not a complete safetensors file ({error}); restore it from a copy, or "
             "remove it and run again"

@@ -9,25 +9,27 @@ last.safetensors     the prompts of the last epoch, if there are validation imag
 result.json          accuracies and how they were measured
 progress.jsonl       the completed part of the evaluation, for --resume
 examples.safetensors a few adversarial images
+.lock                empty; locked while a process writes to the folder
 evaluations/         further evaluations from fastprompt evaluate
 """
 
 import json
-import os
-import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from .files import (
+    append_line,
     read_json,
     read_tensors,
     write_bytes,
     write_json,
     write_tensors,
 )
+from .locks import is_free, locked
 from .versions import versions
 
 FORMAT = 1
@@ -47,10 +49,14 @@ class RunFolder:
 
     def check_free(self, name: str) -> None:
         """Raise FileExistsError if the folder contains other files; ``name`` is the argument."""
-        # a killed write may have left one of our temporary files
-        own = re.compile(r"\..*\.tmp")
-        if self.path.exists() and not all(own.fullmatch(p.name) for p in self.path.iterdir()):
+        if not is_free(self.path):
             raise FileExistsError(f"{name}: {self.path} contains other files; choose a new folder")
+
+    def locked(self, name: str) -> AbstractContextManager[None]:
+        """Return the folder's lock, see `locked`; raise as `check_free` if it has other files."""
+        if not self.started:
+            self.check_free(name)
+        return locked(self.path, name)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write ``config.json``."""
@@ -137,17 +143,10 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
-        path = self.path / "metrics.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, f"could not write {path}: {error.strerror}") from error
+        append_line(self.path / "metrics.jsonl", json.dumps(row))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read ``metrics.jsonl`` up to the first incomplete or invalid line, as after a crash."""
+        """Read ``metrics.jsonl``; lines that are damaged, as by a crash, are left out."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
@@ -156,15 +155,19 @@ class RunFolder:
             try:
                 row = json.loads(line)
             except ValueError:
-                break
-            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
-                break
-            rows.append(row)
+                continue
+            if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+                rows.append(row)
         return rows
 
-    def cut_metrics(self, epochs: int) -> None:
-        """Drop the lines after epoch ``epochs``, since these epochs will be run again."""
+    def cut_metrics(self, epochs: int) -> list[int]:
+        """Drop the lines after epoch ``epochs``, since these epochs will be run again.
+
+        Returns:
+            The epochs up to ``epochs`` that have no line.
+        """
         rows = [row for row in self.read_metrics() if row["epoch"] <= epochs]
         write_bytes(
             self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode()
         )
+        return sorted(set(range(1, epochs + 1)) - {row["epoch"] for row in rows})

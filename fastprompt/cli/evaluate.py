@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .._utils.checks import check_count
+from .._utils.checks import check_count, check_folder
 from .._utils.files import read_json, write_json
+from .._utils.locks import is_free, locked
 from .._utils.names import unknown
 from .._utils.run_folder import RunFolder
 from .._utils.types import Model
@@ -98,23 +99,22 @@ def evaluate_run(arguments: Sequence[str]) -> int:
     """Run the command and return the exit code."""
     parser = evaluate_parser()
     given = parser.parse_args(list(arguments)).as_dict()
-    resume = given.pop("resume")
-    out: Path | None
+    resume = check_folder(given.pop("resume"), "--resume")
     if resume is not None:
-        out = Path(resume)
-        given = _job_of(out, arguments, parser)
-    else:
-        _check(given)
-        out = None
+        given = _job_of(resume, arguments, parser)
+    _check(given)
     models, data = _of_run(given) if given["run"] else _zero_shot(given)
-    if out is None:  # a model or data set that fails to load leaves no folder
-        out = _new_folder(given)
-        write_json(out / "job.json", given)
-    try:
-        results = _all(models, data, given, out)
-    except KeyboardInterrupt:
-        print(f"to resume: fastprompt evaluate --resume {out}", file=sys.stderr)
-        raise
+    # only now: a model or data set that fails to load leaves no folder
+    out = _new_folder(given) if resume is None else resume
+    with locked(out, "--out" if resume is None else "--resume"):
+        if resume is None:
+            _check_free(out)  # again: another process may have begun in the meantime
+            write_json(out / "job.json", given)
+        try:
+            results = _all(models, data, given, out)
+        except KeyboardInterrupt:
+            print(f"to resume: fastprompt evaluate --resume {out}", file=sys.stderr)
+            raise
     print(f"\n{_text(results)}\n\nevaluation folder: {out}")
     return 0 if all(result.trusted for result in results) else 1
 
@@ -138,6 +138,7 @@ def _all(
 
 def _check(given: Mapping[str, Any]) -> None:
     """Check the arguments before anything is loaded or written."""
+    check_folder(given["out"], "--out")
     if given["run"] is None and (given["data"] is None or given["out"] is None):
         raise ValueError(
             "run: pass a run folder; for a zero-shot classifier pass --clip, --data and --out"
@@ -159,14 +160,10 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _new_folder(given: Mapping[str, Any]) -> Path:
-    """Create and return the folder to write."""
+    """Return the folder to write: that of ``--out``, or a new one in the run folder."""
     if given["out"] is not None:
-        out = Path(given["out"])
-        # an evaluation that failed before its first attack left only job.json: reuse its folder
-        if out.exists() and {path.name for path in out.iterdir()} - {"job.json"}:
-            raise FileExistsError(f"out: {out} is not empty; --resume it or choose a new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        return out
+        _check_free(Path(given["out"]))
+        return Path(given["out"])
     above = Path(given["run"]) / "evaluations"
     above.mkdir(exist_ok=True)
     for number in range(1, 10_000):
@@ -177,6 +174,12 @@ def _new_folder(given: Mapping[str, Any]) -> Path:
     raise FileExistsError(f"out: {above} has no free folder number; pass --out")
 
 
+def _check_free(out: Path) -> None:
+    # an evaluation that failed before its first attack left only job.json: reuse its folder
+    if not is_free(out, "job.json"):
+        raise FileExistsError(f"out: {out} is not empty; --resume it or choose a new folder")
+
+
 def _job_of(out: Path, arguments: Sequence[str], parser: Parser) -> dict[str, Any]:
     """Read a stopped evaluation's arguments, checked as strictly as the command line."""
     if len(arguments) > 2 or (len(arguments) == 2 and "=" in arguments[0]):
@@ -184,6 +187,11 @@ def _job_of(out: Path, arguments: Sequence[str], parser: Parser) -> dict[str, An
             "--resume takes all settings from the folder's job.json; remove all other options"
         )
     if not (out / "job.json").exists():
+        if (out / "progress.jsonl").exists():
+            raise ValueError(
+                f"--resume: {out} was not started by fastprompt evaluate; resume it in Python, "
+                "with evaluate(..., resume=True), or with fastprompt tune METHOD --resume"
+            )
         raise FileNotFoundError(f"--resume: {out} is not an evaluation folder; it has no job.json")
     job = read_json(out / "job.json")
     known = {k: v for k, v in renamed(job).items() if v is not None}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .._utils.checks import some
+from .._utils.checks import check_folder, some
 from ..data import Data, load_data
 from ..data.naming import listed_names
 from ..interop.checkpoints import read_prompts
@@ -59,7 +59,8 @@ def import_parser() -> Parser:
 def import_checkpoint(arguments: Sequence[str]) -> int:
     """Run the command and return the exit code."""
     given = import_parser().parse_args(list(arguments)).as_dict()
-    if given["out"] is None:  # argparse's error would name a positional `out`
+    out = check_folder(given["out"], "--out")
+    if out is None:  # argparse's error would name a positional `out`
         raise ValueError("--out is required; pass the run folder to write")
     data, path = _data(given), Path(given["checkpoint"])
     clip, prompts = model_of(given), read_prompts(path)
@@ -69,7 +70,7 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
     tuner = tuner_with(prompts, path, clip, names, given["method"], given["template"])
     source = {} if data is None else data.resized(clip.image_size, clip.channels).source
     job = {"imported": path.name, "layout": prompts.layout, "data": source or None}
-    folder = tuner.save(given["out"], job=job)
+    folder = tuner.save(out, job=job)
     print(f"layout of {prompts.layout}: {tuner.n_ctx} context tokens, depth {prompts.depth}")
     print(f"template {tuner.config.template!r}, classes {some(tuner.classnames)}")
     print(f"{tuner.method} on {clip.name}, {len(tuner.classnames)} classes: run folder {folder}")

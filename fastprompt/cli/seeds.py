@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from .._utils.checks import check_count
 from .._utils.files import read_json, write_json
+from .._utils.locks import is_free, locked
 from ..evaluation import Evaluation
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
@@ -50,6 +51,7 @@ class SeedsFolder:
         Raises:
             ValueError: the seeds are not distinct or out of range.
             FileExistsError: the folder is not empty.
+            BlockingIOError: another process is writing to it.
         """
         for seed in seeds:
             check_count(seed, "seeds", least=0)
@@ -57,13 +59,19 @@ class SeedsFolder:
             TUNERS[method].Config(**{**settings, "seed": seed})
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be distinct, got {list(seeds)}")
-        if path.exists() and any(path.iterdir()):
-            remedy = "resume it, or choose" if cls.is_one(path) else "choose"
-            raise FileExistsError(f"out: {path} is not empty: {remedy} a new folder")
+        cls._check_free(path)
         folder = cls(path, method, list(seeds), dict(job), dict(settings))
         facts = {k: v for k, v in vars(folder).items() if k != "path"}
-        write_json(path / "seeds.json", facts)
+        with locked(path, "out"):
+            cls._check_free(path)  # again: another process may have begun in the meantime
+            write_json(path / "seeds.json", facts)
         return folder
+
+    @classmethod
+    def _check_free(cls, path: Path) -> None:
+        if not is_free(path):
+            remedy = "resume it, or choose" if cls.is_one(path) else "choose"
+            raise FileExistsError(f"out: {path} is not empty: {remedy} a new folder")
 
     @classmethod
     def read(cls, path: str | Path, method: str) -> Self:
@@ -74,9 +82,14 @@ class SeedsFolder:
         """
         file = Path(path) / "seeds.json"
         facts = read_json(file)
-        whole = set(facts) == {"method", "seeds", "job", "settings"}
-        if not whole or not all(isinstance(facts[k], dict) for k in ("job", "settings")):
-            raise ValueError(f"{file} is damaged; start the runs again")
+        kinds = {"method": str, "seeds": list, "job": dict, "settings": dict}
+        for name in sorted(kinds.keys() | facts.keys()):
+            if name not in kinds or not isinstance(facts.get(name), kinds[name]):
+                raise ValueError(
+                    f"{file} has an invalid {name}; it is damaged: start the runs again"
+                )
+        if not facts["seeds"] or not all(type(s) is int and s >= 0 for s in facts["seeds"]):
+            raise ValueError(f"{file} has invalid seeds; it is damaged: start the runs again")
         if facts["method"] != method:
             raise ValueError(f"--resume: {path} holds runs of {facts['method']!r}, not {method!r}")
         today = {"job": renamed_job(facts["job"]), "settings": renamed(facts["settings"])}
@@ -85,13 +98,14 @@ class SeedsFolder:
 
 def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:
     """Finish the runs, print and write mean and spread, and return the exit code."""
-    try:
-        results = _each(folder, run, resume)
-    except KeyboardInterrupt:
-        print(f"to resume all seeds: --resume {folder.path}", file=sys.stderr)
-        raise
-    rows = spread(results)
-    write_json(folder.path / "summary.json", {"seeds": folder.seeds, "rows": rows})
+    with locked(folder.path, "--out" if resume is None else "--resume"):
+        try:
+            results = _each(folder, run, resume)
+        except KeyboardInterrupt:
+            print(f"to resume all seeds: --resume {folder.path}", file=sys.stderr)
+            raise
+        rows = spread(results)
+        write_json(folder.path / "summary.json", {"seeds": folder.seeds, "rows": rows})
     many = "1 seed" if len(folder.seeds) == 1 else f"{len(folder.seeds)} seeds"
     print(f"\nmean over {many}, with the range (minimum to maximum)\n\n{spread_table(rows)}")
     print(f"\nrun folders: {folder.path}")

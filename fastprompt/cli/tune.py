@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from .._utils.checks import Fraction, check_count, parse_fraction
+from .._utils.checks import Fraction, check_count, check_folder, parse_fraction
+from .._utils.locks import locked
 from .._utils.names import unknown
 from .._utils.printable import printable
 from .._utils.run_folder import RunFolder
@@ -101,12 +102,12 @@ def tune(arguments: Sequence[str]) -> int:
         raise unknown("method", method, TUNERS)
     parser = tune_parser(method)
     given = parser.parse_args(list(arguments[1:]), defaults=False).as_dict()
-    if given.get("resume"):
-        return _resume(method, given)
+    out = check_folder(given.get("out"), "--out")
+    if (folder := check_folder(given.get("resume"), "--resume")) is not None:
+        return _resume(method, given, folder)
     job = {**_defaults(parser), **{k: v for k, v in given.items() if k in _JOB_KEYS}}
     apart = (*_JOB_KEYS, "out", "resume", "config", "published", "seeds")
     settings = {k: v for k, v in given.items() if k not in apart}
-    out = Path(given["out"]) if given.get("out") else None
     config = TUNERS[method].Config
     read = read_config(config, given["config"]) if given.get("config") else {}
     published = as_dict(config.published()) if given.get("published") else {}
@@ -121,8 +122,7 @@ def tune(arguments: Sequence[str]) -> int:
         raise ValueError("--seeds sets the seed of each run: drop seed from the settings file")
     _check_evaluation(job)
     out = out or _new_folder(method)
-    folder = SeedsFolder.begin(out, method, given["seeds"], job, settings)
-    return run_seeds(folder, _run)
+    return run_seeds(SeedsFolder.begin(out, method, given["seeds"], job, settings), _run)
 
 
 def _new_folder(method: str) -> Path:
@@ -141,20 +141,28 @@ def _defaults(parser: Parser) -> dict[str, Any]:
     return {k: values.get(k) for k in _JOB_KEYS}
 
 
-def _resume(method: str, given: Mapping[str, Any]) -> int:
+def _resume(method: str, given: Mapping[str, Any], folder: Path) -> int:
     extra = sorted(set(given) - {"resume"})
     if extra:
         raise ValueError(
             f"--resume takes all settings from the run's config.json; remove --{extra[0]}"
         )
-    if SeedsFolder.is_one(given["resume"]):
-        return run_seeds(SeedsFolder.read(given["resume"], method), _run, _resume_one)
-    _resume_one(method, Path(given["resume"]))
+    if SeedsFolder.is_one(folder):
+        seeds = SeedsFolder.read(folder, method)
+        _check_job(method, seeds.job, _JOB_KEYS, folder / "seeds.json")
+        return run_seeds(seeds, _run, _resume_one)
+    _resume_one(method, folder)
     return 0
 
 
 def _resume_one(method: str, folder: Path) -> Evaluation:
     run = RunFolder(folder)
+    run.read_config()  # raises, before the folder is created, if it has no run
+    with locked(folder, "--resume"):
+        return _resume_locked(method, run)
+
+
+def _resume_locked(method: str, run: RunFolder) -> Evaluation:
     config = renamed_config(run.read_config())
     if config["method"] != method:
         raise ValueError(f"--resume: {run.path} is a run of {config['method']!r}, not {method!r}")
@@ -166,13 +174,7 @@ def _resume_one(method: str, folder: Path) -> Evaluation:
         )
     source = config.get("data") if "data" not in job else None  # earlier versions: in the job
     needed = [key for key in _JOB_KEYS if source is None or key not in _DATA_KEYS]
-    if missing := [key for key in needed if key not in job]:
-        raise ValueError(
-            f"--resume: the job in {run.path / 'config.json'} lacks {missing[0]!r}; "
-            "restore the file from a copy, or start a new run"
-        )
-    # the file may have been edited: check the job as strictly as the command line
-    tune_parser(method).parse_object({k: v for k, v in job.items() if v is not None})
+    _check_job(method, job, needed, run.path / "config.json")
     threads = config.get("threads")
     if not isinstance(threads, int) or threads < 1:
         raise ValueError(
@@ -181,6 +183,16 @@ def _resume_one(method: str, folder: Path) -> Evaluation:
         )
     torch.set_num_threads(threads)  # the result's bits depend on it
     return _run(method, job, config["config"], {}, run.path, resume=True, source=source)
+
+
+def _check_job(method: str, job: Mapping[str, Any], needed: Sequence[str], file: Path) -> None:
+    """Check a job from a file, which may have been edited, as strictly as the command line."""
+    if missing := [key for key in needed if key not in job]:
+        raise ValueError(
+            f"--resume: the job in {file} lacks {missing[0]!r}; restore the file from a copy, or "
+            "start a new run"
+        )
+    tune_parser(method).parse_object({k: v for k, v in job.items() if v is not None})
 
 
 def _check_evaluation(job: Mapping[str, Any]) -> None:
@@ -257,21 +269,22 @@ def _run(
         shown = {k: f"{255 * v:g}/255" if k == "eps" else v for k, v in preset.items()}
         print(f"preset: {', '.join(f'{k}={v}' for k, v in shown.items())}", flush=True)
     began = time.perf_counter()
-    own = {k: v for k, v in job.items() if k not in _DATA_KEYS}
-    tuner.fit(data.train, data.val, out, resume=resume, job={"job": own}, track=job["track"])
-    tuned = time.perf_counter()
-    result = tuner.evaluate(
-        data.test,
-        job["attacks"],
-        eps,
-        templates=data.templates,
-        limit=job["eval_limit"],
-        batch=job["eval_batch"],
-        sanity=job["sanity"],
-        name=data.name,
-        out=out,
-        resume=True,  # keeps what a stopped run already evaluated
-    )
+    facts = {"job": {k: v for k, v in job.items() if k not in _DATA_KEYS}}
+    with RunFolder(out).locked("out"):  # until the end: no other process may evaluate the run
+        tuner.fit(data.train, data.val, out, resume=resume, job=facts, track=job["track"])
+        tuned = time.perf_counter()
+        result = tuner.evaluate(
+            data.test,
+            job["attacks"],
+            eps,
+            templates=data.templates,
+            limit=job["eval_limit"],
+            batch=job["eval_batch"],
+            sanity=job["sanity"],
+            name=data.name,
+            out=out,
+            resume=True,  # keeps what a stopped run already evaluated
+        )
     print(f"\n{result.table()}\n")
     print(
         f"accuracy on {images_of(result)} with 95 % intervals; adaptive attacks differentiate "

@@ -16,7 +16,7 @@ from torch.utils.data import (
     default_convert,
 )
 
-from .._utils.checks import Fraction, check_choice, check_count
+from .._utils.checks import Fraction, check_choice, check_count, check_folder
 from .._utils.types import Model
 from ..attacks.ascent import module_device
 from ..data.dataset import ImageDataset, ImageTensors, check_dataset
@@ -95,6 +95,7 @@ def evaluate(
             images, images that change between reads, labels outside the classes, a loader that
             selects images, a model that returns probabilities or not one logit per class.
         FileExistsError: ``out`` holds an evaluation and ``resume`` is not set.
+        BlockingIOError: another process is writing to ``out``.
     """
     named = dict(models) if isinstance(models, Mapping) else {"model": models}
     if not named:
@@ -114,7 +115,7 @@ def evaluate(
     rows = draw_rows(len(data), limit, seed)
     _check_same_twice(data, rows)
     images = Images(data, rows, where, workers)
-    folder = None if out is None else Path(out)
+    folder = check_folder(out, "out")
     job = Job(named, others, images, plans, hows, sanity, folder, name)
     return job.run(resume=resume, progress=progress)
 

@@ -1,6 +1,7 @@
 """Run an evaluation: all models under all attacks, sanity checks, diagnostics and examples."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.hashing import digest
+from .._utils.locks import locked
 from .._utils.progress import Progress
 from .._utils.types import Model
 from ..attacks import PGD
 from ..data.dataset import fingerprint, source_of
 from .diagnostics import diagnose
 from .examples import Examples
-from .model_run import FELL, Images, ModelRun, random_numbers
+from .model_run import Images, ModelRun, random_numbers
 from .plan import How, Planned
-from .record import Record
+from .record import FELL, Record
 from .result import Evaluation
 from .sampling import evenly, in_turn
 from .sanity import (
@@ -64,6 +66,10 @@ class Job:
 
     def run(self, *, resume: bool, progress: bool) -> Evaluation:
         """Run the evaluation, skipping units that are already recorded."""
+        with nullcontext() if self.folder is None else locked(self.folder, "out"):
+            return self._run(resume, progress)
+
+    def _run(self, resume: bool, progress: bool) -> Evaluation:
         path = self.folder and self.folder / "progress.jsonl"
         record = Record(path, self.about, resume=resume)
         examples = Examples(self.folder)

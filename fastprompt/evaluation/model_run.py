@@ -16,12 +16,10 @@ from ..attacks import AttackResult
 from ..data.dataset import ImageDataset, batches
 from .examples import Examples
 from .plan import How, Planned, Stage
-from .record import Record, Unit
+from .record import FELL, STALLED, STANDS, Record, Unit
 from .scoring import Counted, facts, verdicts, wilson
 
 WINDOW = 8  # number of batches in memory at once; their images refill the slots of fooled ones
-
-FELL, STANDS, STALLED = "0", "1", "?"
 
 
 @dataclass(frozen=True)
@@ -153,14 +151,15 @@ class ModelRun:
         work: Callable[[Sequence[int]], dict[str, Any]],
     ) -> dict[str, Any]:
         unit = (self.name, *what, str(number))
-        if unit not in self.record.known:
+        outcome = self.record.outcome(unit, places)
+        if outcome is None:
             began = time.perf_counter()
             with random_numbers(self.how.seed, unit, self.images.device):
                 outcome = work(places)
             outcome["seconds"] = time.perf_counter() - began
             self.record.add(unit, outcome)
         self.bar.update(len(places))
-        return self.record.known[unit]
+        return outcome
 
     def _look(self, places: Sequence[int]) -> dict[str, Any]:
         predictions, labels, counted = [], [], Counted(self.model)

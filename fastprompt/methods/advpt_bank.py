@@ -1,6 +1,8 @@
 """Phase 1 of AdvPT: computes one adversarial embedding per image, once before tuning."""
 
+import contextlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .._utils.dtypes import at_least_float32
-from .._utils.files import read_tensors, write_tensors
+from .._utils.files import read_tensors, remove_temporaries, write_tensors
 from .._utils.hashing import digest_json
+from .._utils.locks import holding
 from .._utils.progress import Progress
 from ..attacks import FeaturePGD, GradientHealth
 from ..clip.frozen import FrozenCLIP
@@ -69,7 +72,8 @@ def make_bank(
     """Return the bank of ``data`` under ``attack``, read from ``folder`` if it is stored there.
 
     The bank is written in shards while it is computed. After an interruption, the next call resumes
-    after the last shard; its result is bit-identical to that of an uninterrupted call.
+    after the last shard; its result is bit-identical to that of an uninterrupted call. Of several
+    processes that need the same bank, one computes it and the others wait.
 
     Args:
         clip: frozen model whose image encoder is attacked.
@@ -80,40 +84,59 @@ def make_bank(
 
     Raises:
         ValueError: a file of the bank is damaged.
-        OSError: the disk is full; existing files are unchanged.
+        OSError: the disk is full, or ``folder`` is on a file system without locks; existing files
+            are unchanged.
     """
     key = bank_key(clip, data, attack, batch, towers)
-    file = None if folder is None else folder / f"{key[:32]}.safetensors"
-    if file is not None and file.exists():
-        return _unpack(_read(file, key))
-    folder = None if file is None else file.with_suffix(".parts")
-    size, shards = batch * _SHARD_BATCHES, []
-    with Progress(len(data), title, "img", show=progress) as bar:
-        for start in range(0, len(data), size):
-            rows = range(start, min(start + size, len(data)))
-            path = None if folder is None else folder / f"{start:09d}.safetensors"
-            shard = None if path is None else _finished(path, key)
-            if shard is not None:
-                bar.update(len(rows))
-            else:
-                shard = _attack_rows(clip, data, attack, rows, batch, workers, bar)
-                if path is not None:
-                    write_tensors(path, shard, {"kind": _KIND, "key": key})
-            shards.append(shard)
+    size = batch * _SHARD_BATCHES
+
+    def compute(parts: Path | None) -> dict[str, Tensor]:
+        """Attack all images, in parts of ``size``; finished parts are read from ``parts``."""
+        shards = []
+        with Progress(len(data), title, "img", show=progress) as bar:
+            for start in range(0, len(data), size):
+                rows = range(start, min(start + size, len(data)))
+                path = None if parts is None else parts / f"{start:09d}.safetensors"
+                if path is not None and path.exists():
+                    shard = _read(path, key)
+                    bar.update(len(rows))
+                else:
+                    shard = _attack_rows(clip, data, attack, rows, batch, workers, bar)
+                    if path is not None:
+                        write_tensors(path, shard, {"kind": _KIND, "key": key})
+                shards.append(shard)
+        return _join(shards)
+
+    return _unpack(compute(None) if folder is None else _stored(folder, key, compute))
+
+
+def _stored(
+    folder: Path, key: str, compute: Callable[[Path], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Read the bank from ``folder``; if it is not there, compute and write it."""
+    name = key[:32]
+    file, parts, lock = (
+        folder / each for each in (f"{name}.safetensors", f"{name}.parts", f".{name}.lock")
+    )
+    if file.exists() and not parts.exists() and not lock.exists():
+        return _read(file, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    with holding(lock, "bank_dir", wait=True):
+        remove_temporaries(folder, file.name)
+        if file.exists():
+            whole = _read(file, key)
+        else:
+            whole = compute(parts)
+            write_tensors(file, whole, {"kind": _KIND, "key": key})
+        shutil.rmtree(parts, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Windows removes it when it is released
+            lock.unlink()  # whoever locks it from now on finds the whole bank
+    return whole
+
+
+def _join(shards: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     whole = {name: torch.cat([s[name] for s in shards]) for name in shards[0] if name != "entries"}
-    whole["entries"] = shards[0]["entries"]
-    if file is not None and folder is not None:
-        write_tensors(file, whole, {"kind": _KIND, "key": key})
-        shutil.rmtree(folder, ignore_errors=True)
-    return _unpack(whole)
-
-
-def _finished(path: Path, key: str) -> dict[str, Tensor] | None:
-    """Return the shard at ``path``; None if it is missing or another run has just merged it."""
-    try:
-        return _read(path, key) if path.exists() else None
-    except FileNotFoundError:
-        return None
+    return {**whole, "entries": shards[0]["entries"]}
 
 
 def _attack_rows(

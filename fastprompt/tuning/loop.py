@@ -71,8 +71,7 @@ class Loop:
         self.config, self.prompts = tuner.config, tuner.prompts
         self.used = self.config.used(examples)
         self.optimizer = optimizers.make_optimizer(self.config, self.prompts.parameters())
-        self.best: dict[str, Tensor] | None = None
-        self.best_score, self.best_epoch = -math.inf, 0
+        self.best = optimizers.Best()
 
     def run(self) -> dict[str, Tensor] | None:
         """Run the remaining epochs; return the best prompts on the validation images."""
@@ -86,12 +85,13 @@ class Loop:
                 if self._patience_is_over(epoch):
                     break
                 self._finish(self._epoch(epoch, bar), bar)
-        return self.best
+        return self.best.prompts
 
     def _patience_is_over(self, epochs: int) -> bool:
         patience = self.config.patience
-        waited = self.best is not None and epochs - self.best_epoch
-        return patience is not None and waited >= patience
+        if patience is None or self.best.prompts is None:
+            return False
+        return epochs - self.best.epoch >= patience
 
     def _restore(self) -> int:
         """Restore the run folder's saved state; return the number of completed epochs."""
@@ -104,25 +104,22 @@ class Loop:
             return 0
         tensors, epochs = state
         self.best = optimizers.unpack(tensors, self.prompts, self.optimizer)
-        run.cut_metrics(epochs)
-        for row in run.read_metrics():
-            self._better(row)
+        if missing := run.cut_metrics(epochs):
+            log.warning(
+                "%s has no line of the epochs %s, since it was changed or damaged; tuning resumes "
+                "from state.safetensors, which does not depend on it",
+                run.path / "metrics.jsonl",
+                missing,
+            )
         return epochs
-
-    def _better(self, row: dict[str, Any]) -> bool:
-        """Return whether an epoch has the best score so far; if so, record the score."""
-        score = row.get(self.tuner.score)
-        if score is None or not score > self.best_score:
-            return False
-        self.best_score, self.best_epoch = score, row["epoch"]
-        return True
 
     def _finish(self, row: dict[str, Any], bar: Progress) -> None:
         shown = ("loss", "accuracy", "val_accuracy", "val_robust")
         known = ", ".join(f"{k}={row[k]:.3f}" for k in shown if k in row)
         bar.note(f"epoch {row['epoch']} of {self.config.epochs}: {known}")
-        if self._better(row):
-            self.best = _copy(self.prompts.state_dict())
+        score = row.get(self.tuner.score)
+        if score is not None and score > self.best.score:
+            self.best = optimizers.Best(_copy(self.prompts.state_dict()), score, row["epoch"])
         if self.tracker is not None:
             self.tracker.add(row)
         if self.run_folder is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +35,28 @@ def learning_rate(config: TunerConfig, epoch: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(angle))
 
 
-def pack(
-    prompts: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    best: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """Pack prompts, optimizer state and the best prompts so far into one flat mapping."""
+@dataclass
+class Best:
+    """The best epoch so far on the validation images.
+
+    Attributes:
+        prompts: state dict of the prompts; None without validation images.
+        score: validation score.
+        epoch: the epoch, counted from 1.
+    """
+
+    prompts: dict[str, Tensor] | None = None
+    score: float = -math.inf
+    epoch: int = 0
+
+
+def pack(prompts: nn.Module, optimizer: torch.optim.Optimizer, best: Best) -> dict[str, Tensor]:
+    """Pack prompts, optimizer state and the best epoch so far into one flat mapping."""
     out = {f"prompts/{k}": v for k, v in prompts.state_dict().items()}
-    out |= {f"best/{k}": v for k, v in (best or {}).items()}
+    if best.prompts is not None:
+        out |= {f"best/{k}": v for k, v in best.prompts.items()}
+        out["best_score"] = torch.tensor(best.score, dtype=torch.float64)
+        out["best_epoch"] = torch.tensor(best.epoch)
     for index, state in optimizer.state_dict()["state"].items():
         out |= {f"optimizer/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
     return out
@@ -49,8 +64,20 @@ def pack(
 
 def unpack(
     tensors: Mapping[str, Tensor], prompts: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor] | None:
-    """Restore the state that `pack` returned; return the best prompts, or None if it has none."""
+) -> Best:
+    """Restore the state that `pack` returned; return the best epoch so far.
+
+    Raises:
+        ValueError: an earlier version wrote the state, without the score of the best prompts.
+    """
+    best = Best(_under("best/", tensors) or None)
+    if best.prompts is not None:
+        if "best_score" not in tensors:
+            raise ValueError(
+                "resume: state.safetensors has no score of the best prompts, since an earlier "
+                "version wrote it; finish the run with that version, or start a new run"
+            )
+        best.score, best.epoch = float(tensors["best_score"]), int(tensors["best_epoch"])
     prompts.load_state_dict(_under("prompts/", tensors))
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimizer/", tensors).items():
@@ -58,7 +85,7 @@ def unpack(
         state.setdefault(int(index), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return _under("best/", tensors) or None
+    return best
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

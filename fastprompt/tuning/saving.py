@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import first_difference
+from .._utils.checks import check_folder, first_difference
 from .._utils.hashing import digest, digest_json
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import FrozenCLIP
@@ -51,14 +51,19 @@ class SavedTuner(ABC):
 
         Raises:
             FileExistsError: ``folder`` contains another run or other files.
+            BlockingIOError: another process is writing to ``folder``.
         """
+        check_folder(folder, "folder")
         run = RunFolder(folder)
-        if not run.started:
-            run.check_free("folder")
-            run.write_config({**self._identity(), **(job or {})})
-        elif digest_json(run_facts(identity_in(run.read_config()))) != self._hash():
-            raise FileExistsError(f"folder: {run.path} contains another run: choose a new folder")
-        self._write_prompts(run)
+        with run.locked("folder"):
+            if not run.started:
+                run.check_free("folder")
+                run.write_config({**self._identity(), **(job or {})})
+            elif digest_json(run_facts(identity_in(run.read_config()))) != self._hash():
+                raise FileExistsError(
+                    f"folder: {run.path} contains another run: choose a new folder"
+                )
+            self._write_prompts(run)
         return run.path
 
     @classmethod

@@ -1,5 +1,6 @@
 """The base class of all tuners: settings, prompts in a frozen CLIP, tuning, evaluation."""
 
+import contextlib
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import Fraction, check_classnames, first_difference
+from .._utils.checks import Fraction, check_classnames, check_folder, first_difference
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import TEMPLATES, FrozenCLIP
 from ..clip.load import load_clip
@@ -242,6 +243,7 @@ class Tuner(SavedTuner):
         Raises:
             ValueError, TypeError: the data does not match the model or the class names.
             FileExistsError: ``out`` contains a run and ``resume`` is False.
+            BlockingIOError: another process is writing to ``out``.
             FloatingPointError: the loss or the prompts are not finite. The state after the last
                 completed epoch stays in ``out`` and in the prompts. For a loss, the message gives
                 the step and the images.
@@ -252,26 +254,27 @@ class Tuner(SavedTuner):
                 check_same_classes(data, name, self.classnames)
         if val is None and self.config.patience is not None:
             raise ValueError("patience needs val: pass validation images")
-        run = None if out is None else RunFolder(out)
+        run = None if (folder := check_folder(out, "out")) is None else RunFolder(folder)
         if run is None and (track or resume):
             raise ValueError(
                 f"out is needed with {'track' if track else 'resume'}: pass a run folder"
             )
         key = self._key(train, val)
-        if run is not None:
-            self._open(run, key, resume, {"data": source_of(train), **(job or {})})
-        tracker = Tracker(run.path) if run is not None and track else None
-        # restart from the initial prompts: config.json must describe the run completely
-        self._start()
-        examples = self.prepare(train, val, None if run is None else run.path, progress)
-        best = Loop(self, run, key, examples, tracker, progress).run()
-        if run is not None and best is not None:
-            for name, tensors in (("best", best), ("last", self.prompts.state_dict())):
-                run.write_prompts(tensors, self.method, self._hash(), name)
-        if best is not None and self.config.keep == "best":
-            self.prompts.load_state_dict(best)
-        if run is not None:
-            self._write_prompts(run)
+        with contextlib.nullcontext() if run is None else run.locked("out"):
+            if run is not None:
+                self._open(run, key, resume, {"data": source_of(train), **(job or {})})
+            tracker = Tracker(run.path) if run is not None and track else None
+            # restart from the initial prompts: config.json must describe the run completely
+            self._start()
+            examples = self.prepare(train, val, None if run is None else run.path, progress)
+            best = Loop(self, run, key, examples, tracker, progress).run()
+            if run is not None and best is not None:
+                for name, tensors in (("best", best), ("last", self.prompts.state_dict())):
+                    run.write_prompts(tensors, self.method, self._hash(), name)
+            if best is not None and self.config.keep == "best":
+                self.prompts.load_state_dict(best)
+            if run is not None:
+                self._write_prompts(run)
         self.release()
         return self
 

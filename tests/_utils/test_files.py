@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 
 from fastprompt._utils import files
 from fastprompt._utils.files import (
+    append_line,
     read_json,
     read_tensors,
+    remove_temporaries,
     write_bytes,
     write_json,
     write_tensors,
@@ -52,7 +54,30 @@ def test_a_file_is_written_and_replaced_whole(tmp_path):
     write_bytes(path, b"second")
     assert path.read_bytes() == b"second"
     assert names(path.parent) == ["a.bin"]
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a umask")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_umask_decides_who_may_read_a_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_bytes(tmp_path / "whole", b"1")
+        append_line(tmp_path / "lines", "1")
+    finally:
+        os.umask(before)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_what_killed_writes_left_is_removed_and_nothing_else(tmp_path):
+    foreign = [".hidden", "a.tmp", ".a.tmp", ".a.json.tmp", ".a.json.0123456.tmp", "notes"]
+    for name in (*foreign, ".a.json.0123abcd.tmp", ".b.c.json.k_3zzz9q.tmp"):
+        (tmp_path / name).write_bytes(b"1")
+    remove_temporaries(tmp_path, "b.c.json")
+    assert names(tmp_path) == sorted([*foreign, ".a.json.0123abcd.tmp"])
+    remove_temporaries(tmp_path)
+    assert names(tmp_path) == sorted(foreign)
+    remove_temporaries(tmp_path / "none")
 
 
 @pytest.fixture
@@ -73,6 +98,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, full_disk, befor
         (tmp_path / name).write_bytes(data)
     path = tmp_path / "a.bin"
     write_bytes(tmp_path / "fits", b"x" * (1 << 20))
+    with pytest.raises(OSError, match="fits: File too large"):
+        append_line(tmp_path / "fits", "one more")
     with pytest.raises(OSError, match="unchanged") as error:
         write_bytes(path, b"n" * (3 << 20))
     assert error.value.errno == errno.EFBIG
@@ -81,7 +108,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, full_disk, befor
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken disk"), KeyboardInterrupt()])
 def test_a_failure_at_any_step_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, call, error):
     path = tmp_path / "a.bin"
@@ -124,6 +151,30 @@ def test_a_folder_that_is_a_file_is_an_os_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="file"):
         write_bytes(tmp_path / "file" / "a.bin", b"1")
+
+
+@pytest.fixture
+def denied(tmp_path):
+    """Nothing in ``tmp_path`` may be read."""
+    tmp_path.chmod(0o700)
+    root = os.name == "posix" and os.geteuid() == 0
+    if root:  # root may read everything
+        os.seteuid(65534)
+    else:
+        tmp_path.chmod(0)
+    yield tmp_path
+    if root:
+        os.seteuid(0)
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_a_file_that_may_not_be_read_is_not_called_damaged(file, denied):
+    with pytest.raises(PermissionError, match=r"could not read .* denied") as error:
+        read_tensors(file, "bank")
+    assert str(file) in str(error.value)
+    with pytest.raises(PermissionError, match="denied"):
+        read_json(denied / "a.json")
 
 
 # ---- JSON ------------------------------------------------------------------------------------

@@ -192,10 +192,13 @@ def test_rubbish_behind_the_last_whole_line_is_left_out(run, metrics, rest):
     assert run.read_metrics() == ROWS
 
 
-def test_nothing_behind_a_damaged_line_is_trusted(run, metrics):
+@pytest.mark.parametrize("damaged", ['{"epo', '{"foo": 1}'])
+def test_whole_lines_behind_a_damaged_one_are_kept(run, metrics, damaged):
     lines = metrics.read_text().splitlines()
-    metrics.write_text("\n".join([lines[0], lines[1][:5], lines[2]]) + "\n")
-    assert run.read_metrics() == ROWS[:1]
+    metrics.write_text("\n".join([lines[0], damaged, lines[2]]) + "\n")
+    assert run.read_metrics() == [ROWS[0], ROWS[2]]
+    assert run.cut_metrics(4) == [2, 4]
+    assert metrics.read_text().splitlines() == [lines[0], lines[2]]
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2, 3, 9])
@@ -204,15 +207,11 @@ def test_cutting_leaves_whole_lines_of_the_first_epochs_only(run, metrics, epoch
     whole = metrics.read_bytes()
     metrics.write_bytes(whole[: len(whole) - missing])
     kept = ROWS[: min(epochs, 2 if missing > 1 else 3)]
-    run.cut_metrics(epochs)
+    missing = run.cut_metrics(epochs)
+    assert missing == list(range(len(kept) + 1, epochs + 1))
     assert metrics.read_text() == "".join(json.dumps(row) + "\n" for row in kept)
     run.append_metrics({"epoch": 99})
     assert run.read_metrics() == [*kept, {"epoch": 99}]
-
-
-def test_a_metrics_line_without_an_epoch_ends_the_reading(run, metrics):
-    metrics.write_text('{"epoch": 1}\n{"foo": 1}\n{"epoch": 2}\n')
-    assert run.read_metrics() == [{"epoch": 1}]
 
 
 @pytest.mark.parametrize(

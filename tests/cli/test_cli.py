@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import processes
 from helpers.models import small_model
 from safetensors import SafetensorError
 
@@ -357,7 +358,7 @@ def test_the_run_folder_is_complete(finished):
     assert {p.name for p in finished.path.iterdir()} == {
         *("config.json", "metrics.jsonl", "state.safetensors", "prompts.safetensors"),
         *("best.safetensors", "last.safetensors", "result.json", "banks"),
-        *("progress.jsonl", "examples.safetensors"),
+        *("progress.jsonl", "examples.safetensors", ".lock"),
     }
     assert all(p.suffix == ".safetensors" for p in (finished.path / "banks").iterdir())
     run = RunFolder(finished.path)
@@ -506,6 +507,37 @@ def test_out_may_not_be_a_file(refused, tmp_path):
     (tmp_path / "run").write_text("file")
     refused(*SMALL_RUN, "--out", tmp_path / "run", parts=[tmp_path / "run"])
     assert contents(tmp_path) == {"run": b"file"}
+
+
+@pytest.mark.parametrize("option", ["--out", "--resume"])
+@pytest.mark.parametrize("command", [SMALL_RUN, ["evaluate", "--data=patterns"]])
+def test_a_folder_without_a_name_is_refused(refused, tmp_path, monkeypatch, command, option):
+    monkeypatch.chdir(tmp_path)
+    words = 2 if command[0] == "tune" else 1
+    arguments = command if option == "--out" else command[:words]
+    refused(*arguments, f"{option}=", parts=[f"error: {option}", "folder", "''"])
+    assert contents(tmp_path) == {}
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--resume"])
+def test_two_processes_do_not_mix_their_files(refused, run_folder, tmp_path, option):
+    new = tmp_path / "new"
+    new.mkdir()
+    folder = new if option == "--out" else run_folder
+    before = contents(folder)
+    arguments = [*SMALL_RUN, CLEAN] if option == "--out" else ["tune", "advpt"]
+    with processes.locking(folder):
+        refused(*arguments, f"{option}={folder}", parts=["another process", folder])
+    assert contents(folder) | {".lock": b""} == before | {".lock": b""}
+
+
+def test_save_and_fit_refuse_a_folder_in_use_or_without_a_name(small_clip, tmp_path):
+    tuner = AdvPTTuner(small_clip, ["a", "b"], n_ctx=2)
+    with pytest.raises(ValueError, match=r"^folder must"):
+        tuner.save("")
+    with processes.locking(tmp_path), pytest.raises(BlockingIOError, match=r"^folder: another"):
+        tuner.save(tmp_path)
 
 
 # ---- --resume --------------------------------------------------------------------------------

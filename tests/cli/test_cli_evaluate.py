@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers import processes
 from helpers.models import small_model
 
 from fastprompt import APTTuner, load_clip, load_data
@@ -46,7 +47,7 @@ def test_a_run_is_judged_beside_zero_shot(tuned, capsys):
     assert [r["model"] for r in result.rows] == ["zero-shot", "tuned"] * 2
     assert result.data["n"] == 12
     assert {p.name for p in folder.iterdir()} == {
-        *("job.json", "progress.jsonl", "result.json", "examples.safetensors"),
+        *("job.json", "progress.jsonl", "result.json", "examples.safetensors", ".lock"),
     }
     # the same images and attack as the run's own evaluation: the same flags
     own = Evaluation.load(tuned / "result.json")
@@ -103,7 +104,8 @@ def test_other_images(tuned, tmp_path):
 def test_several_seeds(tuned, tmp_path, capsys):
     evaluate(tuned, "--seeds", 1, 2, f"--out={tmp_path / 's'}")
     evaluate(tuned, "--seeds", 1, 2)
-    assert {p.name for p in (tmp_path / "s").iterdir()} == {"job.json", "seed-1", "seed-2"}
+    names = {p.name for p in (tmp_path / "s").iterdir()}
+    assert names == {"job.json", "seed-1", "seed-2", ".lock"}
     assert "(" in capsys.readouterr().out
     for folder in (tmp_path / "s", tuned):
         assert main(["report", str(folder), f"--out={tmp_path / 'r.html'}"]) == 0
@@ -134,6 +136,24 @@ def test_a_stopped_evaluation_goes_on(tuned, tmp_path, monkeypatch):
         for row in result["rows"]:
             row.pop("seconds")
     assert one == other
+
+
+def test_a_folder_in_use_is_refused(tuned, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    with processes.locking(out):
+        assert evaluate(tuned, f"--out={out}") == 2
+    assert str(out) in (err := capsys.readouterr().err)
+    assert "another process" in err
+    evaluate(tuned, f"--out={out}")
+    with processes.locking(out):
+        assert main(["evaluate", f"--resume={out}"]) == 2
+    assert "another process" in capsys.readouterr().err
+
+
+def test_an_evaluation_by_python_is_resumed_in_python(tuned, capsys):
+    assert main(["evaluate", f"--resume={tuned}"]) == 2
+    assert "evaluate(..., resume=True)" in capsys.readouterr().err
 
 
 def test_the_exit_code_says_whether_to_trust_it(tuned, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import torch
+from helpers import processes
 from helpers.models import small_model
 
 from fastprompt import APTTuner
@@ -50,7 +51,7 @@ def three(tuned, tmp_path):
 
 def test_each_seed_has_a_run_of_its_own(three, tmp_path, capsys):
     assert sorted(p.name for p in three.iterdir()) == [
-        *("seed-1", "seed-2", "seed-3", "seeds.json", "summary.json"),
+        *(".lock", "seed-1", "seed-2", "seed-3", "seeds.json", "summary.json"),
     ]
     for seed in (1, 2, 3):
         config = json.loads((three / f"seed-{seed}" / "config.json").read_text())
@@ -134,6 +135,29 @@ def test_a_folder_in_use_is_refused(three, capsys):
     assert "resume" in capsys.readouterr().err
     assert main(["tune", "ampt", f"--resume={three}"]) == 2
     assert "'apt'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"job": {}}, "'clip'"),
+        ({"job": []}, "job"),
+        ({"seeds": [1, "x"]}, "seeds"),
+        ({"a": 1}, " a;"),
+    ],
+)
+def test_a_damaged_list_of_seeds_is_refused(three, change, named, capsys):
+    file = three / "seeds.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert main(["tune", "apt", f"--resume={three}"]) == 2
+    assert named in (err := capsys.readouterr().err)
+    assert str(file) in err
+
+
+def test_a_folder_of_seeds_in_use_is_refused(three, capsys):
+    with processes.locking(three):
+        assert main(["tune", "apt", f"--resume={three}"]) == 2
+    assert "another process" in capsys.readouterr().err
 
 
 def test_a_settings_file_is_read_once(tmp_path):

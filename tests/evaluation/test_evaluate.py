@@ -1,10 +1,12 @@
 """Evaluation: what counts as robust, and what is reported."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import processes
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
 
@@ -13,6 +15,7 @@ from fastprompt._utils.files import read_tensors
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.examples import Examples
 from fastprompt.evaluation.job import _describe
+from fastprompt.evaluation.record import Record
 from fastprompt.evaluation.sampling import evenly
 from fastprompt.evaluation.scoring import wilson
 from fastprompt.prompts.mixture import MixtureHead, PromptRouter
@@ -360,7 +363,6 @@ def many(n=40):
 @pytest.mark.parametrize("after", [1, 2, 5, 9, 13])
 def test_a_stopped_evaluation_goes_on_to_the_same_bits(tmp_path, after, monkeypatch):
     from fastprompt.evaluation import model_run
-    from fastprompt.evaluation.record import Record
 
     monkeypatch.setattr(model_run, "WINDOW", 2)
     data, attacks, radii = many(), ["pgd-3", "apgd-ce-4", "cw-3"], ["1/255", "4/255"]
@@ -458,7 +460,7 @@ def test_a_stop_while_the_parts_of_the_examples_are_dropped(tmp_path, monkeypatc
     evaluate(Brightness(), many(), ["pgd-3"], resume=True, **options)
     assert (tmp_path / "examples.safetensors").read_bytes() == whole
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("progress.jsonl", "result.json", "examples.safetensors"),
+        *("progress.jsonl", "result.json", "examples.safetensors", ".lock"),
     }
 
 
@@ -467,6 +469,97 @@ def test_a_damaged_record_is_told(tmp_path, line):
     (tmp_path / "progress.jsonl").write_bytes(line + b"\n")
     with pytest.raises(ValueError, match=r"^resume.*progress\.jsonl .*damaged"):
         evaluate(Brightness(), DATA, out=tmp_path, resume=True, progress=False)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of an evaluation without its result."""
+    folder = tmp_path_factory.mktemp("stopped")
+    evaluate(Brightness(), DATA, ["pgd-2"], out=folder, sanity="off", progress=False)
+    (folder / "result.json").unlink()
+    return folder
+
+
+def resume(folder):
+    return evaluate(
+        Brightness(), DATA, ["pgd-2"], out=folder, resume=True, sanity="off", progress=False
+    )
+
+
+def changed(line, **entries):
+    row = json.loads(line)
+    row["outcome"] |= entries
+    return json.dumps(row).encode()
+
+
+ALTERED = {
+    "flags": lambda head, one, two: [head, one, changed(two, flags="0" * 6)],
+    "predictions": lambda head, one, two: [head, changed(one, predictions=[0] * 6), two],
+    "cut": lambda head, one, two: [head, one[:-9], two],
+    "cut last": lambda head, one, two: [head, one, two[:-9]],
+    "reordered": lambda head, one, two: [head, two, one],
+    "twice": lambda head, one, two: [head, one, one, two],
+    "missing": lambda head, one, two: [head, two],
+    "empty": lambda head, one, two: [head, one, b"", two],
+    "plan": lambda head, one, two: [head.replace(b"pgd-2", b"pgd-9"), one, two],
+}
+
+
+@pytest.mark.parametrize("alter", ALTERED.values(), ids=ALTERED)
+def test_an_altered_record_is_refused(stopped, tmp_path, alter):
+    folder = shutil.copytree(stopped, tmp_path / "part")
+    path = folder / "progress.jsonl"
+    path.write_bytes(b"\n".join(alter(*path.read_bytes().splitlines())) + b"\n")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"^resume: .*progress\.jsonl .*line"):
+        resume(folder)
+    assert path.read_bytes() == before
+
+
+def test_lines_of_another_evaluation_are_refused(stopped, tmp_path):
+    other = tmp_path / "other"
+    evaluate(Brightness(), DATA, ["pgd-3"], out=other, sanity="off", progress=False)
+    head = (stopped / "progress.jsonl").read_bytes().splitlines()[0]
+    lines = (other / "progress.jsonl").read_bytes().splitlines()
+    (other / "progress.jsonl").write_bytes(b"\n".join([head, *lines[1:]]) + b"\n")
+    with pytest.raises(ValueError, match=r"^resume: .* line 2"):
+        resume(other)
+
+
+MISFITS = {
+    "places": [0, 1, 2, 3, 4, 99],
+    "flags": "11",
+    "gradients": None,
+    "entries": -1,
+    "fell_at": [0],
+    "seconds": float("nan"),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), MISFITS.items())
+def test_an_outcome_of_other_images_is_refused(stopped, tmp_path, monkeypatch, name, value):
+    """With the right digest, as another version might have written it."""
+    folder = shutil.copytree(stopped, tmp_path / "part")
+    lines = (folder / "progress.jsonl").read_bytes().splitlines()
+    (folder / "progress.jsonl").write_bytes(
+        b"\n".join([*lines[:2], changed(lines[2], **{name: value})]) + b"\n"
+    )
+    digest = json.loads(lines[2])["digest"]
+    real = Record._digest
+    monkeypatch.setattr(
+        Record,
+        "_digest",
+        lambda self, number, *row: digest if number == 3 else real(self, number, *row),
+    )
+    with pytest.raises(ValueError, match=rf"^resume: .*model/pgd-2/.* {name}\b"):
+        resume(folder)
+
+
+def test_a_folder_in_use_is_not_written_to(tmp_path):
+    with processes.locking(tmp_path), pytest.raises(BlockingIOError, match=r"^out: .*another"):
+        evaluate(Brightness(), DATA, out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"^out .*folder"):
+        evaluate(Brightness(), DATA, out="", progress=False)
 
 
 def test_a_result_is_not_written_over(tmp_path):

@@ -7,8 +7,10 @@ import contextlib
 import io
 import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
@@ -20,6 +22,30 @@ def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
     process = _CONTEXT.Process(target=function, args=arguments)
     process.start()
     return process
+
+
+@contextlib.contextmanager
+def locking(folder: Path, then: Callable[[], object] = signal.pause) -> Iterator[int]:
+    """A process that holds the lock of a folder until it is killed; its number."""
+    from fastprompt._utils.locks import locked
+
+    here, there = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            with locked(folder, "out"):
+                os.write(there, b"1")
+                then()
+        finally:
+            os._exit(1)
+    try:
+        os.close(there)
+        assert os.read(here, 1) == b"1"
+        yield pid
+    finally:
+        os.close(here)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _run(code: str, to: Any) -> None:

@@ -333,6 +333,57 @@ def test_patience_stops_where_it_is_over(small_clip, tmp_path, monkeypatch, scor
             assert torch.equal(tokens_of(folder, name), tokens_of(tmp_path / "whole", name))
 
 
+METRICS = {
+    "shortened": lambda lines: lines[:1],
+    "gone": lambda lines: [],
+    "changed": lambda lines: [lines[0].replace("0.2", "0.9"), lines[1].replace("0.5", "0.1")],
+    "damaged": lambda lines: [lines[0], lines[1][:9]],
+}
+
+
+@pytest.mark.parametrize("change", METRICS.values(), ids=METRICS)
+def test_the_metrics_do_not_decide_which_prompts_are_kept(
+    small_clip, tmp_path, monkeypatch, caplog, change
+):
+    def tuner():
+        return scripted(small_clip, (0.2, 0.5, 0.3, 0.4), keep="best", patience=3)
+
+    fit(tuner(), tmp_path / "whole")
+    folder, write = tmp_path / "part", RunFolder.write_state
+
+    def stopping(self, tensors, done, key):
+        write(self, tensors, done, key)
+        if done == 2:
+            raise Stopped
+
+    monkeypatch.setattr(RunFolder, "write_state", stopping)
+    with pytest.raises(Stopped):
+        fit(tuner(), folder)
+    monkeypatch.undo()
+    metrics = folder / "metrics.jsonl"
+    lines = change(metrics.read_text().splitlines())
+    metrics.write_text("".join(f"{line}\n" for line in lines))
+    fit(tuner(), folder, resume=True)
+    for name in ("prompts", "best", "last", "state"):
+        whole = (tmp_path / "whole" / f"{name}.safetensors").read_bytes()
+        assert (folder / f"{name}.safetensors").read_bytes() == whole
+    told = [r.getMessage() for r in caplog.records if "metrics.jsonl" in r.getMessage()]
+    epochs = [row["epoch"] for row in rows_of(folder)]
+    assert bool(told) is (epochs != [1, 2, 3, 4])
+
+
+def test_a_state_without_its_best_score_is_refused(small_clip, tmp_path):
+    """As an earlier version wrote it."""
+    fit(scripted(small_clip), tmp_path)
+    run = RunFolder(tmp_path)
+    key = run.read_config()["key"]
+    tensors, epoch = run.read_state(key)
+    del tensors["best_score"]
+    run.write_state(tensors, epoch, key)
+    with pytest.raises(ValueError, match=r"^resume: state\.safetensors .*score.* version"):
+        fit(scripted(small_clip), tmp_path, resume=True)
+
+
 def test_a_run_that_is_over_tunes_no_more(small_clip, tmp_path):
     def run(resume):
         scores = (0.5, 0.1, 0.1, 0.7)

@@ -1,0 +1,84 @@
+"""Whatever is killed, and whenever, ends with the files and the bits of an undisturbed run."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.kills import torture
+from helpers.models import small_model
+
+from fastprompt import load_clip, load_data
+from fastprompt.cli import evaluate, tune
+from fastprompt.cli.main import main
+from fastprompt.clip import bundled
+from fastprompt.evaluation import model_run
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="a fork with CUDA cannot backpropagate"),
+]
+
+TUNE = [
+    *("--device=cpu", "--data=patterns", "--shots=1", "--epochs=2", "--steps=1", "--n_ctx=2"),
+    *("--batch=3", "--lr=0.1", "--keep=best", "--eps=8/255"),
+    *("--attacks=clean,pgd-1", "--eval_eps=8/255", "--eval_limit=4", "--eval_batch=2"),
+    "--sanity=off",
+]
+METHODS = {
+    "advpt": ["--attack_batch=1"],
+    "apt": ["--eps_min=1/255"],
+    "ampt": ["--n_prompts=2", "--clean_share=0.25", "--load_balance=0.1"],
+    "capt": ["--optimizer=adamw"],
+    "nap": ["--accumulate=2"],
+}
+EVALUATE = [
+    *("--data=patterns", "--device=cpu", "--attacks=pgd-1,apgd-ce-2", "--eps=8/255"),
+    *("--limit=4", "--batch=2", "--sanity=off", "--defenses=bits-4", "--seeds", "1", "2"),
+]
+
+
+def command(marker: str, start: list[str]):
+    """Starts a command, or resumes it if its folder has the file ``marker``."""
+
+    def run(folder: Path) -> None:
+        begun = (folder / marker).exists()
+        words = 2 if start[0] == "tune" else 1
+        more = [f"--resume={folder}"] if begun else [*start[words:], f"--out={folder}"]
+        assert main([*start[:words], *more]) in (0, 1)
+
+    return run
+
+
+RUNS = {
+    **{m: command("config.json", ["tune", m, *TUNE, *own]) for m, own in METHODS.items()},
+    "seeds": command(
+        "seeds.json", ["tune", "advpt", *TUNE, *METHODS["advpt"], "--seeds", "1", "2"]
+    ),
+    "evaluation": command("job.json", ["evaluate", *EVALUATE]),
+}
+FAST = {"seeds": 6, "capt": 6, "evaluation": 8}
+SLOW = dict.fromkeys(RUNS, 9)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    """The processes find a small model and the images in the memory that they fork from."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled, "load", lambda name: small_model())
+        clip = load_clip("tiny-shapes")
+        data = load_data("patterns", shots=1, image_size=clip.image_size)
+        for module in (tune, evaluate):
+            patch.setattr(module, "model_of", lambda job: clip)
+            patch.setattr(module, "load_data", lambda *a, **k: data)
+        patch.setattr(model_run, "WINDOW", 1)  # more lines in progress.jsonl
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [*FAST.items(), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW.items())],
+)
+def test_killed_and_resumed_it_ends_with_the_same_bits(name, kills, tmp_path):
+    torture(RUNS[name], tmp_path, kills, f"{name}-{kills}")
