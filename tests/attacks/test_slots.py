@@ -6,8 +6,8 @@ from helpers.attack_toys import Linear, batch, close_calls, fooled
 from torch import nn
 
 from fastprompt import PGD
+from fastprompt.attacks.climb import climb
 from fastprompt.attacks.losses import margin
-from fastprompt.attacks.slots import climb
 
 # of these images some fall in every step, and some never do
 SLOW = {"eps": 0.03, "alpha": 0.004, "steps": 6}
