@@ -136,7 +136,7 @@ def test_the_autoattack_table_is_the_committed_file():
 
 
 def test_the_strength_table_is_the_committed_file():
-    """PGD's images are equal; the others are as strong as the seeds of torchattacks, or stronger."""
+    """PGD's images are equal; the others are as strong as torchattacks' seeds, or stronger."""
     head, *rows = strength.lines()
     assert markdown(head, rows) in ROBUSTNESS
     found = json.loads(strength.RESULT.read_text("utf-8"))["rows"]
