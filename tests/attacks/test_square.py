@@ -196,6 +196,19 @@ def test_squares_are_uniform_and_differ_between_images():
     assert torch.equal(state["adv"][:, :, :1].expand_as(x), state["adv"])  # vertical stripes
 
 
+@pytest.mark.peers
+def test_as_strong_as_torchattacks_at_equal_budget(torchattacks):
+    model, x, y = close_calls(100, kind=Curved)
+    model, x = model.float(), x.float()
+    y = model(x).argmax(1)
+    ours = theirs = 0
+    for seed in range(3):
+        peer = torchattacks.Square(model, norm="Linf", eps=0.003, n_queries=60, seed=seed)
+        ours += int((~Square(model, 0.003, 60, seed=seed).run(x, y).success).sum())
+        theirs += int((~fooled(model, peer(x, y), y)).sum())
+    assert 150 < ours <= theirs + 3
+
+
 @pytest.mark.parametrize(
     ("options", "match"), [({"queries": 0}, "^queries .*0"), ({"eps": 8}, "^eps .*8/255")]
 )
