@@ -45,7 +45,7 @@ if __name__ == "__main__":
                 "table": golden.show,
             },
             "strength": {
-                "_help": "PGD and APGD of fastprompt and of torchattacks.",
+                "_help": "PGD, APGD, FAB and Square of fastprompt and of torchattacks.",
                 "measure": strength.measure,
                 "table": strength.show,
             },

@@ -110,7 +110,7 @@ def measure(
 def lines(out: Path = RESULT) -> list[list[str]]:
     """Return the rows of the file's table."""
     head = ["", "eps", "clean"]
-    for what in ("stand", "s", "gradients"):
+    for what in ("stand", "s", "forwards", "gradients"):
         head += [what, f"{what} (torchattacks)"]
     found = [[*head, "ratio"]]
     for row in json.loads(out.read_text("utf-8"))["rows"]:
@@ -123,8 +123,7 @@ def lines(out: Path = RESULT) -> list[list[str]]:
                 *(f"{100 * k / n:.1f}" for k in counts),
                 f"{ours['seconds']:.0f}",
                 f"{theirs['seconds']:.0f}",
-                f"{ours['gradients']:,}",
-                f"{theirs['gradients']:,}",
+                *(f"{side[k]:,}" for k in ("forwards", "gradients") for side in (ours, theirs)),
                 f"{theirs['seconds'] / ours['seconds']:.1f}x",
             ]
         )

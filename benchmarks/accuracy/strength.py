@@ -1,4 +1,4 @@
-"""Compares the strength of PGD, APGD-CE and APGD-T with torchattacks at an equal budget.
+"""Compares the strength of PGD, APGD, FAB and Square with torchattacks at an equal budget.
 
 python -m benchmarks.accuracy strength measure   # zero-shot and tuned classifiers, half an hour
 python -m benchmarks.accuracy strength table
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastprompt import PGD, load_data
 from fastprompt._utils.checks import parse_fraction
-from fastprompt.attacks import APGD
+from fastprompt.attacks import APGD, FAB, Square
 
 from ..common.paths import TWO_CORES
 from ..common.report import table, write
@@ -26,7 +26,9 @@ from .methods.run import classifier_of
 RESULT = TWO_CORES / "strength.json"
 MODEL, METHODS = "tiny-shapes-robust", ("zero-shot", "ampt", "nap")
 IMAGES, BATCH, EPS, SEEDS = 100, 50, "2/255", (0, 1, 2)
-STEPS = {"pgd": 20, "apgd-ce": 50, "apgd-t": 20}
+STEPS = {"pgd": 20, "apgd-ce": 50, "apgd-t": 20, "fab-t": 20, "square": 500}
+UNITS = {"square": "queries"}
+DETERMINISTIC = ("pgd", "fab-t")  # PGD without a random start, FAB without restarts
 TARGETS = 9
 
 Attack = Callable[[Tensor, Tensor], Tensor]
@@ -38,6 +40,10 @@ def _ours(model: nn.Module, name: str, eps: float, seed: int) -> Attack:
         return PGD(model, eps, eps / 4, steps, random_start=False, reduction="mean")
     if name == "apgd-ce":
         return APGD(model, eps, steps, seed=seed)
+    if name == "fab-t":
+        return FAB(model, eps, steps, targets=TARGETS)
+    if name == "square":
+        return Square(model, eps, steps, seed=seed)
     return APGD(model, eps, steps, loss="targeted-dlr", targets=TARGETS, seed=seed)
 
 
@@ -49,6 +55,12 @@ def _theirs(model: nn.Module, name: str, eps: float, seed: int) -> Attack:
         return torchattacks.PGD(model, eps, eps / 4, steps, random_start=False)
     if name == "apgd-ce":
         return torchattacks.APGD(model, eps=eps, steps=steps, loss="ce", seed=seed)
+    if name == "fab-t":
+        return torchattacks.FAB(
+            model, eps=eps, steps=steps, multi_targeted=True, n_classes=TARGETS + 1
+        )
+    if name == "square":
+        return torchattacks.Square(model, eps=eps, n_queries=steps, seed=seed)
     return torchattacks.APGDT(model, eps=eps, steps=steps, n_classes=TARGETS + 1, seed=seed)
 
 
@@ -59,7 +71,7 @@ def _attack(attack: Attack, images: Tensor, labels: Tensor) -> Tensor:
 
 def _compare(model: nn.Module, name: str, images: Tensor, labels: Tensor) -> dict[str, Any]:
     eps = parse_fraction(EPS, "eps")
-    seeds = SEEDS[:1] if name == "pgd" else SEEDS  # PGD without a random start is deterministic
+    seeds = SEEDS[:1] if name in DETERMINISTIC else SEEDS
     standing: dict[str, list[int]] = {"fastprompt": [], "torchattacks": []}
     for seed in seeds:
         pair = {
@@ -98,7 +110,7 @@ def lines() -> list[list[str]]:
     found = [["", "attack", "attacked", "stand", "stand (torchattacks)"]]
     for row in json.loads(RESULT.read_text("utf-8"))["rows"]:
         sides = (", ".join(map(str, row[side])) for side in ("fastprompt", "torchattacks"))
-        attack = f"{row['attack']}, {row['steps']} steps"
+        attack = f"{row['attack']}, {row['steps']} {UNITS.get(row['attack'], 'steps')}"
         found.append([name_of(row["method"]), attack, str(row["attacked"]), *sides])
     return found
 

@@ -2,11 +2,12 @@
 
 from .apgd import APGD
 from .autoattack import AutoAttack
-from .fab_square import FAB, Square
+from .fab import FAB
 from .feature import FeaturePGD
 from .health import GradientHealth
 from .pgd import PGD
 from .result import AttackResult
+from .square import Square
 
 __all__ = [
     "APGD",

@@ -14,9 +14,10 @@ from .._utils.types import Model
 from ..kernels import apgd_step
 from . import losses
 from .base import Batch, wrong_classes
+from .climb import Ascent
 from .iterated import IteratedAttack
 from .random_start import random_start
-from .slots import Ascent, State
+from .slots import State
 
 APGDLoss = Literal["ce", "dlr", "margin", "targeted-dlr", "targeted-margin"]
 

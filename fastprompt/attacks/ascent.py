@@ -84,7 +84,7 @@ def ascend(
     """Take ``steps`` projected sign steps from ``start`` that increase ``loss_of``.
 
     Tuning (on a GPU, as a CUDA graph) and `FeaturePGD` use this function, since no image stops
-    early there; the other attacks use `slots.climb`.
+    early there; the other attacks use `climb`.
 
     Args:
         loss_of: maps images ``[B, C, H, W]`` to a scalar loss, summed over the batch.

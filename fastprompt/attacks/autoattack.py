@@ -12,8 +12,9 @@ from .._utils.checks import Fraction, parse_fraction
 from .._utils.types import Model
 from .apgd import APGD
 from .base import Attack, Batch
-from .fab_square import FAB, Square
+from .fab import FAB
 from .result import AttackResult, untouched
+from .square import Square
 
 TARGETS = 9  # number of wrong classes attacked, the most likely first
 
@@ -61,7 +62,6 @@ class AutoAttack(Attack):
         seed: seed of the four attacks.
 
     Raises:
-        ModuleNotFoundError: `torchattacks`, which provides FAB and Square, is not installed.
         ValueError, TypeError: an argument is out of range or has the wrong type.
     """
 

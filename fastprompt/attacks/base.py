@@ -53,7 +53,8 @@ def wrong_classes(model: Model, images: Tensor, labels: Tensor, size: int | None
     """Return the wrong classes of each image, the most likely first, ``[B, C - 1]``."""
     parts = images.split(size or max(1, len(images)))
     order = torch.cat([model(x) for x in parts]).argsort(dim=1, descending=True, stable=True)
-    return order[order != labels[:, None]].view(len(order), -1)
+    wrong = order[order != labels[:, None]]
+    return wrong.view(len(order), -1) if len(order) else order[:, 1:]
 
 
 class Attack(ABC):

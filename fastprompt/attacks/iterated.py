@@ -3,8 +3,8 @@
 from abc import abstractmethod
 
 from .base import Attack, Batch
+from .climb import Ascent, climb
 from .result import AttackResult
-from .slots import Ascent, climb
 
 
 class IteratedAttack(Attack):

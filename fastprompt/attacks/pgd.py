@@ -10,10 +10,11 @@ from .._utils.checks import parse_fraction as parse
 from .._utils.types import Model
 from ..kernels import pgd_step
 from .base import Batch
+from .climb import Ascent
 from .iterated import IteratedAttack
 from .losses import cross_entropy
 from .random_start import random_start
-from .slots import Ascent, State
+from .slots import State
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

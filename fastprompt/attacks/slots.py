@@ -5,6 +5,7 @@ have taken all their steps. Here a slot whose image is fooled or has taken all i
 refilled with the next image, or with the next attempt (restart or target) on an unfooled image.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,15 +17,14 @@ from torch import Tensor
 from .._utils.checks import check_label_range
 from .._utils.dtypes import at_least_float32
 from .._utils.types import Model
-from .ascent import mean_gradient
 from .health import GradientHealth
 from .losses import margin
 
 State = dict[str, Tensor]  # state of the images in the slots: one row per slot in every tensor
 
 
-class Ascent(Protocol):
-    """Interface of an iterative attack that `climb` runs.
+class Search(Protocol):
+    """Interface of an attack that `Run` runs: its starts and its results.
 
     Attributes:
         steps: number of iterates after the start.
@@ -40,24 +40,13 @@ class Ascent(Protocol):
         It holds ``x`` (clean images), ``adv`` (start images) and the attack's other tensors.
         """
 
-    def loss(self, logits: Tensor, state: State) -> Tensor:
-        """Compute the loss to maximize, ``[S]``, from the logits of ``state["adv"]``."""
-
-    def advance(self, state: State, loss: Tensor, grad: Tensor, first: list[int]) -> None:
-        """Take a step: update ``state["adv"]`` and the rest of the state to the next iterate.
-
-        ``state["counts"]``, int64 ``[S, 2]``, accumulates zero and non-finite gradients.
-        ``state["step"]``, ``[S]``, is the number of steps already taken; ``first`` lists the slots
-        where it is 0.
-        """
-
     def result(self, state: State) -> Tensor:
         """Return the image of each slot to keep if no iterate fooled the model."""
 
 
 @dataclass(frozen=True)
 class Climbed:
-    """Result of `climb`.
+    """Result of a `Run`.
 
     Attributes:
         images: ``[N, C, H, W]``: the image that fooled the model, else the last attempt's result;
@@ -74,59 +63,42 @@ class Climbed:
     health: GradientHealth
 
 
-def climb(
-    model: Model,
-    ascent: Ascent,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    slots: int | None = None,
-    look: int = 1,
-    judge: Callable[[Tensor, Tensor], Tensor] | None = None,
-    samples: int = 1,
-    targeted: bool = False,
-) -> Climbed:
-    """Attack N images, ``slots`` of them at a time.
+class Run(ABC):
+    """Base class of runs: fills and frees the slots; a subclass takes the steps.
 
     Args:
         model: maps images to logits.
-        ascent: the attack.
+        search: the attack.
         images: ``[N, C, H, W]``, on the model's device.
         labels: int64 ``[N]``.
-        slots: images attacked at once; all by default.
-        look: steps between the host's checks for free slots. It affects only the speed: every
-            iterate is evaluated.
-        judge: maps logits and labels to bool ``[S]``, whether each image is fooled. An image
-            fooled in a gradient pass is evaluated again without gradients before leaving its slot.
-            If None, each image takes all its steps and the caller evaluates the result; of several
+        slots: images attacked at once.
+        judge: maps logits and labels to bool ``[S]``, whether each image is fooled. An image fooled
+            in a gradient pass is evaluated again without gradients before leaving its slot. If
+            None, each image takes all its steps and the caller evaluates the result; of several
             attempts, the result with the largest margin is returned.
         samples: gradients averaged in each step: the expectation over a model's randomness.
-        targeted: whether the labels are the target classes.
+        sign: sign of the margin of a fooled image, -1 if the labels are the target classes.
+        together: an image enters only when there are slots for all its attempts. Which attempt
+            fools the model first then does not depend on the other images.
     """
-    slots = max(1, min(len(images), slots or len(images)))
-    run = _Run(model, ascent, images, labels, slots, judge, samples, -1 if targeted else 1)
-    while run.refill():
-        for _ in range(min(look, run.left())):
-            run.step()
-        run.harvest()
-    return run.climbed()
 
-
-class _Run:
     def __init__(
         self,
         model: Model,
-        ascent: Ascent,
+        search: Search,
         images: Tensor,
         labels: Tensor,
         slots: int,
         judge: Callable[[Tensor, Tensor], Tensor] | None,
-        samples: int,
-        sign: int,
+        samples: int = 1,
+        sign: int = 1,
+        together: bool = False,
     ) -> None:
-        self.sign = sign  # sign of the margin of a fooled image
-        self.model, self.ascent, self.judge, self.samples = model, ascent, judge, samples
-        self.images, self.labels, self.slots = images, labels, slots
+        self.model, self.search, self.judge = model, search, judge
+        self.samples, self.sign = samples, sign
+        self.images, self.labels = images, labels
+        self.group = search.attempts if together else 1  # slots that are filled at once
+        self.slots = max(slots, self.group)
         self.out = images.clone()
         # on the host, per slot: image index, attempt, and number of steps taken
         self.rows: list[int] = []
@@ -137,10 +109,21 @@ class _Run:
         self.counts = torch.zeros(len(images), 2, dtype=torch.int64, device=images.device)
         self.gradients = [0] * len(images)
         self.margins: dict[int, float] = {}  # largest margin per image, used without a judge
+        attempts, rows = range(search.attempts), range(len(images))
         self.queue = deque(
-            (attempt, row) for attempt in range(ascent.attempts) for row in range(len(images))
+            [(attempt, row) for row in rows for attempt in attempts]
+            if together
+            else [(attempt, row) for attempt in attempts for row in rows]
         )
         self.classes = 0
+
+    def run(self, look: int = 1) -> Climbed:
+        """Attack all images; the host looks for free slots every ``look`` steps."""
+        while self.refill():
+            for _ in range(min(look, self.left())):
+                self.step()
+            self.harvest()
+        return self.climbed()
 
     # ---- fill the slots ----------------------------------------------------------------------
 
@@ -151,7 +134,7 @@ class _Run:
             groups.setdefault(attempt, []).append(row)
         for attempt, rows in groups.items():
             where = torch.tensor(rows, device=self.images.device)
-            fresh = self.ascent.begin(where, attempt)
+            fresh = self.search.begin(where, attempt)
             fresh["labels"] = self.labels[where]
             fresh["counts"] = torch.zeros_like(self.counts[where])
             fresh["step"] = torch.zeros_like(where)
@@ -166,29 +149,21 @@ class _Run:
         return bool(self.rows)
 
     def _waiting(self, free: int) -> Iterator[tuple[int, int]]:
-        while free and self.queue:
-            attempt, row = self.queue.popleft()
-            if self.fell_at[row] < 0:
-                free -= 1
-                yield attempt, row
+        while free >= self.group and self.queue:
+            for attempt, row in [self.queue.popleft() for _ in range(self.group)]:
+                if self.fell_at[row] < 0:
+                    free -= 1
+                    yield attempt, row
 
     def left(self) -> int:
         """Return the number of steps until the first slot has taken all its steps."""
-        return max(1, self.ascent.steps - max(self.done))
+        return max(1, self.search.steps - max(self.done))
 
     # ---- one step ----------------------------------------------------------------------------
 
+    @abstractmethod
     def step(self) -> None:
-        state = self.state
-        logits, loss, grad = self._gradient()
-        if self.judge is not None:
-            self._note(self.judge(logits, state["labels"]))
-        first = [slot for slot, done in enumerate(self.done) if not done]
-        self.ascent.advance(state, loss, grad, first)
-        state["step"] += 1
-        self.done = [done + 1 for done in self.done]
-        for row in self.rows:
-            self.gradients[row] += self.samples
+        """Take a step in all slots: update ``state`` and ``done``, and `_note` fooled images."""
 
     def _note(self, hit: Tensor) -> None:
         """Keep the first iterate that fooled the model, without a device synchronization."""
@@ -197,24 +172,6 @@ class _Run:
         state["felled"] = torch.where(fresh[:, None, None, None], state["adv"], state["felled"])
         state["hit_at"] = torch.where(fresh, state["step"], state["hit_at"])
         state["hit"] = state["hit"] | hit
-
-    def _gradient(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute logits, losses and pixel gradients of the slots, averaged over the samples."""
-        kept: list[tuple[Tensor, Tensor]] = []
-
-        def loss_of(adv: Tensor) -> Tensor:
-            logits = self._logits(adv)
-            loss = self.ascent.loss(logits, self.state)
-            if loss.shape != (len(adv),):
-                raise ValueError(
-                    f"loss must return one value per image, [{len(adv)}], got {list(loss.shape)}"
-                )
-            kept.append((logits.detach(), loss.detach()))
-            return loss.sum()
-
-        grad = mean_gradient(self.samples)(loss_of, self.state["adv"])
-        logits, loss = (sum(part) / self.samples for part in zip(*kept, strict=True))
-        return logits, loss, grad
 
     def _logits(self, adv: Tensor) -> Tensor:
         logits = self.model(adv)
@@ -229,21 +186,25 @@ class _Run:
 
     def harvest(self) -> None:
         """Free the slots whose image is fooled or has taken all its steps."""
-        finished = [done >= self.ascent.steps for done in self.done]
+        finished = [done >= self.search.steps for done in self.done]
         fell = [False] * len(self.rows)
         if self.judge is not None:
             self._note_last(finished)
             fell = self._confirmed()
         fallen = [slot for slot, down in enumerate(fell) if down]
         if fallen:
-            self._keep(fallen, self.state["felled"])
-            for slot, at in zip(fallen, self.state["hit_at"][fallen].tolist(), strict=True):
-                self.fell_at[self.rows[slot]] = self.attempt[slot] * (self.ascent.steps + 1) + at
+            hit_at = dict(zip(fallen, self.state["hit_at"][fallen].tolist(), strict=True))
+            first: dict[int, int] = {}  # several attempts on an image may succeed at once
+            for slot in sorted(fallen, key=lambda slot: hit_at[slot]):
+                first.setdefault(self.rows[slot], slot)
+            self._keep(list(first.values()), self.state["felled"])
+            for row, slot in first.items():
+                self.fell_at[row] = self.attempt[slot] * (self.search.steps + 1) + hit_at[slot]
         # end the other attempts on images that are fooled
         down = [self.fell_at[row] >= 0 for row in self.rows]
         done = [slot for slot, last in enumerate(finished) if last and not down[slot]]
-        results = self.ascent.result(self.state)
-        if self.judge is None and self.ascent.attempts > 1:
+        results = self.search.result(self.state)
+        if self.judge is None and self.search.attempts > 1:
             done = self._best(done, results)
         self._keep(done, results)
         self._leave([slot for slot, last in enumerate(finished) if last or down[slot]])

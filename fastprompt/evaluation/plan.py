@@ -12,7 +12,6 @@ from .._utils.names import unknown
 from ..attacks import APGD, PGD, AttackResult, FeaturePGD
 from ..attacks.autoattack import STANDARD, TARGETS
 from ..attacks.base import Attack
-from ..attacks.fab_square import torchattacks
 from ..attacks.losses import cross_entropy, margin
 
 KNOWN = (
@@ -104,7 +103,6 @@ def plan_attacks(
     Raises:
         ValueError: unknown attack or surrogate (the message suggests the nearest names), radius out
             of range, no attack or no radius.
-        ModuleNotFoundError: FAB or Square needs torchattacks, which is not installed.
     """
     names = split_names(attacks)
     if not names:
@@ -140,7 +138,7 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
 
     - ``pgd-N``: N steps of size eps/4 on cross-entropy, one random start; ``cw-N``: on the margin.
     - ``apgd-ce``, ``apgd-dlr``, ``apgd-t`` (9 targets): 100 steps, or N with the suffix ``-N``.
-    - ``fab-t`` (9 targets) and ``square`` (5,000 queries), from torchattacks; ``-N`` likewise.
+    - ``fab-t`` (9 targets) and ``square`` (5,000 queries); ``-N`` likewise.
     - ``autoattack``: AutoAttack's four standard attacks, in sequence.
     - ``feature-pgd-N``: AdvPT's attack on the image encoder, N steps of size 1.25 eps/N.
     - any of these with the suffix ``@NAME``: crafted on that surrogate.
@@ -223,14 +221,12 @@ def _apgd(kind: str, eps: float, steps: int, how: How) -> Made:
 
 
 def _fab(kind: str, eps: float, steps: int, how: How) -> Made:
-    torchattacks()  # report a missing package now, not after hours
-    settings = {"steps": steps, "targets": TARGETS, "restarts": 1, "from": "torchattacks"}
+    settings = {"steps": steps, "targets": TARGETS, "restarts": 1}
     return settings, _run(STANDARD[kind].make, eps, steps, how)
 
 
 def _square(kind: str, eps: float, queries: int, how: How) -> Made:
-    torchattacks()
-    settings = {"queries": queries, "loss": "margin", "restarts": 1, "from": "torchattacks"}
+    settings = {"queries": queries, "loss": "margin", "restarts": 1}
     return settings, _run(STANDARD[kind].make, eps, queries, how)
 
 

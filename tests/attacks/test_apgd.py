@@ -227,19 +227,18 @@ def test_as_strong_as_torchattacks_at_equal_budget(torchattacks, clip_case, loss
     assert max(mine) <= max(theirs) + 1
 
 
-# ---- the peers and the ensemble -------------------------------------------------------------
+# ---- the ensemble ---------------------------------------------------------------------------
 
 
-@pytest.mark.peers
 @pytest.mark.parametrize("make", [FAB, Square], ids=["fab", "square"])
-def test_peers_stay_in_the_ball_and_leave_the_caller_alone(make):
+def test_fab_and_square_leave_the_caller_alone(make):
     model, x, y = close_calls(12)
     model, x = model.float(), x.float()
     state = torch.get_rng_state()
     eps = {FAB: 0.02, Square: 0.06}[make]
     result = make(model, eps, 30, batch=5).run(x, y)
     assert torch.equal(torch.get_rng_state(), state)
-    assert ((result.images - x).abs() <= eps + 1e-6).all()
+    assert ((result.images - x).abs() <= eps + 1e-7).all()
     assert torch.equal(result.success, fooled(model, result.images, y))
     assert result.success.any()
     assert not result.success.all()
@@ -249,28 +248,6 @@ def test_peers_stay_in_the_ball_and_leave_the_caller_alone(make):
     assert torch.equal(result.images, again.images)
 
 
-@pytest.mark.peers
-def test_fab_finds_what_it_finds_target_by_target(torchattacks):
-    model, x, y = close_calls(12)
-    model, x = model.float(), x.float()
-    theirs = torchattacks.FAB(
-        model, norm="Linf", eps=0.015, steps=20, multi_targeted=True, n_classes=5
-    )(x, y)
-    for batch in (None, 5):
-        ours = FAB(model, 0.015, 20, targets=4, batch=batch).run(x, y)
-        assert torch.equal(ours.success, fooled(model, theirs, y))
-    assert 0 < ours.success.sum() < 12
-
-
-def test_peers_without_their_package(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "torchattacks", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fastprompt\[eval\]'"):
-        Square(Linear())
-
-
-@pytest.mark.peers
 def test_autoattack_is_its_parts_on_what_is_left(monkeypatch):
     model, x, y = close_calls(16, kind=Curved)
     model, x = model.float(), x.float()

@@ -6,8 +6,9 @@ from helpers.attack_toys import Linear, batch, close_calls, fooled
 from torch import nn
 
 from fastprompt import PGD
+from fastprompt.attacks import APGD
+from fastprompt.attacks.climb import climb
 from fastprompt.attacks.losses import margin
-from fastprompt.attacks.slots import climb
 
 # of these images some fall in every step, and some never do
 SLOW = {"eps": 0.03, "alpha": 0.004, "steps": 6}
@@ -108,6 +109,22 @@ def test_free_slots_are_filled_at_once_and_no_pass_is_wasted():
     assert set(sizes[:tail]) == {8}
     assert len(sizes) - tail <= 6  # then nobody is waiting any more
     assert tail > 10
+
+
+def test_with_few_images_several_attempts_share_a_batch():
+    model, x, y = close_calls(3)
+    sizes = []
+
+    def counted(images):
+        if images.requires_grad:
+            sizes.append(len(images))
+        return model(images)
+
+    options = {"eps": 0.01, "steps": 6, "loss": "targeted-margin", "targets": 4}
+    found = [APGD(counted, **options, batch=size).run(x, y) for size in (1, 8, 100)]
+    assert {1, 8, 12} <= set(sizes)
+    assert all(torch.equal(result.success, found[0].success) for result in found)
+    assert not found[0].success.all()
 
 
 def test_the_host_may_look_seldom():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,6 @@ def test_batch_size_changes_nothing():
     assert results[0]["n"] == 7
 
 
-@pytest.mark.peers
 def test_paths_say_what_an_attack_saw(small_clip):
     data = load_data("patterns", shots=1)
     models = {
@@ -205,13 +205,13 @@ def test_early_stopping_finds_what_the_last_iterate_hides():
     assert ours["trusted"]
 
 
-@pytest.mark.peers
 def test_autoattack_is_four_attacks_on_what_is_left(monkeypatch):
     from fastprompt.evaluation import plan
 
     monkeypatch.setitem(plan._STEPS, "fab-t", 3)
     monkeypatch.setitem(plan._STEPS, "square", 20)
     options = {"sanity": "off", "progress": False}
+    monkeypatch.setitem(sys.modules, "torchattacks", None)  # an import would fail
     result = evaluate(Brightness(), DATA, ["autoattack", "apgd-ce"], "4/255", **options)
     row = result.row("model", "autoattack", "4/255")
     parts = row["parts"]
@@ -222,9 +222,17 @@ def test_autoattack_is_four_attacks_on_what_is_left(monkeypatch):
     assert standing[0] == result.row("model", "apgd-ce", "4/255")["correct"]
     steps = [part["steps"] for part in row["settings"]["parts"] if "steps" in part]
     assert steps == [100, 100, 3]
+    assert all(part["gradients"] == 0 for part in parts if part["attack"] == "square")
 
 
-@pytest.mark.peers
+def test_gradients_of_fab_that_are_zero_are_counted():
+    options = {"sanity": "off", "progress": False}
+    _, fab, square = evaluate(detached, DATA, ["fab-t-2", "square-3"], "1/255", **options).rows
+    assert fab["stalled"] == fab["n"] - fab["flags"].count("0") > 0
+    assert not fab["trusted"]
+    assert square["trusted"]
+
+
 def test_the_standard_version_is_the_standard():
     from fastprompt.evaluation.plan import How, plan
 
@@ -641,16 +649,6 @@ def test_the_image_encoders_passes_are_counted(small_clip):
     assert other["flags"] == row["flags"]
 
 
-def test_torchattacks_is_asked_for_before_the_work_begins(monkeypatch, tmp_path):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "torchattacks", None)
-    for attack in ("autoattack", "square", "fab-t"):
-        with pytest.raises(ModuleNotFoundError, match=r"pip install 'fastprompt\[eval\]'"):
-            evaluate(Brightness(), DATA, ["pgd-2", attack], out=tmp_path / "x", progress=False)
-    assert not (tmp_path / "x").exists()
-
-
 def test_a_state_that_is_no_tensor(tmp_path):
     class Stateful(Brightness):
         def get_extra_state(self):
@@ -660,12 +658,6 @@ def test_a_state_that_is_no_tensor(tmp_path):
             pass
 
     assert evaluate(Stateful(), DATA, "clean", progress=False).rows[0]["correct"] == 6
-
-
-@pytest.mark.peers
-def test_peers_print_nothing(capsys):
-    evaluate(Brightness(), DATA, ["square-2", "fab-t-2"], sanity="off", progress=False)
-    assert capsys.readouterr().out == ""
 
 
 def test_table_names_paths_and_marks_what_is_not_trusted():

@@ -195,11 +195,7 @@ def test_a_false_defense_is_flagged_with_its_reason(model):
     assert words in failed[name]
 
 
-# the full depth has Square in it
-DEPTHS = [QUICK, pytest.param(FULL, marks=pytest.mark.peers)]
-
-
-@pytest.mark.parametrize("depth", DEPTHS, ids=["quick", "full"])
+@pytest.mark.parametrize("depth", [QUICK, FULL], ids=["quick", "full"])
 @pytest.mark.parametrize("model", [HONEST, lambda x: 30 * HONEST(x), lambda x: 0.1 * HONEST(x)])
 def test_an_honest_model_raises_no_flag(model, depth):
     found = check_model(sample(model, 40), depth)
@@ -399,7 +395,7 @@ def test_what_stands_under_one_loss_is_attacked_by_the_other():
 
 ATTACKS = [
     ["pgd-1"],
-    pytest.param(["cw-3", "square-20"], marks=pytest.mark.peers),
+    ["cw-3", "square-20"],
     ["apgd-ce-5", "pgd-20"],
 ]
 

@@ -143,10 +143,7 @@ def other_losses(sample: Sample) -> Verdict:
 def black_box(sample: Sample, queries: int = 200) -> Verdict:
     """Check that black-box and transfer attacks are not stronger than PGD."""
     white = sample.pgd(sample.eps, 20, stop=not sample.randomized)
-    try:
-        attack = Square(sample.model, sample.eps, queries, batch=sample.batch, seed=sample.seed)
-    except ModuleNotFoundError as missing:
-        return Verdict("black box", "skipped", str(missing))
+    attack = Square(sample.model, sample.eps, queries, batch=sample.batch, seed=sample.seed)
     black = attack.run(sample.images, sample.labels, indices=sample.indices).images
     others = {
         f"transfer:{name}": _transferred(sample, model) for name, model in sample.surrogates.items()
