@@ -2,20 +2,41 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
 from jsonargparse import ArgumentParser
 
+from .._utils.devices import usable_device
 from .._utils.names import nearest
+from .._utils.plain_yaml import check_plain
 from ..clip import bundled
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
 
 
+_LONGEST = 500  # characters of an error message
+
+
 class Parser(ArgumentParser):
     """Argument parser that prints one-line errors and suggests the nearest option names."""
+
+    def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]
+        """Parse the arguments; numbers are accepted in decimal notation only."""
+        kinds = {o: getattr(a, "_typehint", a.type) for a in self._actions for o in a.option_strings}
+        flag = ""
+        for argument in args:
+            value: str | None = argument
+            if argument.startswith("--"):
+                flag, given, value = argument.partition("=")
+                if not given:
+                    continue
+            try:
+                check_plain(value, flag, kinds.get(flag, str))
+            except ValueError as error:
+                self.error(str(error))
+        return super().parse_args(list(args), **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())
@@ -24,7 +45,7 @@ class Parser(ArgumentParser):
             if flag not in known and "nrecognized" in text:
                 text = f"unknown option {flag}: {nearest(flag, known)}"
                 break
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -61,14 +82,8 @@ def device_name(name: str | None) -> str:
     """Return the requested device, by default a GPU if one is available.
 
     Raises:
-        ValueError: ``name`` is not a device name, or is a GPU and none is available.
+        ValueError: ``name`` is not a device name, or no such device is supported or available.
     """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise ValueError(f"device must be a name such as cpu or cuda:0, got {name!r}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {name!r} needs a GPU, but none is available; use cpu")
-    return name
+    return str(usable_device(name))

@@ -66,7 +66,9 @@ class CLIPClassifier(nn.Module):
         self.image_tower = image_tower or make_image_tower(
             clip, engine=engine, precision=precision or self.precision
         )
-        self.register_buffer("text_features", text_features.detach())
+        text = text_features.detach()
+        # for a head, whose tensors are prepared from them in the dtype of the image features
+        self.register_buffer("text_features", text.double() if precision == "fp64" else text)
         self.register_buffer("visual", None if visual is None else visual.detach())
         self.refiners, self.head = refiners, head
         self._prepare_head()
@@ -99,11 +101,9 @@ class CLIPClassifier(nn.Module):
 
     def in_precision(self, precision: str) -> CLIPClassifier:
         """Return this classifier with the image tower in the given precision."""
-        # image features are then float64, and the product needs text features of the same dtype
-        text = self.text_features.double() if precision == "fp64" else self.text_features
         return CLIPClassifier(
             self.clip,
-            text,
+            self.text_features,
             self.classnames,
             engine=self.engine,
             precision=precision,
@@ -145,7 +145,11 @@ def class_logits(
         head: maps L2-normalized image features, text features, scale and ``prepared`` to logits.
         prepared: the tensors that the head's ``prepare`` returned.
     """
-    image = F.normalize(at_least_float32(image_features), dim=-1)
+    # only one of the two may be float64: the model, the precision or both decide
+    dtype = torch.promote_types(text_features.dtype, torch.float32)
+    dtype = torch.promote_types(dtype, image_features.dtype)
+    image = F.normalize(image_features.to(dtype), dim=-1)
+    text_features = text_features.to(dtype)
     if head is None:
         logits = clip.logit_scale * image @ text_features.T
     else:

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from .._utils.checks import check_choice, check_count, check_number, parse_fraction
 from .._utils.names import unknown
+from .._utils.plain_yaml import check_plain, load_yaml
 from ..towers import Engine
 from ..towers.template import DEFAULT, parse_template
 
@@ -172,10 +173,10 @@ def read_config(cls: type[TunerConfig], path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
-    if not Path(path).is_file():
+    if not check_path(path, "config").is_file():
         raise FileNotFoundError(f"config: file {path} does not exist")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = load_yaml(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"config: {path} is not valid YAML or JSON: {why}") from None
@@ -192,10 +193,11 @@ def typed(cls: type[TunerConfig], values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: unknown key (the message suggests similar ones), or a value of a wrong type.
     """
-    known = field_names(cls)
-    for key in values:
+    known = {field.name: field.type for field in dataclasses.fields(cls)}
+    for key, value in values.items():
         if key not in known:
             raise unknown("config key", str(key), known)
+        check_plain(value, key, known[key])
     try:
         parsed = parser_for(cls).parse_object(dict(values), defaults=False)
     except (ArgumentError, TypeError) as error:

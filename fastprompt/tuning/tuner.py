@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import Fraction, check_classnames
+from .._utils.dtypes import PRECISIONS
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import TEMPLATES, FrozenCLIP
 from ..clip.load import load_clip
@@ -118,8 +119,8 @@ class Tuner(SavedTuner):
         """Create new prompts and the model with them; fill in the settings that were None."""
         config = self.config
         prompts = self.build_prompts().to(self.clip.device)
-        # prompts of a float64 model are float64
-        self.prompts = prompts.double() if self.clip.dtype == torch.float64 else prompts
+        double = torch.float64 in (self.clip.dtype, PRECISIONS.get(config.precision or ""))
+        self.prompts = prompts.double() if double else prompts
         if config.init_from is not None:
             self.prompts.load_state_dict(self._start_values(), strict=False)
         self.model = self._prompted(self.classnames, config.class_chunk)
