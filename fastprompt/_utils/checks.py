@@ -21,9 +21,9 @@ MOST = 2**31 - 1
 MOST_STEPS = 10**6  # epochs, steps, restarts, queries, samples, targets
 MOST_TOKENS = 10**4  # context tokens and layers: memory is allocated for all of them
 MOST_WIDTH = 2**16  # widths of tokens and features
+MOST_CLASSES = 10**6
 MOST_WORKERS = 1024
-MOST_SEED = 2**32 - 1
-MOST_WEIGHT = 1e6  # learning rates and weights of losses: far below the largest float32
+MOST_WEIGHT = 1e9  # learning rates and weights of losses: far below the largest float32
 
 
 def parse_fraction(value: Fraction, name: str, *, zero: bool = False) -> float:
@@ -64,7 +64,7 @@ def parse_fraction(value: Fraction, name: str, *, zero: bool = False) -> float:
 def _plain(text: str) -> float:
     """Convert a decimal number; Python also reads ``"1_0"`` as 10."""
     if "_" in text:
-        raise ValueError(text)
+        raise ValueError
     return float(text)
 
 
@@ -80,7 +80,9 @@ def check_count(value: int, name: str, *, least: int = 1, most: int = MOST) -> i
 
 def check_seed(value: int, name: str = "seed") -> int:
     """Return ``value`` if it is an integer from 0 to 2**32 - 1, else raise an error."""
-    return check_count(value, name, least=0, most=MOST_SEED)
+    if isinstance(value, int) and value >= 2**32:
+        raise ValueError(f"{name} must be below 2**32, got {shown(value)}")
+    return check_count(value, name, least=0, most=2**32)
 
 
 def check_flag(value: bool, name: str) -> bool:
@@ -111,6 +113,17 @@ def check_path(value: str | Path, name: str) -> Path:
     if not str(value).strip() or "\0" in str(value):
         raise ValueError(f"{name} must be a non-empty path without NUL, got {shown(str(value))}")
     return Path(value)
+
+
+def check_numbers(values: Sequence[float] | None, name: str) -> list[float] | None:
+    """Return a list of finite numbers; None stays None."""
+    if values is None:
+        return None
+    if isinstance(values, Tensor):
+        values = values.flatten().tolist()
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of numbers, got {shown(values)}")
+    return [check_number(value, name) for value in values]
 
 
 def check_templates(templates: str | Sequence[str], name: str = "templates") -> list[str]:
@@ -204,9 +217,9 @@ def check_classnames(classnames: Iterable[str]) -> list[str]:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"classnames must contain only strings, got {shown(name)}")
-        check_text(name, "classnames")
         if not name.strip():
             raise ValueError("classnames must not contain a blank name")
+        check_text(name, "classnames")
         spoken = name.replace("_", " ")
         if spoken in seen:
             raise ValueError(f"classnames must be distinct ('_' counts as ' '), got {name!r} twice")

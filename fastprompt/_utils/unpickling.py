@@ -4,15 +4,19 @@ Dassl's scheduler entry can contain pickled objects. Objects of the classes list
 by placeholders; any other class is rejected.
 """
 
+import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file
+
+from .checks import check_path
 
 
 class _Ignored:
@@ -52,21 +56,83 @@ def read_checkpoint(path: Path, *, name: str) -> Mapping[Any, Any]:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not a checkpoint, or contains objects of other classes.
     """
+    path = check_path(path, name)
     if not path.is_file():
         what = "is a folder; pass a file in it, such as model.pth.tar-50"
         raise FileNotFoundError(f"{name}: {path} {what if path.is_dir() else 'does not exist'}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_sizes(path, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about its old format, which is accepted
             with _only_these():
                 content = torch.load(path, map_location="cpu", weights_only=True)
+    except _TooLarge:
+        raise
     except Exception as error:  # the unpickler can raise any error on a foreign file
         raise ValueError(f"{name}: {path} {_why(error)}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{name}: {path} contains a {type(content).__name__}, not a checkpoint")
     return content
+
+
+class _TooLarge(ValueError):
+    """A file declares more content than it has."""
+
+
+def check_sizes(path: Path, name: str) -> None:
+    """Raise ValueError if a file in torch's format declares more content than the file's size.
+
+    torch allocates what a file declares before it reads it: a compressed archive of 3 MB can
+    declare gigabytes. torch itself writes all entries uncompressed. Other errors are left to the
+    reading.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            file.seek(0)
+            declared = _declared_by_pickles(file)
+        else:
+            try:
+                entries = zipfile.ZipFile(file).infolist()
+            except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+                raise ValueError(f"{name}: {path} is damaged: {error}") from None
+            if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+                raise ValueError(
+                    f"{name}: {path} is a TorchScript archive, which contains code; save only the "
+                    "model's state_dict"
+                )
+            if packed := [e for e in entries if e.compress_type != zipfile.ZIP_STORED]:
+                raise _TooLarge(
+                    f"{name}: {path} has a compressed entry {packed[0].filename!r} of "
+                    f"{packed[0].file_size} bytes; torch's files are uncompressed: save it again "
+                    "with torch.save"
+                )
+            declared = sum(entry.file_size for entry in entries)
+    if declared > size:
+        raise _TooLarge(
+            f"{name}: {path} has {size} bytes, but declares {declared}; it is damaged or made to "
+            "fill the memory"
+        )
+
+
+_STREAMS = 4  # of torch's old format: a magic number, the version, the machine, the content
+
+
+def _declared_by_pickles(file: BinaryIO) -> int:
+    """Return the number of elements of the largest tensor storage in torch's old format."""
+    largest = number = 0
+    try:
+        for _ in range(_STREAMS):
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name.startswith(("BININT", "LONG", "INT")) and opcode.name != "INST":
+                    number = int(argument or 0)
+                elif opcode.name == "BINPERSID":  # the number before it is a storage's size
+                    largest = max(largest, number)
+    except Exception:  # not such a file
+        pass
+    return largest
 
 
 @contextmanager
@@ -91,6 +157,9 @@ def _why(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, without torch's introduction."""
-    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-    return (text or str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """Return the first line of an error's text, without torch's advice to run pickled code."""
+    if isinstance(error, (LookupError, AttributeError, EOFError, AssertionError)):
+        return "its content is not in torch's format"  # such an error's text is a key or empty
+    text = str(error).replace("WeightsUnpickler error:", "")
+    lines = [line.strip() for line in text.splitlines() if "weights_only" not in line]
+    return next((line[:300] for line in lines if line), "its content is not in torch's format")

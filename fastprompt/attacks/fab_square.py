@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import Fraction, check_count, parse_fraction
+from .._utils.checks import MOST_STEPS, check_seed, Fraction, check_count, parse_fraction
 from .._utils.gradients import without_gradients
 from .._utils.seeds import numbered_seed
 from .._utils.types import Model
@@ -106,8 +106,8 @@ class FAB(_Peer):
         batch: int | None = None,
     ) -> None:
         super().__init__(model, eps, batch)
-        self.steps = check_count(steps, "steps")
-        self.targets = check_count(targets, "targets")
+        self.steps = check_count(steps, "steps", most=MOST_STEPS)
+        self.targets = check_count(targets, "targets", most=MOST_STEPS)
 
     def _size(self, images: Tensor) -> int:
         return max(1, super()._size(images) // self.targets)
@@ -149,8 +149,8 @@ class Square(_Peer):
         seed: int = 0,
     ) -> None:
         super().__init__(model, eps, batch)
-        self.queries = check_count(queries, "queries")
-        self.seed = seed
+        self.queries = check_count(queries, "queries", most=MOST_STEPS)
+        self.seed = check_seed(seed)
 
     def _tries(self, model: nn.Module, batch: Batch) -> Tensor:
         # a separate seed for each batch

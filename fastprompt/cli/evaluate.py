@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .._utils.checks import check_count
+from .._utils.checks import MOST, MOST_STEPS, check_count, check_path, check_seed
 from .._utils.files import read_json, write_json
 from .._utils.names import unknown
 from .._utils.run_folder import RunFolder
@@ -137,14 +137,19 @@ def _check(given: Mapping[str, Any]) -> None:
         )
     seeds = given["seeds"]
     for seed in seeds:
-        check_count(seed, "seeds", least=0)
+        check_seed(seed, "seeds")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be distinct, got {seeds}")
     plan_attacks(given["attacks"], given["eps"], surrogates=[SURROGATE])
     check_count(given["batch"], "batch")
-    for name in ("limit", "samples"):
+    for name, most in (("limit", MOST), ("samples", MOST_STEPS)):
         if given[name] is not None:
-            check_count(given[name], name)
+            check_count(given[name], name, most=most)
+    for name in ("run", "out", "data", "root", "image_weights", "pretrained"):
+        if given[name] is not None:
+            check_path(given[name], name)
+    if given["device"] is not None:
+        device_name(given["device"])
     if given["defenses"]:
         parse_defenses(given["defenses"])
     if given["run"] is not None:

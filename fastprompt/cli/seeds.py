@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from .._utils.checks import check_count
+from .._utils.checks import check_seed
 from .._utils.files import read_json, write_json
 from ..evaluation import Evaluation
 from ..evaluation.spread import spread, spread_table
@@ -52,7 +52,7 @@ class SeedsFolder:
             FileExistsError: the folder is not empty.
         """
         for seed in seeds:
-            check_count(seed, "seeds", least=0)
+            check_seed(seed, "seeds")
             # reject invalid settings before anything is written
             TUNERS[method].Config(**{**settings, "seed": seed})
         if len(set(seeds)) < len(seeds):

@@ -21,6 +21,7 @@ from .parser import Parser, add_model, add_sanity, model_of
 from .seeds import SeedsFolder, run_seeds
 
 _RADII: Any = list[float | int | str] | float | int | str | None
+_MOST_THREADS = 4096
 RADII = ("1/255", "2/255")  # evaluated in addition to the tuning eps
 _JOB_KEYS = (
     *("clip", "pretrained", "image_weights", "device", "data", "shots", "classes", "data_seed"),
@@ -165,7 +166,7 @@ def _resume_one(method: str, folder: Path) -> Evaluation:
     # the file may have been edited: check the job as strictly as the command line
     tune_parser(method).parse_object({k: v for k, v in job.items() if v is not None})
     threads = config.get("threads")
-    if not isinstance(threads, int) or threads < 1:
+    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
         raise ValueError(
             f"--resume: {run.path / 'config.json'} is damaged: invalid threads; "
             "restore it from a copy, or start a new run"

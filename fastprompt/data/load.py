@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from .._utils.checks import check_count
+from .._utils.checks import check_count, check_flag, check_path, check_seed, shown
 from .._utils.names import unknown
 from ..clip.frozen import TEMPLATES
 from .builtin import WORLDS, draw_split
@@ -17,6 +17,8 @@ from .few_shot import Chosen, Classes, class_range, sample
 from .folder import folder_splits
 from .splits import Form, Size, Split
 from .torchvision_sets import TORCHVISION, torchvision_splits
+
+_LARGEST = 4096  # side of an image in pixels
 
 
 @dataclass
@@ -86,6 +88,10 @@ def load_data(
             range, or a folder has no images.
         FileNotFoundError: the data does not exist.
     """
+    check_path(name, "data")
+    check_path(root, "root")
+    check_flag(download, "download")
+    check_seed(seed)
     if shots != "all":
         check_count(shots, "shots")
     form = _form(image_size, channels)
@@ -139,14 +145,18 @@ def load_data(
 def _form(image_size: Size | Sequence[int], channels: int) -> Form:
     """Check the form of the images; a square height and width is one number."""
     if isinstance(image_size, Sequence):
-        if len(image_size) != 2:
-            raise ValueError(f"image_size must be a number or (height, width), got {image_size}")
-        height, width = (check_count(side, "image_size", least=16) for side in image_size)
+        if isinstance(image_size, str) or len(image_size) != 2:
+            raise ValueError(
+                f"image_size must be a number or (height, width), got {shown(image_size)}"
+            )
+        height, width = (
+            check_count(side, "image_size", least=16, most=_LARGEST) for side in image_size
+        )
         size: Size = height if height == width else (height, width)
     else:
-        size = check_count(image_size, "image_size", least=16)
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {channels!r}")
+        size = check_count(image_size, "image_size", least=16, most=_LARGEST)
+    if isinstance(channels, bool) or channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {shown(channels)}")
     return Form(size, channels)
 
 
