@@ -115,7 +115,16 @@ def check_path(value: str | Path, name: str) -> Path:
     return Path(value)
 
 
-def check_numbers(values: Sequence[float] | None, name: str) -> list[float] | None:
+def check_folder(value: str | Path, name: str) -> Path:
+    """Return the path of a folder to write; raise if it, or a folder above it, is a file."""
+    path = check_path(value, name)
+    for folder in (path, *path.parents):
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{name}: {folder} is a file; pass a folder")
+    return path
+
+
+def check_numbers(values: Sequence[float] | Tensor | None, name: str) -> list[float] | None:
     """Return a list of finite numbers; None stays None."""
     if values is None:
         return None

@@ -33,7 +33,9 @@ def usable_device(device: str | torch.device, name: str = "device") -> torch.dev
         raise ValueError(f"{name}: {text!r} needs a GPU, but none is available; use cpu")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ValueError(f"{name}: {text!r} does not exist, the number of GPUs is {count}; use cuda")
+        raise ValueError(
+            f"{name}: {text!r} does not exist, the number of GPUs is {count}; use cuda"
+        )
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"{name}: {text!r} needs an Apple GPU, but none is available; use cpu")
     return found

@@ -60,25 +60,20 @@ def read_checkpoint(path: Path, *, name: str) -> Mapping[Any, Any]:
     if not path.is_file():
         what = "is a folder; pass a file in it, such as model.pth.tar-50"
         raise FileNotFoundError(f"{name}: {path} {what if path.is_dir() else 'does not exist'}")
+    if path.suffix != ".safetensors":
+        check_sizes(path, name)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        check_sizes(path, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about its old format, which is accepted
             with _only_these():
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except _TooLarge:
-        raise
     except Exception as error:  # the unpickler can raise any error on a foreign file
         raise ValueError(f"{name}: {path} {_why(error)}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{name}: {path} contains a {type(content).__name__}, not a checkpoint")
     return content
-
-
-class _TooLarge(ValueError):
-    """A file declares more content than it has."""
 
 
 def check_sizes(path: Path, name: str) -> None:
@@ -104,14 +99,14 @@ def check_sizes(path: Path, name: str) -> None:
                     "model's state_dict"
                 )
             if packed := [e for e in entries if e.compress_type != zipfile.ZIP_STORED]:
-                raise _TooLarge(
+                raise ValueError(
                     f"{name}: {path} has a compressed entry {packed[0].filename!r} of "
                     f"{packed[0].file_size} bytes; torch's files are uncompressed: save it again "
                     "with torch.save"
                 )
             declared = sum(entry.file_size for entry in entries)
     if declared > size:
-        raise _TooLarge(
+        raise ValueError(
             f"{name}: {path} has {size} bytes, but declares {declared}; it is damaged or made to "
             "fill the memory"
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .._utils.checks import check_seed, Fraction, parse_fraction
+from .._utils.checks import Fraction, check_seed, parse_fraction
 from .._utils.types import Model
 from .apgd import APGD
 from .base import Attack, Batch

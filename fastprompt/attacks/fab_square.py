@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import MOST_STEPS, check_seed, Fraction, check_count, parse_fraction
+from .._utils.checks import MOST_STEPS, Fraction, check_count, check_seed, parse_fraction
 from .._utils.gradients import without_gradients
 from .._utils.seeds import numbered_seed
 from .._utils.types import Model

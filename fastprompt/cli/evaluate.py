@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .._utils.checks import MOST, MOST_STEPS, check_count, check_path, check_seed
+from .._utils.checks import MOST, MOST_STEPS, check_count, check_path
 from .._utils.files import read_json, write_json
 from .._utils.names import unknown
 from .._utils.run_folder import RunFolder
@@ -22,6 +22,7 @@ from ..tuning.identity import clip_of
 from ..tuning.renamed import renamed, renamed_config
 from ..tuning.tuner import Tuner
 from .parser import Parser, add_model, add_sanity, device_name, model_of
+from .seeds import check_seeds
 
 _ABOUT = (
     "Evaluate clean and robust accuracy of a run's prompts and the zero-shot classifier; without "
@@ -94,11 +95,11 @@ def evaluate_run(arguments: Sequence[str]) -> int:
     resume = given.pop("resume")
     out: Path | None
     if resume is not None:
-        out = Path(resume)
+        out = check_path(resume, "--resume")
         given = _job_of(out, arguments, parser)
     else:
-        _check(given)
         out = None
+    _check(given)
     models, data = _of_run(given) if given["run"] else _zero_shot(given)
     if out is None:  # a model or data set that fails to load leaves no folder
         out = _new_folder(given)
@@ -135,11 +136,7 @@ def _check(given: Mapping[str, Any]) -> None:
         raise ValueError(
             "run: pass a run folder; for a zero-shot classifier pass --clip, --data and --out"
         )
-    seeds = given["seeds"]
-    for seed in seeds:
-        check_seed(seed, "seeds")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be distinct, got {seeds}")
+    check_seeds(given["seeds"])
     plan_attacks(given["attacks"], given["eps"], surrogates=[SURROGATE])
     check_count(given["batch"], "batch")
     for name, most in (("limit", MOST), ("samples", MOST_STEPS)):

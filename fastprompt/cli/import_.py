@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._utils.checks import check_classnames, some
+from .._utils.checks import check_classnames, check_folder, check_path, some
 from ..data import load_data
 from ..interop.checkpoints import read_prompts
 from ..interop.importing import tuner_with
-from .parser import Parser, add_model, model_of
+from .parser import Parser, add_model, device_name, model_of
 
 _ABOUT = (
     "Convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP to a run folder, to load, "
@@ -55,8 +55,12 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
     given = import_parser().parse_args(list(arguments)).as_dict()
     if given["out"] is None:  # argparse's error would name a positional `out`
         raise ValueError("--out is required; pass the run folder to write")
-    clip, path = model_of(given), Path(given["checkpoint"])
-    names, prompts = _classnames(given, clip.image_size), read_prompts(path)
+    path = check_path(given["checkpoint"], "checkpoint")
+    check_folder(given["out"], "out")
+    device_name(given["device"])
+    prompts = read_prompts(path)  # before the model is loaded, which takes longer
+    names = _classnames(given)
+    clip = model_of(given)
     tuner = tuner_with(prompts, path, clip, names, given["method"], given["template"])
     folder = tuner.save(given["out"], job={"imported": path.name, "layout": prompts.layout})
     print(f"layout of {prompts.layout}: {tuner.n_ctx} context tokens, depth {prompts.depth}")
@@ -65,7 +69,7 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _classnames(given: dict[str, Any], image_size: int | tuple[int, int]) -> list[str] | None:
+def _classnames(given: dict[str, Any]) -> list[str] | None:
     """Return the class names that the options give; None if the checkpoint has to give them."""
     if given["data"] is None and given["classnames"] is None:
         return None
@@ -73,8 +77,12 @@ def _classnames(given: dict[str, Any], image_size: int | tuple[int, int]) -> lis
         raise ValueError("--data and --classnames both give the class names; pass one of them")
     if given["data"] is not None:
         where = {"root": given["root"], "download": given["download"]}
-        return load_data(given["data"], image_size=image_size, **where).classnames
+        return load_data(given["data"], **where).classnames
     file = Path(given["classnames"])
     if not file.is_file():
         raise FileNotFoundError(f"classnames: file {file} does not exist")
-    return check_classnames(line for line in file.read_text("utf-8").splitlines() if line.strip())
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"classnames: {file} is not a text file in UTF-8: {error}") from None
+    return check_classnames(line for line in lines if line.strip())

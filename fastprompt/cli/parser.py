@@ -15,7 +15,6 @@ from ..clip import bundled
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
 
-
 _LONGEST = 500  # characters of an error message
 
 
@@ -24,7 +23,9 @@ class Parser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]
         """Parse the arguments; numbers are accepted in decimal notation only."""
-        kinds = {o: getattr(a, "_typehint", a.type) for a in self._actions for o in a.option_strings}
+        kinds = {
+            o: getattr(a, "_typehint", a.type) for a in self._actions for o in a.option_strings
+        }
         flag = ""
         for argument in args:
             value: str | None = argument
@@ -45,7 +46,9 @@ class Parser(ArgumentParser):
             if flag not in known and "nrecognized" in text:
                 text = f"unknown option {flag}: {nearest(flag, known)}"
                 break
-        print(f"error: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}", file=sys.stderr)
+        print(
+            f"error: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}", file=sys.stderr
+        )
         raise SystemExit(2)
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from .._utils.checks import check_seed
+from .._utils.checks import check_seed, shown
 from .._utils.files import read_json, write_json
 from ..evaluation import Evaluation
 from ..evaluation.spread import spread, spread_table
-from ..methods.registry import TUNERS
 from ..tuning.renamed import renamed
 
 Run = Callable[..., Evaluation]
@@ -48,15 +47,10 @@ class SeedsFolder:
         """Create the folder.
 
         Raises:
-            ValueError: the seeds are not distinct or out of range.
+            ValueError: see `check_seeds`.
             FileExistsError: the folder is not empty.
         """
-        for seed in seeds:
-            check_seed(seed, "seeds")
-            # reject invalid settings before anything is written
-            TUNERS[method].Config(**{**settings, "seed": seed})
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must be distinct, got {list(seeds)}")
+        check_seeds(seeds)
         if path.exists() and any(path.iterdir()):
             remedy = "resume it, or choose" if cls.is_one(path) else "choose"
             raise FileExistsError(f"out: {path} is not empty: {remedy} a new folder")
@@ -81,6 +75,14 @@ class SeedsFolder:
             raise ValueError(f"--resume: {path} holds runs of {facts['method']!r}, not {method!r}")
         today = {name: renamed(facts[name]) for name in ("job", "settings")}
         return cls(Path(path), **{**facts, **today})
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise ValueError unless the seeds are distinct and in range."""
+    for seed in seeds:
+        check_seed(seed, "seeds")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be distinct, got {shown(list(seeds))}")
 
 
 def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from .._utils.checks import Fraction, check_count, parse_fraction
+from .._utils.checks import Fraction, check_count, check_path, check_seed, parse_fraction
 from .._utils.names import unknown
 from .._utils.run_folder import RunFolder
 from ..data import load_data
@@ -17,8 +17,8 @@ from ..evaluation.plan import plan_attacks, split_radii
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
-from .parser import Parser, add_model, add_sanity, model_of
-from .seeds import SeedsFolder, run_seeds
+from .parser import Parser, add_model, add_sanity, device_name, model_of
+from .seeds import SeedsFolder, check_seeds, run_seeds
 
 _RADII: Any = list[float | int | str] | float | int | str | None
 _MOST_THREADS = 4096
@@ -95,6 +95,9 @@ def tune(arguments: Sequence[str]) -> int:
         raise unknown("method", method, TUNERS)
     parser = tune_parser(method)
     given = parser.parse_args(list(arguments[1:]), defaults=False).as_dict()
+    for name in ("resume", "config", "out"):
+        if name in given and given[name] is not None:
+            check_path(given[name], name)
     if given.get("resume"):
         return _resume(method, given)
     job = {**_defaults(parser), **{k: v for k, v in given.items() if k in _JOB_KEYS}}
@@ -105,6 +108,8 @@ def tune(arguments: Sequence[str]) -> int:
     read = read_config(config, given["config"]) if given.get("config") else {}
     published = as_dict(config.published()) if given.get("published") else {}
     settings = {**published, **read, **settings}
+    # refuses invalid settings before a model is loaded
+    config(**{**TUNERS[method].presets.get(job["clip"], {}), **settings})
     if not given.get("seeds"):
         _run(method, job, None, settings, out, resume=False)
         return 0
@@ -113,7 +118,8 @@ def tune(arguments: Sequence[str]) -> int:
             raise ValueError(f"--seeds sets the seed and the data_seed of each run: drop --{name}")
     if "seed" in read:
         raise ValueError("--seeds sets the seed of each run: drop seed from the settings file")
-    _check_evaluation(job)
+    _check_job(job)
+    check_seeds(given["seeds"])
     out = out or _new_folder(method)
     folder = SeedsFolder.begin(out, method, given["seeds"], job, settings)
     return run_seeds(folder, _run)
@@ -175,8 +181,15 @@ def _resume_one(method: str, folder: Path) -> Evaluation:
     return _run(method, job, config["config"], {}, run.path, resume=True)
 
 
-def _check_evaluation(job: Mapping[str, Any]) -> None:
-    """Check the arguments of the evaluation before tuning starts."""
+def _check_job(job: Mapping[str, Any]) -> None:
+    """Check the job before a model is loaded and tuning starts."""
+    check_seed(job["data_seed"], "data_seed")
+    if job["shots"] != "all":
+        check_count(job["shots"], "shots")
+    device_name(job["device"])
+    for name in ("data", "root", "image_weights", "pretrained"):
+        if job[name] is not None:
+            check_path(job[name], name)
     given = job["eval_eps"]
     for radius in [] if given is None else split_radii(given):
         parse_fraction(radius, "eval_eps", zero=True)
@@ -208,7 +221,7 @@ def _run(
     *,
     resume: bool,
 ) -> Evaluation:
-    _check_evaluation(job)
+    _check_job(job)
     if out is not None and not resume:
         _check_free(out)
     clip = model_of(job)

@@ -31,7 +31,10 @@ def load_image_weights(model: nn.Module, weights: str | Path | Mapping[str, Any]
     """
     where, content = "image_weights", weights
     if isinstance(content, (str, Path)):
-        where, content = f"image_weights: {content}", read_checkpoint(Path(content), name="image_weights")
+        where, content = (
+            f"image_weights: {content}",
+            read_checkpoint(Path(content), name="image_weights"),
+        )
     if not isinstance(content, Mapping):
         raise TypeError(
             f"image_weights must be a path or a state dict, got {type(content).__name__}"
@@ -75,7 +78,7 @@ def load_image_weights(model: nn.Module, weights: str | Path | Mapping[str, Any]
     visual.load_state_dict({k: found[k] for k in wanted})
 
 
-def _tower_entries(content: Mapping[str, Any]) -> dict[str, Any]:
+def _tower_entries(content: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the image encoder's entries, with wrapper prefixes removed from their keys.
 
     In a checkpoint of a whole CLIP, the text encoder uses some of the same names without a prefix,

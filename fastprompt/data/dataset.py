@@ -85,7 +85,7 @@ def check_dataset(
 ) -> None:
     """Raise unless ``data`` is a non-empty map-style set of uint8 ``[C, H, W]`` and int labels.
 
-    Only the first item is read here; ``shape`` is its required shape, None for any. Labels are checked
+    Only the first item is read; ``shape`` is its required shape, None for any. Labels are checked
     against ``classes`` here if ``data.labels`` is a tensor, else when they are read.
     """
     if not isinstance(data, Sized) or not hasattr(data, "__getitem__"):

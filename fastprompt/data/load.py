@@ -142,7 +142,7 @@ def load_data(
     return Data(text, kept, tuple(templates), form.size, arguments, read)
 
 
-def _form(image_size: Size | Sequence[int], channels: int) -> Form:
+def _form(image_size: Any, channels: int) -> Form:
     """Check the form of the images; a square height and width is one number."""
     if isinstance(image_size, Sequence):
         if isinstance(image_size, str) or len(image_size) != 2:

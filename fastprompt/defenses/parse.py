@@ -55,12 +55,12 @@ def _parse(text: str) -> Defense:
         raise unknown("defense", name, _KINDS)
     if not kind.needed <= len(values) <= len(kind.values):
         takes = ", ".join(kind.values)
-        raise ValueError(f"defenses: {text!r}: {name} takes {takes}, as in {kind.example!r}")
+        raise ValueError(f"defenses: {shown(text)}: {name} takes {takes}, as in {kind.example!r}")
     given = zip(kind.values.items(), values, strict=False)
     try:
         return kind.make(**{key: _number(value, key, make) for (key, make), value in given})
     except ValueError as error:
-        raise ValueError(f"defenses: {text!r}: {error}") from None
+        raise ValueError(f"defenses: {shown(text)}: {error}") from None
 
 
 def _number(text: str, name: str, make: type[int] | type[float]) -> float:

@@ -83,5 +83,3 @@ class BitDepth(Defense):
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
-
-

@@ -23,7 +23,7 @@ from .._utils.checks import (
     check_choice,
     check_count,
     check_flag,
-    check_path,
+    check_folder,
     check_seed,
     check_text,
     shown,
@@ -122,9 +122,7 @@ def evaluate(
     hows = {name: _how(how, samples, model) for name, model in named.items()}
     plans = {name: plan_attacks(attacks, eps, own, list(others)) for name, own in hows.items()}
     _check_encoders(next(iter(plans.values())), named, others)
-    folder = None if out is None else check_path(out, "out")
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"out: {folder} is a file; pass a folder")
+    folder = None if out is None else check_folder(out, "out")
     if resume and folder is None:
         raise ValueError("resume needs out, the folder of the evaluation")
     first = next(iter(named.values()))

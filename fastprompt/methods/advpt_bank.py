@@ -86,7 +86,7 @@ def make_bank(
     key = bank_key(clip, data, attack, batch, towers)
     file = None if folder is None else folder / f"{key[:32]}.safetensors"
     if file is not None and file.exists():
-        return _unpack(_read(file, key))
+        return _unpack(_read(file, key, len(data)))
     shard_folder = None if file is None else file.with_suffix(".parts")
     shards = list(_shards(clip, data, attack, batch, shard_folder, key, workers, title, progress))
     whole = {name: torch.cat([s[name] for s in shards]) for name in shards[0] if name != "entries"}
@@ -113,7 +113,7 @@ def _shards(
         for start in range(0, len(data), size):
             rows = range(start, min(start + size, len(data)))
             path = None if shard_folder is None else shard_folder / f"{start:09d}.safetensors"
-            shard = None if path is None else _finished(path, key)
+            shard = None if path is None else _finished(path, key, len(rows))
             if shard is not None:
                 bar.update(len(rows))
             else:
@@ -123,10 +123,10 @@ def _shards(
             yield shard
 
 
-def _finished(path: Path, key: str) -> dict[str, Tensor] | None:
+def _finished(path: Path, key: str, rows: int) -> dict[str, Tensor] | None:
     """Return the shard at ``path``; None if it is missing or another run has just merged it."""
     try:
-        return _read(path, key) if path.exists() else None
+        return _read(path, key, rows) if path.exists() else None
     except FileNotFoundError:
         return None
 
@@ -158,10 +158,20 @@ def _attack_rows(
     }
 
 
-def _read(path: Path, key: str) -> dict[str, Tensor]:
+def _read(path: Path, key: str, rows: int) -> dict[str, Tensor]:
+    """Read the part of a bank for ``rows`` images; see `make_bank` for the errors."""
     tensors, metadata = read_tensors(path, _KIND)
     if metadata.get("key") != key:
         raise ValueError(f"{path} holds a bank that does not match its name: remove it and rerun")
+    whole = {"labels": [rows], "zero": [rows], "nonfinite": [rows], "entries": [1]}
+    found = {
+        name: list(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.int64
+    }
+    features = tensors.get("features", torch.empty(0))
+    sound = features.is_floating_point() and features.ndim == 2 and len(features) == rows
+    if found != whole or not sound or len(tensors) != len(whole) + 1:
+        shown = {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()}
+        raise ValueError(f"{path} holds {shown}, not a bank of {rows} images: remove it and rerun")
     return tensors
 
 

@@ -62,9 +62,9 @@ class CLIPClassifier(nn.Module):
         self.clip = clip
         self.classnames = list(classnames)
         self.engine = engine
-        self.precision = precision or own_precision(clip.dtype)
+        self.precision = own_precision(clip.dtype) if precision is None else precision
         self.image_tower = image_tower or make_image_tower(
-            clip, engine=engine, precision=precision or self.precision
+            clip, engine=engine, precision=self.precision
         )
         text = text_features.detach()
         # for a head, whose tensors are prepared from them in the dtype of the image features

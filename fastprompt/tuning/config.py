@@ -221,7 +221,7 @@ def typed(cls: type[TunerConfig], values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if key not in known:
             raise unknown("config key", str(key), known)
-        check_plain(value, key, known[key])
+        check_plain(value, f"config: {key}", known[key])
     try:
         parsed = parser_for(cls).parse_object(dict(values), defaults=False)
     except (ArgumentError, TypeError) as error:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import some
+from .._utils.checks import check_choice, check_folder, check_path, some
 from .._utils.hashing import digest, digest_json
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import FrozenCLIP
@@ -52,7 +52,7 @@ class SavedTuner(ABC):
         Raises:
             FileExistsError: ``folder`` contains another run or other files.
         """
-        run = RunFolder(folder)
+        run = RunFolder(check_folder(folder, "folder"))
         if not run.started:
             run.check_free("folder")
             run.write_config({**self._identity(), **(job or {})})
@@ -80,7 +80,8 @@ class SavedTuner(ABC):
             FileNotFoundError: ``folder`` is not a run folder, or tuning has not finished.
             ValueError: a file is damaged or foreign, or the method or the model's weights differ.
         """
-        run = RunFolder(folder)
+        check_choice(which, "which", ("prompts", "best", "last"))
+        run = RunFolder(check_path(folder, "folder"))
         stored = run.read_config()
         config = renamed_config(stored)
         if config["method"] != cls.method:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import Fraction, check_classnames
+from .._utils.checks import Fraction, check_classnames, check_flag, check_folder
 from .._utils.dtypes import PRECISIONS
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import TEMPLATES, FrozenCLIP
@@ -239,13 +239,15 @@ class Tuner(SavedTuner):
                 completed epoch stays in ``out`` and in the prompts. For a loss, the message gives
                 the step and the images.
         """
+        for flag, given in (("resume", resume), ("track", track), ("progress", progress)):
+            check_flag(given, flag)
         for name, data in (("train", train), ("val", val)):
             if data is not None:
                 check_dataset(data, name, self.clip.pixel_shape, len(self.classnames))
                 check_same_classes(data, name, self.classnames)
         if val is None and self.config.patience is not None:
             raise ValueError("patience needs val: pass validation images")
-        run = None if out is None else RunFolder(out)
+        run = None if out is None else RunFolder(check_folder(out, "out"))
         if run is None and (track or resume):
             raise ValueError(
                 f"out is needed with {'track' if track else 'resume'}: pass a run folder"
