@@ -9,7 +9,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -112,21 +112,22 @@ def check_sizes(path: Path, name: str) -> None:
         )
 
 
+_INTEGERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4")
 _STREAMS = 4  # of torch's old format: a magic number, the version, the machine, the content
 
 
 def _declared_by_pickles(file: BinaryIO) -> int:
     """Return the number of elements of the largest tensor storage in torch's old format."""
     largest = number = 0
-    try:
+    # not such a file, if an error is raised: the reading refuses it
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         for _ in range(_STREAMS):
             for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name.startswith(("BININT", "LONG", "INT")) and opcode.name != "INST":
+                if opcode.name in _INTEGERS:
                     number = int(argument or 0)
                 elif opcode.name == "BINPERSID":  # the number before it is a storage's size
                     largest = max(largest, number)
-    except Exception:  # not such a file
-        pass
     return largest
 
 
@@ -148,13 +149,14 @@ def _why(error: Exception) -> str:
             f"contains a pickled {named[1].rstrip('.')}, which is never loaded or run; if you "
             'trust the file, save only its "state_dict" with the code that wrote it'
         )
-    return f"is not a checkpoint or is damaged: {first_line(error)}"
+    # the text of such an error is a key of the file, or empty
+    bare = isinstance(error, (LookupError, AttributeError, EOFError, AssertionError))
+    why = "its content is not in torch's format" if bare else first_line(error)
+    return f"is not a checkpoint or is damaged: {why}"
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, without torch's advice to run pickled code."""
-    if isinstance(error, (LookupError, AttributeError, EOFError, AssertionError)):
-        return "its content is not in torch's format"  # such an error's text is a key or empty
     text = str(error).replace("WeightsUnpickler error:", "")
     lines = [line.strip() for line in text.splitlines() if "weights_only" not in line]
-    return next((line[:300] for line in lines if line), "its content is not in torch's format")
+    return next((line[:300] for line in lines if line), type(error).__name__)

@@ -53,8 +53,9 @@ def load_clip(
             OpenAI's; required if neither has as many values as the model has input channels.
         image_weights: a file or a state dict for the image encoder alone. TeCoA and FARE
             (adversarially fine-tuned encoders) are published in this format. Pickled code in a
-            file is never executed.
-        device: the device of the model. Default: the CPU, or a model object's current device.
+            file is never executed, and a file that declares more content than it has is not read.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``. Default: the CPU, or a model
+            object's current device.
         cache_dir: the directory of open_clip's downloads.
 
     Raises:

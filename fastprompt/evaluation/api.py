@@ -85,8 +85,8 @@ def evaluate(
         limit: number of images, drawn by ``seed`` (the same for all models); None uses all.
         stop: stop attacking an image once any iterate fools the model; False runs every attack to
             its end and evaluates only the images it returns.
-        samples: passes averaged in each gradient; by default 20 for a model whose ``randomized``
-            is true, 1 for others.
+        samples: passes averaged in each gradient, at most 10**6 (as the steps N); by default 20 for
+            a model whose ``randomized`` is true, 1 for others.
         surrogates: models by name, on which transfer attacks are crafted.
         sanity: ``"quick"`` checks a few images, ``"full"`` more images more thoroughly, ``"off"``
             none; see `fastprompt.evaluation.sanity`.

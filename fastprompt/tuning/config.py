@@ -34,6 +34,9 @@ OptimizerName = Literal["sgd", "adamw"]
 class TunerConfig:
     """Settings of every method.
 
+    Numbers of epochs, steps and batches to accumulate are at most 10**6, numbers of context tokens
+    and layers at most 10**4, learning rates, weights of losses and temperatures at most 1e9.
+
     Attributes:
         epochs: number of passes over the training images.
         batch: images per batch.
