@@ -29,9 +29,18 @@ def check_tensor(value: object, name: str, remedy: str = "") -> None:
 
 def check_choice(value: object, name: str, choices: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         named = " or ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be {named}, got {value!r}")
+        raise ValueError(f"{name} must be {named}, got {shown(value)}")
+
+
+def shown(value: object, most: int = 100) -> str:
+    """Return ``repr(value)`` for a message, cut to ``most`` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"a {type(value).__name__} with too many digits to show"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 # numbers
@@ -70,10 +79,13 @@ def check_number(
     )
     if not within:
         limits = _limits(low, high, above, finite)
-        raise ValueError(f"{name} must be {limits}, got {number}")
+        raise ValueError(f"{name} must be {limits}, got {shown(number)}")
     if finite and not -_INF < number < _INF:
         raise ValueError(f"{name} must be finite, got {number}")
-    return float(number)
+    try:
+        return float(number)
+    except OverflowError:  # an integer above 1e308
+        raise ValueError(f"{name} must be finite, got {shown(number)}") from None
 
 
 def _limits(low: float | None, high: float | None, above: float | None, finite: bool) -> str:
@@ -91,7 +103,9 @@ def _limits(low: float | None, high: float | None, above: float | None, finite: 
 def _refuse_type(value: object, name: str, samples: int | None, remedy: str) -> NoReturn:
     takes = "a number" if samples is None else f"a number or a tensor of shape [{samples}]"
     if isinstance(value, str):
-        raise TypeError(f"{name} must be {takes}, got {value!r}; omit the quotes, as in eps=4/255")
+        raise TypeError(
+            f"{name} must be {takes}, got {shown(value)}; omit the quotes, as in eps=4/255"
+        )
     if isinstance(value, Tensor):
         raise TypeError(f"{name} must be {takes}, got a tensor{_then(remedy)}")
     raise TypeError(f"{name} must be {takes}, got {type(value).__name__}")

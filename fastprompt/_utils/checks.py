@@ -1,6 +1,7 @@
 """Checks of user arguments. Each error names the argument, the valid values and its value."""
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -10,8 +11,19 @@ from torch import Tensor
 
 from ..kernels._check import check_choice as check_choice
 from ..kernels._check import check_number as check_number
+from ..kernels._check import shown as shown
 
 Fraction: TypeAlias = float | int | str
+
+# Upper limits. Counts fit the 32-bit integers of several libraries; a loop of more than a million
+# steps would never end, and is a slip of the keyboard.
+MOST = 2**31 - 1
+MOST_STEPS = 10**6  # epochs, steps, restarts, queries, samples, targets
+MOST_TOKENS = 10**4  # context tokens and layers: memory is allocated for all of them
+MOST_WIDTH = 2**16  # widths of tokens and features
+MOST_CLASSES = 10**6
+MOST_WORKERS = 1024
+MOST_WEIGHT = 1e9  # learning rates and weights of losses: far below the largest float32
 
 
 def parse_fraction(value: Fraction, name: str, *, zero: bool = False) -> float:
@@ -28,46 +40,110 @@ def parse_fraction(value: Fraction, name: str, *, zero: bool = False) -> float:
             ``zero``.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise TypeError(f'{name} must be a number or a string like "4/255", got {value!r}')
+        raise TypeError(f'{name} must be a number or a string like "4/255", got {shown(value)}')
     try:
         if isinstance(value, str):
             above, slash, below = value.partition("/")
-            number = float(above) / float(below) if slash else float(above)
+            number = _plain(above) / _plain(below) if slash else _plain(above)
         else:
             number = float(value)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(
-            f'{name} must be a number or a string like "4/255", got {value!r}'
+            f'{name} must be a number or a string like "4/255", got {shown(value)}'
         ) from None
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {value!r}")
+        raise ValueError(f"{name} must be finite, got {shown(value)}")
     if number > 1:
         hint = f"; did you mean {number:g}/255?" if number <= 255 else "; pixels are in [0, 1]"
-        raise ValueError(f"{name} must be between 0 and 1, got {value!r}{hint}")
+        raise ValueError(f"{name} must be between 0 and 1, got {shown(value)}{hint}")
     if number < 0 or (number == 0 and not zero):
-        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {value!r}")
+        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0, got {shown(value)}")
     return number
 
 
-def check_count(value: int, name: str, *, least: int = 1) -> int:
-    """Return ``value`` if it is an integer of at least ``least``, else raise an error."""
+def _plain(text: str) -> float:
+    """Convert a decimal number; Python also reads ``"1_0"`` as 10."""
+    if "_" in text:
+        raise ValueError
+    return float(text)
+
+
+def check_count(value: int, name: str, *, least: int = 1, most: int = MOST) -> int:
+    """Return ``value`` if it is an integer from ``least`` to ``most``, else raise an error."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
+    if not least <= value <= most:
+        limit = f"at least {least}" if value < least else f"at most {most}"
+        raise ValueError(f"{name} must be {limit}, got {shown(value)}")
     return value
 
 
-def check_folder(folder: str | Path | None, name: str) -> Path | None:
-    """Return the path of a folder, None for None; raise an error for an empty string."""
-    if isinstance(folder, str) and not folder.strip():  # Path("") is the current folder
-        raise ValueError(f"{name} must be the path of a folder, got {folder!r}")
-    return None if folder is None else Path(folder)
+def check_seed(value: int, name: str = "seed") -> int:
+    """Return ``value`` if it is an integer from 0 to 2**32 - 1, else raise an error."""
+    if isinstance(value, int) and value >= 2**32:
+        raise ValueError(f"{name} must be below 2**32, got {shown(value)}")
+    return check_count(value, name, least=0, most=2**32)
+
+
+def check_flag(value: bool, name: str) -> bool:
+    """Return ``value`` if it is True or False, else raise TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return value
+
+
+def check_text(value: str, name: str) -> str:
+    """Return ``value`` if it is a string without control characters and surrogates."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {shown(value)}")
+    for character in value:
+        # no tokenizer or file takes a surrogate; control characters spoil tables and terminals
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            kind = "surrogate" if unicodedata.category(character) == "Cs" else "control character"
+            raise ValueError(
+                f"{name} must not contain the {kind} {character!r}, got {shown(value)}; remove it"
+            )
+    return value
+
+
+def check_path(value: str | Path, name: str) -> Path:
+    """Return ``value`` as a path; raise unless it is a non-empty string or path without NUL."""
+    if not isinstance(value, (str, Path)):
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
+    if not str(value).strip() or "\0" in str(value):
+        raise ValueError(f"{name} must be a non-empty path without NUL, got {shown(str(value))}")
+    return Path(value)
+
+
+def check_folder(value: str | Path | None, name: str) -> Path | None:
+    """Return the path of a folder, None for None; raise if it, or a folder above it, is a file."""
+    if value is None:
+        return None
+    path = check_path(value, name)
+    for folder in (path, *path.parents):
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{name}: {folder} is a file; pass a folder")
+    return path
+
+
+def check_numbers(values: Sequence[float] | Tensor | None, name: str) -> list[float] | None:
+    """Return a list of finite numbers; None stays None."""
+    if values is None:
+        return None
+    if isinstance(values, Tensor):
+        values = values.flatten().tolist()
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of numbers, got {shown(values)}")
+    return [check_number(value, name) for value in values]
 
 
 def check_templates(templates: str | Sequence[str], name: str = "templates") -> list[str]:
     """Return the templates as a list; raise unless each contains exactly one ``{}``."""
+    if not isinstance(templates, Iterable):
+        raise TypeError(f"{name} must be a string or a list of strings, got {shown(templates)}")
     forms = [templates] if isinstance(templates, str) else list(templates)
+    for form in forms:
+        check_text(form, name)
     if not forms or any(form.count("{}") != 1 for form in forms):
         raise ValueError(
             f"{name} must have exactly one '{{}}' per template, where the class name goes, got "
@@ -148,21 +224,23 @@ def check_classnames(classnames: Iterable[str]) -> list[str]:
 
     Raises:
         TypeError: ``classnames`` is not an iterable of strings, or is a single string.
-        ValueError: ``classnames`` is empty, or has a blank or a duplicate name.
+        ValueError: ``classnames`` is empty, or has a blank or a duplicate name, or one with a
+            control character or a surrogate.
     """
     if isinstance(classnames, str):
         raise TypeError(f"classnames must be a list of strings, got the string {classnames!r}")
     if not isinstance(classnames, Iterable):
-        raise TypeError(f"classnames must be a list of strings, got {classnames!r}")
+        raise TypeError(f"classnames must be a list of strings, got {shown(classnames)}")
     names = list(classnames)
     if not names:
         raise ValueError("classnames must not be empty")
     seen: set[str] = set()
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"classnames must contain only strings, got {name!r}")
+            raise TypeError(f"classnames must contain only strings, got {shown(name)}")
         if not name.strip():
             raise ValueError("classnames must not contain a blank name")
+        check_text(name, "classnames")
         spoken = name.replace("_", " ")
         if spoken in seen:
             raise ValueError(f"classnames must be distinct ('_' counts as ' '), got {name!r} twice")

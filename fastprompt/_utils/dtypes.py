@@ -5,6 +5,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from .checks import check_choice
+
 PRECISIONS = {
     "fp64": torch.float64,
     "fp32": torch.float32,
@@ -44,8 +46,7 @@ def check_precision(precision: str, device: torch.device) -> torch.dtype:
     Raises:
         ValueError: the precision is unknown, or the device does not support it.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_choice(precision, "precision", tuple(PRECISIONS))
     if precision == "bf16" and not has_bf16(device):
         raise ValueError(f"precision: {device} does not support bfloat16; use 'fp32'")
     if precision == "fp64" and device.type == "mps":

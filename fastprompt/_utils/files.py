@@ -96,7 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also nested too deep, integers of 5,000 digits
         raise ValueError(
             f"{path} is not readable JSON ({error}); it may be damaged: restore it from a copy"
         ) from None

@@ -13,7 +13,8 @@ def digest(tensors: Mapping[str, Tensor], *extra: str) -> str:
     """Return the SHA-256 of ``extra`` and the tensors' names (sorted), dtypes, shapes and bytes."""
     total = hashlib.sha256()
     for text in extra:
-        total.update(text.encode() + b"\0")
+        # file names may hold surrogates
+        total.update(text.encode(errors="surrogatepass") + b"\0")
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())

@@ -15,4 +15,5 @@ def nearest(got: str, known: Iterable[str]) -> str:
 
 def unknown(kind: str, got: str, known: Iterable[str]) -> ValueError:
     """Return a ValueError for an unknown name that suggests the nearest known names."""
-    return ValueError(f"unknown {kind} {got!r}: {nearest(got, known)}")
+    shown = got if len(got) <= 100 else f"{got[:97]}..."
+    return ValueError(f"unknown {kind} {shown!r}: {nearest(shown, known)}")

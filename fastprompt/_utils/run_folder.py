@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -88,7 +89,9 @@ class RunFolder:
                     f"{self.path / 'config.json'} has an invalid {key}; it is damaged: restore it "
                     "from a copy"
                 )
-        if not {"name", "source", "fingerprint"} <= set(config["clip"]):
+        clip = config["clip"]
+        sound = all(isinstance(clip.get(key), str) for key in ("name", "fingerprint"))
+        if not sound or not isinstance(clip.get("source", 0), (dict, NoneType)):
             raise ValueError(
                 f"{self.path / 'config.json'} has an invalid clip; it is damaged: restore it from "
                 "a copy"

@@ -4,15 +4,19 @@ Dassl's scheduler entry can contain pickled objects. Objects of the classes list
 by placeholders; any other class is rejected.
 """
 
+import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file
+
+from .checks import check_path
 
 
 class _Ignored:
@@ -52,9 +56,12 @@ def read_checkpoint(path: Path, *, name: str) -> Mapping[Any, Any]:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not a checkpoint, or contains objects of other classes.
     """
+    path = check_path(path, name)
     if not path.is_file():
         what = "is a folder; pass a file in it, such as model.pth.tar-50"
         raise FileNotFoundError(f"{name}: {path} {what if path.is_dir() else 'does not exist'}")
+    if path.suffix != ".safetensors":
+        check_sizes(path, name)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -67,6 +74,61 @@ def read_checkpoint(path: Path, *, name: str) -> Mapping[Any, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{name}: {path} contains a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def check_sizes(path: Path, name: str) -> None:
+    """Raise ValueError if a file in torch's format declares more content than the file's size.
+
+    torch allocates what a file declares before it reads it: a compressed archive of 3 MB can
+    declare gigabytes. torch itself writes all entries uncompressed. Other errors are left to the
+    reading.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            file.seek(0)
+            declared = _declared_by_pickles(file)
+        else:
+            try:
+                entries = zipfile.ZipFile(file).infolist()
+            except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+                raise ValueError(f"{name}: {path} is damaged: {error}") from None
+            if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+                raise ValueError(
+                    f"{name}: {path} is a TorchScript archive, which contains code; save only the "
+                    "model's state_dict"
+                )
+            if packed := [e for e in entries if e.compress_type != zipfile.ZIP_STORED]:
+                raise ValueError(
+                    f"{name}: {path} has a compressed entry {packed[0].filename!r} of "
+                    f"{packed[0].file_size} bytes; torch's files are uncompressed: save it again "
+                    "with torch.save"
+                )
+            declared = sum(entry.file_size for entry in entries)
+    if declared > size:
+        raise ValueError(
+            f"{name}: {path} has {size} bytes, but declares {declared}; it is damaged or made to "
+            "fill the memory"
+        )
+
+
+_INTEGERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4")
+_STREAMS = 4  # of torch's old format: a magic number, the version, the machine, the content
+
+
+def _declared_by_pickles(file: BinaryIO) -> int:
+    """Return the number of elements of the largest tensor storage in torch's old format."""
+    largest = number = 0
+    # not such a file, if an error is raised: the reading refuses it
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(_STREAMS):
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in _INTEGERS:
+                    number = int(argument or 0)
+                elif opcode.name == "BINPERSID":  # the number before it is a storage's size
+                    largest = max(largest, number)
+    return largest
 
 
 @contextmanager
@@ -87,10 +149,14 @@ def _why(error: Exception) -> str:
             f"contains a pickled {named[1].rstrip('.')}, which is never loaded or run; if you "
             'trust the file, save only its "state_dict" with the code that wrote it'
         )
-    return f"is not a checkpoint or is damaged: {first_line(error)}"
+    # the text of such an error is a key of the file, or empty
+    bare = isinstance(error, (LookupError, AttributeError, EOFError, AssertionError))
+    why = "its content is not in torch's format" if bare else first_line(error)
+    return f"is not a checkpoint or is damaged: {why}"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, without torch's introduction."""
-    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-    return (text or str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """Return the first line of an error's text, without torch's advice to run pickled code."""
+    text = str(error).replace("WeightsUnpickler error:", "")
+    lines = [line.strip() for line in text.splitlines() if "weights_only" not in line]
+    return next((line[:300] for line in lines if line), type(error).__name__)

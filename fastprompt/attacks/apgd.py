@@ -9,7 +9,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_choice, check_count, parse_fraction
+from .._utils.checks import (
+    MOST_STEPS,
+    Fraction,
+    check_choice,
+    check_count,
+    check_seed,
+    parse_fraction,
+)
 from .._utils.types import Model
 from ..kernels import apgd_step
 from . import losses
@@ -67,12 +74,12 @@ class APGD(IteratedAttack):
     ) -> None:
         super().__init__(model, samples=samples, stop=stop, batch=batch)
         self.eps = parse_fraction(eps, "eps", zero=True)
-        self.steps = check_count(steps, "steps")
+        self.steps = check_count(steps, "steps", most=MOST_STEPS)
         check_choice(loss, "loss", get_args(APGDLoss))
         self.loss: APGDLoss = loss
-        self.restarts = check_count(restarts, "restarts")
-        self.targets = check_count(targets, "targets")
-        self.seed = seed
+        self.restarts = check_count(restarts, "restarts", most=MOST_STEPS)
+        self.targets = check_count(targets, "targets", most=MOST_STEPS)
+        self.seed = check_seed(seed)
 
     def __repr__(self) -> str:
         tried = f"targets={self.targets}" if self.each_wrong_class else f"restarts={self.restarts}"

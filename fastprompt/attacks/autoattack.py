@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .._utils.checks import Fraction, parse_fraction
+from .._utils.checks import Fraction, check_seed, parse_fraction
 from .._utils.types import Model
 from .apgd import APGD
 from .base import Attack, Batch
@@ -75,7 +75,7 @@ class AutoAttack(Attack):
     ) -> None:
         super().__init__(model, stop=True, batch=batch)
         self.eps = parse_fraction(eps, "eps", zero=True)
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.attacks = {
             name: standard.make(model, self.eps, standard.steps, batch=batch, seed=seed)
             for name, standard in STANDARD.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_count, check_images, check_labels
+from .._utils.checks import MOST_STEPS, check_count, check_flag, check_images, check_labels
 from .._utils.dtypes import at_least_float32
 from .._utils.types import Model
 from .ascent import evaluating, module_device
@@ -57,6 +57,14 @@ def wrong_classes(model: Model, images: Tensor, labels: Tensor, size: int | None
     return wrong.view(len(order), -1) if len(order) else order[:, 1:]
 
 
+def checked_indices(indices: Tensor | None, images: Tensor) -> Tensor:
+    """Return the images' indices in their data set, by default their positions."""
+    if indices is None:
+        return torch.arange(len(images), device=images.device)
+    check_labels(indices, len(images), name="indices")
+    return indices
+
+
 class Attack(ABC):
     """Base class of attacks on image classifiers, called like those of `torchattacks`.
 
@@ -76,8 +84,8 @@ class Attack(ABC):
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
         self.model = model
-        self.samples = check_count(samples, "samples")
-        self.stop = stop
+        self.samples = check_count(samples, "samples", most=MOST_STEPS)
+        self.stop = check_flag(stop, "stop")
         self.batch = None if batch is None else check_count(batch, "batch")
 
     def __call__(self, images: Tensor, labels: Tensor, *, indices: Tensor | None = None) -> Tensor:
@@ -108,10 +116,7 @@ class Attack(ABC):
     ) -> AttackResult:
         check_images(images)
         check_labels(labels, len(images))
-        if indices is None:
-            indices = torch.arange(len(images), device=images.device)
-        elif indices.shape != (len(images),):
-            raise ValueError(f"indices must have shape [{len(images)}], got {list(indices.shape)}")
+        indices = checked_indices(indices, images)
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model):
             where = module_device(self.model, images.device)
             x, labels, indices = (t.detach().clone().to(where) for t in (images, labels, indices))

@@ -7,7 +7,7 @@ ICML 2020, for the L-inf norm, with the settings of AutoAttack's FAB-T.
 import torch
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_count, parse_fraction
+from .._utils.checks import MOST_STEPS, Fraction, check_count, parse_fraction
 from .._utils.types import Model
 from ..kernels.pgd_step.eager import count_gradients
 from . import losses
@@ -53,8 +53,8 @@ class FAB(Attack):
     ) -> None:
         super().__init__(model, stop=True, batch=batch)
         self.eps = parse_fraction(eps, "eps", zero=True)
-        self.steps = check_count(steps, "steps")
-        self.targets = check_count(targets, "targets")
+        self.steps = check_count(steps, "steps", most=MOST_STEPS)
+        self.targets = check_count(targets, "targets", most=MOST_STEPS)
 
     def __repr__(self) -> str:
         return f"FAB(eps={self.eps * 255:g}/255, steps={self.steps}, targets={self.targets})"

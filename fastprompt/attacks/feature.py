@@ -7,9 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_choice, check_count, check_images, parse_fraction
+from .._utils.checks import (
+    MOST_STEPS,
+    Fraction,
+    check_choice,
+    check_count,
+    check_images,
+    check_seed,
+    parse_fraction,
+    shown,
+)
 from .._utils.dtypes import at_least_float32
 from .ascent import Clamp, ascend, evaluating
+from .base import checked_indices
 from .health import GradientHealth
 from .random_start import Sides, random_start
 from .result import AttackResult
@@ -55,26 +65,27 @@ class FeaturePGD:
         clamp: Clamp = "always",
         seed: int = 0,
     ) -> None:
+        if not callable(encode):
+            raise TypeError(f"encode must be callable, got {type(encode).__name__}")
         if start not in ("two-sided", "one-sided"):
             raise ValueError(
-                f"start must be 'two-sided' or 'one-sided', got {start!r}; "
+                f"start must be 'two-sided' or 'one-sided', got {shown(start)}; "
                 "the clean image is no start, since the gradient of this loss is zero there"
             )
         self.encode = encode
         self.eps = parse_fraction(eps, "eps")
-        self.steps = check_count(steps, "steps")
+        self.steps = check_count(steps, "steps", most=MOST_STEPS)
         default = 1.25 * self.eps / self.steps
         self.alpha = default if alpha is None else parse_fraction(alpha, "alpha")
         self.start: Sides = start
         check_choice(clamp, "clamp", get_args(Clamp))
         self.clamp: Clamp = clamp
-        self.seed = seed
+        self.seed = check_seed(seed)
 
     def run(self, images: Tensor, *, indices: Tensor | None = None) -> AttackResult:
         """Attack images, float32 ``[B, C, H, W]`` in [0, 1]; ``indices`` as in `PGD.run`."""
         check_images(images)
-        if indices is None:
-            indices = torch.arange(len(images), device=images.device)
+        indices = checked_indices(indices, images)
         counts = torch.zeros(len(images), 2, dtype=torch.int64, device=images.device)
         if not len(images):
             health = GradientHealth(counts[:, 0], counts[:, 1], 0)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_count
+from .._utils.checks import MOST_STEPS, Fraction, check_choice, check_count, check_flag, check_seed
 from .._utils.checks import parse_fraction as parse
 from .._utils.types import Model
 from ..kernels import pgd_step
@@ -69,21 +69,20 @@ class PGD(IteratedAttack):
         super().__init__(model, samples=samples, stop=stop, batch=batch)
         if not callable(loss):
             raise TypeError(f"loss must be callable, got {loss!r}")
-        if reduction not in ("sum", "mean"):
-            raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        check_choice(reduction, "reduction", ("sum", "mean"))
         self.eps = parse(eps, "eps", zero=True)
         self.alpha = parse(alpha, "alpha")
-        self.steps = check_count(steps, "steps")
-        self.random_start = random_start
-        self.targeted = targeted
+        self.steps = check_count(steps, "steps", most=MOST_STEPS)
+        self.random_start = check_flag(random_start, "random_start")
+        self.targeted = check_flag(targeted, "targeted")
         self.loss = loss
-        self.restarts = check_count(restarts, "restarts")
+        self.restarts = check_count(restarts, "restarts", most=MOST_STEPS)
         if restarts > 1 and not random_start:
             raise ValueError(
                 "restarts above 1 need random_start=True; otherwise all restarts are identical"
             )
         self.reduction = reduction
-        self.seed = seed
+        self.seed = check_seed(seed)
 
     def __repr__(self) -> str:
         return (

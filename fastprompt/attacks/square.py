@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_count, parse_fraction
+from .._utils.checks import MOST_STEPS, Fraction, check_count, check_seed, parse_fraction
 from .._utils.types import Model
 from ..kernels.random_start.eager import philox
 from . import losses
@@ -60,8 +60,8 @@ class Square(Attack):
     ) -> None:
         super().__init__(model, stop=True, batch=batch)
         self.eps = parse_fraction(eps, "eps", zero=True)
-        self.queries = check_count(queries, "queries")
-        self.seed = seed
+        self.queries = check_count(queries, "queries", most=MOST_STEPS)
+        self.seed = check_seed(seed)
 
     def __repr__(self) -> str:
         return f"Square(eps={self.eps * 255:g}/255, queries={self.queries}, seed={self.seed})"

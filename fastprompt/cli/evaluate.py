@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .._utils.checks import check_count, check_folder
+from .._utils.checks import MOST, MOST_STEPS, check_count, check_folder, check_path
 from .._utils.files import read_json, write_json
 from .._utils.locks import is_free, locked
 from .._utils.names import unknown
@@ -23,6 +23,7 @@ from ..tuning.identity import clip_of
 from ..tuning.renamed import renamed, renamed_config
 from ..tuning.tuner import Tuner
 from .parser import Parser, add_model, add_names, add_sanity, device_name, model_of
+from .seeds import check_seeds
 from .words import images_of
 
 _ABOUT = (
@@ -143,16 +144,17 @@ def _check(given: Mapping[str, Any]) -> None:
         raise ValueError(
             "run: pass a run folder; for a zero-shot classifier pass --clip, --data and --out"
         )
-    seeds = given["seeds"]
-    for seed in seeds:
-        check_count(seed, "seeds", least=0)
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be distinct, got {seeds}")
+    check_seeds(given["seeds"])
     plan_attacks(given["attacks"], given["eps"], surrogates=[SURROGATE])
     check_count(given["batch"], "batch")
-    for name in ("limit", "samples"):
+    for name, most in (("limit", MOST), ("samples", MOST_STEPS)):
         if given[name] is not None:
-            check_count(given[name], name)
+            check_count(given[name], name, most=most)
+    for name in ("run", "data", "root", "image_weights", "pretrained"):
+        if given[name] is not None:
+            check_path(given[name], name)
+    if given["device"] is not None:
+        device_name(given["device"])
     if given["defenses"]:
         parse_defenses(given["defenses"])
     if given["run"] is not None:

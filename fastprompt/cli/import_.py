@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .._utils.checks import check_folder, some
+from .._utils.checks import check_folder, check_path, some
 from ..data import Data, load_data
 from ..data.naming import listed_names
 from ..interop.checkpoints import read_prompts
 from ..interop.importing import tuner_with
-from .parser import Parser, add_model, model_of
+from .parser import Parser, add_model, device_name, model_of
 
 _ABOUT = (
     "Convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP to a run folder, to load, "
@@ -62,11 +62,14 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
     out = check_folder(given["out"], "--out")
     if out is None:  # argparse's error would name a positional `out`
         raise ValueError("--out is required; pass the run folder to write")
-    data, path = _data(given), Path(given["checkpoint"])
-    clip, prompts = model_of(given), read_prompts(path)
+    path = check_path(given["checkpoint"], "checkpoint")
+    device_name(given["device"])
+    prompts = read_prompts(path)  # before the model is loaded, which takes longer
+    data = _data(given)
     names = None if given["classnames"] is None else listed_names(Path(given["classnames"]))
     if data is not None:
         names = data.classnames
+    clip = model_of(given)
     tuner = tuner_with(prompts, path, clip, names, given["method"], given["template"])
     source = {} if data is None else data.resized(clip.image_size, clip.channels).source
     job = {"imported": path.name, "layout": prompts.layout, "data": source or None}

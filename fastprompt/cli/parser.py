@@ -8,10 +8,14 @@ from typing import Any, Literal, NoReturn
 import torch
 from jsonargparse import ArgumentParser
 
+from .._utils.devices import usable_device
 from .._utils.names import nearest
+from .._utils.plain_yaml import check_plain
 from ..clip import bundled
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
+
+_LONGEST = 500  # characters of an error message
 
 
 class Parser(ArgumentParser):
@@ -23,15 +27,33 @@ class Parser(ArgumentParser):
     def parse_args(  # type: ignore[override]  # argparse's overloads differ from jsonargparse's
         self, args: Sequence[str] | None = None, *rest: Any, **options: Any
     ) -> Any:
-        """Parse the arguments; see `jsonargparse.ArgumentParser`."""
-        spelled = None if args is None else [self._spelled(word) for word in args]
-        return super().parse_args(spelled, *rest, **options)
+        """Parse the arguments; numbers are accepted in decimal notation only."""
+        if args is not None:
+            args = [self._spelled(word) for word in args]
+            self._check_numbers(args)
+        return super().parse_args(args, *rest, **options)
 
     def _spelled(self, word: str) -> str:
         option, equals, value = word.partition("=")
         own = f"--{option[2:].replace('-', '_')}"
         known = option.startswith("--") and own in self._option_string_actions
         return f"{own}{equals}{value}" if known else word
+
+    def _check_numbers(self, args: Sequence[str]) -> None:
+        kinds = {
+            o: getattr(a, "_typehint", a.type) for a in self._actions for o in a.option_strings
+        }
+        flag = ""
+        for argument in args:
+            value: str | None = argument
+            if argument.startswith("--"):
+                flag, given, value = argument.partition("=")
+                if not given:
+                    continue
+            try:
+                check_plain(value, flag, kinds.get(flag, str))
+            except ValueError as error:
+                self.error(str(error))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())
@@ -40,7 +62,9 @@ class Parser(ArgumentParser):
             if flag not in known and "nrecognized" in text:
                 text = f"unknown option {flag}: {nearest(flag, known)}"
                 break
-        print(f"error: {text}", file=sys.stderr)
+        print(
+            f"error: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}", file=sys.stderr
+        )
         raise SystemExit(2)
 
 
@@ -103,14 +127,8 @@ def device_name(name: str | None) -> str:
     """Return the requested device, by default a GPU if one is available.
 
     Raises:
-        ValueError: ``name`` is not a device name, or is a GPU and none is available.
+        ValueError: ``name`` is not a device name, or no such device is supported or available.
     """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise ValueError(f"device must be a name such as cpu or cuda:0, got {name!r}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {name!r} needs a GPU, but none is available; use cpu")
-    return name
+    return str(usable_device(name))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from .._utils.checks import check_count
+from .._utils.checks import check_seed, shown
 from .._utils.files import read_json, write_json
 from .._utils.locks import is_free, locked
 from ..evaluation import Evaluation
@@ -49,16 +49,13 @@ class SeedsFolder:
         """Create the folder.
 
         Raises:
-            ValueError: the seeds are not distinct or out of range.
+            ValueError: see `check_seeds`.
             FileExistsError: the folder is not empty.
             BlockingIOError: another process is writing to it.
         """
-        for seed in seeds:
-            check_count(seed, "seeds", least=0)
-            # reject invalid settings before anything is written
+        check_seeds(seeds)
+        for seed in seeds:  # reject invalid settings before anything is written
             TUNERS[method].Config(**{**settings, "seed": seed})
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must be distinct, got {list(seeds)}")
         cls._check_free(path)
         folder = cls(path, method, list(seeds), dict(job), dict(settings))
         facts = {k: v for k, v in vars(folder).items() if k != "path"}
@@ -94,6 +91,14 @@ class SeedsFolder:
             raise ValueError(f"--resume: {path} holds runs of {facts['method']!r}, not {method!r}")
         today = {"job": renamed_job(facts["job"]), "settings": renamed(facts["settings"])}
         return cls(Path(path), **{**facts, **today})
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise ValueError unless the seeds are distinct and in range."""
+    for seed in seeds:
+        check_seed(seed, "seeds")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be distinct, got {shown(list(seeds))}")
 
 
 def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:

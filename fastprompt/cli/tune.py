@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 import torch
 
-from .._utils.checks import Fraction, check_count, check_folder, parse_fraction
+from .._utils.checks import (
+    Fraction,
+    check_count,
+    check_folder,
+    check_path,
+    check_seed,
+    parse_fraction,
+)
 from .._utils.locks import locked
 from .._utils.names import unknown
 from .._utils.printable import printable
@@ -19,11 +26,12 @@ from ..evaluation.plan import plan_attacks, split_radii
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
-from .parser import Parser, add_model, add_names, add_sanity, model_of
-from .seeds import SeedsFolder, run_seeds
+from .parser import Parser, add_model, add_names, add_sanity, device_name, model_of
+from .seeds import SeedsFolder, check_seeds, run_seeds
 from .words import classes_of, images_of
 
 _RADII: Any = list[float | int | str] | float | int | str | None
+_MOST_THREADS = 4096
 RADII = ("1/255", "2/255")  # evaluated in addition to the tuning eps
 # a run records them as arguments of load_data
 _DATA_KEYS = (
@@ -102,6 +110,8 @@ def tune(arguments: Sequence[str]) -> int:
         raise unknown("method", method, TUNERS)
     parser = tune_parser(method)
     given = parser.parse_args(list(arguments[1:]), defaults=False).as_dict()
+    if given.get("config") is not None:
+        check_path(given["config"], "config")
     out = check_folder(given.get("out"), "--out")
     if (folder := check_folder(given.get("resume"), "--resume")) is not None:
         return _resume(method, given, folder)
@@ -112,6 +122,8 @@ def tune(arguments: Sequence[str]) -> int:
     read = read_config(config, given["config"]) if given.get("config") else {}
     published = as_dict(config.published()) if given.get("published") else {}
     settings = {**published, **read, **settings}
+    # refuses invalid settings before a model is loaded
+    config(**{**TUNERS[method].presets.get(job["clip"], {}), **settings})
     if not given.get("seeds"):
         _run(method, job, None, settings, out, resume=False)
         return 0
@@ -120,7 +132,8 @@ def tune(arguments: Sequence[str]) -> int:
             raise ValueError(f"--seeds sets the seed and the data_seed of each run: drop --{name}")
     if "seed" in read:
         raise ValueError("--seeds sets the seed of each run: drop seed from the settings file")
-    _check_evaluation(job)
+    _check_job(job)
+    check_seeds(given["seeds"])
     out = out or _new_folder(method)
     return run_seeds(SeedsFolder.begin(out, method, given["seeds"], job, settings), _run)
 
@@ -149,7 +162,7 @@ def _resume(method: str, given: Mapping[str, Any], folder: Path) -> int:
         )
     if SeedsFolder.is_one(folder):
         seeds = SeedsFolder.read(folder, method)
-        _check_job(method, seeds.job, _JOB_KEYS, folder / "seeds.json")
+        _check_stored_job(method, seeds.job, _JOB_KEYS, folder / "seeds.json")
         return run_seeds(seeds, _run, _resume_one)
     _resume_one(method, folder)
     return 0
@@ -174,9 +187,9 @@ def _resume_locked(method: str, run: RunFolder) -> Evaluation:
         )
     source = config.get("data") if "data" not in job else None  # earlier versions: in the job
     needed = [key for key in _JOB_KEYS if source is None or key not in _DATA_KEYS]
-    _check_job(method, job, needed, run.path / "config.json")
+    _check_stored_job(method, job, needed, run.path / "config.json")
     threads = config.get("threads")
-    if not isinstance(threads, int) or threads < 1:
+    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
         raise ValueError(
             f"--resume: {run.path / 'config.json'} is damaged: invalid threads; "
             "restore it from a copy, or start a new run"
@@ -185,7 +198,9 @@ def _resume_locked(method: str, run: RunFolder) -> Evaluation:
     return _run(method, job, config["config"], {}, run.path, resume=True, source=source)
 
 
-def _check_job(method: str, job: Mapping[str, Any], needed: Sequence[str], file: Path) -> None:
+def _check_stored_job(
+    method: str, job: Mapping[str, Any], needed: Sequence[str], file: Path
+) -> None:
     """Check a job from a file, which may have been edited, as strictly as the command line."""
     if missing := [key for key in needed if key not in job]:
         raise ValueError(
@@ -195,8 +210,15 @@ def _check_job(method: str, job: Mapping[str, Any], needed: Sequence[str], file:
     tune_parser(method).parse_object({k: v for k, v in job.items() if v is not None})
 
 
-def _check_evaluation(job: Mapping[str, Any]) -> None:
-    """Check the arguments of the evaluation before tuning starts."""
+def _check_job(job: Mapping[str, Any]) -> None:
+    """Check the job before a model is loaded and tuning starts."""
+    check_seed(job["data_seed"], "data_seed")
+    if job["shots"] != "all":
+        check_count(job["shots"], "shots")
+    device_name(job["device"])
+    for name in ("data", "root", "image_weights", "pretrained"):
+        if job[name] is not None:
+            check_path(job[name], name)
     given = job["eval_eps"]
     for radius in [] if given is None else split_radii(given):
         parse_fraction(radius, "eval_eps", zero=True)
@@ -244,7 +266,7 @@ def _run(
     source: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Tune and evaluate; ``source`` is the data that a resumed run recorded."""
-    _check_evaluation(job)
+    _check_job(job)
     if out is not None and not resume:
         _check_free(out)
     data = _data(job) if source is None else load_recorded(source, download=job["download"])

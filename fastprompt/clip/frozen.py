@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.attention import plain_attention
-from .._utils.checks import check_images
+from .._utils.checks import check_images, check_numbers, check_text, shown
 from .._utils.hashing import digest
 from .description import Description
 from .parts import (
@@ -76,16 +76,17 @@ class FrozenCLIP(nn.Module):
         self.tokenizer = tokenizer
         dtype = next(model.parameters()).dtype
         channels = input_channels(model) or len(mean)
-        for key, values in (("mean", mean), ("std", std)):
+        for key, given in (("mean", mean), ("std", std)):
+            values = check_numbers(given, key) or []
             if len(values) != channels:
                 raise ValueError(
                     f"{key} must have {channels} values, one per channel of the image encoder's "
-                    f"input, got {list(values)}"
+                    f"input, got {values}"
                 )
-            tensor = torch.tensor(list(values), dtype=dtype).view(channels, 1, 1)
+            tensor = torch.tensor(values, dtype=dtype).view(channels, 1, 1)
             self.register_buffer(key, tensor, persistent=False)
-        if not bool((self.std > 0).all()):
-            raise ValueError(f"std must be positive, got {list(std)}")
+        if not bool(((self.std > 0) & self.std.isfinite() & self.mean.isfinite()).all()):
+            raise ValueError(f"std must be positive and mean finite, got {list(std)}, {list(mean)}")
         self.name = name
         self.source = dict(source) if source is not None else None
         self.train(False)
@@ -232,7 +233,10 @@ class FrozenCLIP(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Map N strings to the model's own text features ``[N, D]``, without gradients."""
-        return self._encode_tokens(self.tokenizer(list(texts)))
+        if isinstance(texts, str):
+            raise TypeError(f"texts must be a list of strings, got the string {shown(texts)}")
+        checked = [check_text(text, "texts") for text in texts]
+        return self._encode_tokens(self.tokenizer(checked))
 
     @torch.no_grad()
     def _encode_tokens(self, tokens: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 
@@ -34,7 +35,14 @@ def load_image_weights(
     """
     where, content = "image_weights", weights
     if isinstance(content, (str, Path)):
-        where, content = str(content), read_checkpoint(Path(content), name="image_weights")
+        where, content = (
+            f"image_weights: {content}",
+            read_checkpoint(Path(content), name="image_weights"),
+        )
+    if not isinstance(content, Mapping):
+        raise TypeError(
+            f"image_weights must be a path or a state dict, got {type(content).__name__}"
+        )
     for key in _IMAGE_CONTAINERS:
         if isinstance(content.get(key), Mapping):
             content = dict(content[key])
@@ -65,10 +73,20 @@ def load_image_weights(
             f"{where} is for another image encoder: {wrong[0]} has shape "
             f"{list(found[wrong[0]].shape)}, but this model needs {list(wanted[wrong[0]].shape)}"
         )
+    for key in wanted:
+        value = found[key]
+        kind = value.dtype.is_floating_point == wanted[key].dtype.is_floating_point
+        if not kind or value.layout != torch.strided or value.is_meta:
+            raise ValueError(
+                f"{where} has a {key} that is {value.dtype}, {value.layout}, {value.device}; must "
+                "be a dense tensor of floats"
+            )
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{where} has values in {key} that are not finite; use another file")
     visual.load_state_dict({k: found[k] for k in wanted})
 
 
-def _tower_entries(content: Mapping[str, Any]) -> dict[str, Any]:
+def _tower_entries(content: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the image encoder's entries, with wrapper prefixes removed from their keys.
 
     In a checkpoint of a whole CLIP, the text encoder uses some of the same names without a prefix,
@@ -76,6 +94,8 @@ def _tower_entries(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     plain = {}
     for key, value in content.items():
+        if not isinstance(key, str):
+            continue  # no state dict has other keys: the entry is not a tensor of the encoder
         while wrapper := next((w for w in _WRAPPERS if key.startswith(w)), None):
             key = key.removeprefix(wrapper)
         plain[key] = value

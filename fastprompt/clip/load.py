@@ -11,9 +11,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .._utils.checks import check_count
+from .._utils.checks import check_count, check_numbers, check_path, shown
+from .._utils.devices import usable_device
+from .._utils.files import read_json
 from .._utils.names import unknown
-from .._utils.unpickling import first_line
+from .._utils.unpickling import check_sizes, first_line
 from . import bundled
 from .frozen import FrozenCLIP, Tokenizer
 from .image_weights import load_image_weights
@@ -52,11 +54,12 @@ def load_clip(
             OpenAI's; required if neither has as many values as the model has input channels.
         image_weights: a file or a state dict for the image encoder alone. TeCoA and FARE
             (adversarially fine-tuned encoders) are published in this format. Pickled code in a
-            file is never executed.
+            file is never executed, and a file that declares more content than it has is not read.
         image_size: another input size of the image encoder, for a model name: a side in pixels, or
             ``(height, width)``. The position embeddings are interpolated, as open_clip's
             ``force_image_size`` does. Default: the model's own.
-        device: the device of the model. Default: the CPU, or a model object's current device.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``. Default: the CPU, or a model
+            object's current device.
         cache_dir: the directory of open_clip's downloads.
 
     Raises:
@@ -67,7 +70,11 @@ def load_clip(
         FileNotFoundError: a given file does not exist.
     """
     source: dict[str, Any] | None = None
-    pretrained = str(pretrained) if isinstance(pretrained, Path) else pretrained
+    pretrained = None if pretrained is None else str(check_path(pretrained, "pretrained"))
+    if tokenizer is not None and not callable(tokenizer):
+        raise TypeError(f"tokenizer must be callable, got {type(tokenizer).__name__}")
+    device = None if device is None else usable_device(device)
+    mean, std = check_numbers(mean, "mean"), check_numbers(std, "std")
     if isinstance(model, FrozenCLIP):
         given: dict[str, Any] = {"pretrained": pretrained, "tokenizer": tokenizer}
         given |= {"mean": mean, "std": std}
@@ -100,7 +107,8 @@ def load_clip(
             name += f" at {size if isinstance(size, int) else 'x'.join(map(str, size))}"
     else:
         raise TypeError(
-            f"model must be a name or an open_clip model, got {type(model).__name__}: {model!r}"
+            f"model must be a name or an open_clip model, got {type(model).__name__}: "
+            f"{shown(model)}"
         )
     if image_weights is not None:
         load_image_weights(inner, image_weights, resize=image_size is not None)
@@ -109,8 +117,7 @@ def load_clip(
     own_mean = _normalization(inner, "mean", mean, open_clip.OPENAI_DATASET_MEAN)
     own_std = _normalization(inner, "std", std, open_clip.OPENAI_DATASET_STD)
     if mean is not None or std is not None:
-        own = {"mean": mean, "std": std}
-        numbers = {k: [float(x) for x in v] for k, v in own.items() if v is not None}
+        numbers = {k: v for k, v in {"mean": mean, "std": std}.items() if v is not None}
         source = None if source is None else {**source, **numbers}
     clip = FrozenCLIP(inner, tokenizer, own_mean, own_std, name=name, source=source)
     clip.to(next(inner.parameters()).device if device is None else device)
@@ -154,12 +161,14 @@ def _by_name(
 ) -> tuple[nn.Module, Tokenizer]:
     if name in bundled.names():
         if pretrained is not None:
-            raise ValueError(f"{name} is bundled with its weights; omit pretrained")
+            raise ValueError(f"pretrained must be None: {name} is bundled with its weights")
         options = {} if size is None else {"image_size": size}
         return bundled.load(name, **options), open_clip.SimpleTokenizer()
     if name.startswith(_SCHEMES):
         if pretrained is not None:
-            raise ValueError(f"{name} includes its own weights; omit pretrained")
+            raise ValueError(f"pretrained must be None: {name} includes its own weights")
+        if name.startswith("local-dir:"):
+            _check_folder(name.removeprefix("local-dir:"))
     else:
         known = open_clip.list_models()
         plain = name.replace("/", "-")  # the only spelling that get_tokenizer accepts
@@ -187,20 +196,51 @@ def _by_name(
             f"its state_dict: {first_line(error)}"
         ) from error
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"could not load {name}: {error}") from error
+        raise FileNotFoundError(f"model: could not load {name}: {error}") from error
     except Exception as error:  # the unpickler can raise any error on a foreign file
         if pretrained and Path(pretrained).is_file():
             raise ValueError(
                 f"pretrained: the checkpoint {pretrained} is damaged or does not fit {name}"
                 f"{'' if size is None else f' with image_size={size}'}: {first_line(error)}"
             ) from error
+        if name.startswith("local-dir:"):
+            kind = type(error).__name__
+            raise ValueError(
+                f"model: {name} is not a complete open_clip model: {str(error)[:300] or kind}; "
+                "write the folder again"
+            ) from error
         if not isinstance(error, (RuntimeError, OSError, ValueError)):
             raise
         raise RuntimeError(
-            f"could not load {name} with pretrained={pretrained!r}: {first_line(error)}; "
+            f"model: could not load {name} with pretrained={pretrained!r}: {first_line(error)}; "
             "without network access, pass the path of a checkpoint as pretrained"
             + _other_name(name, pretrained)
         ) from error
+
+
+_CONFIG = {"embed_dim": int, "text_cfg": Mapping, "vision_cfg": Mapping}
+
+
+def _check_folder(folder: str) -> None:
+    """Check what open_clip reads from a model folder without checking it itself."""
+    path = check_path(folder, "model")
+    if not path.is_dir():
+        raise FileNotFoundError(f"model: local-dir:{path} does not exist")
+    file = path / "open_clip_config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"model: {path} has no open_clip_config.json")
+    try:
+        config = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"model: {error}") from None
+    model = config.get("model_cfg")
+    for key, kind in _CONFIG.items():
+        if not isinstance(model, Mapping) or not isinstance(model.get(key), kind):
+            what = "missing" if not isinstance(model, Mapping) or key not in model else "invalid"
+            raise ValueError(f"model: {file} is incomplete: model_cfg.{key} is {what}")
+    for weights in sorted(path.iterdir()):
+        if weights.suffix in (".bin", ".pt", ".pth"):
+            check_sizes(weights, "model")
 
 
 def _other_name(name: str, pretrained: str | None) -> str:
@@ -230,8 +270,14 @@ def _check_pretrained(name: str, pretrained: str | None) -> None:
         ".pth",
         ".safetensors",
     )
-    if pretrained in tags or Path(pretrained).is_file():
+    if pretrained in tags:
         return
+    if Path(pretrained).is_file():
+        if Path(pretrained).suffix != ".safetensors":
+            check_sizes(Path(pretrained), "pretrained")
+        return
+    if Path(pretrained).is_dir():
+        raise FileNotFoundError(f"pretrained: {pretrained} is a folder; pass a file in it")
     if looks_like_path:
         raise FileNotFoundError(f"pretrained: the checkpoint {pretrained} does not exist")
     raise unknown(f"weight tag for {name}", pretrained, tags)

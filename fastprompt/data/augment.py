@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_count, check_images, check_number
+from .._utils.checks import check_count, check_flag, check_images, check_number, check_seed
 
 _TRIES = 10  # as in torchvision, which then falls back to a central crop
 _ROWS = 1 << 16  # images drawn at once; limits memory, does not change the result
@@ -49,11 +49,7 @@ class RandomCrops:
         self.ratio = _rising(ratio, "ratio")
         if self.scale[1] > 1:
             raise ValueError(f"scale must be at most 1 (the whole image), got {scale}")
-        if not isinstance(flip, bool):
-            raise TypeError(f"flip must be True or False, got {flip!r}")
-        self.flip, self.seed = flip, check_count(seed, "seed", least=0)
-        if seed >= 2**32:
-            raise ValueError(f"seed must be below 2**32, got {seed}")
+        self.flip, self.seed = check_flag(flip, "flip"), check_seed(seed)
 
     def draw(self, n: int, epoch: int) -> Tensor:
         """Draw the boxes of all images of a data set for one epoch; row i belongs to image i.
@@ -67,7 +63,7 @@ class RandomCrops:
             image's side, and 1 for a mirrored image. Bitwise equal for equal seed and epoch.
         """
         check_count(n, "n", least=0)
-        check_count(epoch, "epoch", least=0)
+        check_count(epoch, "epoch", least=0, most=2**63)
         # torch's generator uses 32 bits of a seed: hash both numbers into them, so that the stream
         # differs from those seeded by a sum or product of the two, such as the image order's
         mixed = np.random.SeedSequence((self.seed, epoch)).generate_state(1)

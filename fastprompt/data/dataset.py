@@ -1,5 +1,6 @@
 """The data set interface, checks of data sets, and reading in batches."""
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from .._utils.checks import check_classnames, check_labels, first_difference
+from .._utils.checks import check_classnames, check_labels, first_difference, shown
 from .._utils.hashing import digest
 
 
@@ -44,10 +45,10 @@ class ImageTensors:
         fingerprint: str = "",
         classnames: Sequence[str] | None = None,
     ) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 [N, C, H, W], got {images.dtype} {list(images.shape)}"
-            )
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
+            tensor = isinstance(images, Tensor)
+            got = f"{images.dtype} {list(images.shape)}" if tensor else type(images).__name__
+            raise ValueError(f"images must be uint8 [N, C, H, W], got {got}")
         check_labels(labels, len(images))
         self.images, self.labels = images, labels.to(torch.int64)
         self.classnames = None if classnames is None else check_classnames(classnames)
@@ -79,6 +80,16 @@ def source_of(data: object) -> dict[str, Any]:
     return dict(own) if isinstance(own, Mapping) else {"name": None, "type": type(data).__name__}
 
 
+def whole_label(label: object, name: str) -> int:
+    """Return a label as an int; raise TypeError unless it is an integer."""
+    try:
+        if isinstance(label, bool):
+            raise TypeError
+        return operator.index(label)  # type: ignore[arg-type]  # raises TypeError
+    except TypeError:
+        raise TypeError(f"labels of {name} must be integers, got {shown(label)}") from None
+
+
 def check_dataset(
     data: object,
     name: str,
@@ -97,7 +108,7 @@ def check_dataset(
     item = data[0]
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise TypeError(f"{name} must return (image, label) pairs, got {type(item).__name__}")
-    image = item[0]
+    image, label = item
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
         got = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image)
         raise TypeError(f"{name} must return uint8 images [C, H, W], got {got}")
@@ -110,6 +121,7 @@ def check_dataset(
             f"{name} has images of shape {list(image.shape)}, but the model needs {list(shape)}; "
             f"load the data with {remedy}"
         )
+    whole_label(label, name)
     labels = getattr(data, "labels", None)
     if isinstance(labels, Tensor):
         check_labels(labels, len(data), classes, f"labels of {name}")
@@ -145,5 +157,7 @@ def batches(
                 f"{done}"
             )
         indices = torch.as_tensor(rows[done : done + len(images)], dtype=torch.int64)
+        labels = torch.as_tensor(labels)
+        check_labels(labels, len(images), name="labels of data")
         done += len(images)
-        yield indices, images.float() / 255, torch.as_tensor(labels, dtype=torch.int64)
+        yield indices, images.float() / 255, labels.long()

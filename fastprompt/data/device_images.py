@@ -1,6 +1,5 @@
 """Reads images for tuning: decoded once and kept on the device if they fit."""
 
-import operator
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -8,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from .._utils.checks import check_count, check_labels
+from .._utils.checks import MOST_WORKERS, check_count, check_labels
 from .._utils.memory import total_memory
 from .._utils.progress import Progress
-from .dataset import ImageDataset, ImageTensors, check_dataset
+from .dataset import ImageDataset, ImageTensors, check_dataset, whole_label
 
 _SHARE = 4  # the images may use 1 / _SHARE of the device's memory
 _DECODE = 64  # images decoded at once
@@ -51,10 +50,10 @@ class Pictures:
         check_dataset(data, name)
         self._data, self._device, self._pinned = data, device, device.type == "cuda"
         self._shape, self._classes, self._name = data[0][0].shape, classes, name
-        self._workers = check_count(workers, "workers", least=0)
+        self._workers = check_count(workers, "workers", least=0, most=MOST_WORKERS)
         if budget is None:
             budget = total_memory(device) // _SHARE
-        check_count(budget, "budget", least=0)
+        check_count(budget, "budget", least=0, most=2**63)
         # a tensor, since a GPU divides by a number as multiplication by its reciprocal, whose
         # result differs from `dataset.batches` by one ulp
         self._white = torch.full((), 255.0, device=device)
@@ -177,7 +176,7 @@ class _Joined:
                     f"{image.dtype} {list(image.shape)}; load all images with one image_size"
                 )
         images, given = zip(*items, strict=True)
-        labels = torch.tensor([_whole(label) for label in given])
+        labels = torch.tensor([whole_label(label, "data") for label in given])
         _check_labels(labels, self.classes, self.name)
         return torch.stack(images), labels
 
@@ -186,13 +185,6 @@ def _check_labels(labels: Tensor, classes: int | None, name: str) -> None:
     # without a number of classes, the caller accepts any label
     if classes is not None:
         check_labels(labels, len(labels), classes, f"labels of {name}")
-
-
-def _whole(label: int) -> int:
-    try:
-        return operator.index(label)
-    except TypeError:
-        raise TypeError(f"labels of data must be integers, got {label!r}") from None
 
 
 def _check_order(order: Tensor, n: int) -> None:

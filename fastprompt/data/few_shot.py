@@ -6,8 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_classnames
-from .._utils.names import unknown
+from .._utils.checks import check_choice, check_classnames
 from .._utils.seeds import numbered_seed
 from .dataset import ImageDataset
 
@@ -18,8 +17,7 @@ def class_range(n_classes: int, classes: Classes) -> range:
     """Return ``all`` labels, the first half (``base``, rounded up) or the second (``new``)."""
     half = (n_classes + 1) // 2
     parts = {"all": range(n_classes), "base": range(half), "new": range(half, n_classes)}
-    if classes not in parts:
-        raise unknown("choice of classes", str(classes), parts)
+    check_choice(classes, "classes", tuple(parts))
     return parts[classes]
 
 

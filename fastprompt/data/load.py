@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from .._utils.checks import check_choice, check_count
+from .._utils.checks import check_choice, check_count, check_flag, check_path, check_seed, shown
 from .._utils.names import unknown
 from ..clip.frozen import TEMPLATES
 from .builtin import WORLDS, draw_split
@@ -22,6 +22,7 @@ from .splits import Form, Size, Split
 from .torchvision_sets import TORCHVISION, torchvision_splits
 
 OnError = Literal["raise", "skip"]
+_LARGEST = 4096  # side of an image in pixels
 
 
 @dataclass
@@ -157,6 +158,10 @@ def load_data(
             fit; on access to a split, an image is unreadable, or a class is too small to be split.
         FileNotFoundError: the data or a file does not exist.
     """
+    check_path(name, "data")
+    check_path(root, "root")
+    check_flag(download, "download")
+    check_seed(seed)
     if shots != "all":
         check_count(shots, "shots")
     check_choice(on_error, "on_error", get_args(OnError))
@@ -185,8 +190,8 @@ def load_data(
         "templates": None if templates is None else list(templates_of(templates)),
         "on_error": on_error,
     }
-    shown = tuple(arguments["templates"] or usual)
-    return Data(text, kept, shown, form.size, arguments, whole, chosen)
+    prompts = tuple(arguments["templates"] or usual)
+    return Data(text, kept, prompts, form.size, arguments, whole, chosen)
 
 
 def load_recorded(source: Mapping[str, Any], **changes: Any) -> Data:
@@ -227,17 +232,21 @@ def _find(
     raise unknown("data set or image folder", text, [*WORLDS, *TORCHVISION])
 
 
-def _form(image_size: Size | Sequence[int], channels: int) -> Form:
+def _form(image_size: Any, channels: int) -> Form:
     """Check the form of the images; a square height and width is one number."""
     if isinstance(image_size, Sequence):
-        if len(image_size) != 2:
-            raise ValueError(f"image_size must be a number or (height, width), got {image_size}")
-        height, width = (check_count(side, "image_size", least=16) for side in image_size)
+        if isinstance(image_size, str) or len(image_size) != 2:
+            raise ValueError(
+                f"image_size must be a number or (height, width), got {shown(image_size)}"
+            )
+        height, width = (
+            check_count(side, "image_size", least=16, most=_LARGEST) for side in image_size
+        )
         size: Size = height if height == width else (height, width)
     else:
-        size = check_count(image_size, "image_size", least=16)
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {channels!r}")
+        size = check_count(image_size, "image_size", least=16, most=_LARGEST)
+    if isinstance(channels, bool) or channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {shown(channels)}")
     return Form(size, channels)
 
 

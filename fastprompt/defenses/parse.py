@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .._utils.checks import check_text, shown
 from .._utils.names import unknown
 from .base import Defense
 from .resampled import GaussianSmoothing, RandomResizePad
@@ -35,7 +36,12 @@ def parse_defenses(text: str | Sequence[str]) -> list[Defense]:
     Raises:
         ValueError: no name, an unknown name (the message lists similar ones), or an invalid value.
     """
-    names = text.split(",") if isinstance(text, str) else list(text)
+    if not isinstance(text, (str, Sequence)):
+        raise TypeError(f"defenses must be a string or a list of names, got {shown(text)}")
+    names = [
+        check_text(name, "defenses")
+        for name in (text.split(",") if isinstance(text, str) else text)
+    ]
     if not any(name.strip() for name in names):
         raise ValueError(f"defenses must not be empty, got {text!r}; try 'jpeg-75,bits-4'")
     return [_parse(name.strip()) for name in names]
@@ -49,17 +55,19 @@ def _parse(text: str) -> Defense:
         raise unknown("defense", name, _KINDS)
     if not kind.needed <= len(values) <= len(kind.values):
         takes = ", ".join(kind.values)
-        raise ValueError(f"defenses: {text!r}: {name} takes {takes}, as in {kind.example!r}")
+        raise ValueError(f"defenses: {shown(text)}: {name} takes {takes}, as in {kind.example!r}")
     given = zip(kind.values.items(), values, strict=False)
     try:
         return kind.make(**{key: _number(value, key, make) for (key, make), value in given})
     except ValueError as error:
-        raise ValueError(f"defenses: {text!r}: {error}") from None
+        raise ValueError(f"defenses: {shown(text)}: {error}") from None
 
 
 def _number(text: str, name: str, make: type[int] | type[float]) -> float:
     try:
+        if "_" in text:  # Python reads 1_0 as 10
+            raise ValueError
         return make(text)
     except ValueError:
         kind = "a whole number" if make is int else "a number"
-        raise ValueError(f"{name} must be {kind}, got {text!r}") from None
+        raise ValueError(f"{name} must be {kind}, got {shown(text)}") from None

@@ -11,6 +11,9 @@ from .._utils.checks import check_count, check_number
 from .._utils.dtypes import at_least_float32
 from .base import Defense, straight_through
 
+_LARGEST = 10  # size of the padded image, as a multiple of the image's
+_WIDEST = 10_001  # pixels of a smoothing kernel; memory grows with it
+
 
 class RandomResizePad(Defense):
     """Resizes each image at random and pads it with black at a random position; differentiable.
@@ -31,8 +34,8 @@ class RandomResizePad(Defense):
 
     def __init__(self, low: float = 0.9, high: float = 1.0) -> None:
         super().__init__()
-        self.low = check_number(low, "low", above=0)
-        self.high = check_number(high, "high", above=0)
+        self.low = check_number(low, "low", above=0, high=_LARGEST)
+        self.high = check_number(high, "high", above=0, high=_LARGEST)
         if not low < high:
             raise ValueError(f"low must be less than high, got low={low} and high={high}")
 
@@ -78,7 +81,7 @@ class GaussianSmoothing(Defense):
         self.sigma = check_number(sigma, "sigma", low=0.01, high=100)
         # -(-a // 1) rounds up
         size = 2 * int(-(-3 * sigma // 1)) + 1 if kernel_size is None else kernel_size
-        if check_count(size, "kernel_size") % 2 == 0:
+        if check_count(size, "kernel_size", most=_WIDEST) % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {size}; it needs a center pixel")
         self.kernel_size = size
 

@@ -32,7 +32,7 @@ class JPEG(Defense):
         self, quality: int = 75, *, gradient: Literal["identity", "smooth"] = "smooth"
     ) -> None:
         super().__init__()
-        self.quality = _whole(quality, "quality", 100)
+        self.quality = check_count(quality, "quality", most=100)
         check_choice(gradient, "gradient", ("identity", "smooth"))
         self.gradient = gradient
 
@@ -74,7 +74,7 @@ class BitDepth(Defense):
 
     def __init__(self, bits: int = 4) -> None:
         super().__init__()
-        self.bits = _whole(bits, "bits", 8)
+        self.bits = check_count(bits, "bits", most=8)
 
     def defend(self, images: Tensor) -> Tensor:
         top = 2**self.bits - 1
@@ -83,9 +83,3 @@ class BitDepth(Defense):
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
-
-
-def _whole(value: int, name: str, most: int) -> int:
-    if check_count(value, name) > most:
-        raise ValueError(f"{name} must be at most {most}, got {value}")
-    return value

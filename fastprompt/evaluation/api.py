@@ -16,7 +16,19 @@ from torch.utils.data import (
     default_convert,
 )
 
-from .._utils.checks import Fraction, check_choice, check_count, check_folder
+from .._utils.checks import (
+    MOST_STEPS,
+    MOST_WORKERS,
+    Fraction,
+    check_choice,
+    check_count,
+    check_flag,
+    check_folder,
+    check_seed,
+    check_text,
+    shown,
+)
+from .._utils.devices import usable_device
 from .._utils.types import Model
 from ..attacks.ascent import module_device
 from ..data.dataset import ImageDataset, ImageTensors, check_dataset
@@ -73,8 +85,8 @@ def evaluate(
         limit: number of images, drawn by ``seed`` (the same for all models); None uses all.
         stop: stop attacking an image once any iterate fools the model; False runs every attack to
             its end and evaluates only the images it returns.
-        samples: passes averaged in each gradient; by default 20 for a model whose ``randomized``
-            is true, 1 for others.
+        samples: passes averaged in each gradient, at most 10**6 (as the steps N); by default 20 for
+            a model whose ``randomized`` is true, 1 for others.
         surrogates: models by name, on which transfer attacks are crafted.
         sanity: ``"quick"`` checks a few images, ``"full"`` more images more thoroughly, ``"off"``
             none; see `fastprompt.evaluation.sanity`.
@@ -97,34 +109,49 @@ def evaluate(
         FileExistsError: ``out`` holds an evaluation and ``resume`` is not set.
         BlockingIOError: another process is writing to ``out``.
     """
-    named = dict(models) if isinstance(models, Mapping) else {"model": models}
+    named = _named(models if isinstance(models, Mapping) else {"model": models}, "models")
     if not named:
         raise ValueError("models must not be empty")
     data = _dataset(data)
+    check_text(name, "name")
+    for flag, value in (("stop", stop), ("resume", resume), ("progress", progress)):
+        check_flag(value, flag)
+    check_count(workers, "workers", least=0, most=MOST_WORKERS)
     check_choice(sanity, "sanity", get_args(Sanity))
-    others = dict(surrogates or {})
-    how = How(check_count(seed, "seed", least=0), check_count(batch, "batch"), stop)
+    others = _named({} if surrogates is None else surrogates, "surrogates")
+    how = How(check_seed(seed), check_count(batch, "batch"), stop)
     hows = {name: _how(how, samples, model) for name, model in named.items()}
     plans = {name: plan_attacks(attacks, eps, own, list(others)) for name, own in hows.items()}
     _check_encoders(next(iter(plans.values())), named, others)
-    if resume and out is None:
+    folder = None if out is None else check_folder(out, "out")
+    if resume and folder is None:
         raise ValueError("resume needs out, the folder of the evaluation")
     first = next(iter(named.values()))
-    where = module_device(first, torch.device("cpu")) if device is None else torch.device(device)
+    where = module_device(first, torch.device("cpu")) if device is None else usable_device(device)
     _check_devices({**others, **named}, where)
     rows = draw_rows(len(data), limit, seed)
     _check_same_twice(data, rows)
     images = Images(data, rows, where, workers)
-    folder = check_folder(out, "out")
     job = Job(named, others, images, plans, hows, sanity, folder, name)
     return job.run(resume=resume, progress=progress)
+
+
+def _named(models: Mapping[str, Model], name: str) -> dict[str, Model]:
+    """Check and return models by name."""
+    if not isinstance(models, Mapping):
+        raise TypeError(f"{name} must be a mapping of names to models, got {shown(models)}")
+    for key, model in models.items():
+        check_text(key, name)
+        if not callable(model) or isinstance(model, type):
+            raise TypeError(f"{name} must be modules or functions, got {shown(model)} as {key!r}")
+    return dict(models)
 
 
 def _how(how: How, samples: int | None, model: Model) -> How:
     """For a randomized model, average gradients over passes and do not stop on one lucky pass."""
     random = bool(getattr(model, "randomized", False))
     several = RANDOM_SAMPLES if random else 1
-    samples = several if samples is None else check_count(samples, "samples")
+    samples = several if samples is None else check_count(samples, "samples", most=MOST_STEPS)
     return replace(how, samples=samples, stop=how.stop and not random)
 
 
@@ -175,7 +202,8 @@ def _check_same_twice(data: ImageDataset, rows: Sequence[int]) -> None:
         return
     for place in evenly(_READ_TWICE, len(rows)):
         (image, label), (again, label_again) = data[rows[place]], data[rows[place]]
-        if label != label_again or not torch.equal(image, again):
+        changed = image.shape != again.shape or not torch.equal(image, again)
+        if label != label_again or changed:
             raise ValueError(
                 f"data returns another image or label each time item {rows[place]} is read; remove "
                 "random transforms"

@@ -7,7 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .._utils.checks import Fraction, parse_fraction
+from .._utils.checks import (
+    MOST_STEPS,
+    Fraction,
+    check_count,
+    check_text,
+    parse_fraction,
+    shown,
+)
 from .._utils.names import unknown
 from ..attacks import APGD, PGD, AttackResult, FeaturePGD
 from ..attacks.autoattack import STANDARD, TARGETS
@@ -19,8 +26,9 @@ KNOWN = (
     *("autoattack", "feature-pgd-40"),
 )
 _NAME = re.compile(
-    r"(?P<kind>pgd|cw|apgd-ce|apgd-dlr|apgd-t|fab-t|square|feature-pgd)(?:-(?P<steps>[1-9]\d*))?"
+    r"(?P<kind>pgd|cw|apgd-ce|apgd-dlr|apgd-t|fab-t|square|feature-pgd)(?:-(?P<steps>[1-9][0-9]*))?"
 )
+_LONGEST = 200  # characters of an attack's name, with that of its surrogate
 _STEPS = {"apgd-dlr": 100} | {name: standard.steps for name, standard in STANDARD.items()}
 
 
@@ -105,6 +113,9 @@ def plan_attacks(
             of range, no attack or no radius.
     """
     names = split_names(attacks)
+    for name in names:
+        if len(name) > _LONGEST:
+            raise ValueError(f"attacks must have short names, got {shown(name)}")
     if not names:
         raise ValueError("attacks must not be empty")
     radii = list(dict.fromkeys(parse_fraction(e, "eps", zero=True) for e in split_radii(eps)))
@@ -122,12 +133,16 @@ def plan_attacks(
 
 def split_names(attacks: str | Sequence[str]) -> list[str]:
     """Return the attack names without duplicates; a string is split at commas."""
+    if not isinstance(attacks, (str, Sequence)):
+        raise TypeError(f"attacks must be a name or a list of names, got {shown(attacks)}")
     names = attacks.split(",") if isinstance(attacks, str) else attacks
-    return list(dict.fromkeys(name.strip() for name in names))
+    return list(dict.fromkeys(check_text(name, "attacks").strip() for name in names))
 
 
 def split_radii(eps: Fraction | Sequence[Fraction]) -> list[Fraction]:
     """Return the radii as given; a string is split at commas."""
+    if isinstance(eps, bytes):
+        raise TypeError(f'eps must be a number or a string like "4/255", got {shown(eps)}')
     if isinstance(eps, str):
         return [part.strip() for part in eps.split(",")]
     return list(eps) if isinstance(eps, Sequence) else [eps]
@@ -165,7 +180,7 @@ def _stage(name: str, eps: float, how: How) -> Stage:
     if not found or not (found["steps"] or found["kind"] in _STEPS):
         raise unknown("attack", name, [*KNOWN, "pgd-N", "cw-N", "feature-pgd-N"])
     kind = found["kind"]
-    steps = int(found["steps"] or _STEPS[kind])
+    steps = check_count(int(found["steps"] or _STEPS[kind]), "attacks: steps", most=MOST_STEPS)
     settings, run = _MAKE[kind](kind, eps, steps, how)
     return Stage(name, {**settings, "seed": how.seed}, run)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._utils.checks import Fraction, parse_fraction
+from .._utils.checks import Fraction, check_path, parse_fraction
 from .._utils.files import read_json, write_json
 from .._utils.versions import versions
 from .text_table import text_table
@@ -99,7 +99,10 @@ class Evaluation:
             FileNotFoundError: the file does not exist.
             ValueError: the file is damaged, not a result, or has another format.
         """
-        found = read_json(Path(path))
+        path = check_path(path, "path")
+        if path.is_dir():
+            raise FileNotFoundError(f"path: {path} is a folder; pass its result.json")
+        found = read_json(path)
         if found.get("format") != FORMAT or not isinstance(found.get("rows"), list):
             raise ValueError(
                 f"{path} has format {found.get('format')!r}, but this version of fastprompt reads "

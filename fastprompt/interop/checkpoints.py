@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .._utils.checks import check_path
 from .._utils.unpickling import read_checkpoint
 from ..prompts.deep import Coupling
 
@@ -149,7 +150,7 @@ def read_prompts(path: str | Path) -> ForeignPrompts:
         ValueError: the file is not a checkpoint, has objects of unknown classes, no prompts or
             unsupported trained tensors, or its prompts are incomplete, not finite or inconsistent.
     """
-    path = Path(path)
+    path = check_path(path, "path")
     content = read_checkpoint(path, name="path")
     try:
         return _prompts(content)

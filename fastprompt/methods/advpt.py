@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_choice, check_count, check_labels
+from .._utils.checks import (
+    MOST_STEPS,
+    MOST_WORKERS,
+    Fraction,
+    check_choice,
+    check_count,
+    check_labels,
+    check_path,
+)
 from ..attacks import FeaturePGD
 from ..attacks.ascent import Clamp
 from ..attacks.random_start import Sides
@@ -63,12 +71,12 @@ class AdvPTConfig(TunerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self.steps, "steps")
+        check_count(self.steps, "steps", most=MOST_STEPS)
         check_count(self.attack_batch, "attack_batch")
-        check_count(self.workers, "workers", least=0)
+        check_count(self.workers, "workers", least=0, most=MOST_WORKERS)
         parse_distances(self, "eps", "alpha")
         if self.bank_dir is not None:
-            object.__setattr__(self, "bank_dir", str(self.bank_dir))
+            object.__setattr__(self, "bank_dir", str(check_path(self.bank_dir, "bank_dir")))
         check_choice(self.start, "start", get_args(Sides))
         check_choice(self.clamp, "clamp", get_args(Clamp))
 

@@ -98,7 +98,7 @@ def make_bank(
                 rows = range(start, min(start + size, len(data)))
                 path = None if parts is None else parts / f"{start:09d}.safetensors"
                 if path is not None and path.exists():
-                    shard = _read(path, key)
+                    shard = _read(path, key, len(rows))
                     bar.update(len(rows))
                 else:
                     shard = _attack_rows(clip, data, attack, rows, batch, workers, bar)
@@ -107,24 +107,24 @@ def make_bank(
                 shards.append(shard)
         return _join(shards)
 
-    return _unpack(compute(None) if folder is None else _stored(folder, key, compute))
+    return _unpack(compute(None) if folder is None else _stored(folder, key, len(data), compute))
 
 
 def _stored(
-    folder: Path, key: str, compute: Callable[[Path], dict[str, Tensor]]
+    folder: Path, key: str, rows: int, compute: Callable[[Path], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Read the bank from ``folder``; if it is not there, compute and write it."""
+    """Read the bank of ``rows`` images from ``folder``, or compute and write it."""
     name = key[:32]
     file, parts, lock = (
         folder / each for each in (f"{name}.safetensors", f"{name}.parts", f".{name}.lock")
     )
     if file.exists() and not parts.exists() and not lock.exists():
-        return _read(file, key)
+        return _read(file, key, rows)
     folder.mkdir(parents=True, exist_ok=True)
     with holding(lock, "bank_dir", wait=True):
         remove_temporaries(folder, file.name)
         if file.exists():
-            whole = _read(file, key)
+            whole = _read(file, key, rows)
         else:
             whole = compute(parts)
             write_tensors(file, whole, {"kind": _KIND, "key": key})
@@ -166,10 +166,20 @@ def _attack_rows(
     }
 
 
-def _read(path: Path, key: str) -> dict[str, Tensor]:
+def _read(path: Path, key: str, rows: int) -> dict[str, Tensor]:
+    """Read the part of a bank for ``rows`` images; see `make_bank` for the errors."""
     tensors, metadata = read_tensors(path, _KIND)
     if metadata.get("key") != key:
         raise ValueError(f"{path} holds a bank that does not match its name: remove it and rerun")
+    whole = {"labels": [rows], "zero": [rows], "nonfinite": [rows], "entries": [1]}
+    found = {
+        name: list(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.int64
+    }
+    features = tensors.get("features", torch.empty(0))
+    sound = features.is_floating_point() and features.ndim == 2 and len(features) == rows
+    if found != whole or not sound or len(tensors) != len(whole) + 1:
+        shown = {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()}
+        raise ValueError(f"{path} holds {shown}, not a bank of {rows} images: remove it and rerun")
     return tensors
 
 

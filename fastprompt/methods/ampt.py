@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.checks import check_choice, check_count, check_number
-from ..kernels.mixture_logits import Mix
+from .._utils.checks import MOST_WEIGHT, MOST_WIDTH, check_choice, check_count, check_number
+from ..kernels.mixture_logits import MAX_PROMPTS, Mix
 from ..prompts.mixture import PromptMixture
 from ..tuning.online import OnlineConfig, OnlineTuner
 from ..tuning.step import Step
@@ -49,14 +49,13 @@ class AMPTConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if check_count(self.n_prompts, "n_prompts") > 64:
-            raise ValueError(f"n_prompts must be at most 64, got {self.n_prompts}")
-        check_number(self.temperature, "temperature", above=0)
+        check_count(self.n_prompts, "n_prompts", most=MAX_PROMPTS)
+        check_number(self.temperature, "temperature", above=0, high=MOST_WEIGHT)
         check_choice(self.mix, "mix", get_args(Mix))
         if self.router_width is not None:
-            check_count(self.router_width, "router_width")
+            check_count(self.router_width, "router_width", most=MOST_WIDTH)
         check_number(self.clean_share, "clean_share", low=0, high=1)
-        check_number(self.load_balance, "load_balance", low=0)
+        check_number(self.load_balance, "load_balance", low=0, high=MOST_WEIGHT)
 
 
 class AMPTTuner(OnlineTuner):

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.checks import check_choice, check_count, check_number, check_templates
+from .._utils.checks import (
+    MOST_TOKENS,
+    MOST_WEIGHT,
+    check_choice,
+    check_count,
+    check_number,
+    check_templates,
+)
 from ..clip.frozen import FrozenCLIP
 from ..data.dataset import ImageDataset
 from ..kernels import consistency_loss
@@ -67,9 +74,9 @@ class CAPTConfig(OnlineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.depth is not None:
-            check_count(self.depth, "depth")
+            check_count(self.depth, "depth", most=MOST_TOKENS)
         check_choice(self.coupling, "coupling", get_args(Coupling))
-        check_number(self.lam, "lam", low=0)
+        check_number(self.lam, "lam", low=0, high=MOST_WEIGHT)
         check_choice(self.balance, "balance", get_args(Balance))
         check_number(self.balance_value, "balance_value", low=0, high=1)
         check_choice(self.ce, "ce", ("adv", "clean"))

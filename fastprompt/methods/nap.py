@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.checks import check_choice, check_count, check_number
+from .._utils.checks import MOST_TOKENS, check_choice, check_count, check_number
 from .._utils.dtypes import at_least_float32
 from ..clip.frozen import FrozenCLIP
 from ..kernels import layer_consistency
@@ -72,7 +72,7 @@ class NAPConfig(OnlineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.depth is not None:
-            check_count(self.depth, "depth")
+            check_count(self.depth, "depth", most=MOST_TOKENS)
         check_choice(self.refiner_start, "refiner_start", get_args(RefinerStart))
         check_choice(self.coupling, "coupling", get_args(Coupling))
         check_choice(self.map_start, "map_start", get_args(MapStart))

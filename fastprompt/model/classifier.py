@@ -64,11 +64,13 @@ class CLIPClassifier(nn.Module):
         self.clip = clip
         self.classnames = list(classnames)
         self.engine = engine
-        self.precision = precision or own_precision(clip.dtype)
+        self.precision = own_precision(clip.dtype) if precision is None else precision
         self.image_tower = image_tower or make_image_tower(
-            clip, engine=engine, precision=precision or self.precision
+            clip, engine=engine, precision=self.precision
         )
-        self.register_buffer("text_features", text_features.detach())
+        text = text_features.detach()
+        # for a head, whose tensors are prepared from them in the dtype of the image features
+        self.register_buffer("text_features", text.double() if precision == "fp64" else text)
         self.register_buffer("visual", None if visual is None else visual.detach())
         self.refiners, self.head = refiners, head
         self._prepare_head()
@@ -111,10 +113,9 @@ class CLIPClassifier(nn.Module):
         if own_modules and precision != own_precision(clip.dtype):
             clip = copy.deepcopy(clip).to(check_precision(precision, clip.device))
         layers = getattr(tower, "layers", ())
-        text = self.text_features.double() if precision == "fp64" else self.text_features
         return CLIPClassifier(
             clip,
-            text,
+            self.text_features,
             self.classnames,
             engine=self.engine,
             precision=precision,
@@ -157,7 +158,11 @@ def class_logits(
         head: maps L2-normalized image features, text features, scale and ``prepared`` to logits.
         prepared: the tensors that the head's ``prepare`` returned.
     """
-    image = F.normalize(at_least_float32(image_features), dim=-1)
+    # only one of the two may be float64: the model, the precision or both decide
+    dtype = torch.promote_types(text_features.dtype, torch.float32)
+    dtype = torch.promote_types(dtype, image_features.dtype)
+    image = F.normalize(image_features.to(dtype), dim=-1)
+    text_features = text_features.to(dtype)
     if head is None:
         logits = clip.logit_scale * image @ text_features.T
     else:

@@ -44,7 +44,8 @@ class PromptedCLIP(nn.Module):
             tower that does not reproduce the model's own features is replaced, see
             `make_text_tower` and `make_image_tower`.
         precision: precision of the towers, see `resolve_precision`. If the prompts have a head
-            (router), the text tower, which runs once per step, keeps the weights' precision.
+            (router), the text tower, which runs once per step, keeps the weights' precision unless
+            ``precision`` is ``"fp64"``.
         class_specific: if True, each class has a separate context.
         compile: compile the towers with `torch.compile`, as single graphs; by default only for the
             fast engine on a GPU. Encoders other than open_clip's transformers run uncompiled.
@@ -152,7 +153,9 @@ class PromptedCLIP(nn.Module):
 
     def _text_precision(self) -> dict[str, str]:
         """Keep the weights' precision for a router: it depends on small feature differences."""
-        return {} if self.head is None else {"precision": own_precision(self.clip.dtype)}
+        if self.head is None or self.precision == "fp64":
+            return {}
+        return {"precision": own_precision(self.clip.dtype)}
 
     def _values(self) -> PromptValues:
         prompts: Any = self.prompts

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_count
-from .init import normal
+from .._utils.checks import MOST_CLASSES, MOST_TOKENS, MOST_WIDTH, check_count, check_seed
+from .init import check_start, normal
 from .values import PromptValues
 
 
@@ -32,8 +32,11 @@ class TextContext(nn.Module):
         start: Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_count(n_ctx, "n_ctx")
-        own = () if classes is None else (check_count(classes, "classes"),)
+        check_count(n_ctx, "n_ctx", most=MOST_TOKENS)
+        check_count(width, "width", most=MOST_WIDTH)
+        own = () if classes is None else (check_count(classes, "classes", most=MOST_CLASSES),)
+        check_seed(seed)
+        check_start(start, n_ctx, width)
         tokens = normal(torch.Generator().manual_seed(seed), *own, n_ctx, width)
         if start is not None:
             tokens[..., : len(start), :] = start.detach()

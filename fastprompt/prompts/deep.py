@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_choice, check_count
+from .._utils.checks import MOST_TOKENS, MOST_WIDTH, check_choice, check_count, check_seed
 from ..clip.frozen import FrozenCLIP
 from ..clip.parts import image_width
-from .init import normal, uniform
+from .init import check_start, normal, uniform
 from .refiners import RefinerStart, make_refiners
 from .values import PromptValues
 
@@ -57,8 +57,14 @@ class DeepPrompts(nn.Module):
         start: Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_count(depth, "depth")
-        check_count(n_ctx, "n_ctx")
+        check_count(depth, "depth", most=MOST_TOKENS)
+        check_count(n_ctx, "n_ctx", most=MOST_TOKENS)
+        for name, width in (("text_width", text_width), ("image_width", image_width)):
+            check_count(width, name, most=MOST_WIDTH)
+        for name, number in (("refiners", refiners), ("text_refiners", text_refiners)):
+            check_count(number, name, least=0, most=MOST_TOKENS)
+        check_seed(seed)
+        check_start(start, n_ctx, text_width)
         check_choice(coupling, "coupling", get_args(Coupling))
         self.depth = depth
         self.reversed = coupling == "image-to-text" and depth > 1
@@ -110,8 +116,10 @@ class DeepPrompts(nn.Module):
         visual: Any = clip.model.visual
         layers = len(visual.transformer.resblocks)
         deepest = min(parts.layers, layers)
+        check_count(n_ctx, "n_ctx", most=MOST_TOKENS)
         if depth is None:
             depth = deepest
+        check_count(depth, "depth", least=-MOST_TOKENS)
         if not 1 <= depth <= deepest:
             raise ValueError(
                 f"depth must be in 1..{deepest} for {clip.name}, whose encoders have "

@@ -6,11 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._utils.checks import check_choice, check_count, check_number
+from .._utils.checks import (
+    MOST_TOKENS,
+    MOST_WEIGHT,
+    MOST_WIDTH,
+    check_choice,
+    check_count,
+    check_number,
+    check_seed,
+)
 from .._utils.seeds import stream
 from ..kernels import mixture_gram, mixture_logits
-from ..kernels.mixture_logits import Mix, MixtureGram
-from .init import normal
+from ..kernels.mixture_logits import MAX_PROMPTS, Mix, MixtureGram
+from .init import check_start, normal
 from .values import PromptValues
 
 
@@ -44,8 +52,11 @@ class PromptRouter(nn.Module):
         self, feature_width: int, n_prompts: int, *, hidden: int | None = None, seed: int = 0
     ) -> None:
         super().__init__()
-        check_count(n_prompts, "n_prompts")
-        hidden = max(1, feature_width // 4) if hidden is None else check_count(hidden, "hidden")
+        check_count(feature_width, "feature_width", most=MOST_WIDTH)
+        check_count(n_prompts, "n_prompts", most=MAX_PROMPTS)
+        hidden = max(1, feature_width // 4) if hidden is None else hidden
+        check_count(hidden, "hidden", most=MOST_WIDTH)
+        check_seed(seed)
         self.norm = nn.LayerNorm(feature_width)
         self.first, self.second = nn.Linear(feature_width, hidden), nn.Linear(hidden, n_prompts)
         generator = torch.Generator().manual_seed(seed)
@@ -76,7 +87,7 @@ class MixtureHead(nn.Module):
         super().__init__()
         check_choice(mix, "mix", get_args(Mix))
         self.router, self.mix = router, mix
-        self.temperature = check_number(temperature, "temperature", above=0)
+        self.temperature = check_number(temperature, "temperature", above=0, high=MOST_WEIGHT)
 
     def extra_repr(self) -> str:
         # evaluations identify a model by its state dict and this text; only the text has these two
@@ -174,8 +185,11 @@ class PromptMixture(nn.Module):
         start: Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_count(n_prompts, "n_prompts")
-        check_count(n_ctx, "n_ctx")
+        check_count(n_prompts, "n_prompts", most=MAX_PROMPTS)
+        check_count(n_ctx, "n_ctx", most=MOST_TOKENS)
+        check_count(width, "width", most=MOST_WIDTH)
+        check_seed(seed)
+        check_start(start, n_ctx, width)
         tokens = normal(torch.Generator().manual_seed(seed), n_prompts, n_ctx, width)
         if start is not None:
             tokens[0, : len(start)] = 0

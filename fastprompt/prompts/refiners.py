@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._utils.checks import check_choice
+from .._utils.checks import MOST_WIDTH, check_choice, check_count, check_seed
 from .._utils.seeds import stream
 from .init import uniform
 
@@ -27,7 +27,9 @@ class TokenRefiner(nn.Module):
 
     def __init__(self, width: int, *, start: RefinerStart = "identity", seed: int = 0) -> None:
         super().__init__()
+        check_count(width, "width", most=MOST_WIDTH)
         check_choice(start, "start", get_args(RefinerStart))
+        check_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         self.first, self.second = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._utils.checks import check_folder, check_path, shown
 from .._utils.files import write_bytes
 from .comparison import compare
 from .page import page_text
@@ -30,7 +31,11 @@ def write_report(runs: Sequence[str | Path] | str | Path, out: str | Path | None
         FileNotFoundError: a folder has no result.
         ValueError: a file in a folder is damaged, or ``out`` does not end in ``.html``.
     """
-    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    if not isinstance(runs, str | Path | Sequence):
+        raise TypeError(f"runs must be a folder or a list of folders, got {shown(runs)}")
+    folders = [
+        check_path(folder, "runs") for folder in ([runs] if isinstance(runs, str | Path) else runs)
+    ]
     read = read_runs(folders)
     page = _target(folders, out)
     groups = group_runs(read)
@@ -50,7 +55,8 @@ def write_report(runs: Sequence[str | Path] | str | Path, out: str | Path | None
 def _target(folders: Sequence[str | Path], out: str | Path | None) -> Path:
     if out is None:
         return (Path(folders[0]) if len(folders) == 1 else Path()) / "report.html"
-    page = Path(out)
+    page = check_path(out, "out")
+    check_folder(page.parent, "out")
     if page.suffix != ".html" or page.is_dir():
         raise ValueError(f"out must be a file name ending in .html, got {str(out)!r}")
     return page

@@ -7,8 +7,23 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from .._utils.checks import check_choice, check_count, check_number, parse_fraction
+from .._utils.checks import (
+    MOST,
+    MOST_STEPS,
+    MOST_TOKENS,
+    MOST_WEIGHT,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_path,
+    check_seed,
+    check_text,
+    parse_fraction,
+)
+from .._utils.dtypes import PRECISIONS
 from .._utils.names import unknown
+from .._utils.plain_yaml import check_plain, load_yaml
 from ..towers import Engine
 from ..towers.template import DEFAULT, parse_template
 
@@ -18,6 +33,9 @@ OptimizerName = Literal["sgd", "adamw"]
 @dataclasses.dataclass(frozen=True)
 class TunerConfig:
     """Settings of every method.
+
+    Numbers of epochs, steps and batches to accumulate are at most 10**6, numbers of context tokens
+    and layers at most 10**4, learning rates, weights of losses and temperatures at most 1e9.
 
     Attributes:
         epochs: number of passes over the training images.
@@ -29,7 +47,7 @@ class TunerConfig:
         warmup_epochs: number of first epochs at the constant learning rate ``warmup_lr``.
         warmup_lr: learning rate of the warm-up epochs.
         optimizer: ``"sgd"`` or ``"adamw"``.
-        momentum: momentum of SGD.
+        momentum: momentum of SGD, in [0, 1].
         weight_decay: weight decay of the optimizer.
         keep: prompts that the run ends with if there are validation images: those of the ``"best"``
             epoch on these images, or of the ``"last"`` epoch. The run folder stores both.
@@ -108,24 +126,34 @@ class TunerConfig:
         return False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "accumulate"):
-            check_count(getattr(self, name), name)
-        for name in ("warmup_epochs", "seed"):
-            check_count(getattr(self, name), name, least=0)
-        if self.seed >= 2**32:
-            raise ValueError(f"seed must be below 2**32, got {self.seed}")
-        check_number(self.lr, "lr", above=0)
-        for name in ("warmup_lr", "momentum", "weight_decay"):
-            check_number(getattr(self, name), name, low=0)
-        for name in ("patience", "class_chunk", "n_ctx"):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is bool or (field.type == bool | None and value is not None):
+                check_flag(value, field.name)
+        for name in ("epochs", "accumulate"):
+            check_count(getattr(self, name), name, most=MOST_STEPS)
+        check_count(self.batch, "batch")
+        check_count(self.warmup_epochs, "warmup_epochs", least=0, most=MOST_STEPS)
+        check_seed(self.seed)
+        check_number(self.lr, "lr", above=0, high=MOST_WEIGHT)
+        check_number(self.momentum, "momentum", low=0, high=1)
+        for name in ("warmup_lr", "weight_decay"):
+            check_number(getattr(self, name), name, low=0, high=MOST_WEIGHT)
+        for name, most in (("patience", MOST), ("class_chunk", MOST), ("n_ctx", MOST_TOKENS)):
             if getattr(self, name) is not None:
-                check_count(getattr(self, name), name)
+                check_count(getattr(self, name), name, most=most)
         check_choice(self.optimizer, "optimizer", get_args(OptimizerName))
         check_choice(self.keep, "keep", ("best", "last"))
-        parse_template(self.template)
+        check_choice(self.engine, "engine", get_args(Engine))
+        if self.precision is not None:
+            check_choice(self.precision, "precision", tuple(PRECISIONS))
+        if self.ctx_init is not None:
+            check_text(self.ctx_init, "ctx_init")
+        parse_template(check_text(self.template, "template"))
         if self.init_from is not None:
             # absolute, so that it stays valid in another working directory
-            object.__setattr__(self, "init_from", str(Path(self.init_from).resolve()))
+            path = check_path(self.init_from, "init_from").resolve()
+            object.__setattr__(self, "init_from", str(path))
 
 
 def parse_distances(config: TunerConfig, *names: str, zero: Sequence[str] = ()) -> None:
@@ -172,10 +200,10 @@ def read_config(cls: type[TunerConfig], path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
-    if not Path(path).is_file():
+    if not check_path(path, "config").is_file():
         raise FileNotFoundError(f"config: file {path} does not exist")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = load_yaml(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"config: {path} is not valid YAML or JSON: {why}") from None
@@ -192,10 +220,11 @@ def typed(cls: type[TunerConfig], values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: unknown key (the message suggests similar ones), or a value of a wrong type.
     """
-    known = field_names(cls)
-    for key in values:
+    known = {field.name: field.type for field in dataclasses.fields(cls)}
+    for key, value in values.items():
         if key not in known:
             raise unknown("config key", str(key), known)
+        check_plain(value, f"config: {key}", known[key])
     try:
         parsed = parser_for(cls).parse_object(dict(values), defaults=False)
     except (ArgumentError, TypeError) as error:

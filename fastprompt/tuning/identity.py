@@ -11,6 +11,7 @@ from ..clip.load import load_clip
 log = logging.getLogger(__name__)
 
 # execution settings: their defaults depend on the machine; config.json stores their values
+_SOURCE = ("model", "pretrained", "image_weights", "mean", "std")  # arguments of `load_clip`
 EXECUTION = ("compile", "class_chunk")
 
 
@@ -39,12 +40,26 @@ def runs_here(precision: str | None, clip: FrozenCLIP) -> bool:
 
 
 def clip_of(config: Mapping[str, Any], device: str | None = None) -> FrozenCLIP:
-    """Load the model that a run's ``config.json`` names, by default on the CPU."""
+    """Load the model that a run's ``config.json`` names, by default on the CPU.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: as `load_clip`; also if ``config.json`` does not
+            name a model.
+    """
     source = config["clip"]["source"]
     if source is None:
         raise ValueError(
             f"clip: the run was tuned on a model object ({config['clip']['name']}): pass the same "
             "model as clip"
         )
-    arguments = dict(source)
-    return load_clip(arguments.pop("model"), device=device, **arguments)
+    unknown = sorted(set(source) - set(_SOURCE))
+    if unknown or not isinstance(source.get("model"), str):
+        what = f"an unknown argument {unknown[0]!r}" if unknown else "no model"
+        raise ValueError(
+            f"clip: config.json has {what} in clip.source; it is damaged: restore it from a copy, "
+            "or pass the model as clip"
+        )
+    try:
+        return load_clip(**source, device=device)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise type(error)(f"clip: the model of config.json: {error}") from None

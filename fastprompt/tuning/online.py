@@ -9,7 +9,14 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_choice, check_count, check_number
+from .._utils.checks import (
+    MOST_STEPS,
+    MOST_WORKERS,
+    Fraction,
+    check_choice,
+    check_count,
+    check_number,
+)
 from .._utils.seeds import stream
 from ..attacks.ascent import Clamp
 from ..data.augment import RandomCrops
@@ -61,8 +68,8 @@ class OnlineConfig(TunerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count(self.steps, "steps")
-        check_count(self.workers, "workers", least=0)
+        check_count(self.steps, "steps", most=MOST_STEPS)
+        check_count(self.workers, "workers", least=0, most=MOST_WORKERS)
         parse_distances(self, "eps", "eps_min", "alpha", zero=("eps_min",))
         if self.eps_min is not None and float(self.eps_min) > self.radius:
             raise ValueError(f"eps_min must be at most eps={self.eps}, got {self.eps_min}")

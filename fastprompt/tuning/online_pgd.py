@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.checks import Fraction, check_choice, check_count, check_images
+from .._utils.checks import (
+    MOST_STEPS,
+    Fraction,
+    check_choice,
+    check_count,
+    check_flag,
+    check_images,
+    check_seed,
+)
 from .._utils.checks import parse_fraction as parse
 from ..attacks.ascent import Clamp
 from ..attacks.health import GradientHealth
@@ -61,8 +69,8 @@ class OnlinePGD:
         self.model = model
         self.eps = parse(eps, "eps", zero=True)
         self.alpha = parse(alpha, "alpha")
-        self.steps = check_count(steps, "steps")
-        self.random_start, self.seed = random_start, seed
+        self.steps = check_count(steps, "steps", most=MOST_STEPS)
+        self.random_start, self.seed = check_flag(random_start, "random_start"), check_seed(seed)
         check_choice(clamp, "clamp", get_args(Clamp))
         self.clamp: Clamp = clamp
         self._ascent = CapturedAscent(
@@ -72,7 +80,7 @@ class OnlinePGD:
             eps=self.eps,
             steps=self.steps,
             clamp=clamp,
-            capture=capture,
+            capture=check_flag(capture, "capture"),
         )
 
     def __call__(

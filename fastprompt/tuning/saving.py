@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import check_folder, first_difference
+from .._utils.checks import check_choice, check_folder, check_path, first_difference
 from .._utils.hashing import digest, digest_json
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import FrozenCLIP
@@ -85,7 +85,8 @@ class SavedTuner(ABC):
             FileNotFoundError: ``folder`` is not a run folder, or tuning has not finished.
             ValueError: a file is damaged or foreign, or the method or the model's weights differ.
         """
-        run = RunFolder(folder)
+        check_choice(which, "which", ("prompts", "best", "last"))
+        run = RunFolder(check_path(folder, "folder"))
         stored = run.read_config()
         config = renamed_config(stored)
         if config["method"] != cls.method:

@@ -10,7 +10,14 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import Fraction, check_classnames, check_folder, first_difference
+from .._utils.checks import (
+    Fraction,
+    check_classnames,
+    check_flag,
+    check_folder,
+    first_difference,
+)
+from .._utils.dtypes import PRECISIONS
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import TEMPLATES, FrozenCLIP
 from ..clip.load import load_clip
@@ -124,8 +131,8 @@ class Tuner(SavedTuner):
         """Create new prompts and the model with them; fill in the settings that were None."""
         config = self.config
         prompts = self.build_prompts().to(self.clip.device)
-        # prompts of a float64 model are float64
-        self.prompts = prompts.double() if self.clip.dtype == torch.float64 else prompts
+        double = torch.float64 in (self.clip.dtype, PRECISIONS.get(config.precision or ""))
+        self.prompts = prompts.double() if double else prompts
         if config.init_from is not None:
             self.prompts.load_state_dict(self._start_values(), strict=False)
             check_template(config.init_from, config.template)
@@ -248,6 +255,8 @@ class Tuner(SavedTuner):
                 completed epoch stays in ``out`` and in the prompts. For a loss, the message gives
                 the step and the images.
         """
+        for flag, given in (("resume", resume), ("track", track), ("progress", progress)):
+            check_flag(given, flag)
         for name, data in (("train", train), ("val", val)):
             if data is not None:
                 check_dataset(data, name, self.clip.pixel_shape, len(self.classnames))

@@ -277,7 +277,7 @@ def test_a_local_folder_is_loaded(local_dir: Path, model: nn.Module) -> None:
 
 
 def test_a_local_folder_takes_no_pretrained(local_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"local-dir:.* pretrained"):
+    with pytest.raises(ValueError, match=r"^pretrained .*local-dir:"):
         load_clip(f"local-dir:{local_dir}", "openai")
 
 
@@ -288,7 +288,7 @@ def test_a_local_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_local_folder_without_weights(local_dir: Path) -> None:
     (local_dir / "open_clip_model.safetensors").unlink()
-    with pytest.raises(RuntimeError, match=r"local-dir:.* pretrained"):
+    with pytest.raises(ValueError, match=r"^model: local-dir:.*"):
         load_clip(f"local-dir:{local_dir}")
 
 
@@ -351,7 +351,7 @@ def test_normalization_takes_three_values(argument: str, values: tuple[float, ..
 
 @pytest.mark.parametrize("std", [(0.5, 0.0, 0.5), (0.5, -1.0, 0.5), (0.5, float("nan"), 0.5)])
 def test_std_must_be_positive(std: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"^std .*positive"):
+    with pytest.raises(ValueError, match=r"^std .*(positive|finite)"):
         load_clip(small_model(), std=std)
 
 
