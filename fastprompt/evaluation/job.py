@@ -1,5 +1,6 @@
 """Run an evaluation: all models under all attacks, sanity checks, diagnostics and examples."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,8 +24,10 @@ from .result import Evaluation
 from .sampling import evenly, in_turn
 from .sanity import (
     FULL,
+    IMAGES,
     QUICK,
     Claim,
+    Meter,
     Verdict,
     check_claims,
     check_model,
@@ -79,8 +82,7 @@ class Job:
             ]
             sanity = []
             for run, own in zip(runs, rows, strict=True):
-                bar.note(f"{run.name}: checks")
-                sanity += [{"model": run.name, **asdict(v)} for v in self._check(run, own)]
+                sanity += [{"model": run.name, **asdict(v)} for v in self._check(run, own, bar)]
         labels = rows[0][0]["labels"]
         ordered = _side_by_side(rows)
         result = Evaluation(
@@ -170,7 +172,9 @@ class Job:
         right = [place for place, flag in enumerate(clean) if flag != FELL]
         return in_turn((standing, n // 2), (right, n), (range(len(clean)), n))
 
-    def _check(self, run: ModelRun, rows: Sequence[dict[str, Any]]) -> list[Verdict]:
+    def _check(
+        self, run: ModelRun, rows: Sequence[dict[str, Any]], bar: Progress
+    ) -> list[Verdict]:
         """Run the sanity checks of a model and its rows."""
         if self.sanity == "off":
             return []
@@ -179,8 +183,10 @@ class Job:
         own = {f"transfer:{k}" for k, m in self.surrogates.items() if m is run.model}
         seen = [{**row, "path": "adaptive"} if row["path"] in own else row for row in rows]
         claimed = claims(seen)
-        places = self._looked_at(depth.images, rows[0]["flags"], claimed)
-        indices, pixels, labels = self._read(places)
+        spent = sum(row["forwards"] + row["gradients"] for row in rows)
+        n = depth.affords(spent, run.how.samples)
+        indices, pixels, labels = self._read(self._looked_at(n, rows[0]["flags"], claimed))
+        told = _Told(bar, run.name)
         sample = Sample(
             run.model,
             pixels,
@@ -191,11 +197,14 @@ class Job:
             batch=run.how.batch,
             samples=run.how.samples,
             surrogates={k: m for k, m in self.surrogates.items() if m is not run.model},
+            meter=Meter(told.passes),
         )
         with random_numbers(run.how.seed, ("sanity", run.name), self.images.device):
+            found = check_model(sample, depth, told.check)
+            told.check("attacked again")
             return [
-                *check_model(sample, depth),
-                *check_claims(sample, claimed, self._read),
+                *found,
+                *check_claims(sample, claimed, self._read, min(n, IMAGES)),
                 *check_rows(seen),
             ]
 
@@ -241,6 +250,24 @@ class Job:
                 predicted = verdicts(run.model, adv.to(clean.device), labels)[1]
             tensors |= {f"prediction.{r}": predicted.cpu(), f"adv.{r}": adv}
         examples.write(tensors)
+
+
+class _Told:
+    """Tells the progress bar which check runs, and how many passes the checks took."""
+
+    def __init__(self, bar: Progress, model: str) -> None:
+        self._bar, self._model, self._check = bar, model, ""
+        self._last = 0.0
+
+    def check(self, name: str) -> None:
+        """Note the check that begins."""
+        self._check = name
+
+    def passes(self, passes: int) -> None:
+        """Show the number of passes, at most twice a second."""
+        if time.monotonic() - self._last > 0.5:
+            self._last = time.monotonic()
+            self._bar.note(f"{self._model}: checks: {self._check}, {passes:,} passes")
 
 
 def _describe(model: Model) -> dict[str, Any]:
