@@ -24,7 +24,6 @@ from .result import Evaluation
 from .sampling import evenly, in_turn
 from .sanity import (
     FULL,
-    IMAGES,
     QUICK,
     Claim,
     Meter,
@@ -172,9 +171,7 @@ class Job:
         right = [place for place, flag in enumerate(clean) if flag != FELL]
         return in_turn((standing, n // 2), (right, n), (range(len(clean)), n))
 
-    def _check(
-        self, run: ModelRun, rows: Sequence[dict[str, Any]], bar: Progress
-    ) -> list[Verdict]:
+    def _check(self, run: ModelRun, rows: Sequence[dict[str, Any]], bar: Progress) -> list[Verdict]:
         """Run the sanity checks of a model and its rows."""
         if self.sanity == "off":
             return []
@@ -204,7 +201,7 @@ class Job:
             told.check("attacked again")
             return [
                 *found,
-                *check_claims(sample, claimed, self._read, min(n, IMAGES)),
+                *check_claims(sample, claimed, self._read),
                 *check_rows(seen),
             ]
 

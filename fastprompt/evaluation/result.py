@@ -47,9 +47,7 @@ class Evaluation:
     def reasons(self) -> list[str]:
         """Reasons not to trust the result, by model and attack or check."""
         rows = [f"{r['model']}, {r['attack']}: {why}" for r in self.rows for why in r["reasons"]]
-        failed = [
-            f"{s['model']}, {s['check']}: {s['reason']}" for s in self.sanity if in_doubt(s)
-        ]
+        failed = [f"{s['model']}, {s['check']}: {s['reason']}" for s in self.sanity if in_doubt(s)]
         return [*rows, *failed]
 
     def row(self, model: str, attack: str, eps: Fraction = 0.0) -> dict[str, Any]:

@@ -184,15 +184,6 @@ def wave_in_the_logits(x):
     return HONEST(x) + 0.02 * torch.sin(2e4 * x.flatten(1) @ ways.T)
 
 
-def winners_take_all(x):
-    """Only the largest activations of many pass, and which these are changes all the time."""
-    wide = torch.randn(4000, 3 * SIZE * SIZE, generator=torch.Generator().manual_seed(6))
-    read = torch.randn(6, 4000, generator=torch.Generator().manual_seed(7))
-    hidden = (x.flatten(1) - 0.5) @ wide.T
-    kept = hidden * (hidden >= hidden.topk(40, dim=1).values[:, -1:])
-    return HONEST(x) + 2e-3 * kept @ read.T
-
-
 # ---- a gradient that misleads in some places -----------------------------------------------------
 
 
@@ -327,7 +318,7 @@ FALSE: dict[str, Callable] = {
         *(rounded, hot, cold, detached, under_no_grad, nan_gradient, sigmoid_saturated),
         *(log_clipped, one_hot, cosine_blocks, shuffled, backwards, partly_turned, mostly_filled),
         *(random_signs, gradient_of_another, one_hot_through_another, one_hot_and_another),
-        *(steep_and_another, wave_between_levels, sawtooth, wave_in_the_logits, winners_take_all),
+        *(steep_and_another, wave_between_levels, sawtooth, wave_in_the_logits),
         *(true_on_clean_images_alone, turned_at_the_boundary, turned_for_large_pixels),
         *(turned_in_cross_entropy, squashed, other_in_the_attack, other_with_gradients_on),
         *(in_large_batches,),

@@ -7,13 +7,12 @@ whole evaluation is not trusted.
 
 from .checks import FULL, QUICK, check_model
 from .passes import Meter
-from .reattack import IMAGES, Claim, check_claims, claims
+from .reattack import Claim, check_claims, claims
 from .rows import check_rows
 from .verdict import Verdict
 
 __all__ = [
     "FULL",
-    "IMAGES",
     "QUICK",
     "Claim",
     "Meter",

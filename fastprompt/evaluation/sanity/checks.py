@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .gradients import direction, gradient_health, temperature
 from .outputs import attack_path, batch_split, finite, precision, repeatable
 from .planted import planted
-from .sample import Sample
+from .sample import FEW, Sample
 from .slopes import measured_gradient, path_integral
 from .strength import (
     ball,
@@ -33,7 +33,8 @@ class Depth:
     Attributes:
         images, least: largest and smallest number of images to check.
         share: passes of the checks, as a share of the evaluation's.
-        passes: about the passes of all checks for each image.
+        passes: about the passes of the checks for each image.
+        averaged: about the passes for each image that a random model repeats, up to ``FEW`` times.
         of_the_model: checks that use all these images.
         of_the_attack: checks that use only the correctly classified images.
     """
@@ -42,35 +43,39 @@ class Depth:
     least: int
     share: float
     passes: int
+    averaged: int
     of_the_model: Sequence[Check]
     of_the_attack: Sequence[Check]
 
     def affords(self, passes: int, samples: int = 1) -> int:
         """Return the number of images to check after an evaluation of ``passes`` passes.
 
-        A random model's gradients take ``samples`` passes, in the evaluation and in the checks.
+        The gradients of a random model are averages over ``samples`` passes.
         """
-        return min(self.images, max(self.least, int(self.share * passes / (self.passes * samples))))
+        each = self.passes + self.averaged * min(samples, FEW)
+        return min(self.images, max(self.least, int(self.share * passes / each)))
 
 
 QUICK = Depth(
-    16,
-    8,
-    0.25,
-    250,
-    (finite, repeatable, attack_path, batch_split, radius_zero),
-    (
+    images=16,
+    least=4,
+    share=0.25,
+    passes=150,
+    averaged=0,
+    of_the_model=(finite, repeatable, attack_path, batch_split, radius_zero),
+    of_the_attack=(
         *(gradient_health, temperature, direction, measured_gradient, path_integral),
         *(ball, unbounded, planted),
     ),
 )
 FULL = Depth(
-    64,
-    16,
-    1.0,
-    1500,
-    (*QUICK.of_the_model, precision),
-    (*QUICK.of_the_attack, more_is_stronger, leveled, other_losses, black_box),
+    images=64,
+    least=16,
+    share=1.0,
+    passes=150,
+    averaged=1100,
+    of_the_model=(*QUICK.of_the_model, precision),
+    of_the_attack=(*QUICK.of_the_attack, more_is_stronger, leveled, other_losses, black_box),
 )
 
 

@@ -15,7 +15,7 @@ from .verdict import Verdict
 
 Read = Callable[[Sequence[int]], tuple[Tensor, Tensor, Tensor]]
 _STANDS = "1"
-IMAGES, _STEPS = 12, 10  # for each radius; the first steps fool most images
+_IMAGES, _STEPS = 12, 10  # for each radius; the first steps fool most images
 # tolerated number and share of fooled images
 _LUCK = (1, 0.1)  # other batch sizes round differently, which can flip a step's sign
 _LOSSES_DIFFER = (3, 0.6)  # honest prompts: up to 5 of 12 (NAP), depending on the images
@@ -66,25 +66,20 @@ def _kind_and_steps(attack: str) -> tuple[str, int]:
     return (kind, int(steps)) if steps.isdigit() else (attack.partition("@")[0], 100)
 
 
-def check_claims(
-    sample: Sample, claimed: Sequence[Claim], read: Read, most: int = IMAGES
-) -> list[Verdict]:
+def check_claims(sample: Sample, claimed: Sequence[Claim], read: Read) -> list[Verdict]:
     """Attack surviving images again with the same steps, and with those of another loss.
 
     The rows were computed before the checks and in larger batches: a model that behaved differently
     then would pass every other check. One pass of a random model decided which images survived, so
     that some of them fall by chance: its attacked images are attacked again whether they survived
     or not, and the numbers of survivors are compared.
-
-    Args:
-        most: number of images for each radius.
     """
     claimed = [claim for claim in claimed if claim.standing]
     if not claimed:
         why = "no image survives the white-box attacks"
         return [Verdict(name, "skipped", why) for name in ("attacked again", "another loss")]
     attack = _attack if sample.noise == "none" else _attack_random
-    again, other = zip(*(attack(sample, claim, read, most) for claim in claimed), strict=True)
+    again, other = zip(*(attack(sample, claim, read) for claim in claimed), strict=True)
     return [
         _verdict(
             "attacked again",
@@ -131,20 +126,22 @@ def _survivals(
     return own, same, other
 
 
-def _attack(sample: Sample, claim: Claim, read: Read, most: int) -> tuple[_Fell, _Fell]:
+def _attack(sample: Sample, claim: Claim, read: Read) -> tuple[_Fell, _Fell]:
     """Attack surviving images; of the other loss, count the images that only it fools."""
-    places = [claim.standing[i] for i in evenly(most, len(claim.standing))]
+    places = [claim.standing[i] for i in evenly(_IMAGES, len(claim.standing))]
     _, same, other = _survivals(sample, claim, read, places)
     n = len(places)
     only = same * (1 - other)
     return _Fell(claim, n - float(same.sum()), n), _Fell(claim, float(only.sum()), n)
 
 
-def _attack_random(sample: Sample, claim: Claim, read: Read, most: int) -> tuple[_Fell, _Fell]:
+def _attack_random(sample: Sample, claim: Claim, read: Read) -> tuple[_Fell, _Fell]:
     """Attack the images that were attacked, and compare the numbers of survivors."""
     # a single pass decided each outcome, so that more images are needed
-    places = [claim.attacked[i] for i in evenly(2 * most, len(claim.attacked))]
-    own, same, other = _survivals(sample, claim, read, places)
+    places = [claim.attacked[i] for i in evenly(2 * _IMAGES, len(claim.attacked))]
+    # a weaker attack raises no alarm
+    few = replace(sample.with_few_samples, batch=min(sample.batch, _IMAGES))
+    own, same, other = _survivals(few, claim, read, places)
     n, standing = len(places), set(claim.standing)
     before = torch.tensor([float(place in standing) for place in places]).to(same)
     # the variance of one pass's outcome is at most 1/4

@@ -19,6 +19,7 @@ from .passes import Meter, Passes
 
 ASSUMED_EPS = 4 / 255  # if the evaluation has no radius above 0
 SAME = 1e-3  # relative tolerance for the same arithmetic in another order
+FEW = 5  # passes averaged in the gradients of attacks that are only compared with each other
 REPEATS = 20  # passes over which a random model's outcomes are averaged
 SIGMAS = 3.0  # one-sided rate of false alarms: 0.13 % per comparison
 
@@ -94,6 +95,11 @@ class Sample:
     def averaged(self) -> int:
         """Number of passes averaged in each gradient: 1 if the model is not random."""
         return 1 if self.noise == "none" else self.samples
+
+    @property
+    def with_few_samples(self) -> "Sample":
+        """Average a random model's gradients over few passes, to compare its own attacks."""
+        return replace(self, samples=min(self.samples, FEW), known=self.noise)
 
     @property
     def repeats(self) -> int:
@@ -187,8 +193,11 @@ class Sample:
 
     @property
     def may_stop(self) -> bool:
-        """Whether a fooled image may stop its attack: one pass of a random model may be chance."""
-        return self.noise == "none"
+        """Whether a fooled image may leave its attack.
+
+        One pass of a random model may be chance, and fixed random numbers depend on the batch.
+        """
+        return self.noise == "none" and self.draw is None
 
     def survival(self, adv: Tensor) -> Tensor:
         """Return the share of passes that classify each adversarial image correctly, ``[B]``."""
