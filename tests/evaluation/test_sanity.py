@@ -10,8 +10,8 @@ from fastprompt import JPEG, BitDepth, Defended, GaussianSmoothing, evaluate
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.sampling import evenly, in_turn
 from fastprompt.evaluation.sanity import FULL, QUICK, check_model, check_rows, claims
-from fastprompt.evaluation.sanity.slopes import measured_gradient
 from fastprompt.evaluation.sanity.sample import Sample
+from fastprompt.evaluation.sanity.slopes import measured_gradient
 from fastprompt.evaluation.sanity.strength import in_8_bits
 
 EPS = 8 / 255
