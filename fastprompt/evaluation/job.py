@@ -38,6 +38,7 @@ from .scoring import facts, verdicts
 
 Sanity = Literal["quick", "full", "off"]
 _DIAGNOSED = 256  # number of images for the diagnostics
+_EVERY = 0.5  # seconds between two notes of the checks' passes
 _STEPS = 10  # PGD steps for the diagnostics
 
 
@@ -261,8 +262,8 @@ class _Told:
         self._check = name
 
     def passes(self, passes: int) -> None:
-        """Show the number of passes, at most twice a second."""
-        if time.monotonic() - self._last > 0.5:
+        """Show the number of passes from time to time, as a note takes longer than a small pass."""
+        if time.monotonic() - self._last > _EVERY:
             self._last = time.monotonic()
             self._bar.note(f"{self._model}: checks: {self._check}, {passes:,} passes")
 

@@ -313,7 +313,7 @@ def hooked_bit_depth():
 FALSE: dict[str, Callable] = {
     model.__name__: (lambda model=model: model)
     for model in (
-        *(rounded, hot, cold, detached, under_no_grad, nan_gradient),
+        *(rounded, hot, detached, under_no_grad, nan_gradient),
         *(log_clipped, one_hot, cosine_blocks, shuffled, backwards, partly_turned, mostly_filled),
         *(random_signs, gradient_of_another, one_hot_through_another, one_hot_and_another),
         *(steep_and_another, wave_between_levels, sawtooth, wave_in_the_logits),
