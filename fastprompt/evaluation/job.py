@@ -1,5 +1,6 @@
 """Run an evaluation: all models under all attacks, sanity checks, diagnostics and examples."""
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from .sanity import (
     FULL,
     QUICK,
     Claim,
+    Meter,
     Verdict,
     check_claims,
     check_model,
@@ -38,6 +40,7 @@ from .scoring import facts, verdicts
 
 Sanity = Literal["quick", "full", "off"]
 _DIAGNOSED = 256  # number of images for the diagnostics
+_EVERY = 0.5  # seconds between two notes of the checks' passes
 _STEPS = 10  # PGD steps for the diagnostics
 
 
@@ -85,8 +88,7 @@ class Job:
             ]
             sanity = []
             for run, own in zip(runs, rows, strict=True):
-                bar.note(f"{run.name}: checks")
-                sanity += [{"model": run.name, **asdict(v)} for v in self._check(run, own)]
+                sanity += [{"model": run.name, **asdict(v)} for v in self._check(run, own, bar)]
         labels = rows[0][0]["labels"]
         ordered = _side_by_side(rows)
         result = Evaluation(
@@ -179,7 +181,7 @@ class Job:
         right = [place for place, flag in enumerate(clean) if flag != FELL]
         return in_turn((standing, n // 2), (right, n), (range(len(clean)), n))
 
-    def _check(self, run: ModelRun, rows: Sequence[dict[str, Any]]) -> list[Verdict]:
+    def _check(self, run: ModelRun, rows: Sequence[dict[str, Any]], bar: Progress) -> list[Verdict]:
         """Run the sanity checks of a model and its rows."""
         if self.sanity == "off":
             return []
@@ -188,8 +190,10 @@ class Job:
         own = {f"transfer:{k}" for k, m in self.surrogates.items() if m is run.model}
         seen = [{**row, "path": "adaptive"} if row["path"] in own else row for row in rows]
         claimed = claims(seen)
-        places = self._looked_at(depth.images, rows[0]["flags"], claimed)
-        indices, pixels, labels = self._read(places)
+        spent = sum(row["forwards"] + row["gradients"] for row in rows)
+        n = depth.affords(spent, run.how.samples)
+        indices, pixels, labels = self._read(self._looked_at(n, rows[0]["flags"], claimed))
+        told = _Told(bar, run.name)
         sample = Sample(
             run.model,
             pixels,
@@ -200,10 +204,13 @@ class Job:
             batch=run.how.batch,
             samples=run.how.samples,
             surrogates={k: m for k, m in self.surrogates.items() if m is not run.model},
+            meter=Meter(told.passes),
         )
         with random_numbers(run.how.seed, ("sanity", run.name), self.images.device):
+            found = check_model(sample, depth, told.check)
+            told.check("attacked again")
             return [
-                *check_model(sample, depth),
+                *found,
                 *check_claims(sample, claimed, self._read),
                 *check_rows(seen),
             ]
@@ -250,6 +257,24 @@ class Job:
                 predicted = verdicts(run.model, adv.to(clean.device), labels)[1]
             tensors |= {f"prediction.{r}": predicted.cpu(), f"adv.{r}": adv}
         examples.write(tensors)
+
+
+class _Told:
+    """Tells the progress bar which check runs, and how many passes the checks took."""
+
+    def __init__(self, bar: Progress, model: str) -> None:
+        self._bar, self._model, self._check = bar, model, ""
+        self._last = 0.0
+
+    def check(self, name: str) -> None:
+        """Note the check that begins."""
+        self._check = name
+
+    def passes(self, passes: int) -> None:
+        """Show the number of passes from time to time, as a note takes longer than a small pass."""
+        if time.monotonic() - self._last > _EVERY:
+            self._last = time.monotonic()
+            self._bar.note(f"{self._model}: checks: {self._check}, {passes:,} passes")
 
 
 def _describe(model: Model) -> dict[str, Any]:

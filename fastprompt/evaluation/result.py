@@ -22,7 +22,8 @@ class Evaluation:
     Attributes:
         rows: one dict per model, attack and eps: see `evaluate`.
         sanity: one dict per model and check: ``model``, ``check``, ``verdict`` (``"passed"``,
-            ``"failed"``, ``"skipped"``), ``reason``, ``figures``.
+            ``"failed"``, ``"skipped"``), ``reason``, ``figures``, ``decisive`` (whether the result
+            is not trusted if the check was skipped).
         data: the images: ``name``, ``fingerprint``, ``n``, ``indices``, ``labels``,
             ``classnames``, ``classes`` (all, base or new), ``unreadable`` (images left out).
         models: how each model computes and a hash of its weights, by name.
@@ -40,18 +41,14 @@ class Evaluation:
 
     @property
     def trusted(self) -> bool:
-        """Whether every attack had usable gradients, and no check failed."""
+        """Whether every attack had usable gradients, and no check failed or could not run."""
         return not self.reasons
 
     @property
     def reasons(self) -> list[str]:
         """Reasons not to trust the result, by model and attack or check."""
         rows = [f"{r['model']}, {r['attack']}: {why}" for r in self.rows for why in r["reasons"]]
-        failed = [
-            f"{s['model']}, {s['check']}: {s['reason']}"
-            for s in self.sanity
-            if s["verdict"] == "failed"
-        ]
+        failed = [f"{s['model']}, {s['check']}: {s['reason']}" for s in self.sanity if in_doubt(s)]
         return [*rows, *failed]
 
     def row(self, model: str, attack: str, eps: Fraction = 0.0) -> dict[str, Any]:
@@ -118,6 +115,12 @@ class Evaluation:
         for r in self.rows:
             cells.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = _cell(r)
         return text_table(cells, self.reasons)
+
+
+def in_doubt(check: Mapping[str, Any]) -> bool:
+    """Whether a check of `Evaluation.sanity` failed, or is decisive and could not run."""
+    skipped = check["verdict"] == "skipped" and check.get("decisive", False)
+    return check["verdict"] == "failed" or skipped
 
 
 def _rename(found: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ..evaluation.result import worst_case
+from ..evaluation.result import in_doubt, worst_case
 from ..evaluation.scoring import wilson
 from ..evaluation.spread import summary
 from .runs import Run, Source
@@ -154,8 +154,8 @@ class Method:
 
     @property
     def failed(self) -> list[dict[str, Any]]:
-        """The sanity checks that it failed."""
-        return [s for s in self.sanity if s["verdict"] == "failed"]
+        """The sanity checks that it failed, or that are decisive and could not run."""
+        return [s for s in self.sanity if in_doubt(s)]
 
     @property
     def facts(self) -> dict[str, Any]:

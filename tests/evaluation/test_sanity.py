@@ -1,157 +1,51 @@
 """The checks flag defenses that only look robust, with the reason, and leave honest ones be."""
 
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from helpers.planted_defenses import (
+    EPS,
+    HONEST,
+    LABELS,
+    PIXELS,
+    WHERE,
+    Random,
+    Through,
+    early,
+    images,
+    in_large_batches,
+    other_in_the_attack,
+    partly_turned,
+    rounded,
+    shuffled,
+    squashed,
+)
 from torch import nn
 
 from fastprompt import JPEG, BitDepth, Defended, GaussianSmoothing, evaluate
+from fastprompt._utils.progress import Progress
 from fastprompt.data import ImageTensors
+from fastprompt.evaluation import job
 from fastprompt.evaluation.sampling import evenly, in_turn
-from fastprompt.evaluation.sanity import FULL, QUICK, check_model, check_rows, claims
-from fastprompt.evaluation.sanity.gradients import measured_gradient
+from fastprompt.evaluation.sanity import FULL, QUICK, check_model, check_rows, claims, strength
 from fastprompt.evaluation.sanity.sample import Sample
+from fastprompt.evaluation.sanity.slopes import measured_gradient
 from fastprompt.evaluation.sanity.strength import in_8_bits
-
-EPS = 8 / 255
-
-
-def network(seed=0, classes=6):
-    """A small smooth network; its own predictions are the labels."""
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 32), nn.Tanh(), nn.Linear(32, classes))
-    for layer in (net[1], net[3]):
-        nn.init.normal_(layer.weight, std=3 / layer.in_features**0.5)
-    return net.eval().requires_grad_(False)
-
-
-HONEST, OTHER = network(), network(1)
-
-
-def images(n=40, seed=2):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (n, 3, 12, 12), generator=generator, dtype=torch.uint8)
-
-
-PIXELS = images().float() / 255
-LABELS = HONEST(PIXELS).argmax(1)
 
 
 def sample(model, n=16, **options):
     return Sample(model, PIXELS[:n], LABELS[:n], torch.arange(n), EPS, **options)
 
 
-class Shuffled(torch.autograd.Function):
-    """The right value and a gradient that means nothing."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad[:, :, torch.randperm(grad.shape[2])][..., torch.randperm(grad.shape[3])]
-
-
-class Reversed(Shuffled):
-    @staticmethod
-    def backward(ctx, grad):
-        return -grad
-
-
-def rounded(x):
-    return HONEST((x * 15).round() / 15)
-
-
-def hot(x):
-    return HONEST(x) * 1e6
-
-
-def cold(x):
-    return HONEST(x) / 1e6
-
-
-def detached(x):
-    return HONEST(x).detach()
-
-
-def under_no_grad(x):
-    with torch.no_grad():
-        return HONEST(x)
-
-
 def noisy(x):
     return HONEST(x + 0.05 * torch.randn_like(x))
 
 
-def nan_gradient(x):
-    return HONEST(x) + (0 * (x * 0).sqrt()).flatten(1).sum(1, keepdim=True)
-
-
-def other_in_the_attack(x):
-    """As a classifier whose attack path leaves out the learned prompts."""
-    return OTHER(x) if x.requires_grad else HONEST(x)
-
-
-def other_with_gradients_on(x):
-    return OTHER(x) if torch.is_grad_enabled() else HONEST(x)
-
-
-def shuffled(x):
-    return HONEST(Shuffled.apply(x))
-
-
-def backwards(x):
-    return HONEST(Reversed.apply(x))
-
-
-def gradient_of_another(x):
-    """The right values with another function's gradient: a straight-through estimate gone wrong."""
-    wrong = OTHER(x)
-    return HONEST(x).detach() + wrong - wrong.detach()
-
-
-class Through(torch.autograd.Function):
-    """The right value and a gradient that is changed on its way."""
-
-    @staticmethod
-    def forward(ctx, x, change):
-        ctx.change = change
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return ctx.change(grad), None
-
-
-WHERE = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(4))
-
-
-def partly_turned(x):
-    """Still a way up, and better than a random step: a third of the signs is wrong."""
-    return HONEST(Through.apply(x, lambda grad: torch.where(WHERE < 0.35, -grad, grad)))
-
-
-def mostly_filled(x):
-    """No zeros to be counted: most of the pixels have one tiny constant for a gradient."""
-    return HONEST(Through.apply(x, lambda grad: torch.where(WHERE < 0.7, 1e-20, grad)))
-
-
-def wave_between_levels(x):
-    """Nothing on the levels of 8 bits, where clean images are: its slopes drown all others."""
-    return HONEST(x + 2 / 255 * torch.sin(2 * torch.pi * 255 * x))
-
-
-def true_on_clean_images_alone(x):
-    stored = ((x * 255 - (x * 255).round()).abs() < 1e-3).flatten(1).all(dim=1)
-    return torch.where(stored[:, None], HONEST(x), HONEST(Reversed.apply(x)))
-
-
-def wave_in_the_logits(x):
-    """Too small to change a prediction, and steeper than all else."""
-    ways = torch.randn(6, 3 * 12 * 12, generator=torch.Generator().manual_seed(5)) / 20
-    return HONEST(x) + 0.02 * torch.sin(2e4 * x.flatten(1) @ ways.T)
+def cold(x):
+    return HONEST(x) / 1e6
 
 
 def all_but_two_ruled_out(x):
@@ -163,32 +57,18 @@ def neighbors(x):
     return HONEST(x) + 3 * x.mean() * torch.arange(6.0).roll(len(x))
 
 
-FALSE = {
-    rounded: ("gradient health", "zero gradient"),
-    hot: ("gradient health", "temperature"),
-    cold: ("temperature", "temperature"),
-    detached: ("gradient health", "detached"),
-    under_no_grad: ("gradient health", "no_grad"),
+# not falsely robust (those are in tests/hostile), but not what an attack or a reader expects
+ODD = {
     noisy: ("repeatable", "outputs are random"),
-    nan_gradient: ("gradient health", "NaN or infinite"),
-    other_in_the_attack: ("attack path", "attacked model is not the evaluated one"),
-    other_with_gradients_on: ("attack path", "attacked model is not the evaluated one"),
-    shuffled: ("gradient direction", "does not point to a higher loss"),
-    backwards: ("gradient direction", "does not point to a higher loss"),
-    gradient_of_another: ("gradient direction", "does not point to a higher loss"),
-    partly_turned: ("measured gradient", "not the slope"),
-    mostly_filled: ("measured gradient", "not the slope"),
-    wave_between_levels: ("measured gradient", "beside them"),
-    true_on_clean_images_alone: ("measured gradient", "beside them"),
-    wave_in_the_logits: ("measured gradient", "not the slope"),
+    cold: ("temperature", "temperature"),
     all_but_two_ruled_out: ("finite logits", "infinite"),
     neighbors: ("batch split", "depend on its batch"),
 }
 
 
-@pytest.mark.parametrize("model", FALSE, ids=lambda f: f.__name__)
-def test_a_false_defense_is_flagged_with_its_reason(model):
-    name, words = FALSE[model]
+@pytest.mark.parametrize("model", ODD, ids=lambda f: f.__name__)
+def test_an_odd_model_is_flagged_with_its_reason(model):
+    name, words = ODD[model]
     torch.manual_seed(0)
     failed = {v.check: v.reason for v in check_model(sample(model), QUICK) if v.verdict == "failed"}
     assert name in failed
@@ -254,25 +134,100 @@ def test_an_honest_clip_raises_no_flag(bundled_clip):
     assert {s["verdict"] for s in result.sanity} <= {"passed", "skipped"}
 
 
-class Noisy(nn.Module):
-    randomized = True
-
-    def forward(self, x):
-        return HONEST(x + 0.05 * torch.randn_like(x))
-
-
 def test_a_model_that_says_it_is_random_is_attacked_in_expectation():
-    found = {v.check: v for v in check_model(sample(Noisy(), samples=20), QUICK)}
+    noisy = Random(HONEST, 0.05)
+    found = {v.check: v for v in check_model(sample(noisy, samples=20), QUICK)}
     assert found["repeatable"].verdict == "passed"
     assert "means of 20 passes" in found["repeatable"].reason
-    assert found["attack path"].verdict == "skipped"
-    assert [v for v in found.values() if v.verdict == "failed"] == []
+    assert {v.verdict for v in found.values()} == {"passed"}
     data = ImageTensors(images(), LABELS)
-    result = evaluate(Noisy(), data, ["pgd-3"], EPS, limit=8, progress=False)
+    result = evaluate(noisy, data, ["pgd-3"], EPS, limit=8, progress=False)
     assert result.how["samples"] == {"model": 20}
     assert result.rows[1]["settings"]["samples"] == 20
     assert result.rows[1]["settings"]["counts"] == "last iterate"  # one lucky pass is no success
     assert result.trusted
+
+
+def test_equal_passes_are_not_random_whatever_the_model_says():
+    found = {v.check: v for v in check_model(sample(Random(partly_turned), samples=20), QUICK)}
+    assert "not random" in found["repeatable"].reason
+    assert found["measured gradient"].verdict == "failed"
+    assert found["planted example"].verdict == "passed"  # it ran: nothing is skipped
+    assert sample(Random(HONEST), samples=20).averaged == 1
+
+
+def test_random_numbers_are_fixed_and_restored():
+    noisy = sample(Random(HONEST, 0.05), samples=20)
+    own = sample(Random(HONEST, 0.05, torch.Generator().manual_seed(0)), samples=20)
+    assert (noisy.noise, own.noise, sample(HONEST).noise) == ("seeded", "free", "none")
+    one, other = noisy.fixed(1), noisy.fixed(2)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    assert torch.equal(one.logits(one.images), one.logits(one.images))
+    assert not torch.equal(one.logits(one.images), other.logits(one.images))
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert before[2] == random.getstate()
+    assert own.fixed(1) is own
+
+
+def test_a_slope_that_noise_hides_is_not_trusted():
+    """With random numbers of its own, slopes are averages: wrong, right, or not known."""
+    verdicts = {}
+    for noise in (0.01, 3.0):
+        own = Random(HONEST, noise, torch.Generator().manual_seed(0))
+        verdict = measured_gradient(sample(own, samples=5))
+        verdicts[noise] = (verdict.verdict, verdict.decisive)
+    assert verdicts == {0.01: ("passed", False), 3.0: ("skipped", True)}
+    own = Random(partly_turned, 0.01, torch.Generator().manual_seed(0))
+    assert measured_gradient(sample(own, samples=5)).verdict == "failed"
+
+
+def test_a_decisive_check_that_cannot_run_is_not_trusted(monkeypatch):
+    def missing():
+        raise ModuleNotFoundError("install it with: pip install 'fastprompt[eval]'")
+
+    def square(*_, **__):
+        missing()
+
+    monkeypatch.setattr(strength, "Square", square)
+    data = ImageTensors(images(), LABELS)
+    result = evaluate(HONEST, data, ["pgd-3"], EPS, limit=16, sanity="full", progress=False)
+    assert not [s for s in result.sanity if s["verdict"] == "failed"]
+    assert not result.trusted
+    (reason,) = result.reasons
+    assert "black box" in reason
+    assert "pip install" in reason
+    result.sanity[:] = [{k: v for k, v in s.items() if k != "decisive"} for s in result.sanity]
+    assert result.trusted  # as a result of an earlier release is
+
+
+def test_the_checks_take_few_passes_beside_the_evaluation():
+    """The stated passes hold, and a small evaluation is checked on few images."""
+    for depth, n in ((QUICK, 16), (QUICK, QUICK.least)):
+        own = sample(HONEST, n)
+        check_model(own, depth)
+        assert own.meter.passes <= (1 if n == 16 else 1.3) * depth.passes * n
+    own = sample(Random(HONEST, 0.05), 8, samples=20)
+    check_model(own, QUICK)
+    assert own.meter.passes <= 2.5 * QUICK.passes * 8
+    assert QUICK.affords(0) == QUICK.least
+    assert QUICK.affords(10**9) == QUICK.images
+    assert QUICK.affords(8 * 4 * QUICK.passes) == 8
+    assert FULL.affords(10**5, samples=20) < FULL.affords(10**5)
+
+
+def test_the_progress_says_which_check_runs_and_how_many_passes(monkeypatch):
+    notes = []
+    monkeypatch.setattr(Progress, "note", lambda self, text: notes.append(text))
+    monkeypatch.setattr(job, "_EVERY", 0.0)
+    data = ImageTensors(images(), LABELS)
+    evaluate(HONEST, data, ["pgd-3"], 1 / 255, limit=8, progress=False)
+    told = [note for note in notes if "checks: " in note]
+    assert any(note.startswith("model: checks: measured gradient, ") for note in told)
+    assert any(note.startswith("model: checks: attacked again, ") for note in told)
+    passes = [int(note.split(", ")[1].split()[0].replace(",", "")) for note in told]
+    assert passes == sorted(passes)
+    assert passes[-1] > 500
 
 
 def test_planted_examples_are_found_by_gradients_and_not_by_chance():
@@ -352,25 +307,6 @@ def test_a_failed_check_makes_the_evaluation_one_not_to_be_trusted():
 def failed_checks(model, data, attacks, eps=EPS):
     result = evaluate(model, data, attacks, eps, progress=False)
     return {s["check"]: s["reason"] for s in result.sanity if s["verdict"] == "failed"}, result
-
-
-def early():
-    calls = []
-
-    def model(x):
-        calls.append(len(x))
-        return backwards(x) if len(calls) < 12 else HONEST(x)
-
-    return model
-
-
-def in_large_batches(x):
-    return backwards(x) if len(x) > 20 else HONEST(x)
-
-
-def squashed(x):
-    """Monotone in each logit: the same predictions, and cross-entropy looks another way."""
-    return 20 * (2 * HONEST(x) + 4).sigmoid()
 
 
 @pytest.mark.parametrize("model", [early(), in_large_batches], ids=["early", "large batches"])

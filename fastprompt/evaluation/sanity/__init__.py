@@ -6,6 +6,7 @@ whole evaluation is not trusted.
 """
 
 from .checks import FULL, QUICK, check_model
+from .passes import Meter
 from .reattack import Claim, check_claims, claims
 from .rows import check_rows
 from .verdict import Verdict
@@ -14,6 +15,7 @@ __all__ = [
     "FULL",
     "QUICK",
     "Claim",
+    "Meter",
     "Verdict",
     "check_claims",
     "check_model",

@@ -22,10 +22,11 @@ from .sample import Sample
 from .verdict import Verdict
 
 _IMAGES = 8  # number of images; each needs one forward pass per point
-_NEAR, _FAR = 40, 8  # points near each image; corners, of which the best separated one is used
+_NEAR, _FAR = 24, 6  # points near each image; corners, of which the best separated one is used
 _INNER = 0.8  # distance of the near points, relative to the radius
 _APART = 1e-3  # smaller gaps would vanish in the precision of the evaluation
-_FOUND = 0.8
+# random gradients find at most a half, and that of a JPEG with smooth rounding not all at 1/255
+_MISSED = (2, 0.4)  # tolerated number and share of the planted examples
 _TRIES = ((10, 1), (50, 2))  # steps and restarts; the first finds nearly all
 
 
@@ -49,11 +50,12 @@ class _ReadOut(nn.Module):
 
 def planted(sample: Sample) -> Verdict:
     """Check that PGD finds planted adversarial examples."""
-    if sample.randomized:
-        return Verdict("planted example", "skipped", "the model is random")
+    if sample.noise == "free":
+        why = "the model's random numbers cannot be fixed; the measured gradient is its check"
+        return Verdict("planted example", "skipped", why)
     if not sample.eps:
         return Verdict("planted example", "skipped", "the radius is 0")
-    sample = sample.of(evenly(_IMAGES, len(sample)))
+    sample = sample.of(evenly(_IMAGES, len(sample))).fixed(7)
     read_out, there = _plant(sample)
     n = int(there.sum())
     if not n:
@@ -65,14 +67,18 @@ def planted(sample: Sample) -> Verdict:
     found = torch.zeros_like(there)
     for steps, restarts in _TRIES:
         left = (there & ~found).nonzero().flatten()
+        if sample.draw is not None:
+            # fixed random numbers are those of the whole batch
+            left = torch.arange(len(there), device=there.device) if len(left) else left
         if len(left):
-            found[left] = _attacked(sample.of(left.tolist()), read_out.of(left), steps, restarts)
-    share = float((found & there).sum()) / n
+            found[left] |= _attacked(sample.of(left.tolist()), read_out.of(left), steps, restarts)
+    hits = int((found & there).sum())
+    share = hits / n
     chance = _by_chance(sample, read_out, there)
     reason = (
         f"of {n} planted adversarial examples, the attack found only {share:.0%}: its gradients do "
         "not lead to them"
-        if share < _FOUND
+        if n - hits > max(_MISSED[0], _MISSED[1] * n)
         else ""
     )
     return Verdict.of("planted example", reason, planted=n, found=share, by_chance=chance)
@@ -108,7 +114,7 @@ def _plant(sample: Sample) -> tuple[_ReadOut, Tensor]:
         for name in ("weight", "bias")
     )
     center = inside.mean(dim=1)
-    return _ReadOut(sample.model, weight, bias, center), gap > 0
+    return _ReadOut(sample.call, weight, bias, center), gap > 0
 
 
 @dataclass(frozen=True)
@@ -140,5 +146,5 @@ def _fit(inside: Tensor, outside: Tensor) -> _Fit:
 def _by_chance(sample: Sample, read_out: _ReadOut, there: Tensor) -> float:
     """Return the share of planted examples that random corners find; near 1, the check is weak."""
     with torch.no_grad(), evaluating(sample.model):
-        hits = [read_out(_corner(sample, 1.0, 100 + d)).argmax(1) == 1 for d in range(10)]
+        hits = [read_out(_corner(sample, 1.0, 100 + d)).argmax(1) == 1 for d in range(4)]
     return float((torch.stack(hits).any(0) & there).sum()) / max(1, int(there.sum()))

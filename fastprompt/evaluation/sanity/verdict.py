@@ -13,12 +13,15 @@ class Verdict:
         verdict: whether it passed; ``skipped`` if it could not run.
         reason: the finding in words: why the check failed or was skipped.
         figures: measured values.
+        decisive: whether the result is not trusted if the check is skipped: there was something to
+            check, and no other check replaces this one.
     """
 
     check: str
     verdict: Literal["passed", "failed", "skipped"]
     reason: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
+    decisive: bool = False
 
     @staticmethod
     def of(check: str, reason: str, **figures: Any) -> "Verdict":
