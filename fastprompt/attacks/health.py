@@ -71,6 +71,11 @@ class GradientHealth:
             parts[0].entries if plain else torch.cat([p._entries() for p in parts]),
         )
 
+    def of(self, rows: Tensor) -> "GradientHealth":
+        """Return the counts of the images ``rows``."""
+        entries = self.entries if isinstance(self.entries, int) else self.entries[rows]
+        return GradientHealth(self.zero[rows], self.nonfinite[rows], entries)
+
     def plus(self, other: "GradientHealth", rows: Tensor) -> "GradientHealth":
         """Return these counts plus those of another attack on the images ``rows``."""
         return GradientHealth(

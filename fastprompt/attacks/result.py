@@ -48,6 +48,11 @@ class AttackResult:
             together([p.fell_at for p in parts]),
         )
 
+    def of(self, rows: Tensor) -> "AttackResult":
+        """Return the result of the images ``rows``."""
+        success, fell_at = (None if t is None else t[rows] for t in (self.success, self.fell_at))
+        return AttackResult(self.images[rows], success, self.health.of(rows), fell_at)
+
     def followed_by(self, other: "AttackResult", rows: Tensor) -> "AttackResult":
         """Return this result with the images ``rows`` replaced by those of a later attack."""
         assert self.success is not None

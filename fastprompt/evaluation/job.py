@@ -17,6 +17,7 @@ from .._utils.progress import Progress
 from .._utils.types import Model
 from ..attacks import PGD
 from ..data.dataset import fingerprint, source_of
+from .crafted import Crafted
 from .diagnostics import diagnose
 from .examples import Examples
 from .model_run import Images, ModelRun, random_numbers
@@ -79,8 +80,10 @@ class Job:
         passes = 1 + sum(len(attack.stages) for attack in self._plan)
         total = len(self.images.rows) * len(self.models) * passes
         with Progress(total, "evaluate", "img", show=progress) as bar:
-            runs = [self._run_of(name, record, examples, bar) for name in self.models]
+            crafted = Crafted(self.images.device)
+            runs = [self._run_of(name, record, examples, crafted, bar) for name in self.models]
             cleans = [run.clean() for run in runs]
+            self._share(crafted, runs, cleans)
             examples.choose([[flag != FELL for flag in clean["flags"]] for clean in cleans])
             rows = [
                 [clean, *(run.attacked(attack, clean) for attack in self.plans[run.name])]
@@ -104,9 +107,22 @@ class Job:
             result.save(self.folder / "result.json")
         return result
 
-    def _run_of(self, name: str, record: Record, examples: Examples, bar: Progress) -> ModelRun:
-        model, how = self.models[name], self.hows[name]
-        return ModelRun(name, model, self.images, how, record, examples, self.surrogates, bar)
+    def _run_of(
+        self, name: str, record: Record, examples: Examples, crafted: Crafted, bar: Progress
+    ) -> ModelRun:
+        model, how, others = self.models[name], self.hows[name], self.surrogates
+        return ModelRun(name, model, self.images, how, record, examples, others, crafted, bar)
+
+    def _share(
+        self, crafted: Crafted, runs: Sequence[ModelRun], cleans: Sequence[dict[str, Any]]
+    ) -> None:
+        """Collect the images of models for which an attack crafts the same ones."""
+        for run, clean in zip(runs, cleans, strict=True):
+            right = [place for place, flag in enumerate(clean["flags"]) if flag != FELL]
+            for attack in self._plan:
+                for stage in attack.stages:
+                    if (made_on := attack.made_on(stage, run.model)) is not None:
+                        crafted.add(made_on, right)
 
     # ---- identity ----------------------------------------------------------------------------
 

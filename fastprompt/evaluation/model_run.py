@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -14,6 +15,7 @@ from .._utils.progress import Progress
 from .._utils.types import Model
 from ..attacks import AttackResult
 from ..data.dataset import ImageDataset, batches
+from .crafted import Crafted, Window
 from .examples import Examples
 from .plan import How, Planned, Stage
 from .record import FELL, STALLED, STANDS, Record, Unit
@@ -55,6 +57,7 @@ class ModelRun:
         record: outcomes of earlier units; new outcomes are added.
         examples: stores some adversarial images for inspection.
         surrogates: models by name, on which transfer attacks are crafted.
+        crafted: adversarial images that models share.
         bar: progress bar, counting images.
     """
 
@@ -67,11 +70,12 @@ class ModelRun:
         record: Record,
         examples: Examples,
         surrogates: Mapping[str, Model],
+        crafted: Crafted,
         bar: Progress,
     ) -> None:
         self.name, self.model, self.images, self.how = name, model, images, how
         self.record, self.examples = record, examples
-        self.surrogates, self.bar = surrogates, bar
+        self.surrogates, self.crafted, self.bar = surrogates, crafted, bar
         known = facts(model)
         self.computes: dict[str, Any] = {k: v for k, v in known.items() if k != "defenses"}
         self.units: dict[tuple[str, float], list[Unit]] = {}  # by attack and radius
@@ -132,14 +136,22 @@ class ModelRun:
     def _stage(self, attack: Planned, stage: Stage, standing: list[int]) -> list[dict[str, Any]]:
         outcomes = []
         self.bar.note(f"{self.name}: {attack.words(stage)}, {len(standing)} images")
-        for number, window in enumerate(_split(standing, WINDOW * self.how.batch)):
+        made_on = attack.made_on(stage, self.model)
+        every = standing if made_on is None else self.crafted.places[made_on]
+        for number, window in enumerate(_split(every, WINDOW * self.how.batch)):
+            places = sorted({*window} & {*standing})
+            if not places:
+                continue
+            craft = partial(self._craft, attack, stage, window)
+            if made_on is not None:
+                key = made_on, stage.name, attack.eps, number
+                craft = partial(self.crafted.get, key, craft)
             unit = (attack.name, f"{attack.eps!r}", stage.name)
             self.units.setdefault((attack.name, attack.eps), []).append(
                 (self.name, *unit, str(number))
             )
-            outcomes.append(
-                self._unit(unit, number, window, lambda places: self._attack(attack, stage, places))
-            )
+            judge = partial(self._judge, attack, window, craft)
+            outcomes.append(self._unit(unit, number, places, judge))
         self.bar.update(len(self.images.rows) - len(standing))
         return outcomes
 
@@ -168,13 +180,27 @@ class ModelRun:
             labels += targets.tolist()
         return {"predictions": predictions, "labels": labels, **_passes(counted)}
 
-    def _attack(self, attack: Planned, stage: Stage, places: Sequence[int]) -> dict[str, Any]:
+    def _craft(self, attack: Planned, stage: Stage, places: Sequence[int]) -> Window:
         surrogate = attack.surrogate
         counted = Counted(self.model if surrogate is None else self.surrogates[surrogate])
         # pass the whole window: the attack splits it into batches
         read = zip(*self.images.read(places, self.how.batch), strict=True)
         indices, images, labels = (torch.cat(column) for column in read)
-        result = stage.run(counted, images, labels, indices)
+        return Window(stage.run(counted, images, labels, indices), labels, _passes(counted))
+
+    def _judge(
+        self,
+        attack: Planned,
+        window: Sequence[int],
+        craft: Callable[[], Window],
+        places: Sequence[int],
+    ) -> dict[str, Any]:
+        """Classify the adversarial images of ``places``, which are in the window."""
+        result, labels, passes = craft()
+        if len(places) < len(window):
+            mine = [window.index(place) for place in places]
+            rows = torch.tensor(mine, device=labels.device)
+            result, labels = result.of(rows), labels[rows]
         self.examples.keep(self.units[attack.name, attack.eps][-1], places, result.images)
         standing = self._standing(result, labels)
         stalled = standing & result.health.stalled
@@ -185,7 +211,7 @@ class ModelRun:
             "zero": int(result.health.zero.sum()),
             "nonfinite": int(result.health.nonfinite.sum()),
             "entries": result.health.total,
-            **_passes(counted),
+            **passes,
         }
         if result.fell_at is not None:
             outcome["fell_at"] = result.fell_at.tolist()

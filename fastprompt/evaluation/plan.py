@@ -1,7 +1,7 @@
 """Build the attacks of an evaluation from their names."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..attacks import APGD, PGD, AttackResult, FeaturePGD
 from ..attacks.autoattack import STANDARD, TARGETS
 from ..attacks.base import Attack
 from ..attacks.losses import cross_entropy, margin
+from ..model.classifier import CLIPClassifier
 
 KNOWN = (
     *("clean", "pgd-20", "pgd-100", "cw-100", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
@@ -56,12 +57,15 @@ Run = Callable[[Any, Tensor, Tensor, Tensor], AttackResult]
 class Stage:
     """One attack: its name, the settings that reproduce it, and a function that runs it.
 
-    ``run`` takes the attacked model, images, labels and the images' indices.
+    ``run`` takes the attacked model, images, labels and the images' indices. ``made_on`` returns
+    the part of a model that the images depend on, None for all of it: models with an equal part
+    get the same adversarial images.
     """
 
     name: str
     settings: dict[str, Any]
     run: Run
+    made_on: Callable[[Any], Hashable] = lambda model: None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ class Planned:
     def surrogate(self) -> str | None:
         """Name of the surrogate on which the attack is crafted, or None."""
         return self.path.removeprefix("transfer:") if "@" in self.name else None
+
+    def made_on(self, stage: Stage, model: Any) -> Hashable:
+        """Return the part of the evaluated model that the images depend on, None for all of it."""
+        return None if self.surrogate else stage.made_on(model)
 
     def words(self, stage: Stage) -> str:
         """Describe one stage for the progress bar."""
@@ -182,7 +190,8 @@ def _stage(name: str, eps: float, how: How) -> Stage:
     kind = found["kind"]
     steps = check_count(int(found["steps"] or _STEPS[kind]), "attacks: steps", most=MOST_STEPS)
     settings, run = _MAKE[kind](kind, eps, steps, how)
-    return Stage(name, {**settings, "seed": how.seed}, run)
+    options = {"made_on": _encoder} if kind == "feature-pgd" else {}
+    return Stage(name, {**settings, "seed": how.seed}, run, **options)
 
 
 Made = tuple[dict[str, Any], Run]
@@ -245,6 +254,19 @@ def _square(kind: str, eps: float, queries: int, how: How) -> Made:
     return settings, _run(STANDARD[kind].make, eps, queries, how)
 
 
+def _blind(model: Any) -> bool:
+    return not getattr(model, "has_visual_prompts", True)
+
+
+def _encoder(model: Any) -> Hashable:
+    """Return what identifies the encoder that the feature attack uses on a model."""
+    if not _blind(model):
+        return id(model.clip)
+    if type(model) is not CLIPClassifier:  # a subclass may encode in another way
+        return None
+    return id(model.clip), model.engine, model.precision
+
+
 def _feature(kind: str, eps: float, steps: int, how: How) -> Made:
     settings = {
         "steps": steps,
@@ -252,12 +274,12 @@ def _feature(kind: str, eps: float, steps: int, how: How) -> Made:
         "start": "two-sided",
         "loss": "feature KL",
         "counts": "last iterate",
+        "crafted": "once for all models with the same image encoder",
     }
 
     def run(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
         # use the classifier's faster image tower unless it has visual prompts
-        blind = not getattr(model, "has_visual_prompts", True)
-        encode = model.encode_image if blind else model.clip.encode_image
+        encode = model.encode_image if _blind(model) else model.clip.encode_image
         counting = getattr(model, "counting", None)
         attack = FeaturePGD(counting(encode) if counting else encode, eps, steps, seed=how.seed)
         batches = zip(images.split(how.batch), indices.split(how.batch), strict=True)

@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRand
 
 from fastprompt import Evaluation, evaluate, load_data
 from fastprompt._utils.files import read_tensors
+from fastprompt.attacks import FeaturePGD
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.examples import Examples
 from fastprompt.evaluation.job import _describe
@@ -725,3 +726,38 @@ def test_what_is_no_classifier_is_refused():
     ):
         with pytest.raises(ValueError, match=f"^model .*{match}"):
             evaluate(model, DATA, progress=False)
+
+
+def test_the_feature_attack_runs_once_for_models_with_one_encoder(
+    small_clip, monkeypatch, tmp_path
+):
+    data = load_data("patterns", shots=1)
+    templates = {"a": data.templates, "b": ["{}"], "c": ["the {} thing"]}
+    models = {k: small_clip.zero_shot(data.classnames, v) for k, v in templates.items()}
+    options = {"limit": 24, "batch": 2, "sanity": "off", "progress": False}
+    attacked = []
+    run = FeaturePGD.run
+
+    def counted(self, images, **indices):
+        attacked.append(len(images))
+        return run(self, images, **indices)
+
+    monkeypatch.setattr(FeaturePGD, "run", counted)
+    folder = tmp_path / "together"
+    whole = evaluate(models, data.test, ["feature-pgd-3"], "16/255", out=folder, **options)
+    crafted = sum(attacked)
+    right = [{i for i, flag in enumerate(row["flags"]) if flag == "1"} for row in whole.rows[:3]]
+    assert crafted == len(set.union(*right)) > max(map(len, right))
+    for (name, model), row in zip(models.items(), whole.rows[3:], strict=True):
+        assert row["model"] == name
+        assert row["gradients"] >= 3 * len(right[list(models).index(name)])
+        alone = evaluate(model, data.test, ["feature-pgd-3"], "16/255", **options).rows[1]
+        assert row["flags"] == alone["flags"]
+    # interrupted while the last model was judged
+    progress = folder / "progress.jsonl"
+    progress.write_bytes(progress.read_bytes()[:-5])
+    (folder / "result.json").unlink()
+    options |= {"out": folder, "resume": True}
+    resumed = evaluate(models, data.test, ["feature-pgd-3"], "16/255", **options)
+    without = [[{**row, "seconds": 0} for row in result.rows] for result in (whole, resumed)]
+    assert without[0] == without[1]

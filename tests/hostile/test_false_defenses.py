@@ -7,7 +7,6 @@ import torch
 from helpers.planted_defenses import EPS, FALSE, LABELS, images, known_attack, survivors
 
 from fastprompt import evaluate
-from fastprompt.attacks import fab_square
 from fastprompt.data import ImageTensors
 
 N = 24
@@ -38,16 +37,6 @@ REASONS = {
     "noisy in_large_batches": ("attacked again", "when attacked again"),
     "noisy gradient_of_another": ("measured gradient", "not the slope"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _plain_install(monkeypatch):
-    """As installed without extras: what needs torchattacks cannot run."""
-
-    def missing():
-        raise ModuleNotFoundError("install it with: pip install 'fastprompt[eval]'")
-
-    monkeypatch.setattr(fab_square, "torchattacks", missing)
 
 
 def evaluated(name, depth, n=N):
@@ -92,8 +81,7 @@ def test_a_false_defense_is_not_trusted(name):
 def test_a_false_defense_is_not_trusted_in_full(name):
     result = evaluated(name, "full", 40)
     assert_false(name, result, 40)
-    # the missing black box alone would be a reason
-    assert [why for why in result.reasons if "black box" not in why]
+    assert not result.trusted
 
 
 def test_known_attacks_stay_in_the_ball():
