@@ -38,7 +38,7 @@ def peer(model: nn.Module, eps: float, seed: int) -> Any:
             torchattacks.FAB(
                 model, steps=STEPS, n_classes=TARGETS + 1, multi_targeted=True, **shared
             ),
-            torchattacks.Square(model, n_queries=QUERIES, **shared),
+            torchattacks.Square(model, n_queries=QUERIES, resc_schedule=False, **shared),
         ]
     )
 

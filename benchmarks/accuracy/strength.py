@@ -60,7 +60,8 @@ def _theirs(model: nn.Module, name: str, eps: float, seed: int) -> Attack:
             model, eps=eps, steps=steps, multi_targeted=True, n_classes=TARGETS + 1
         )
     if name == "square":
-        return torchattacks.Square(model, eps=eps, n_queries=steps, seed=seed)
+        options = {"n_queries": steps, "resc_schedule": False}
+        return torchattacks.Square(model, eps=eps, seed=seed, **options)
     return torchattacks.APGDT(model, eps=eps, steps=steps, n_classes=TARGETS + 1, seed=seed)
 
 

@@ -19,7 +19,8 @@ from .result import AttackResult
 from .slots import Run, State
 
 _SHARE = 0.8  # share of the image that the first squares cover
-# the share is halved after these numbers of proposals, for 10,000 queries
+# the share is halved after these numbers of proposals: as in AutoAttack's code, they do not depend
+# on the number of queries, to which the paper scales them
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _STRIPES, _SQUARES = 1 << 31, (1 << 31) + 1  # random numbers other than those of the restarts
 _AHEAD = 32  # largest number of queries in a pass if `batch` does not say
@@ -32,7 +33,7 @@ class Square(Attack):
     A proposal is kept if it raises the margin. An image leaves when it is fooled; the result of the
     others is their point of largest margin. All random numbers depend only on (seed, image index,
     query), unlike in the authors' code, where all images of a batch share the positions of the
-    squares.
+    squares. The squares shrink as in AutoAttack's code, without regard to ``queries``.
 
     A proposal that does not change the image is rejected without a pass through the model. When few
     images are left, several proposals for each are evaluated in a batch; those behind the first
@@ -75,8 +76,7 @@ def sides(queries: int, height: int, width: int) -> list[int]:
     """Return the side of the square of each query in pixels; 0 for the first, the stripes."""
     out = [0]
     for proposal in range(queries - 1):
-        at = proposal * 10_000 // queries
-        share = _SHARE / 2 ** sum(at > last for last in _HALVED)
+        share = _SHARE / 2 ** sum(proposal > last for last in _HALVED)
         side = max(1, round(math.sqrt(share * height * width)))
         out.append(min(side, height, width))
     return out

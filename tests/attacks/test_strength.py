@@ -54,7 +54,9 @@ def test_square(torchattacks, case, eps):
             standing(model, attack, x, y, eps)
             for attack in (
                 Square(model, eps, QUERIES, seed=seed),
-                torchattacks.Square(model, norm="Linf", eps=eps, n_queries=QUERIES, seed=seed),
+                torchattacks.Square(
+                    model, norm="Linf", eps=eps, n_queries=QUERIES, seed=seed, resc_schedule=False
+                ),
             )
         ]
         for seed in range(3)
