@@ -207,9 +207,11 @@ def load_recorded(source: Mapping[str, Any], **changes: Any) -> Data:
     given = {key: source[key] for key in known} | changes
     if not isinstance(given.get("name"), str):
         raise ValueError(f"data: a recorded data set needs a name, got {given.get('name')!r}")
-    for key in ("name", "root") if source.get("directory") else ():
-        path = Path(str(source["directory"]), given[key])
-        if key not in changes and path.is_dir() and path.resolve() != Path(given[key]).resolve():
+    places = {"root": "root"} if given["name"] in TORCHVISION else {"name": "data", "root": "root"}
+    for key in places.keys() & source.keys() - changes.keys() if source.get("directory") else ():
+        recorded = check_path(given[key], places[key])
+        path = check_path(source["directory"], "directory") / recorded
+        if path.is_dir() and path.resolve() != recorded.resolve():
             given[key] = str(path)
     return load_data(**given)
 
