@@ -4,7 +4,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ MOST_TOKENS = 10**4  # context tokens and layers: memory is allocated for all of
 MOST_WIDTH = 2**16  # widths of tokens and features
 MOST_CLASSES = 10**6
 MOST_WORKERS = 1024
+MOST_SIDE = 4096  # side of an image in pixels
 MOST_WEIGHT = 1e9  # learning rates and weights of losses: far below the largest float32
 
 
@@ -124,6 +125,16 @@ def check_folder(value: str | Path | None, name: str) -> Path | None:
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{name}: {folder} is a file; pass a folder")
     return path
+
+
+def check_image_size(value: Any) -> int | tuple[int, int]:
+    """Return a side or ``(height, width)`` of 16 to 4096 pixels; one number if it is square."""
+    if not isinstance(value, Sequence):
+        return check_count(value, "image_size", least=16, most=MOST_SIDE)
+    if isinstance(value, str) or len(value) != 2:
+        raise ValueError(f"image_size must be a number or (height, width), got {shown(value)}")
+    height, width = (check_count(v, "image_size", least=16, most=MOST_SIDE) for v in value)
+    return height if height == width else (height, width)
 
 
 def check_numbers(values: Sequence[float] | Tensor | None, name: str) -> list[float] | None:

@@ -71,7 +71,9 @@ class RunFolder:
             ValueError: the file is damaged, not a run configuration, or has another format.
         """
         if not self.started:
-            raise FileNotFoundError(f"{self.path} is not a run folder: it has no config.json")
+            seeds = (self.path / "seeds.json").exists()
+            more = "; it is a folder of runs: pass one of its seed-N folders" if seeds else ""
+            raise FileNotFoundError(f"{self.path} is not a run folder: it has no config.json{more}")
         config = read_json(self.path / "config.json")
         if config.get("format") != FORMAT:
             raise ValueError(
@@ -80,23 +82,20 @@ class RunFolder:
             )
         for key, kind in _CONFIG_TYPES.items():
             if key not in config:
-                raise ValueError(
-                    f"{self.path / 'config.json'} has no {key}; it is damaged: restore it from a "
-                    "copy"
-                )
+                raise self._damaged(f"no {key}")
             if not isinstance(config[key], kind):
-                raise ValueError(
-                    f"{self.path / 'config.json'} has an invalid {key}; it is damaged: restore it "
-                    "from a copy"
-                )
+                raise self._damaged(f"an invalid {key}")
         clip = config["clip"]
         sound = all(isinstance(clip.get(key), str) for key in ("name", "fingerprint"))
         if not sound or not isinstance(clip.get("source", 0), (dict, NoneType)):
-            raise ValueError(
-                f"{self.path / 'config.json'} has an invalid clip; it is damaged: restore it from "
-                "a copy"
-            )
+            raise self._damaged("an invalid clip")
+        if not isinstance(config.get("data", {}), (dict, NoneType)):
+            raise self._damaged("an invalid data")
         return config
+
+    def _damaged(self, what: str) -> ValueError:
+        file = self.path / "config.json"
+        return ValueError(f"{file} has {what}; it is damaged: restore it from a copy")
 
     def write_prompts(
         self, tensors: Mapping[str, Tensor], method: str, identity: str, name: str = "prompts"

@@ -12,6 +12,7 @@ from .._utils.locks import is_free, locked
 from .._utils.names import unknown
 from .._utils.run_folder import RunFolder
 from .._utils.types import Model
+from ..clip import bundled
 from ..clip.frozen import FrozenCLIP
 from ..data.load import Data, load_data, load_recorded
 from ..defenses import Defended, parse_defenses
@@ -208,6 +209,7 @@ def _of_run(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
     config = renamed_config(RunFolder(given["run"]).read_config())
     if config["method"] not in TUNERS:
         raise unknown("method", config["method"], TUNERS)
+    _check_model(given, config["clip"]["name"])
     data = _data_of_run(given, config)
     tuner: Tuner = TUNERS[config["method"]].load(given["run"], _clip(given, config))
     if given["image_size"] not in (None, tuner.clip.image_size):
@@ -221,6 +223,20 @@ def _of_run(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
     precision = tuner.config.precision
     zero_shot = tuner.clip.zero_shot(data.classnames, data.templates, precision=precision)
     return {SURROGATE: zero_shot, "tuned": tuned}, data
+
+
+def _check_model(given: Mapping[str, Any], name: str) -> None:
+    """Refuse another model than the run's; `_of_run` checks ``image_size`` once it is loaded."""
+    for option, own in (
+        ("clip", (bundled.DEFAULT, name)),
+        ("pretrained", (None,)),
+        ("image_weights", (None,)),
+    ):
+        if given[option] not in own:
+            raise ValueError(
+                f"{option}: a run is evaluated on its own model, {name}, got {given[option]!r}; "
+                f"omit --{option}"
+            )
 
 
 def _clip(given: Mapping[str, Any], config: Mapping[str, Any]) -> FrozenCLIP | None:
@@ -248,9 +264,9 @@ def _given(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _data_of_run(given: Mapping[str, Any], config: Mapping[str, Any]) -> Data:
     """Load the data of ``--data``, else that of the run; the options override the run's."""
-    source, job = config.get("data") or {}, config.get("job") or {}
+    source, job = config.get("data") or {}, config.get("job")
     own = source.get("type")
-    if job.get("data"):  # of an earlier version
+    if isinstance(job, Mapping) and job.get("data"):  # of an earlier version
         source = {**job, "name": job["data"], "seed": job.get("data_seed")}
     source = {key: value for key, value in source.items() if value is not None}
     if given["data"] is not None:  # of the run's arguments only the place is that of other data

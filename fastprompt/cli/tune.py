@@ -133,6 +133,7 @@ def tune(arguments: Sequence[str]) -> int:
     if "seed" in read:
         raise ValueError("--seeds sets the seed of each run: drop seed from the settings file")
     _check_job(job)
+    _check_data(job)
     check_seeds(given["seeds"])
     out = out or _new_folder(method)
     return run_seeds(SeedsFolder.begin(out, method, given["seeds"], job, settings), _run)
@@ -211,12 +212,9 @@ def _check_stored_job(
 
 
 def _check_job(job: Mapping[str, Any]) -> None:
-    """Check the job before a model is loaded and tuning starts."""
-    check_seed(job["data_seed"], "data_seed")
-    if job["shots"] != "all":
-        check_count(job["shots"], "shots")
+    """Check the job, without its data, before a model is loaded and tuning starts."""
     device_name(job["device"])
-    for name in ("data", "root", "image_weights", "pretrained"):
+    for name in ("image_weights", "pretrained"):
         if job[name] is not None:
             check_path(job[name], name)
     given = job["eval_eps"]
@@ -226,6 +224,15 @@ def _check_job(job: Mapping[str, Any]) -> None:
     check_count(job["eval_batch"], "eval_batch")
     if job["eval_limit"] is not None:
         check_count(job["eval_limit"], "eval_limit")
+
+
+def _check_data(job: Mapping[str, Any]) -> None:
+    """Check the job's data, which a resumed run has recorded, before a folder is created."""
+    check_seed(job["data_seed"], "data_seed")
+    if job["shots"] != "all":
+        check_count(job["shots"], "shots")
+    for name in ("data", "root"):
+        check_path(job[name], name)
 
 
 def _check_free(out: Path) -> None:
@@ -267,6 +274,8 @@ def _run(
 ) -> Evaluation:
     """Tune and evaluate; ``source`` is the data that a resumed run recorded."""
     _check_job(job)
+    if source is None:
+        _check_data(job)
     if out is not None and not resume:
         _check_free(out)
     data = _data(job) if source is None else load_recorded(source, download=job["download"])

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .._utils.checks import check_count, check_numbers, check_path, shown
+from .._utils.checks import check_image_size, check_numbers, check_path, shown
 from .._utils.devices import usable_device
 from .._utils.files import read_json
 from .._utils.names import unknown
@@ -56,8 +56,8 @@ def load_clip(
             (adversarially fine-tuned encoders) are published in this format. Pickled code in a
             file is never executed, and a file that declares more content than it has is not read.
         image_size: another input size of the image encoder, for a model name: a side in pixels, or
-            ``(height, width)``. The position embeddings are interpolated, as open_clip's
-            ``force_image_size`` does. Default: the model's own.
+            ``(height, width)``, each from 16 to 4096. The position embeddings are interpolated, as
+            open_clip's ``force_image_size`` does. Default: the model's own.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``. Default: the CPU, or a model
             object's current device.
         cache_dir: the directory of open_clip's downloads.
@@ -95,7 +95,7 @@ def load_clip(
         inner, name = _full_precision(copy.deepcopy(model)), type(model).__name__
         tokenizer = tokenizer or _standard_tokenizer(inner)
     elif isinstance(model, str):
-        size = None if image_size is None else _checked_size(image_size)
+        size = None if image_size is None else check_image_size(image_size)
         inner, found = _by_name(model, pretrained, cache_dir, size)
         _require_clip(inner)
         source = {"model": model, "pretrained": pretrained} if tokenizer is None else None
@@ -131,15 +131,6 @@ def _full_precision(model: nn.Module) -> nn.Module:
     """Convert the model to float32 if any parameter is float16 or bfloat16."""
     low = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
     return model.float() if low else model
-
-
-def _checked_size(image_size: int | Sequence[int]) -> int | tuple[int, int]:
-    if not isinstance(image_size, Sequence):
-        return check_count(image_size, "image_size")
-    if len(image_size) != 2:
-        raise ValueError(f"image_size must be a number or (height, width), got {image_size}")
-    height, width = (check_count(side, "image_size") for side in image_size)
-    return height, width
 
 
 def _check_patches(model: nn.Module, name: str, size: int | tuple[int, int]) -> None:

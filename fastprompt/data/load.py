@@ -1,7 +1,7 @@
 """`load_data`: load a built-in data set, an image folder or a torchvision data set."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,7 +9,15 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from .._utils.checks import check_choice, check_count, check_flag, check_path, check_seed, shown
+from .._utils.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_image_size,
+    check_path,
+    check_seed,
+    shown,
+)
 from .._utils.names import unknown
 from ..clip.frozen import TEMPLATES
 from .builtin import WORLDS, draw_split
@@ -22,7 +30,6 @@ from .splits import Form, Size, Split
 from .torchvision_sets import TORCHVISION, torchvision_splits
 
 OnError = Literal["raise", "skip"]
-_LARGEST = 4096  # side of an image in pixels
 
 
 @dataclass
@@ -207,9 +214,11 @@ def load_recorded(source: Mapping[str, Any], **changes: Any) -> Data:
     given = {key: source[key] for key in known} | changes
     if not isinstance(given.get("name"), str):
         raise ValueError(f"data: a recorded data set needs a name, got {given.get('name')!r}")
-    for key in ("name", "root") if source.get("directory") else ():
-        path = Path(str(source["directory"]), given[key])
-        if key not in changes and path.is_dir() and path.resolve() != Path(given[key]).resolve():
+    places = {"root": "root"} if given["name"] in TORCHVISION else {"name": "data", "root": "root"}
+    for key in places.keys() & source.keys() - changes.keys() if source.get("directory") else ():
+        recorded = check_path(given[key], places[key])
+        path = check_path(source["directory"], "directory") / recorded
+        if path.is_dir() and path.resolve() != recorded.resolve():
             given[key] = str(path)
     return load_data(**given)
 
@@ -233,18 +242,8 @@ def _find(
 
 
 def _form(image_size: Any, channels: int) -> Form:
-    """Check the form of the images; a square height and width is one number."""
-    if isinstance(image_size, Sequence):
-        if isinstance(image_size, str) or len(image_size) != 2:
-            raise ValueError(
-                f"image_size must be a number or (height, width), got {shown(image_size)}"
-            )
-        height, width = (
-            check_count(side, "image_size", least=16, most=_LARGEST) for side in image_size
-        )
-        size: Size = height if height == width else (height, width)
-    else:
-        size = check_count(image_size, "image_size", least=16, most=_LARGEST)
+    """Check the form of the images."""
+    size = check_image_size(image_size)
     if isinstance(channels, bool) or channels not in (1, 3):
         raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {shown(channels)}")
     return Form(size, channels)

@@ -10,8 +10,9 @@ from ..clip.load import load_clip
 
 log = logging.getLogger(__name__)
 
+# arguments of `load_clip`
+_SOURCE = ("model", "pretrained", "image_weights", "image_size", "mean", "std")
 # execution settings: their defaults depend on the machine; config.json stores their values
-_SOURCE = ("model", "pretrained", "image_weights", "mean", "std")  # arguments of `load_clip`
 EXECUTION = ("compile", "class_chunk")
 
 

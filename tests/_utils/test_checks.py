@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fastprompt._utils.checks import (
     check_classnames,
     check_count,
+    check_image_size,
     check_images,
     check_labels,
     check_number,
@@ -300,3 +301,11 @@ def test_without_a_near_name_all_are_listed_if_they_are_few():
 def test_a_known_name_with_one_letter_more_is_found(names, data):
     name = data.draw(st.sampled_from(names))
     assert repr(name) in nearest(name + "z", names)
+
+
+def test_sizes_of_images():
+    assert check_image_size((48, 48)) == check_image_size(48) == 48
+    assert check_image_size([48, 64]) == (48, 64)
+    for wrong in (10**6, 15, (48, 10**6), (48,), "48", True):
+        with pytest.raises((ValueError, TypeError), match=r"^image_size must be"):
+            check_image_size(wrong)

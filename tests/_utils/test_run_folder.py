@@ -101,6 +101,19 @@ def test_a_config_without_its_main_parts_is_refused(run, key):
     refused(run.read_config, rf" {key}\b.*damaged", path)
 
 
+@pytest.mark.parametrize("data", [["pictures"], "pictures", 3])
+def test_a_config_with_invalid_data_is_refused(run, data):
+    path = run.path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": data}))
+    refused(run.read_config, r" invalid data;.*damaged", path)
+
+
+def test_a_folder_of_seeds_names_its_runs(tmp_path):
+    (tmp_path / "seeds.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="seed-N"):
+        RunFolder(tmp_path).read_config()
+
+
 # ---- prompts and state -----------------------------------------------------------------------
 
 

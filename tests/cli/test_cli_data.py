@@ -176,6 +176,14 @@ def test_another_image_size(call, pictures, tmp_path):
     assert err.startswith("error: image_size must be that of the run's model, 64, got 48")
 
 
+def test_a_run_refuses_another_model(call, tmp_path):
+    APTTuner("tiny-shapes", ["ant", "bee"], n_ctx=2).save(tmp_path / "run")
+    for option in ("--clip=ViT-B-32", "--pretrained=openai", "--image_weights=x"):
+        err = call("evaluate", tmp_path / "run", SMALL, option, fails=True)
+        assert f"omit {option.split('=')[0]}" in err
+        assert "own model, tiny-shapes" in err
+
+
 def test_an_imported_run_remembers_its_data(call, pictures, tmp_path):
     torch.save({"state_dict": {"ctx": torch.randn(3, 24)}, "epoch": 50}, tmp_path / "model.pth")
     command = f"import {tmp_path / 'model.pth'} --data={pictures} --classes=new"

@@ -395,6 +395,25 @@ def test_a_recorded_folder_is_found_from_another_directory(tmp_path, monkeypatch
     assert again.train.fingerprint == data.train.fingerprint
     with pytest.raises(FileNotFoundError, match=r"^data: .*pictures"):
         load_recorded(source, name="./pictures")
+    for wrong in ({"name": "./pictures", "directory": 3}, {"name": "./pictures", "root": 3}):
+        with pytest.raises(TypeError, match=r"^(directory|root) must be a path"):
+            load_recorded({"directory": str(tmp_path / "here"), **wrong})
+
+
+def test_a_recorded_torchvision_set_is_no_folder_of_that_name(tmp_path, monkeypatch):
+    """A folder with the name of the set stands where the run was started."""
+    (tmp_path / "CIFAR10").mkdir()
+    (tmp_path / "data").mkdir()
+    asked = []
+
+    def found(name, root, download):
+        asked.append((name, str(root)))
+        return ["ant", "bee"], None, ()
+
+    monkeypatch.setattr("fastprompt.data.load._find", found)
+    load_recorded({"name": "CIFAR10", "root": "data", "directory": str(tmp_path)})
+    load_recorded({"name": "CIFAR10", "directory": str(tmp_path)})
+    assert asked == [("CIFAR10", str(tmp_path / "data")), ("CIFAR10", "data")]
 
 
 def test_every_split_of_loaded_data_says_where_it_comes_from():
