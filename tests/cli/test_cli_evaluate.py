@@ -1,5 +1,6 @@
 """``fastprompt evaluate RUN``: what is judged, where it goes, and what the exit code says."""
 
+import csv
 import json
 
 import pytest
@@ -109,8 +110,8 @@ def test_several_seeds(tuned, tmp_path, capsys):
     assert "(" in capsys.readouterr().out
     for folder in (tmp_path / "s", tuned):
         assert main(["report", str(folder), f"--out={tmp_path / 'r.html'}"]) == 0
-        named = {line.split(",")[1] for line in (tmp_path / "r.csv").read_text().splitlines()}
-        assert {"seed-1", "seed-2"} <= {name.split("/")[-1] for name in named}
+        with (tmp_path / "r.csv").open() as file:
+            assert {"1", "2"} <= {row["evaluation_seed"] for row in csv.DictReader(file)}
     each = [Evaluation.load(tmp_path / "s" / f"seed-{s}" / "result.json") for s in (1, 2)]
     assert each[0].data["indices"] != each[1].data["indices"]
 
