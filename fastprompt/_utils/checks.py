@@ -112,7 +112,10 @@ def check_path(value: str | Path, name: str) -> Path:
     if not isinstance(value, (str, Path)):
         raise TypeError(f"{name} must be a path, got {shown(value)}")
     if not str(value).strip() or "\0" in str(value):
-        raise ValueError(f"{name} must be a non-empty path without NUL, got {shown(str(value))}")
+        raise ValueError(
+            f"{name} must be the path of a file or folder, not empty and without NUL, got "
+            f"{shown(str(value))}"
+        )
     return Path(value)
 
 

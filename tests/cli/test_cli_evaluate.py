@@ -176,7 +176,7 @@ def test_sanity_asks_for_all_checks(tuned, tmp_path, monkeypatch):
     from fastprompt.evaluation.sanity import FULL, QUICK
 
     asked = []
-    monkeypatch.setattr(job, "check_model", lambda sample, depth: asked.append(depth) or [])
+    monkeypatch.setattr(job, "check_model", lambda sample, depth, *_: asked.append(depth) or [])
     evaluate(tuned, f"--out={tmp_path / 'a'}")
     evaluate(tuned, "--sanity=quick", f"--out={tmp_path / 'q'}")
     evaluate(tuned, "--sanity=full", f"--out={tmp_path / 'b'}")

@@ -56,8 +56,9 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(folder: Path) -> dict[Path, int]:
-    """All files in a folder, and when they were changed."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    """All files in a folder but the empty ones of locks, and when they were changed."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.stat().st_mtime_ns for path in found}
 
 
 def message_of(row: Row, world: World, capsys: pytest.CaptureFixture[str]) -> str:

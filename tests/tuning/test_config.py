@@ -66,12 +66,12 @@ def from_command_line(arguments, monkeypatch):
         seen.append(build(AdvPTConfig, {}, config, overrides))
         raise Stop
 
-    tuner.Config, tuner.job, tuner.__doc__ = AdvPTConfig, AdvPTTuner.job, "Tunes nothing."
+    tuner.Config, tuner.job, tuner.presets = AdvPTConfig, AdvPTTuner.job, {}
+    tuner.__doc__ = "Tunes nothing."
     monkeypatch.setattr("fastprompt.cli.tune.TUNERS", {"advpt": tuner})
     monkeypatch.setattr("fastprompt.cli.tune.model_of", lambda job: Blank())
     monkeypatch.setattr("fastprompt.cli.tune.load_data", lambda *a, **k: Blank())
-    with pytest.raises(Stop):
-        cli.main(["tune", "advpt", *arguments])
+    assert cli.main(["tune", "advpt", *arguments]) == 1  # as for any unexpected exception
     return seen[0]
 
 
@@ -79,6 +79,9 @@ class Blank:
     """Stands for a model and for data."""
 
     image_size, channels, classnames = 48, 3, ("a", "b")
+
+    def resized(self, image_size, channels):
+        return self
 
 
 def config_file(folder, text, name="settings.yaml"):

@@ -103,7 +103,6 @@ ROWS += [
     line("import-method", _import(_CTX, "--method", "nap"), "method"),
     line("import-device", _import(_CTX, "--device", "meta"), "device"),
     line("import-missing-names", _import(_CTX, "--classnames", "no.txt"), "classnames"),
-    line("import-names-twice", _import(_CTX, "--classnames", "a", "--data", "shapes"), "--data"),
     line(
         "import-empty-names",
         lambda w: _import(_CTX, "--classnames", str(w.file("names.txt", "\n")))(w),
