@@ -227,15 +227,12 @@ def _of_run(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
 
 def _check_model(given: Mapping[str, Any], name: str) -> None:
     """Refuse another model than the run's; `_of_run` checks ``image_size`` once it is loaded."""
-    for option, own in (
-        ("clip", (bundled.DEFAULT, name)),
-        ("pretrained", (None,)),
-        ("image_weights", (None,)),
-    ):
-        if given[option] not in own:
+    own = {"clip": (bundled.DEFAULT, name), "pretrained": (None,), "image_weights": (None,)}
+    for option, accepted in own.items():
+        if given[option] not in accepted:
             raise ValueError(
-                f"{option}: a run is evaluated on its own model, {name}, got {given[option]!r}; "
-                f"omit --{option}"
+                f"run: {given['run']} is evaluated on its own model, {name}; omit --{option}, "
+                f"got {given[option]!r}"
             )
 
 

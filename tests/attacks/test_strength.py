@@ -9,7 +9,7 @@ from fastprompt.attacks import FAB, Square
 
 pytestmark = [pytest.mark.peers, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-FAB_STEPS, TARGETS, QUERIES = 20, 9, 500
+FAB_STEPS, TARGETS, QUERIES = 20, 9, 200
 RADII = pytest.mark.parametrize("eps", [2 / 255, 4 / 255], ids=["2/255", "4/255"])
 
 
@@ -46,9 +46,9 @@ def test_fab(torchattacks, case, eps):
     assert left[0] < len(x)
 
 
-@RADII
-def test_square(torchattacks, case, eps):
+def test_square(torchattacks, case):
     model, x, y = case
+    eps = 4 / 255  # at 2/255 nearly all images stand, which takes long
     left = [
         [
             standing(model, attack, x, y, eps)

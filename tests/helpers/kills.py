@@ -1,6 +1,6 @@
 """Runs in processes that are killed at random moments and in the middle of writes.
 
-A process forks from the test's own, which has imported everything and has made the models.
+A process forks from the calling one, which has imported everything and has made the models.
 """
 
 import json
