@@ -35,7 +35,14 @@ _MOST_THREADS = 4096
 RADII = ("1/255", "2/255")  # evaluated in addition to the tuning eps
 # a run records them as arguments of load_data
 _DATA_KEYS = (
-    *("data", "shots", "classes", "data_seed", "root", "classnames", "templates", "on_error"),
+    "data",
+    "shots",
+    "classes",
+    "data_seed",
+    "root",
+    "classnames",
+    "templates",
+    "on_error",
 )
 _JOB_KEYS = (
     *("clip", "pretrained", "image_weights", "image_size", "device", *_DATA_KEYS, "download"),

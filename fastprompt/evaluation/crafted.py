@@ -36,20 +36,22 @@ class Crafted:
 
     def __init__(self, device: torch.device) -> None:
         self.places: dict[Hashable, Sequence[int]] = {}
+        self._models: dict[Hashable, int] = {}
         self._windows: dict[Hashable, Window] = {}
         self._left = total_memory(device) // _SHARE
 
     def add(self, made_on: Hashable, places: Sequence[int]) -> None:
-        """Add the images that a model with this encoder classifies correctly."""
+        """Add the images that a further model with this encoder classifies correctly."""
+        self._models[made_on] = self._models.get(made_on, 0) + 1
         self.places[made_on] = sorted({*self.places.get(made_on, ()), *places})
 
-    def get(self, key: Hashable, craft: Callable[[], Window]) -> Window:
-        """Return the window ``key``, crafted unless it is kept."""
+    def get(self, made_on: Hashable, key: Hashable, craft: Callable[[], Window]) -> Window:
+        """Return the window ``key``, crafted unless it is kept for several models."""
         if key in self._windows:
             return self._windows[key]
         window = craft()
         size = window.result.images.nbytes
-        if size <= self._left:
+        if self._models[made_on] > 1 and size <= self._left:
             self._left -= size
             self._windows[key] = window
         return window

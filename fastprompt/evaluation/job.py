@@ -119,10 +119,9 @@ class Job:
         """Collect the images of models for which an attack crafts the same ones."""
         for run, clean in zip(runs, cleans, strict=True):
             right = [place for place, flag in enumerate(clean["flags"]) if flag != FELL]
-            for attack in self._plan:
-                for stage in attack.stages:
-                    if (made_on := attack.made_on(stage, run.model)) is not None:
-                        crafted.add(made_on, right)
+            parts = {a.made_on(stage, run.model) for a in self._plan for stage in a.stages}
+            for made_on in parts - {None}:
+                crafted.add(made_on, right)
 
     # ---- identity ----------------------------------------------------------------------------
 

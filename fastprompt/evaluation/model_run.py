@@ -145,7 +145,7 @@ class ModelRun:
             craft = partial(self._craft, attack, stage, window)
             if made_on is not None:
                 key = made_on, stage.name, attack.eps, number
-                craft = partial(self.crafted.get, key, craft)
+                craft = partial(self.crafted.get, made_on, key, craft)
             unit = (attack.name, f"{attack.eps!r}", stage.name)
             self.units.setdefault((attack.name, attack.eps), []).append(
                 (self.name, *unit, str(number))
