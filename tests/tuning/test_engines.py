@@ -355,9 +355,7 @@ def test_a_run_is_loaded_where_its_precision_is_lacking(
 
 def test_a_run_keeps_its_precision_on_a_cpu_that_emulates_it(small_clip, data, tmp_path, caplog):
     with units():
-        tuner = AdvPTTuner(small_clip, NAMES, FAST).fit(
-            data, out=tmp_path / "run", progress=False
-        )
+        tuner = AdvPTTuner(small_clip, NAMES, FAST).fit(data, out=tmp_path / "run", progress=False)
     assert config_of(tmp_path / "run")["precision"] == "bf16"
     _dtypes._log_once.cache_clear()
     again = AdvPTTuner.load(tmp_path / "run", small_clip)
@@ -365,8 +363,6 @@ def test_a_run_keeps_its_precision_on_a_cpu_that_emulates_it(small_clip, data, t
     assert [r.levelname for r in caplog.records if "slower" in r.message] == ["WARNING"]
     x = pixels(2).float() / 255
     assert torch.equal(again.classifier(x), tuner.classifier(x))
-    rows = again.evaluate(data, ["clean"], limit=2, progress=False).rows
-    assert [row["precision"] for row in rows] == ["bf16", "bf16"]
 
 
 @pytest.mark.parametrize("begun_with_units", [True, False])
