@@ -1,6 +1,7 @@
 """Fixtures: small CLIPs with random weights, and the bundled ones."""
 
 import importlib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from helpers.models import small_model
 
 from fastprompt import FrozenCLIP, load_clip
+from fastprompt._utils import dtypes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,6 +29,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread() -> None:
     # the models here are small: on a busy machine two threads mostly wait for each other
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_cpu() -> Iterator[None]:
+    """On every CPU, ``precision="auto"`` gives float32, in which the tests compare."""
+    why_not = dtypes.why_no_bf16
+    with pytest.MonkeyPatch.context() as patch:
+        plain = "this CPU has no bfloat16 units"
+        patch.setattr(dtypes, "why_no_bf16", lambda d: plain if d.type == "cpu" else why_not(d))
+        yield
+
+
+@pytest.fixture
+def bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU multiply bfloat16 natively, as far as ``precision="auto"`` knows."""
+    monkeypatch.setattr(dtypes, "why_no_bf16", lambda device: "")
 
 
 @pytest.fixture(scope="session")

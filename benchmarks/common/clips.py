@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastprompt import FrozenCLIP
 from fastprompt._utils.attention import plain_attention
+from fastprompt._utils.dtypes import multiplies_bf16, own_precision
 from fastprompt.clip.parts import TextParts
 from fastprompt.model.outputs import Prepared, Seen
 from fastprompt.model.prompted import PromptedCLIP
@@ -25,7 +26,7 @@ from fastprompt.towers import ReferenceTextTower
 from fastprompt.towers.base import Tower
 from fastprompt.tuning.online_pgd import OnlinePGD
 
-from .sizes import ON_GPU
+from .sizes import DEVICE
 
 T = TypeVar("T")
 
@@ -73,7 +74,10 @@ class TrimmedTextTower(ReferenceTextTower):
 
 
 class CarefulCLIP(HoistedCLIP):
-    """Hoisted and trimmed; on a GPU under bfloat16 autocast (the timing code allows TF32)."""
+    """Hoisted and trimmed; under bfloat16 autocast where the device multiplies it natively.
+
+    The timing code also allows TF32.
+    """
 
     def __init__(
         self, clip: FrozenCLIP, classnames: Sequence[str], prompts: nn.Module, **options: Any
@@ -88,9 +92,9 @@ class CarefulCLIP(HoistedCLIP):
         self.text.refresh()
         self.image.refresh()
         function = self._maybe_compiled(function)
-        if self.clip.device.type != "cuda":
+        if not multiplies_bf16(self.clip.device):
             return function(self, *tensors)
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(self.clip.device.type, torch.bfloat16):
             return function(self, *tensors)
 
     def _maybe_compiled(self, function: Callable[..., T]) -> Callable[..., T]:
@@ -139,19 +143,46 @@ def step_by_step(
             attack._ascent.failure = failure
 
 
-# None: the tuner's own model, on the reference engine (eager) or the fast one (fastprompt)
+OURS, OURS_FP32 = "fastprompt", "fastprompt-fp32"
+# None: the tuner's own model, on the engine and in the precision of `execution`
 CLIPS: Mapping[str, type[HoistedCLIP] | None] = {
     "eager": None,
     "eager-hoisted": HoistedCLIP,
     "eager-careful": CarefulCLIP,
     "compiled": CompiledCLIP,
-    "fastprompt": None,
+    OURS_FP32: None,
+    OURS: None,
 }
 
-# implementations that do not compute in float32
-DTYPES: Mapping[str, torch.dtype] = (
-    dict.fromkeys(("eager-careful", "compiled", "fastprompt"), torch.bfloat16) if ON_GPU else {}
-)
+
+def execution(rung: str, clip: FrozenCLIP) -> dict[str, str]:
+    """Return an implementation's engine and precision, as arguments of tuners and `PromptedCLIP`.
+
+    ``fastprompt-fp32`` has the precision of the weights, which is float64 in an equality check.
+    """
+    if rung not in (OURS, OURS_FP32):
+        return {"engine": "reference"}
+    precision = own_precision(clip.dtype) if rung == OURS_FP32 else "auto"
+    return {"engine": "fast", "precision": precision}
+
+
+def multiplied_in_bf16() -> bool:
+    """Return whether this machine's device multiplies bfloat16 natively."""
+    return multiplies_bf16(torch.device(DEVICE))
+
+
+def low_dtypes() -> Mapping[str, torch.dtype]:
+    """Return the dtypes of the implementations that do not compute in float32."""
+    low = ("eager-careful", "compiled", OURS)
+    return dict.fromkeys(low, torch.bfloat16) if multiplied_in_bf16() else {}
+
+
+def in_both_precisions(rungs: tuple[str, ...]) -> tuple[str, ...]:
+    """Add fastprompt in float32 before fastprompt, where that runs in bfloat16."""
+    if OURS not in rungs or not multiplied_in_bf16():
+        return rungs
+    at = rungs.index(OURS)
+    return (*rungs[:at], OURS_FP32, *rungs[at:])
 
 
 def prompted(rung: str, clip: Any, names: list[str], prompts: Any) -> PromptedCLIP:
@@ -159,6 +190,4 @@ def prompted(rung: str, clip: Any, names: list[str], prompts: Any) -> PromptedCL
     kind = CLIPS[rung]
     if kind is not None:
         return kind(clip, names, prompts)
-    return PromptedCLIP(
-        clip, names, prompts, engine="fast" if rung == "fastprompt" else "reference"
-    )
+    return PromptedCLIP(clip, names, prompts, **execution(rung, clip))

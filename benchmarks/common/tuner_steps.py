@@ -26,7 +26,7 @@ from fastprompt.tuning.online import OnlineTuner
 from fastprompt.tuning.online_pgd import OnlinePGD
 from fastprompt.tuning.step import Step
 
-from .clips import CLIPS, step_by_step
+from .clips import CLIPS, execution, step_by_step
 from .timing import count_flops
 
 # for the equality check: few names of different lengths
@@ -67,11 +67,10 @@ class TunerStep:
         **settings: Any,
     ) -> None:
         kind = CLIPS[rung]
-        engine = "fast" if rung == "fastprompt" else "reference"
         self.rung = rung
         tuner, shared = TUNERS[method], {"epochs": 20, "augment": False, "batch": len(data)}
         given = {**defaults(tuner, clip), **shared, **settings}
-        self.tuner: OnlineTuner = tuner(clip, names, engine=engine, **given)
+        self.tuner: OnlineTuner = tuner(clip, names, **execution(rung, clip), **given)
         if kind is not None:
             self.tuner.model = kind(clip, names, self.tuner.prompts)
         self.tuner.prepare(data, None, None, False)

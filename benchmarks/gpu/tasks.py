@@ -247,7 +247,7 @@ def _engines_agree() -> dict[str, Any]:
                 names,
                 prompts,
                 engine=engine,
-                precision=precision if engine == "fast" else None,
+                precision=precision if engine == "fast" else "auto",
                 compile=False,
             )
             pixels = images.clone().requires_grad_()

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastprompt import AdvPTTuner, FrozenCLIP
 from fastprompt.attacks import FeaturePGD
 
-from ..common.clips import CLIPS
+from ..common.clips import CLIPS, execution
 from ..common.timing import count_flops
 from ..common.tuner_steps import NOISE
 
@@ -20,8 +20,7 @@ EPS, STEPS = 8 / 255, 10
 def advpt(rung: str, clip: FrozenCLIP, names: Sequence[str], n_ctx: int) -> AdvPTTuner:
     """Create the tuner with the implementation's CLIP and a perturbed context."""
     kind = CLIPS[rung]
-    engine = "fast" if rung == "fastprompt" else "reference"
-    tuner = AdvPTTuner(clip, names, engine=engine, n_ctx=n_ctx)
+    tuner = AdvPTTuner(clip, names, **execution(rung, clip), n_ctx=n_ctx)
     if kind is not None:
         tuner.model = kind(clip, names, tuner.prompts)
     with torch.no_grad():

@@ -34,7 +34,7 @@ from ..common.timing import (
 
 Run = Callable[[], object]
 EAGER, LIMIT, CAREFUL = "eager", "limit", ("eager-careful", "compiled")
-# loose for bfloat16, on a GPU: `benchmarks.gpu` checks in float32 and float64 that the
+# loose for bfloat16: on a GPU `benchmarks.gpu` checks in float32 and float64 that the
 # implementations agree there
 TOLERANCES = {torch.float32: TOLERANCE, torch.bfloat16: 0.1}
 ROUNDED = 1e-2  # larger differences are not float32 rounding
@@ -62,7 +62,7 @@ class Group:
         inside: returns a context in which an implementation's FLOPs are visible; with True, one in
             which its memory is, and compiled code stays enabled. See `clips.step_by_step`.
         moved: least bytes that the operation reads and writes; the limit is then a copy's
-            bandwidth, else the rate of a matrix product.
+            bandwidth, else the rate of a matrix product in the implementation's dtype.
         size: shapes and settings, for the record.
     """
 
@@ -143,7 +143,7 @@ class Measured:
     flops: Mapping[str, int]
     timings: Mapping[str, Timing]
     peaks: Mapping[str, int]
-    limit: Limit
+    limits: Mapping[torch.dtype, Limit]
     dtypes: Mapping[str, torch.dtype]
     clocks: str | None
 
@@ -151,8 +151,6 @@ class Measured:
         """Return the ``extra_info`` of an implementation."""
         base, timing, flops = self.baseline, self.timings[rung], self.flops
         speed = ratio(self.timings, base, rung)
-        work = self.limit.work(flops[rung]) if self.dtypes[rung] == self.limit.dtype else None
-        rate = self.limit.amount / self.timings[LIMIT].median
         return {
             "rung": rung,
             "baseline": base,
@@ -162,14 +160,23 @@ class Measured:
             "ceiling": flops[base] / flops[rung] if flops[rung] else None,
             "flops": flops[rung],
             "quartiles": list(timing.quartiles),
-            "limit": self.limit.name if work else None,
-            "share_of_limit": work / timing.median / rate if work else None,
+            **self._share_of_limit(rung),
             "largest_error": max(self.differences.get(rung, {"": 0.0}).values()),
             "peak_bytes": self.peaks.get(rung),
             "clocks_after": self.clocks,
             **self._images(timing.median),
             **self.size,
         }
+
+    def _share_of_limit(self, rung: str) -> dict[str, Any]:
+        """Compare with the limit of the implementation's dtype, if it applies."""
+        dtype = self.dtypes[rung]
+        limit = self.limits.get(dtype)
+        work = limit.work(self.flops[rung]) if limit else None
+        if limit is None or not work:
+            return {"limit": None, "share_of_limit": None}
+        rate = limit.amount / self.timings[limit_name(dtype)].median
+        return {"limit": limit.name, "share_of_limit": work / self.timings[rung].median / rate}
 
     def _images(self, seconds: float) -> dict[str, float]:
         images = self.size.get("images")
@@ -180,9 +187,9 @@ def measure(group: Group) -> Measured:
     """Check agreement, time interleaved rounds, measure memory on a GPU, count FLOPs."""
     differences = group.differences()
     dtypes = {name: group.dtype(name) for name in group.rungs}
-    fastest = dtypes[group.fastest]
-    limit = multiplying(fastest) if group.moved is None else copying(fastest, group.moved)
-    rungs = {**_as_allowed(group), LIMIT: limit.run}
+    limits = _limits(group)
+    runs = {limit_name(dtype): limit.run for dtype, limit in limits.items()}
+    rungs = {**_as_allowed(group), **runs}
     rounds = max(group.rounds, LEAST_ROUNDS)
     once = () if LEAST_ROUNDS > 1 else group.once
     timings, peaks, clocks = _by_turns(rungs, rounds, group.warmup, once), {}, None
@@ -194,8 +201,21 @@ def measure(group: Group) -> Measured:
     # counted last: towers derive tensors in their first call, which must have values
     flops = {name: group.count(name) for name in group.rungs}
     return Measured(
-        group.baseline, group.size, differences, flops, timings, peaks, limit, dtypes, clocks
+        group.baseline, group.size, differences, flops, timings, peaks, limits, dtypes, clocks
     )
+
+
+def limit_name(dtype: torch.dtype) -> str:
+    """Return the name under which a dtype's limit is timed."""
+    return f"{LIMIT}, {dtype}"
+
+
+def _limits(group: Group) -> dict[torch.dtype, Limit]:
+    """Return the limit of each dtype: a matrix product, or a copy for the fastest rung's dtype."""
+    if group.moved is not None:
+        fastest = group.dtype(group.fastest)
+        return {fastest: copying(fastest, group.moved)}
+    return {dtype: multiplying(dtype) for dtype in map(group.dtype, group.rungs)}
 
 
 def _as_allowed(group: Group) -> dict[str, Run]:

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from ..common.clips import OURS, OURS_FP32
 from ..common.report import NOT_YET
 from ..growth.curves import Curves
 from .result_file import Groups, Row
-from .table import BASELINES, OURS, between, telling, times
+from .table import BASELINES, between, telling, times
 
 # the report's light theme: an image does not follow the page's theme
 _INK, _RULE, _PAPER = "#1c2127", "#c9ced6", "#ffffff"
@@ -25,6 +26,7 @@ _COLORS = {
     "eager-hoisted": "#826100",
     "eager-careful": "#9a3f80",
     "compiled": "#c2480a",
+    OURS_FP32: "#6c9cc4",
     OURS: "#0069a8",
 }
 _OTHER, _MARKERS = "#007a5a", "osD^v"

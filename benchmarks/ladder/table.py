@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from ..common.clips import OURS, OURS_FP32
 from ..common.report import NOT_YET, markdown
 from .result_file import FILE, Groups, Row
 
-OURS = "fastprompt"
 BETWEEN = ("eager-hoisted", "eager-careful", "compiled")
+CAREFUL = ("eager-careful", "compiled")
 BASELINES = ("eager", "torchattacks")  # another baseline replaces one that is skipped
 # operations in the README's table; docs/benchmarks.md has all of them
 README_KERNELS = ("mixture_logits",)
@@ -90,20 +91,32 @@ def between(groups: Groups) -> list[str]:
 
 def _cells(rungs: Mapping[str, Row], columns: Sequence[str]) -> list[str]:
     base, ours = _baseline(rungs), rungs.get(OURS)
-    stands_in = "" if base.rung == BASELINES[0] else f" ({base.rung})"
-    ratios = ["" if rung == base.rung else times(_ratio(rungs, rung)) for rung in columns]
     return [
-        f"{duration(base.median)}{stands_in}",
-        *ratios,
-        f"**{times(ours.ratio)}**" if ours and ours is not base else "",
+        _base(base),
+        *(_speed_up(rungs, rung) for rung in columns),
+        _speed_up(rungs, OURS, "**"),
         times(ours.ceiling) if ours and ours is not base else "",
         *("" if rung == base.rung else times(over(rungs, rung)) for rung in BETWEEN[:2]),
         share(ours),
     ]
 
 
-def _ratio(rungs: Mapping[str, Row], rung: str) -> float | None:
-    return rungs[rung].ratio if rung in rungs else None
+def _base(base: Row) -> str:
+    """Format the baseline's time, with its name if it is not eager."""
+    stands_in = "" if base.rung == BASELINES[0] else f" ({base.rung})"
+    return f"{duration(base.median)}{stands_in}"
+
+
+def _speed_up(rungs: Mapping[str, Row], rung: str, mark: str = "") -> str:
+    """Format a speed-up over the baseline as ``9.0x``, in bfloat16 as ``9.0x bf16``."""
+    row = rungs.get(rung)
+    if row is None or row is _baseline(rungs):
+        return ""
+    return f"{mark}{times(row.ratio)}{mark}{' bf16' if _low(row) else ''}"
+
+
+def _low(row: Row) -> bool:
+    return row.machine.get("dtype") == "bfloat16"
 
 
 def share(row: Row | None) -> str:
@@ -127,13 +140,34 @@ def _head(columns: Sequence[str]) -> list[str]:
 
 
 def short_table(groups: Groups) -> str:
-    """Format the README's table: speed-up over the baseline and over eager-careful."""
+    """Format the README's table: speed-ups over the baseline, and fastprompt's share of the limit.
+
+    The column of fastprompt with ``precision="auto"`` is left out where that is float32.
+    """
+    chosen = {n: rungs for n, rungs in telling(groups).items() if n.startswith(README_GROUPS)}
+    low = any(OURS in rungs and _low(rungs[OURS]) for rungs in chosen.values())
     rows = []
-    for name, rungs in telling(groups).items():
-        if name.startswith(README_GROUPS):
-            base, *_, ours = _cells(rungs, ())[:2]
-            rows.append([f"`{name}`", base, ours, times(over(rungs, "eager-careful"))])
-    return markdown(["group", "eager", OURS, "over eager-careful"], rows)
+    for name, rungs in chosen.items():
+        best = max((r for r in CAREFUL if r in rungs), key=lambda r: rungs[r].ratio, default="")
+        auto = _speed_up(rungs, OURS, "**")
+        rows.append(
+            [
+                f"`{name}`",
+                _base(_baseline(rungs)),
+                _speed_up(rungs, best),
+                _in_float32(rungs),
+                *([auto] if low else []),
+                share(rungs.get(OURS)),
+            ]
+        )
+    ours = [f"{OURS}, float32", *([f"{OURS}, auto"] if low else [])]
+    return markdown(["group", "eager, float32", "careful", *ours, "share of the limit"], rows)
+
+
+def _in_float32(rungs: Mapping[str, Row]) -> str:
+    """Format fastprompt's speed-up in float32, which is that of "auto" if nothing is faster."""
+    alone = OURS in rungs and not _low(rungs[OURS])
+    return _speed_up(rungs, OURS, "**") if alone else _speed_up(rungs, OURS_FP32, "**")
 
 
 def whole_table(groups: Groups) -> str:

@@ -11,7 +11,14 @@ from torch import Tensor
 from fastprompt import DeepPrompts
 from fastprompt.tuning.online_pgd import OnlinePGD
 
-from ..common.clips import DTYPES, prompted, step_by_step
+from ..common.clips import (
+    OURS,
+    OURS_FP32,
+    in_both_precisions,
+    low_dtypes,
+    prompted,
+    step_by_step,
+)
 from ..common.models import BUNDLED, class_names, shared_clip
 from ..common.sizes import DEVICE, ON_GPU, SIZE, SMALL
 from ..common.timing import count_flops, count_without_values
@@ -35,7 +42,7 @@ class Attack:
         self.labels = torch.arange(batch, device=DEVICE) % len(names)
         self.rows = torch.arange(batch, device=DEVICE)
         # eager code captures no CUDA graph
-        self.pgd = OnlinePGD(self.model, EPS, ALPHA, STEPS, capture=rung == "fastprompt")
+        self.pgd = OnlinePGD(self.model, EPS, ALPHA, STEPS, capture=rung in (OURS, OURS_FP32))
 
     def __call__(self) -> Tensor:
         return self.pgd(self.images, self.labels, self.rows).images
@@ -70,7 +77,7 @@ def attack(rungs: tuple[str, ...], model: str, classes: int, batch: int) -> Grou
         results,
         rounds=2,
         warmup=0,
-        dtypes=DTYPES,
+        dtypes=low_dtypes(),
         inside=inside,
         flops=flops,
         size=size,
@@ -88,8 +95,6 @@ def peer(batch: int) -> Group:
         warmup=0,
         baseline=case.baseline,
         flops=(lambda _: 0) if ON_GPU else None,  # not visible in a captured attack
-        # both attack the fast engine's classifier
-        dtypes=dict.fromkeys(case.rungs(), DTYPES.get("fastprompt", torch.float32)),
         size=about,
     )
 
@@ -100,6 +105,7 @@ def specs() -> list[Spec]:
     name = f"{model.lower()}-b{batch}"
     both, small = ("torchattacks", "fastprompt"), "tiny-shapes-b32"
     rungs = tuple(r for r in RUNGS if SIZE != SMALL or r not in COMPILING)
+    rungs = in_both_precisions(rungs)
     left_out = COMPILING if SIZE == SMALL else {}
     build = partial(attack, rungs, model, classes, batch)
     return [

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from ..common.clips import DTYPES
+from ..common.clips import low_dtypes
 from ..common.sizes import DEVICE, ON_GPU
 from .drop_in import Loops
 from .group import Group, Spec, ladder, replay
@@ -17,7 +17,7 @@ def drop_in(batch: int) -> Group:
         results,
         rounds=3,
         baseline=case.baseline,
-        dtypes=DTYPES,
+        dtypes=low_dtypes(),
         flops=(lambda _: 0) if ON_GPU else None,  # not visible in compiled code, nor in a graph
         size=case.size(),
     )

@@ -10,7 +10,7 @@ from fastprompt import NAPTuner, evaluate, load_clip, load_data
 from fastprompt.data import ImageTensors
 
 from ..accuracy.autoattack import peer as standard_four
-from ..common.clips import DTYPES
+from ..common.clips import low_dtypes
 from ..common.sizes import DEVICE, SIZE, SMALL
 from ..common.timing import RungsDifferError
 from .group import Group, Spec, ladder, replay
@@ -53,7 +53,16 @@ def epoch(shots: int, batch: int) -> Group:
         "batch": batch,
     }
     # optimizer and reading have no matrix products: FLOPs are not counted
-    return Group(runs, results, rounds=2, warmup=0, tolerance=1e-8, flops=lambda _: 0, size=size)
+    return Group(
+        runs,
+        results,
+        rounds=2,
+        warmup=0,
+        tolerance=1e-8,
+        dtypes=low_dtypes(),
+        flops=lambda _: 0,
+        size=size,
+    )
 
 
 class Evaluation:
@@ -100,7 +109,6 @@ def autoattack(n: int, engines: dict[str, str]) -> Group:
     made = {rung: Evaluation(rung, images, labels, data, e) for rung, e in engines.items()}
     results = {rung: one.results() for rung, one in made.items()}
     size = {"model": "tiny-shapes-robust", "classes": 80, "images": n, "eps": "4/255"}
-    dtypes = {r: DTYPES.get(FAST, torch.float32) for r, e in engines.items() if e == "fast"}
 
     def check() -> None:
         standing = {rung: one.standing for rung, one in made.items()}
@@ -114,7 +122,6 @@ def autoattack(n: int, engines: dict[str, str]) -> Group:
         warmup=0,
         check=check,
         baseline=baseline,
-        dtypes=dtypes,
         flops=lambda _: 0,
         size=size,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..common.clips import DTYPES, step_by_step
+from ..common.clips import in_both_precisions, low_dtypes, step_by_step
 from ..common.models import BUNDLED, class_names, shared_clip
 from ..common.sizes import DEVICE, ON_GPU, SIZE, SMALL
 from ..common.timing import EXACT, count_flops, count_without_values, gate
@@ -62,7 +62,7 @@ def tuning(
         made,
         results,
         exact=partial(agreeing, double=True),
-        dtypes=DTYPES,
+        dtypes=low_dtypes(),
         rounds=rounds,
         # slow groups have no warm-up: it would be a third of their time
         warmup=0 if rounds < 3 else 1,
@@ -98,7 +98,7 @@ def phase_two(
         rounds=rounds,
         warmup=0,
         once=once,
-        dtypes=DTYPES,
+        dtypes=low_dtypes(),
         inside=lambda rung, keep: step_by_step(made[rung].tuner.model, compiled=keep),
         flops=flops,
         size=size,
@@ -119,7 +119,7 @@ def bank(rungs: tuple[str, ...], model: str, batch: int) -> Group:
         made,
         results,
         rounds=3,
-        dtypes=DTYPES,
+        dtypes=low_dtypes(),
         inside=lambda rung, keep: step_by_step(made[rung].tuner.model, compiled=keep),
         flops=flops,
         size=size,
@@ -127,6 +127,7 @@ def bank(rungs: tuple[str, ...], model: str, batch: int) -> Group:
 
 
 def spec(name: str, build, rungs: tuple[str, ...], left_out=None, **settings) -> Spec:
+    rungs = in_both_precisions(rungs)
     return Spec(name, partial(build, rungs, **settings), rungs, left_out or {})
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastprompt import DeepPrompts, TextContext
 
-from ..common.clips import DTYPES, prompted, step_by_step
+from ..common.clips import in_both_precisions, low_dtypes, prompted, step_by_step
 from ..common.models import BUNDLED, class_names, shared_clip
 from ..common.sizes import DEVICE, SIZE, SMALL
 from ..common.timing import count_without_values
@@ -83,7 +83,7 @@ def text(rungs: tuple[str, ...], model: str, classes: int, rounds: int) -> Group
         warmup=0 if rounds < 3 else 1,
         once=("eager", "eager-careful") if rounds < 3 else (),
         baseline=rungs[0],
-        dtypes=DTYPES,
+        dtypes=low_dtypes(),
         inside=lambda rung, keep: step_by_step(made[rung].model, compiled=keep),
         flops=_counted(made, "eager-careful"),
         size=size,
@@ -103,7 +103,7 @@ def image(
         results,
         rounds=5 if model in BUNDLED else 3,
         warmup=0,  # the equality check has run them
-        dtypes=DTYPES,
+        dtypes=low_dtypes(),
         inside=lambda rung, keep: step_by_step(made[rung].model, compiled=keep),
         flops=_counted(made, "eager"),
         size=size,
@@ -132,11 +132,12 @@ def texts() -> list[Spec]:
         slow = dict.fromkeys(TEXT[:-1], "77 tokens of 21,000 classes do not fit into memory")
         many = dict.fromkeys((10, 100, 1000), (TEXT, NO_ATTACK, 5))
         many[21_000] = ("fastprompt",), {**NO_ATTACK, **slow}, 3
-    model = "ViT-B-32"
-    return [
-        Spec(f"towers/text/c{c}", partial(text, rungs, model, c, rounds), rungs, left_out)
-        for c, (rungs, left_out, rounds) in many.items()
-    ]
+    model, specs = "ViT-B-32", []
+    for c, (some, left_out, rounds) in many.items():
+        rungs = in_both_precisions(some)
+        build = partial(text, rungs, model, c, rounds)
+        specs.append(Spec(f"towers/text/c{c}", build, rungs, left_out))
+    return specs
 
 
 COMPILED_ONCE = {"compiled": "compiled anew for each case: see image-gradient/tiny-shapes-b64"}
@@ -158,7 +159,7 @@ def images() -> list[Spec]:
     for what, (name, b), how in kinds:
         # compiling each case takes long on a CPU: only the smallest one is compiled
         compiled = not small or (name, how) == (bundled[0], {})
-        rungs = IMAGE if compiled else ("eager", "fastprompt")
+        rungs = in_both_precisions(IMAGE if compiled else ("eager", "fastprompt"))
         left_out = NO_TEXT if compiled else {**NO_TEXT, **COMPILED_ONCE}
         build = partial(image, rungs, name, b, **how)
         specs.append(Spec(f"towers/{what}/{name.lower()}-b{b}", build, rungs, left_out))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def doctor(arguments: Sequence[str] = ()) -> int:
-    """Print versions, devices and kernel implementations; check the bundled models."""
+    """Print versions, devices, precisions and kernels; check the bundled models."""
     if arguments:
         if arguments[0] in ("-h", "--help"):
             print("usage: fastprompt doctor\nlist versions, devices, kernels; check bundled models")
@@ -16,6 +16,7 @@ def doctor(arguments: Sequence[str] = ()) -> int:
     import torch
 
     from .. import kernels
+    from .._utils.dtypes import explain_auto
     from .._utils.versions import versions
     from ..clip import bundled
     from ..clip.load import load_clip
@@ -29,6 +30,9 @@ def doctor(arguments: Sequence[str] = ()) -> int:
         print(f"{'device':<18}cuda:{index}, {torch.cuda.get_device_name(index)}")
     if not gpus:
         print(f"{'':<18}no GPU: everything runs on the CPU")
+    for device in ("cpu", *(f"cuda:{index}" for index in range(gpus))):
+        auto = explain_auto(torch.float32, torch.device(device))
+        print(f"{'precision':<18}auto on {device}: {auto}")
     why = obstacle([torch.empty(0, device="cuda")]) if gpus else "no GPU is available"
     runs = f"plain PyTorch implementation ({why})" if why else "Triton kernel on the GPU"
     for op in kernels.__all__:

@@ -16,6 +16,7 @@ from .._utils.checks import (
     check_seed,
     parse_fraction,
 )
+from .._utils.dtypes import AUTO, explain_auto
 from .._utils.locks import locked
 from .._utils.names import unknown
 from .._utils.printable import printable
@@ -26,6 +27,7 @@ from ..evaluation.plan import plan_attacks, split_radii
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
+from ..tuning.tuner import Tuner
 from .parser import Parser, add_model, add_names, add_sanity, device_name, model_of
 from .seeds import SeedsFolder, check_seeds, run_seeds
 from .words import classes_of, images_of
@@ -269,6 +271,13 @@ def _data(job: Mapping[str, Any]) -> Data:
     )
 
 
+def _precision(tuner: Tuner, given: Mapping[str, Any]) -> str:
+    """Return the precision of the encoders and, if none was given, why it is chosen."""
+    if given.get("precision", AUTO) != AUTO or tuner.config.engine == "reference":
+        return tuner.config.precision
+    return explain_auto(tuner.clip.dtype, tuner.clip.device)
+
+
 def _run(
     method: str,
     job: Mapping[str, Any],
@@ -306,6 +315,7 @@ def _run(
     if preset := {k: v for k, v in tuner.preset.items() if k not in given}:
         shown = {k: f"{255 * v:g}/255" if k == "eps" else v for k, v in preset.items()}
         print(f"preset: {', '.join(f'{k}={v}' for k, v in shown.items())}", flush=True)
+    print(f"precision: {_precision(tuner, given)}", flush=True)
     began = time.perf_counter()
     facts = {"job": {k: v for k, v in job.items() if k not in _DATA_KEYS}}
     with RunFolder(out).locked("out"):  # until the end: no other process may evaluate the run

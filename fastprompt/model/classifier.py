@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._utils.checks import check_classnames, check_templates
-from .._utils.dtypes import at_least_float32, check_precision, own_precision
+from .._utils.dtypes import AUTO, at_least_float32, check_precision, own_precision
 from ..clip.frozen import FrozenCLIP
-from ..towers.engines import make_image_tower
+from ..towers.engines import make_image_tower, resolve_precision
 from ..towers.reference import ReferenceImageTower
 
 
@@ -27,9 +27,9 @@ class CLIPClassifier(nn.Module):
         classnames: the C class names.
         engine: ``"fast"`` skips all computation that does not affect the features; ``"reference"``
             runs open_clip's own image encoder. Their results are equal up to rounding.
-        precision: ``"fp64"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``, for the image tower; by default
-            the precision of the weights, to evaluate without extra rounding errors. Logits are at
-            least float32.
+        precision: ``"fp64"``, ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"auto"`` (see
+            `resolve_precision`), for the image tower; by default the precision of the weights, to
+            evaluate without extra rounding errors. Logits are at least float32.
         image_tower: image tower to use instead of making one; ``engine`` and ``precision`` must
             then describe it.
         visual: visual prompts of the image tower, ``[layers, V, width]``.
@@ -65,6 +65,8 @@ class CLIPClassifier(nn.Module):
         self.classnames = list(classnames)
         self.engine = engine
         self.precision = own_precision(clip.dtype) if precision is None else precision
+        if precision == AUTO:
+            self.precision = resolve_precision(clip, engine, AUTO)
         self.image_tower = image_tower or make_image_tower(
             clip, engine=engine, precision=self.precision
         )
@@ -109,6 +111,8 @@ class CLIPClassifier(nn.Module):
         model.
         """
         clip, tower = self.clip, self.image_tower
+        if precision == AUTO:
+            precision = resolve_precision(clip, self.engine, AUTO)
         own_modules = self.engine == "reference" or isinstance(tower, ReferenceImageTower)
         if own_modules and precision != own_precision(clip.dtype):
             clip = copy.deepcopy(clip).to(check_precision(precision, clip.device))

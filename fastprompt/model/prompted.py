@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._utils.checks import check_classnames
-from .._utils.dtypes import at_least_float32, own_precision
+from .._utils.dtypes import AUTO, at_least_float32, own_precision
 from .._utils.gradients import without_gradients
 from ..clip.frozen import FrozenCLIP
 from ..prompts.mixture import Head, MixtureHead, PlainMixtureHead
@@ -43,7 +43,8 @@ class PromptedCLIP(nn.Module):
             which encode every class at full length, and the text in every forward pass. A fast
             tower that does not reproduce the model's own features is replaced, see
             `make_text_tower` and `make_image_tower`.
-        precision: precision of the towers, see `resolve_precision`. If the prompts have a head
+        precision: precision of the towers; by default ``"auto"``, see `resolve_precision`. Prompts,
+            features, logits and losses are at least float32. If the prompts have a head
             (router), the text tower, which runs once per step, keeps the weights' precision unless
             ``precision`` is ``"fp64"``.
         class_specific: if True, each class has a separate context.
@@ -66,7 +67,7 @@ class PromptedCLIP(nn.Module):
         template: str = DEFAULT,
         layers: Sequence[int] | None = None,
         engine: str = "fast",
-        precision: str | None = None,
+        precision: str = AUTO,
         class_specific: bool = False,
         compile: bool | None = None,
         class_chunk: int | None = None,
@@ -95,7 +96,7 @@ class PromptedCLIP(nn.Module):
                 f"prompts are on {values.context.device}, but {clip.name} is on {clip.device}; "
                 "move them to one device"
             )
-        options: dict[str, Any] = {"engine": engine, "precision": precision}
+        options: dict[str, Any] = {"engine": engine, "precision": self.precision}
         depth = 0 if values.visual is None else len(values.visual)
         self.image: Tower = make_image_tower(
             clip, range(depth) if layers is None else layers, **options

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from .._utils.attention import plain_attention
+from .._utils.checks import check_choice
 from .._utils.dtypes import (
+    AUTO,
     PRECISIONS,
+    auto_precision,
     check_precision,
-    default_precision,
     own_precision,
 )
 from ..clip.frozen import FrozenCLIP
@@ -31,8 +33,11 @@ Engine = Literal["fast", "reference"]
 log = logging.getLogger(__name__)
 
 
-def resolve_precision(clip: FrozenCLIP, engine: str, precision: str | None) -> str:
-    """Return the precision of the towers: the requested one, or the engine's default.
+def resolve_precision(clip: FrozenCLIP, engine: str, precision: str) -> str:
+    """Return the precision of the towers: the requested one, or what ``"auto"`` gives.
+
+    ``"auto"`` is ``"bf16"`` for the fast engine and float32 weights where the device multiplies
+    bfloat16 natively, else the weights' own precision.
 
     Raises:
         ValueError: the engine or precision is unknown, the device does not support the precision,
@@ -42,19 +47,20 @@ def resolve_precision(clip: FrozenCLIP, engine: str, precision: str | None) -> s
         raise ValueError(f"engine must be 'fast' or 'reference', got {engine!r}")
     own = own_precision(clip.dtype)
     if engine == "reference":
-        if precision not in (None, own):
+        if precision not in (AUTO, own):
             raise ValueError(
-                f"precision must be {own!r} with engine='reference', which runs open_clip's own "
-                f"modules in the precision of the weights, got {precision!r}"
+                f"precision must be 'auto' or {own!r} with engine='reference', which runs "
+                f"open_clip's own modules in the precision of the weights, got {precision!r}"
             )
         return own
-    if precision is None:
-        return default_precision(clip.dtype, clip.device)
+    check_choice(precision, "precision", (AUTO, *PRECISIONS))
+    if precision == AUTO:
+        return auto_precision(clip.dtype, clip.device)
     check_precision(precision, clip.device)
     return precision
 
 
-def _cast(clip: FrozenCLIP, engine: str, precision: str | None) -> torch.dtype | None:
+def _cast(clip: FrozenCLIP, engine: str, precision: str) -> torch.dtype | None:
     """Return the dtype to cast to; None follows the dtype of the weights, even if it changes."""
     dtype = PRECISIONS[resolve_precision(clip, engine, precision)]
     return None if dtype == clip.dtype else dtype
@@ -66,7 +72,7 @@ def make_text_tower(
     n_ctx: int,
     *,
     engine: str = "fast",
-    precision: str | None = None,
+    precision: str = AUTO,
     class_chunk: int | None = None,
     **options: Any,
 ) -> PromptedText:
@@ -94,7 +100,7 @@ def make_image_tower(
     layers: Sequence[int] = (),
     *,
     engine: str = "fast",
-    precision: str | None = None,
+    precision: str = AUTO,
 ) -> Tower:
     """Make the engine's image tower; without ``layers``, any image encoder is supported.
 

@@ -21,7 +21,7 @@ from .._utils.checks import (
     check_text,
     parse_fraction,
 )
-from .._utils.dtypes import PRECISIONS
+from .._utils.dtypes import AUTO, Precision
 from .._utils.names import unknown
 from .._utils.plain_yaml import check_plain, load_yaml
 from ..towers import Engine
@@ -66,9 +66,10 @@ class TunerConfig:
             the attack's random starts.
         engine: ``"fast"``, or ``"reference"``, which computes the same function with open_clip's
             modules, as published code does.
-        precision: precision of the encoders: ``"fp64"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``; by
-            default bf16 on a GPU that supports it, else the precision of the weights. Logits and
-            losses are at least float32.
+        precision: precision of the encoders: ``"fp64"``, ``"fp32"``, ``"bf16"``, ``"fp16"``, or
+            ``"auto"``: bf16 for float32 weights where the hardware multiplies it natively (most
+            GPUs; CPUs with AVX512-BF16, AMX or Arm's BF16), else the precision of the weights.
+            ``config.json`` stores the precision that ran. Logits and losses are at least float32.
         compile: run the encoders through `torch.compile`; by default with the fast engine on a GPU.
         class_chunk: number of classes whose text features are computed at once, which bounds the
             memory; by default it depends on the shapes and the device's memory.
@@ -92,7 +93,7 @@ class TunerConfig:
     template: str = DEFAULT
     seed: int = 0
     engine: Engine = "fast"
-    precision: Literal["fp64", "fp32", "bf16", "fp16"] | None = None
+    precision: Precision = AUTO
     compile: bool | None = None
     class_chunk: int | None = None
 
@@ -145,8 +146,7 @@ class TunerConfig:
         check_choice(self.optimizer, "optimizer", get_args(OptimizerName))
         check_choice(self.keep, "keep", ("best", "last"))
         check_choice(self.engine, "engine", get_args(Engine))
-        if self.precision is not None:
-            check_choice(self.precision, "precision", tuple(PRECISIONS))
+        check_choice(self.precision, "precision", get_args(Precision))
         if self.ctx_init is not None:
             check_text(self.ctx_init, "ctx_init")
         parse_template(check_text(self.template, "template"))

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from .._utils.dtypes import check_precision
+from .._utils.dtypes import AUTO, check_precision
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
 
@@ -27,13 +27,13 @@ def run_facts(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "config": config}
 
 
-def runs_here(precision: str | None, clip: FrozenCLIP) -> bool:
+def runs_here(precision: str, clip: FrozenCLIP) -> bool:
     """Return whether the model's device supports the precision that a run was tuned in."""
     try:
-        return precision is None or check_precision(precision, clip.device) is not None
+        return precision == AUTO or check_precision(precision, clip.device) is not None
     except ValueError:
         log.warning(
-            "the run was tuned in %s, which %s does not support: using the default precision",
+            "the run was tuned in %s, which %s does not support: using precision='auto'",
             precision,
             clip.device,
         )

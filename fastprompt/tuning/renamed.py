@@ -9,6 +9,7 @@ _VALUES = {
     ("mix", "normalised"): "normalized",
     ("data", "shapes-recoloured"): "shapes-recolored",
     ("sanity", "True"): "full",
+    ("precision", "None"): "auto",
     ("sanity", "False"): "quick",
 }
 # defaults of a job

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import check_choice, check_folder, check_path, first_difference
+from .._utils.dtypes import AUTO, check_precision
 from .._utils.hashing import digest, digest_json
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import FrozenCLIP
@@ -36,7 +37,7 @@ class SavedTuner(ABC):
     classnames: list[str]
     config: TunerConfig
     prompts: nn.Module
-    _given: dict[str, Any]  # execution settings as the user gave them
+    _given: dict[str, Any]  # precision and execution as the user gave them; None by default
 
     def __init__(
         self, clip: FrozenCLIP | nn.Module | str, classnames: Sequence[str], config: Any = None
@@ -100,8 +101,8 @@ class SavedTuner(ABC):
         # use this machine's defaults for execution settings: the run may be from another one
         settings = {k: v for k, v in config["config"].items() if k not in EXECUTION}
         origin = settings.pop("init_from", None)  # not read: tuned prompts replace the initial ones
-        if not runs_here(settings.get("precision"), clip):
-            settings["precision"] = None
+        if not runs_here(settings.get("precision", AUTO), clip):
+            settings["precision"] = AUTO
         whole = cls.Config(**typed(cls.Config, settings))
         tuner = cls(clip, config["classnames"], whole)
         known = config["clip"]["fingerprint"]
@@ -130,8 +131,24 @@ class SavedTuner(ABC):
     def _hash(self) -> str:
         return digest_json(run_facts(self._identity()))
 
-    def _key(self, train: ImageDataset, val: ImageDataset | None) -> str:
-        facts = [run_facts(self._identity()), fingerprint(train), len(train)]
+    def _precision_of(self, run: RunFolder | None, resume: bool) -> str:
+        """Return the precision of the run to resume if the user chose none, else the tuner's."""
+        if run is None or not resume or not run.started or self._given["precision"] is not None:
+            return self.config.precision
+        stored: str = run.read_config()["config"].get("precision", self.config.precision)
+        try:
+            check_precision(stored, self.clip.device)
+        except ValueError as error:
+            raise ValueError(
+                f"resume: {run.path} was started with precision {stored!r}; {error}: resume it on "
+                "a device that supports it, or start a new run"
+            ) from None
+        return stored
+
+    def _key(self, train: ImageDataset, val: ImageDataset | None, precision: str) -> str:
+        identity = self._identity()
+        identity["config"]["precision"] = precision
+        facts = [run_facts(identity), fingerprint(train), len(train)]
         if val is not None:  # validation decides which prompts are kept, and when to stop
             facts += [fingerprint(val), len(val)]
         if self.config.init_from is not None:
@@ -176,8 +193,8 @@ class SavedTuner(ABC):
             self._adopt(stored["config"], run.path)
 
     def _adopt(self, stored: Mapping[str, Any], path: Path) -> None:
-        """Take over the execution settings of a resumed run, for bit-identical results."""
-        known = {key: stored[key] for key in EXECUTION if key in stored}
+        """Take over precision and execution of a resumed run, for bit-identical results."""
+        known = {key: stored[key] for key in ("precision", *EXECUTION) if key in stored}
         for key, value in known.items():
             if self._given[key] is not None and getattr(self.config, key) != value:
                 raise ValueError(

@@ -17,7 +17,7 @@ from .._utils.checks import (
     check_folder,
     first_difference,
 )
-from .._utils.dtypes import PRECISIONS
+from .._utils.dtypes import AUTO, PRECISIONS
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import TEMPLATES, FrozenCLIP
 from ..clip.load import load_clip
@@ -77,6 +77,7 @@ class Tuner(SavedTuner):
         self.config = build(self.Config, self.preset, config, overrides)
         self.config = self._with_n_ctx(self.config)
         self._given = {key: getattr(self.config, key) for key in EXECUTION}
+        self._given["precision"] = None if self.config.precision == AUTO else self.config.precision
         self._start()
 
     # ---- defined by each method ------------------------------------------------------------
@@ -131,7 +132,7 @@ class Tuner(SavedTuner):
         """Create new prompts and the model with them; fill in the settings that were None."""
         config = self.config
         prompts = self.build_prompts().to(self.clip.device)
-        double = torch.float64 in (self.clip.dtype, PRECISIONS.get(config.precision or ""))
+        double = torch.float64 in (self.clip.dtype, PRECISIONS.get(config.precision))
         self.prompts = prompts.double() if double else prompts
         if config.init_from is not None:
             self.prompts.load_state_dict(self._start_values(), strict=False)
@@ -205,7 +206,7 @@ class Tuner(SavedTuner):
         Args:
             classnames: class names, such as the new classes of a base-to-new evaluation, or those
                 of another data set; by default the tuner's.
-            precision: see `CLIPClassifier`; by default the precision of tuning.
+            precision: see `PromptedCLIP`; by default the precision of tuning.
 
         Raises:
             ValueError: the class names are invalid, the prompts are class-specific and the classes
@@ -241,14 +242,16 @@ class Tuner(SavedTuner):
                 ``keep`` and ``patience``.
             out: run folder to write; None writes nothing.
             resume: resume the stopped run in ``out``. On CPU, the result is bit-identical to that
-                of an uninterrupted run.
+                of an uninterrupted run. With ``precision="auto"``, the precision is that of the
+                run, also where ``"auto"`` would give another one.
             job: further entries of ``config.json``, which also records the arguments of
                 `load_data` if ``train`` comes from there.
             track: also write TensorBoard curves to ``out``; requires the extra ``track``.
             progress: show progress bars if the output is a terminal.
 
         Raises:
-            ValueError, TypeError: the data does not match the model or the class names.
+            ValueError, TypeError: the data does not match the model or the class names, or the
+                device does not support the precision of the run in ``out``.
             FileExistsError: ``out`` contains a run and ``resume`` is False.
             BlockingIOError: another process is writing to ``out``.
             FloatingPointError: the loss or the prompts are not finite. The state after the last
@@ -268,7 +271,7 @@ class Tuner(SavedTuner):
             raise ValueError(
                 f"out is needed with {'track' if track else 'resume'}: pass a run folder"
             )
-        key = self._key(train, val)
+        key = self._key(train, val, self._precision_of(run, resume))
         with contextlib.nullcontext() if run is None else run.locked("out"):
             if run is not None:
                 self._open(run, key, resume, {"data": source_of(train), **(job or {})})
@@ -297,6 +300,8 @@ class Tuner(SavedTuner):
         **options: Any,
     ) -> Evaluation:
         """Evaluate the zero-shot and the tuned classifier under the same attacks.
+
+        Both run in the precision of tuning; `classifier_for` gives a classifier in another one.
 
         Args:
             test: test data set, of the same form as in `fit`.

@@ -46,7 +46,7 @@ def test_written_pages_are_those_of_the_results(root, capsys):
     assert pages.main(True, root, root / "results") == 0
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert readme.startswith("# Title\n\n<!-- ladder -->\n\nA processor, 2 threads, torch 2.15.0")
-    assert readme.endswith("| **6.0x** |  |\n\n<!-- /ladder -->\n\nThe end.\n")
+    assert readme.endswith("| **6.0x** | 78 % (matmul) |\n\n<!-- /ladder -->\n\nThe end.\n")
     assert capsys.readouterr().out.strip() in readme
     page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert "](benchmarks.svg)" in page

@@ -317,6 +317,11 @@ def test_the_preset_of_a_bundled_model_is_shown(finished):
     assert line == "preset: ctx_init=a photo of a, lr=2.0"
 
 
+def test_the_precision_is_shown_with_its_reason(finished):
+    lines = finished.out.splitlines()
+    assert "precision: fp32 (this CPU has no bfloat16 units)" in lines
+
+
 PUBLISHED = [
     *("tune", "advpt", "--device=cpu", "--data=patterns", "--shots=2", "--published"),
     *("--epochs=1", "--steps=2", "--eval_limit=20", "--sanity=off", CLEAN),
@@ -654,6 +659,7 @@ def test_doctor_tells_what_is_there(call):
     ops = [line[1].split(":")[0] for line in lines if line[0] == "kernel"]
     assert ops == [name for name in kernels.__all__ if not isinstance(getattr(kernels, name), type)]
     assert "pgd_step" in ops
+    assert ("precision", "auto on cpu: fp32 (this CPU has no bfloat16 units)") in lines
     assert ("model", "tiny-shapes: loads and runs") in lines
 
 
@@ -693,6 +699,12 @@ def test_doctor_fails_when_a_model_gives_no_numbers(call, monkeypatch):
     code, out, _ = call("doctor")
     assert code == 1
     assert "tiny-shapes: FAILS: its logits are not finite" in out
+
+
+def test_doctor_tells_where_bf16_is_native(call, monkeypatch, bf16_units):
+    monkeypatch.setattr(bundled, "names", list)
+    _, out, _ = call("doctor")
+    assert "auto on cpu: bf16 (cpu multiplies it natively)" in out
 
 
 def test_doctor_fails_when_no_model_was_installed(call, monkeypatch):

@@ -13,7 +13,6 @@ from helpers.models import resnet, small_model
 from torch import nn
 
 from fastprompt import FrozenCLIP, load_clip
-from fastprompt._utils import dtypes
 from fastprompt.model.prompted import PromptedCLIP
 from fastprompt.prompts.context import TextContext
 from fastprompt.prompts.deep import DeepPrompts
@@ -470,12 +469,27 @@ def test_prompts_on_another_device_are_refused(engine, build, small_clip):
         PromptedCLIP(small_clip, NAMES, prompts, engine=engine)
 
 
-def test_bf16_that_the_device_lacks_is_refused(small_clip, monkeypatch):
-    monkeypatch.setattr(dtypes, "has_bf16", lambda device: False)
+def test_auto_takes_bf16_where_the_device_multiplies_it(small_clip, bf16_units):
     prompts = text_context(small_clip)
-    with no_work(small_clip), pytest.raises(ValueError, match=r"^precision.*cpu.*'fp32'"):
-        PromptedCLIP(small_clip, NAMES, prompts, precision="bf16")
-    assert PromptedCLIP(small_clip, NAMES, prompts).precision == "fp32"
+    low = PromptedCLIP(small_clip, NAMES, prompts)
+    assert low.precision == "bf16"
+    assert low.text.parts.dtype == low.image.dtype == torch.bfloat16
+    assert low.classifier().precision == "bf16"
+    assert PromptedCLIP(small_clip, NAMES, prompts, engine="reference").precision == "fp32"
+    double = load_clip(small_model().double())
+    prompts = text_context(double).double()
+    assert PromptedCLIP(double, NAMES, prompts).precision == "fp64"
+
+
+def test_a_zero_shot_classifier_keeps_the_weights_precision_unless_asked(small_clip, bf16_units):
+    own, auto = (small_clip.zero_shot(NAMES, precision=p) for p in (None, "auto"))
+    assert (own.precision, auto.precision) == ("fp32", "bf16")
+    assert (own.image_tower.dtype, auto.image_tower.dtype) == (torch.float32, torch.bfloat16)
+    x = pixels(2, dtype=torch.float32)
+    assert auto(x).dtype == torch.float32
+    for engine, wanted in (("fast", "bf16"), ("reference", "fp32")):
+        classify = small_clip.zero_shot(NAMES, engine=engine, precision="fp32")
+        assert classify.in_precision("auto").precision == wanted
 
 
 def test_bf16_leaves_the_model_alone_and_costs_no_more_than_bf16_does():

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -148,10 +148,11 @@ def test_settings_that_are_refused(options, message, small_clip, no_work):
         AdvPTTuner(small_clip, NAMES, FAST, **options)
 
 
-def test_bf16_that_the_device_lacks_is_refused(small_clip, monkeypatch):
-    monkeypatch.setattr(_dtypes, "has_bf16", lambda device: False)
-    with pytest.raises(ValueError, match=r"^precision.*cpu.*'fp32'"):
-        AdvPTTuner(small_clip, NAMES, FAST, precision="bf16")
+def test_emulated_bf16_runs_with_a_warning(small_clip, caplog):
+    _dtypes._log_once.cache_clear()
+    tuner = AdvPTTuner(small_clip, NAMES, FAST, precision="bf16")
+    assert tuner.config.precision == "bf16"
+    assert [r.levelname for r in caplog.records if "slower" in r.message] == ["WARNING"]
     assert AdvPTTuner(small_clip, NAMES, FAST).config.precision == "fp32"
 
 
@@ -321,14 +322,86 @@ def test_zero_shot_is_judged_as_the_tuned_one_is(small_clip, data, setting):
     assert [row[key] for row in rows] == [value, value]
 
 
+# ---- precision="auto" on other hardware -------------------------------------------------------
+
+
+@contextmanager
+def units():
+    """Another machine, whose CPU multiplies bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_dtypes, "why_no_bf16", lambda device: "")
+        yield
+
+
+plain = nullcontext  # see conftest.py
+
+
+def lacking(precision: str, device: torch.device):
+    raise ValueError(f"precision: {device} does not support it")
+
+
 def test_a_run_is_loaded_where_its_precision_is_lacking(
     small_clip, data, tmp_path, monkeypatch, caplog
 ):
     AdvPTTuner(small_clip, NAMES, FAST, precision="bf16").fit(
         data, out=tmp_path / "run", progress=False
     )
-    monkeypatch.setattr("fastprompt._utils.dtypes.has_bf16", lambda device: False)
+    monkeypatch.setattr("fastprompt.tuning.identity.check_precision", lacking)
     tuner = AdvPTTuner.load(tmp_path / "run", small_clip)
     assert tuner.config.precision == "fp32"
     assert "bf16" in caplog.text
     assert tuner.classifier(pixels(2).float() / 255).isfinite().all()
+
+
+def test_a_run_keeps_its_precision_on_a_cpu_that_emulates_it(small_clip, data, tmp_path, caplog):
+    with units():
+        tuner = AdvPTTuner(small_clip, NAMES, FAST).fit(data, out=tmp_path / "run", progress=False)
+    assert config_of(tmp_path / "run")["precision"] == "bf16"
+    _dtypes._log_once.cache_clear()
+    again = AdvPTTuner.load(tmp_path / "run", small_clip)
+    assert again.config.precision == "bf16"
+    assert [r.levelname for r in caplog.records if "slower" in r.message] == ["WARNING"]
+    x = pixels(2).float() / 255
+    assert torch.equal(again.classifier(x), tuner.classifier(x))
+
+
+@pytest.mark.parametrize("begun_with_units", [True, False])
+def test_a_resumed_run_keeps_its_precision(small_clip, data, stopped, caplog, begun_with_units):
+    """Bit for bit what the run without a stop gives, on the hardware where it began."""
+    began, there = (units, plain) if begun_with_units else (plain, units)
+    with began():
+        straight = AdvPTTuner(small_clip, NAMES, FAST).fit(data, progress=False)
+        folder = stopped()
+    wanted, other = ("bf16", "fp32") if begun_with_units else ("fp32", "bf16")
+    assert config_of(folder)["precision"] == wanted
+    _dtypes._log_once.cache_clear()
+    with there():
+        tuner = AdvPTTuner(small_clip, NAMES, FAST)
+        assert tuner.config.precision == other
+        tuner.fit(data, out=folder, resume=True, progress=False)
+    assert tuner.config.precision == tuner.model.precision == wanted
+    assert torch.equal(tuner.prompts.tokens, straight.prompts.tokens)
+    slow = [r for r in caplog.records if "slower" in r.message]
+    assert len(slow) == begun_with_units
+
+
+def test_a_run_is_not_resumed_where_its_precision_is_lacking(
+    small_clip, data, stopped, monkeypatch
+):
+    with units():
+        folder = stopped()
+    monkeypatch.setattr("fastprompt.tuning.saving.check_precision", lacking)
+    tuner = AdvPTTuner(small_clip, NAMES, FAST)
+    with pytest.raises(ValueError, match=r"^resume: .*'bf16'.*cpu.*new run"):
+        tuner.fit(data, out=folder, resume=True, progress=False)
+    assert tuner.config.precision == "fp32"  # a refusal changes nothing
+
+
+def test_a_run_of_other_settings_is_refused_and_leaves_the_precision(small_clip, data, stopped):
+    with units():
+        folder = stopped()
+    for options, message in ({"seed": 1}, "new run"), ({"precision": "fp32"}, "new run"):
+        tuner = AdvPTTuner(small_clip, NAMES, FAST, **options)
+        with pytest.raises(ValueError, match=f"^resume: .*{message}"):
+            tuner.fit(data, out=folder, resume=True, progress=False)
+        assert tuner.config.precision == "fp32"

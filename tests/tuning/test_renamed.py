@@ -87,6 +87,8 @@ def test_only_names_that_changed_are_changed():
         **{k: v for k, v in given.items() if k != "optimiser"},
     }
     assert renamed({"weigh": None, "lam": 1.0}) == {"lam": 1.0}
+    assert renamed({"precision": None}) == {"precision": "auto"}
+    assert renamed({"precision": "bf16"}) == {"precision": "bf16"}
     assert [renamed({"sanity": old}) for old in (True, False, "off")] == [
         *({"sanity": "full"}, {"sanity": "quick"}, {"sanity": "off"})
     ]

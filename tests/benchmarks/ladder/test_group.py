@@ -35,18 +35,19 @@ def test_a_group_tells_ratio_ceiling_and_size():
     assert ours["largest_error"] < 1e-5
     medians = {name: timing.median for name, timing in found.timings.items()}
     assert ours["ratio_to_eager"] == medians["eager"] / medians["fastprompt"]
-    rate = limits.multiplying(torch.float32).amount / medians[groups.LIMIT]
+    rate = limits.multiplying(torch.float32).amount / medians[groups.limit_name(torch.float32)]
     assert ours["share_of_limit"] == pytest.approx(ours["flops"] / medians["fastprompt"] / rate)
     assert ours["limit"] == "matmul"
 
 
 def test_the_range_of_the_ratio_is_that_of_the_rounds():
     timings = {"eager": Timing((2.0, 6.0, 4.0)), "fastprompt": Timing((1.0, 2.0, 4.0))}
-    timings[groups.LIMIT] = Timing((1.0,))
+    timings[groups.limit_name(torch.bfloat16)] = Timing((1.0,))
     flops = {"eager": 8, "fastprompt": 2}
     size, limit = {"images": 6}, limits.Limit("matmul", 16, lambda: None, torch.bfloat16)
+    by_dtype = {torch.bfloat16: limit}
     dtypes = {"eager": torch.float32, "fastprompt": torch.bfloat16}
-    found = groups.Measured("eager", size, {}, flops, timings, {}, limit, dtypes, "1980 MHz")
+    found = groups.Measured("eager", size, {}, flops, timings, {}, by_dtype, dtypes, "1980 MHz")
     about = found.about("fastprompt")
     assert about["ratio_to_eager"] == 2
     assert (about["dtype"], about["clocks_after"]) == ("bfloat16", "1980 MHz")
@@ -56,6 +57,16 @@ def test_the_range_of_the_ratio_is_that_of_the_rounds():
     assert about["share_of_limit"] == 1 / 16
     # a product in bfloat16 is no limit of what is in float32
     assert found.about("eager")["share_of_limit"] is None
+
+
+def test_each_dtype_is_held_against_its_own_products():
+    found = groups.measure(group(dtypes={"fastprompt": torch.bfloat16}))
+    for rung, dtype in (("eager", torch.float32), ("fastprompt", torch.bfloat16)):
+        about = found.about(rung)
+        rate = found.limits[dtype].amount / found.timings[groups.limit_name(dtype)].median
+        share = about["flops"] / found.timings[rung].median / rate
+        assert about["share_of_limit"] == pytest.approx(share)
+        assert about["dtype"] == str(dtype).removeprefix("torch.")
 
 
 def test_what_differs_is_not_timed():
@@ -117,7 +128,8 @@ def test_bytes_are_held_against_a_copy():
     about = found.about("fastprompt")
     assert about["limit"] == "copy"
     assert about["ceiling"] is None
-    rate = found.limit.amount / found.timings[groups.LIMIT].median
+    limit = found.limits[torch.float32]
+    rate = limit.amount / found.timings[groups.limit_name(torch.float32)].median
     assert about["share_of_limit"] == pytest.approx(
         moved / found.timings["fastprompt"].median / rate
     )
