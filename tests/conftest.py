@@ -1,6 +1,9 @@
 """Fixtures: small CLIPs with random weights, and the bundled ones."""
 
+import gc
 import importlib
+from collections.abc import Generator
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,6 +12,33 @@ import torch
 from helpers.models import small_model
 
 from fastprompt import FrozenCLIP, load_clip
+
+CACHED = type(cache(len))
+
+# importing and collecting create a million objects, which the garbage collector would pass over
+# again and again: a third of the time
+gc.disable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Leave what has been imported and collected out of the garbage collector's later passes."""
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run all tests of a file in the same process, which then makes what they share only once."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +51,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in missing.keys() & {mark.name for mark in item.iter_markers()}:
             item.add_marker(pytest.mark.skip(reason=missing[marker]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_caches(request: pytest.FixtureRequest) -> Generator[None, None, None]:
+    """Free the models that the tests of a file have cached."""
+    yield
+    for value in vars(request.module).values():
+        if isinstance(value, CACHED) and not value.__module__.startswith("fastprompt"):
+            value.cache_clear()
 
 
 @pytest.fixture(autouse=True)
