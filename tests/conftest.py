@@ -1,7 +1,9 @@
 """Fixtures: small CLIPs with random weights, and the bundled ones."""
 
+import gc
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +13,33 @@ from helpers.models import small_model
 
 from fastprompt import FrozenCLIP, load_clip
 from fastprompt._utils import dtypes
+
+CACHED = type(cache(len))
+
+# importing and collecting create a million objects, which the garbage collector would pass over
+# again and again: a third of the time
+gc.disable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Leave what has been imported and collected out of the garbage collector's later passes."""
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run all tests of a file in the same process, which then makes what they share only once."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,6 +52,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in missing.keys() & {mark.name for mark in item.iter_markers()}:
             item.add_marker(pytest.mark.skip(reason=missing[marker]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_caches(request: pytest.FixtureRequest) -> Generator[None, None, None]:
+    """Free the models that the tests of a file have cached."""
+    yield
+    for value in vars(request.module).values():
+        if isinstance(value, CACHED) and not value.__module__.startswith("fastprompt"):
+            value.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,21 @@ from tqdm import tqdm
 
 from .printable import printable
 
-EVERY = 30.0  # seconds between two lines
+EVERY = 10.0  # seconds between two lines
+_OFTEN = 0.5  # seconds between two notes of passes, as a note takes longer than a small pass
+
+
+def tell(text: str) -> None:
+    """Print what begins, such as loading, if standard error is a terminal."""
+    if sys.stderr.isatty():
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class Progress:
-    """A progress bar if standard error is a terminal, else a line every 30 seconds.
+    """A progress bar if standard error is a terminal, else a line every 10 seconds.
 
     A separate thread prints the lines, because one step of an attack on a large model may take
-    longer than 30 seconds, during which the program would appear to hang.
+    longer than 10 seconds, during which the program would appear to hang.
 
     Args:
         total: the total number of steps.
@@ -31,6 +38,7 @@ class Progress:
     ) -> None:
         self.total, self.title, self.unit, self.done = total, title, unit, initial
         self._note, self._began = "", time.monotonic()
+        self._told = 0.0
         off = None if show else True
         self._bar = tqdm(total=total, initial=initial, desc=title, unit=unit, disable=off)
         self._over = threading.Event()
@@ -47,6 +55,13 @@ class Progress:
         """Show ``text``, such as the current stage or result, after the step count."""
         self._note = printable(text)
         self._bar.set_postfix_str(self._note)
+
+    def passes(self, task: str, passes: int, total: int | None = None) -> None:
+        """Note now and then how many passes through a model, in images, ``task`` has taken."""
+        if time.monotonic() - self._told > _OFTEN:
+            self._told = time.monotonic()
+            of = "" if total is None else f" of {total:,}"
+            self.note(f"{task}, {passes:,}{of} passes")
 
     def line(self) -> str:
         """Return the current progress as one line."""

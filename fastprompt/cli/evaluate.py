@@ -10,6 +10,7 @@ from .._utils.checks import MOST, MOST_STEPS, check_count, check_folder, check_p
 from .._utils.files import read_json, write_json
 from .._utils.locks import is_free, locked
 from .._utils.names import unknown
+from .._utils.progress import tell
 from .._utils.run_folder import RunFolder
 from .._utils.types import Model
 from ..clip import bundled
@@ -105,6 +106,7 @@ def evaluate_run(arguments: Sequence[str]) -> int:
     if resume is not None:
         given = _job_of(resume, arguments, parser)
     _check(given)
+    tell(f"loading {given['run'] or given['clip']}")
     models, data = _of_run(given) if given["run"] else _zero_shot(given)
     # only now: a model or data set that fails to load leaves no folder
     out = _new_folder(given) if resume is None else resume

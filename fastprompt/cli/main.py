@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .. import __version__
 from .._utils.names import unknown
 from .._utils.printable import printable_output
+from .._utils.progress import tell
 
 _COMMANDS = ("tune", "evaluate", "report", "import", "doctor")
 _USAGE = """usage: fastprompt COMMAND [options]
@@ -22,6 +23,8 @@ fastprompt COMMAND --help lists the options of a command, fastprompt --version t
 
 
 def _call(command: str, arguments: Sequence[str]) -> int:
+    if command in _COMMANDS and not {"-h", "--help"} & {*arguments} and "torch" not in sys.modules:
+        tell("loading torch and open_clip")
     # imported lazily: the libraries of a command take seconds to import
     if command == "tune":
         from .tune import tune

@@ -20,6 +20,7 @@ from .._utils.dtypes import AUTO, explain_auto
 from .._utils.locks import locked
 from .._utils.names import unknown
 from .._utils.printable import printable
+from .._utils.progress import tell
 from .._utils.run_folder import RunFolder
 from ..data.load import Data, load_data, load_recorded
 from ..evaluation import Evaluation
@@ -62,7 +63,10 @@ def tune_parser(method: str) -> Parser:
     add_model(parser)
     parser.add_argument("--data", type=str, default=job["data"], help="data set or image folder")
     parser.add_argument(
-        "--shots", type=int | Literal["all"], default=job["shots"], help="images per class"
+        "--shots",
+        type=int | Literal["all"],
+        default=job["shots"],
+        help=f"images per class; with --data the default is {tuner.shots}",
     )
     parser.add_argument("--classes", type=Literal["all", "base", "new"], default="all")
     parser.add_argument("--data_seed", type=int, default=0, help="seed of the few-shot draw")
@@ -99,7 +103,10 @@ def tune_parser(method: str) -> Parser:
         help="radii of the evaluation; default: 1/255, 2/255 and the tuning eps",
     )
     parser.add_argument(
-        "--eval_limit", type=int | None, default=400, help="number of test images; null for all"
+        "--eval_limit",
+        type=int | None,
+        default=200,
+        help="number of test images, drawn by seed 0; null for all",
     )
     parser.add_argument("--eval_batch", type=int, default=100)
     add_sanity(parser)
@@ -124,7 +131,8 @@ def tune(arguments: Sequence[str]) -> int:
     out = check_folder(given.get("out"), "--out")
     if (folder := check_folder(given.get("resume"), "--resume")) is not None:
         return _resume(method, given, folder)
-    job = {**_defaults(parser), **{k: v for k, v in given.items() if k in _JOB_KEYS}}
+    other = {"shots": TUNERS[method].shots} if "data" in given else {}
+    job = {**_defaults(parser), **other, **{k: v for k, v in given.items() if k in _JOB_KEYS}}
     apart = (*_JOB_KEYS, "out", "resume", "config", "published", "seeds")
     settings = {k: v for k, v in given.items() if k not in apart}
     config = TUNERS[method].Config
@@ -294,6 +302,7 @@ def _run(
         _check_data(job)
     if out is not None and not resume:
         _check_free(out)
+    tell(f"loading {job['data'] if source is None else source.get('name')} and {job['clip']}")
     data = _data(job) if source is None else load_recorded(source, download=job["download"])
     clip = model_of(job)  # after the data, which is refused sooner
     data = data.resized(clip.image_size, clip.channels)

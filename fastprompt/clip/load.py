@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -154,7 +155,7 @@ def _by_name(
         if pretrained is not None:
             raise ValueError(f"pretrained must be None: {name} is bundled with its weights")
         options = {} if size is None else {"image_size": size}
-        return bundled.load(name, **options), open_clip.SimpleTokenizer()
+        return bundled.load(name, **options), _simple_tokenizer()
     if name.startswith(_SCHEMES):
         if pretrained is not None:
             raise ValueError(f"pretrained must be None: {name} includes its own weights")
@@ -287,8 +288,20 @@ def _require_clip(model: nn.Module) -> None:
         )
 
 
+def _simple_tokenizer(context_length: int = 77) -> Any:
+    """Return open_clip's standard tokenizer; all of them share the tables, which take 22 MB."""
+    tokenizer = copy.copy(_read_tokenizer())
+    tokenizer.context_length = context_length
+    return tokenizer
+
+
+@cache
+def _read_tokenizer() -> Any:
+    return open_clip.SimpleTokenizer()
+
+
 def _standard_tokenizer(model: nn.Module) -> Tokenizer:
-    standard = open_clip.SimpleTokenizer(context_length=getattr(model, "context_length", 77))
+    standard = _simple_tokenizer(getattr(model, "context_length", 77))
     if getattr(model, "vocab_size", None) != standard.vocab_size:
         raise ValueError(
             f"tokenizer is required: the model has {getattr(model, 'vocab_size', '?')} tokens, but "

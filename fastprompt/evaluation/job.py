@@ -1,6 +1,5 @@
 """Run an evaluation: all models under all attacks, sanity checks, diagnostics and examples."""
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -41,7 +40,6 @@ from .scoring import facts, verdicts
 
 Sanity = Literal["quick", "full", "off"]
 _DIAGNOSED = 256  # number of images for the diagnostics
-_EVERY = 0.5  # seconds between two notes of the checks' passes
 _STEPS = 10  # PGD steps for the diagnostics
 
 
@@ -279,17 +277,14 @@ class _Told:
 
     def __init__(self, bar: Progress, model: str) -> None:
         self._bar, self._model, self._check = bar, model, ""
-        self._last = 0.0
 
     def check(self, name: str) -> None:
         """Note the check that begins."""
         self._check = name
 
     def passes(self, passes: int) -> None:
-        """Show the number of passes from time to time, as a note takes longer than a small pass."""
-        if time.monotonic() - self._last > _EVERY:
-            self._last = time.monotonic()
-            self._bar.note(f"{self._model}: checks: {self._check}, {passes:,} passes")
+        """Show the number of passes."""
+        self._bar.passes(f"{self._model}: checks: {self._check}", passes)
 
 
 def _describe(model: Model) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class ModelRun:
 
     def _stage(self, attack: Planned, stage: Stage, standing: list[int]) -> list[dict[str, Any]]:
         outcomes = []
-        self.bar.note(f"{self.name}: {attack.words(stage)}, {len(standing)} images")
+        self.bar.note(self._task(attack, stage, len(standing)))
         made_on = attack.made_on(stage, self.model)
         every = standing if made_on is None else self.crafted.places[made_on]
         for number, window in enumerate(_split(every, WINDOW * self.how.batch)):
@@ -182,11 +182,17 @@ class ModelRun:
 
     def _craft(self, attack: Planned, stage: Stage, places: Sequence[int]) -> Window:
         surrogate = attack.surrogate
-        counted = Counted(self.model if surrogate is None else self.surrogates[surrogate])
+        counted = Counted(
+            self.model if surrogate is None else self.surrogates[surrogate],
+            partial(self.bar.passes, self._task(attack, stage, len(places))),
+        )
         # pass the whole window: the attack splits it into batches
         read = zip(*self.images.read(places, self.how.batch), strict=True)
         indices, images, labels = (torch.cat(column) for column in read)
         return Window(stage.run(counted, images, labels, indices), labels, _passes(counted))
+
+    def _task(self, attack: Planned, stage: Stage, images: int) -> str:
+        return f"{self.name}: {attack.words(stage)}, {images} images"
 
     def _judge(
         self,

@@ -1,6 +1,7 @@
 """Logits and predictions of a classifier, and confidence intervals of its accuracy."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,12 +86,21 @@ def facts(model: Any) -> dict[str, Any]:
 
 
 class Counted(nn.Module):
-    """A model wrapper that counts the images in forward and in backward passes."""
+    """A model wrapper that counts the images in forward and in backward passes.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+        tell: called with the number of passes after each forward pass, such as by a progress bar.
+    """
+
+    def __init__(self, model: Model, tell: Callable[[int], None] | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.tell = model, tell
         self.forwards = self.gradients = 0
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes together, in images."""
+        return self.forwards + self.gradients
 
     def forward(self, images: Tensor) -> Tensor:
         return self.counting(self.model)(images)
@@ -101,6 +111,8 @@ class Counted(nn.Module):
         def counted(images: Tensor) -> Tensor:
             out = call(images)
             self.forwards += len(images)
+            if self.tell is not None:
+                self.tell(self.passes)
             if isinstance(out, Tensor) and out.requires_grad:
                 out.register_hook(self._back)
             return out

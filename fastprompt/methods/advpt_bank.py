@@ -1,6 +1,7 @@
 """Phase 1 of AdvPT: computes one adversarial embedding per image, once before tuning."""
 
 import contextlib
+import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from .._utils.progress import Progress
 from ..attacks import FeaturePGD, GradientHealth
 from ..clip.frozen import FrozenCLIP
 from ..data.dataset import ImageDataset, batches, fingerprint
+from ..evaluation.scoring import Counted
 
 _KIND = "bank"
 _SHARD_BATCHES = 4  # batches per shard: an interruption loses at most this much work
@@ -149,6 +151,9 @@ def _attack_rows(
     bar: Progress,
 ) -> dict[str, Tensor]:
     features, labels, health = [], [], []
+    attack = copy.copy(attack)  # whose passes are shown, since a batch may take a minute
+    passes = len(rows) * (2 * attack.steps + 2)
+    attack.encode = Counted(attack.encode, lambda done: bar.passes("attack", done, passes))
     for indices, images, targets in batches(data, rows, batch, workers):
         result = attack.run(images.to(clip.device), indices=indices.to(clip.device))
         with torch.no_grad():

@@ -96,7 +96,8 @@ class OnlineTuner(Tuner):
     on the device. Validation uses the attack settings of training.
     """
 
-    job: ClassVar[dict[str, Any]] = {"data": "shapes", "shots": 16, "attacks": "clean,pgd-20"}
+    shots = 16
+    job: ClassVar[dict[str, Any]] = {"data": "patterns", "shots": 16, "attacks": "clean,pgd-20"}
     score = "val_robust"
     config: OnlineConfig
 

@@ -5,7 +5,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,12 @@ class Tuner(SavedTuner):
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    # defaults of the options of `fastprompt tune`
+    shots: ClassVar[int | Literal["all"]] = "all"  # images per class, if --data is given
+    # defaults of the options of `fastprompt tune`: a job of a minute or two
     job: ClassVar[Mapping[str, Any]] = {
         "data": "patterns",
-        "shots": "all",
-        "attacks": "clean,feature-pgd-40,pgd-20",
+        "shots": 64,
+        "attacks": "clean,feature-pgd-20,pgd-20",
     }
     score: ClassVar[str]  # validation metric that selects the best prompts
 

@@ -27,3 +27,14 @@ def test_short_work_and_unwanted_lines_are_silent(monkeypatch, capsys):
         time.sleep(0.1)
         bar.update(4)
     assert capsys.readouterr().err == ""
+
+
+def test_passes_are_noted_now_and_then(monkeypatch):
+    notes = []
+    monkeypatch.setattr(Progress, "note", lambda self, text: notes.append(text))
+    with Progress(4, "train bank", "img", show=False) as bar:
+        bar.passes("attack", 1000, 8000)
+        bar.passes("attack", 1100, 8000)  # too soon
+        monkeypatch.setattr(progress, "_OFTEN", 0.0)
+        bar.passes("pgd-20", 1200)
+    assert notes == ["attack, 1,000 of 8,000 passes", "pgd-20, 1,200 passes"]

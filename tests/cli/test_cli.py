@@ -20,6 +20,7 @@ from fastprompt._utils.files import read_tensors, write_tensors
 from fastprompt._utils.run_folder import RunFolder
 from fastprompt._utils.versions import versions
 from fastprompt.attacks import FeaturePGD
+from fastprompt.cli import tune as cli_tune
 from fastprompt.cli.main import main
 from fastprompt.clip import bundled
 from fastprompt.evaluation import Evaluation
@@ -307,8 +308,43 @@ def test_a_progress_bar_in_a_terminal(call, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert main([*SMALL_RUN, CLEAN, "--out", str(tmp_path / "run")]) == 0
+    begun = "loading patterns and tiny-shapes\n"
+    assert sys.stderr.getvalue().startswith(begun)
     for title in ("train bank", "val bank", "tune advpt", "evaluate"):
         assert title in sys.stderr.getvalue()
+
+
+def test_the_first_line_in_a_terminal_comes_before_the_slow_imports(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["tune"]) == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.delitem(sys.modules, "torch")
+    assert main(["tune"]) == 2
+    assert capsys.readouterr().err == "loading torch and open_clip\n"
+    assert main(["tune", "--help"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data", "shots"),
+    [
+        ("advpt", "patterns", 64),
+        ("advpt --data patterns", "patterns", "all"),
+        ("advpt --data=shapes --shots=4", "shapes", 4),
+        ("nap", "patterns", 16),
+        ("nap --data shapes", "shapes", 16),
+    ],
+)
+def test_the_default_job_is_small(monkeypatch, arguments, data, shots):
+    jobs = []
+    monkeypatch.setattr(cli_tune, "_run", lambda method, job, *rest, **more: jobs.append(job))
+    assert cli_tune.tune(arguments.split()) == 0
+    assert (jobs[0]["data"], jobs[0]["shots"], jobs[0]["eval_limit"]) == (data, shots, 200)
+
+
+def test_the_table_says_which_images_were_drawn(finished):
+    assert "20 of 1,200 test images of patterns (6 classes), drawn by seed 0" in finished.out
+    assert "with 95 % intervals" in finished.out
 
 
 def test_the_preset_of_a_bundled_model_is_shown(finished):

@@ -342,6 +342,15 @@ def test_a_model_with_its_own_tokenizer_does_not_claim_to_be_reloadable(
     assert load_clip(NAME, file, tokenizer=shouting).source is None
 
 
+def test_models_share_the_tables_of_the_standard_tokenizer():
+    """The tables take 22 MB and 0.1 s; the settings belong to each model."""
+    first, second = load_clip(small_model()), load_clip(small_model(context_length=20))
+    assert first.tokenizer.encoder is second.tokenizer.encoder
+    assert first.tokenizer is not second.tokenizer
+    assert first.tokenizer(["a"]).shape == (1, 77)
+    assert second.tokenizer(["a"]).shape == (1, 20)
+
+
 @pytest.mark.parametrize("argument", ["mean", "std"])
 @pytest.mark.parametrize("values", [(), (0.5,), (0.5, 0.5), (0.5,) * 4])
 def test_normalization_takes_three_values(argument: str, values: tuple[float, ...]) -> None:

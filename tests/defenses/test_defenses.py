@@ -227,7 +227,7 @@ def test_smooth_jpeg_has_its_own_gradient():
 def test_the_smooth_gradient_finds_what_the_identity_misses(bundled_clip):
     """At 4/255 JPEG protects little: an attack with the identity's gradient says otherwise."""
     data = load_data("patterns", shots=1)
-    some = [data.test[i] for i in range(0, len(data.test), len(data.test) // 40)]
+    some = [data.test[i] for i in range(0, len(data.test), len(data.test) // 16)]
     x = torch.stack([image for image, _ in some]).float() / 255
     labels = torch.tensor([label for _, label in some])
     standing = {}

@@ -26,9 +26,9 @@ from helpers.planted_defenses import (
 from torch import nn
 
 from fastprompt import JPEG, BitDepth, Defended, GaussianSmoothing, evaluate
+from fastprompt._utils import progress
 from fastprompt._utils.progress import Progress
 from fastprompt.data import ImageTensors
-from fastprompt.evaluation import job
 from fastprompt.evaluation.sampling import evenly, in_turn
 from fastprompt.evaluation.sanity import FULL, QUICK, check_model, check_rows, claims
 from fastprompt.evaluation.sanity.sample import Sample
@@ -130,7 +130,7 @@ def test_an_honest_clip_raises_no_flag(bundled_clip):
 
     data = load_data("patterns", shots=1)
     model = bundled_clip.zero_shot(data.classnames, data.templates)
-    result = evaluate(model, data.test, ["clean", "pgd-5"], "1/255", limit=24, progress=False)
+    result = evaluate(model, data.test, ["clean", "pgd-5"], "1/255", limit=12, progress=False)
     assert result.trusted
     assert {s["verdict"] for s in result.sanity} <= {"passed", "skipped"}
 
@@ -215,9 +215,11 @@ def test_the_checks_take_few_passes_beside_the_evaluation():
 def test_the_progress_says_which_check_runs_and_how_many_passes(monkeypatch):
     notes = []
     monkeypatch.setattr(Progress, "note", lambda self, text: notes.append(text))
-    monkeypatch.setattr(job, "_EVERY", 0.0)
+    monkeypatch.setattr(progress, "_OFTEN", 0.0)
     data = ImageTensors(images(), LABELS)
     evaluate(HONEST, data, ["pgd-3"], 1 / 255, limit=8, progress=False)
+    attacked = [note for note in notes if note.endswith(" passes") and ": pgd-3 at 1/255" in note]
+    assert len(attacked) > 3
     told = [note for note in notes if "checks: " in note]
     assert any(note.startswith("model: checks: measured gradient, ") for note in told)
     assert any(note.startswith("model: checks: attacked again, ") for note in told)
