@@ -63,6 +63,7 @@ class Seen(TorchDispatchMode):
 
     Attributes:
         syncs: copies between host and device, and waits of the host, with their place in the code.
+        names: all ops, also those on the CPU.
         launches: ops that launch kernels, by name.
         casts: changes of dtype, by the tensor's shape.
     """
@@ -70,11 +71,13 @@ class Seen(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.syncs: list[str] = []
+        self.names: set[str] = set()
         self.launches: Counter[str] = Counter()
         self.casts: Counter[tuple[int, ...]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
+        self.names.add(name)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         on_gpu = any(t.device.type == "cuda" for t in given)
         if on_gpu and (name in _WAITING or _masked(name, args)):
