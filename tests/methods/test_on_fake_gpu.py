@@ -63,6 +63,20 @@ def test_an_attack_on_the_zero_shot_model_never_waits(name, judged, small_clip, 
     assert seen.launches
 
 
+def test_adamw_updates_all_prompts_in_one_kernel(small_clip):
+    tuner = tuner_of("nap", clip=small_clip, **ONE)
+    with fake_cuda() as put:
+        on_fake_cuda(tuner, put)
+        learning = list(tuner.prompts.parameters())
+        optimizer = optimizers.make_optimizer(tuner.config, learning)
+        for parameter in learning:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()  # makes the moments
+        with no_waits() as seen:
+            optimizer.step()
+    assert dict(seen.launches) == {"_foreach_add_": 1, "_fused_adamw_": 1}
+
+
 PLANTED = {
     "item": lambda t, _: t.sum().item(),
     "branch": lambda t, _: 1 if (t > 0).any() else 0,

@@ -409,6 +409,26 @@ def test_a_captured_attack_follows_the_prompts(recorder, small_clip):
     assert all(p.requires_grad for p in model.prompts.parameters())
 
 
+def test_the_tensors_that_an_attack_reads_are_searched_once(monkeypatch):
+    model, walks = prompted(load_clip(small_model())), []
+    real = torch.nn.Module.named_modules
+
+    def counted(self, *args, **kwargs):
+        walks.append(type(self).__name__)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", counted)
+    reads = model.attack_reads()
+    assert walks
+    walks.clear()
+    assert model.attack_reads() is reads
+    assert not walks
+    assert {id(p) for p in model.prompts.refiners.parameters()} <= {id(t) for t in reads}
+    model.double()
+    assert model.attack_reads() is not reads
+    assert model.attack_reads()[0].dtype == torch.float64
+
+
 # ---- on a GPU -------------------------------------------------------------------------------
 
 
