@@ -161,8 +161,9 @@ class _APGDAscent:
         adv, grad = self._check(state, grad)
         new = self._move(state, adv, grad, _MOMENTUM, state["counts"])
         if first:  # the first step has no previous step for the momentum
-            those = {k: state[k][first] for k in ("x", "before", "alpha")}
-            new[first] = self._move(those, adv[first], grad[first], 1.0, None)
+            # all images' steps, since a list of slots would be copied to the device
+            alone = self._move(state, adv, grad, 1.0, None)
+            new = torch.where((state["step"] == 0)[:, None, None, None], alone, new)
         state["before"], state["adv"] = adv, new
 
     def _move(

@@ -12,10 +12,11 @@ __all__ = ["Sides", "random_start", "start_key"]
 
 
 def start_key(seed: int, restart: int, device: torch.device) -> Tensor:
-    """Return (seed, restart) as int64 ``[2]``; filling it on the device avoids a host sync."""
+    """Return (seed, restart) as int64 ``[2]``, without a copy from the host."""
     key = torch.empty(2, dtype=torch.int64, device=device)
-    key[0] = (seed + 2**63) % 2**64 - 2**63  # wrap to a signed 64-bit integer
-    key[1] = restart
+    # `key[0] = seed` would copy a tensor from the host, and wait for the device
+    key[:1].fill_((seed + 2**63) % 2**64 - 2**63)  # wrap to a signed 64-bit integer
+    key[1:].fill_(restart)
     return key
 
 

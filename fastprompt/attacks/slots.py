@@ -97,6 +97,8 @@ class Run(ABC):
         self.model, self.search, self.judge = model, search, judge
         self.samples, self.sign = samples, sign
         self.images, self.labels = images, labels
+        # read here, where the images are checked too, since a step should not wait for the device
+        self.largest = int(labels.max()) if len(labels) else 0
         self.group = search.attempts if together else 1  # slots that are filled at once
         self.slots = max(slots, self.group)
         self.out = images.clone()
@@ -178,7 +180,7 @@ class Run(ABC):
         if logits.ndim != 2 or len(logits) != len(adv):
             raise ValueError(f"model must return [{len(adv)}, C] logits, got {list(logits.shape)}")
         if logits.shape[1] != self.classes:
-            check_label_range(int(self.labels.max()), logits.shape[1])
+            check_label_range(self.largest, logits.shape[1])
             self.classes = logits.shape[1]
         return at_least_float32(logits)
 

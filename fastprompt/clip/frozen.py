@@ -67,7 +67,7 @@ class FrozenCLIP(nn.Module):
         source: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.version = 0  # incremented whenever the weights may have changed
+        self.version = 0  # incremented when the weights moved, or their values may have changed
         # the towers' differences from the model's own forward pass, of `fastprompt.towers.compare`;
         # not stored by fingerprint, which hooks and overridden methods do not change
         self.gaps: dict[str, dict[str, Gap]] = {}
@@ -96,10 +96,18 @@ class FrozenCLIP(nn.Module):
         return super().train(False)
 
     def _apply(self, *args: Any, **kwargs: Any) -> FrozenCLIP:
-        # called by every device or dtype conversion
-        self._weights_changed()
-        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        # called by every device or dtype conversion, of which many change nothing
+        before = self._places()
+        try:
+            super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]  # untyped in torch
+        finally:
+            if self._places() != before:
+                self._weights_changed()
         return self
+
+    def _places(self) -> list[tuple[int, torch.dtype, torch.device]]:
+        tensors = (*self.parameters(), *self.buffers())
+        return [(t.data_ptr(), t.dtype, t.device) for t in tensors]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # called by every load_state_dict, including that of a parent module

@@ -121,10 +121,11 @@ class PromptedCLIP(nn.Module):
                     type(tower).__name__,
                 )
         self._functions: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._read: tuple[int, list[Tensor]] | None = None  # the clip's version, `attack_reads`
 
     def __getstate__(self) -> dict[str, Any]:
         # compiled functions belong to one process; a copy compiles its own
-        return {**self.__dict__, "_functions": {}}
+        return {**self.__dict__, "_functions": {}, "_read": None}
 
     @property
     def refiners(self) -> nn.ModuleList | None:
@@ -209,8 +210,16 @@ class PromptedCLIP(nn.Module):
         return self._run(PromptedCLIP._attack_loss, self.image, images, labels, *fixed)
 
     def attack_reads(self) -> list[Tensor]:
-        """Return the tensors that `attack_loss` reads besides its arguments."""
+        """Return the tensors that `attack_loss` reads besides its arguments.
+
+        The list is kept until the weights change: in each step, only its addresses are compared.
+        """
         self.image.refresh()
+        if self._read is None or self._read[0] != self.clip.version:
+            self._read = self.clip.version, self._find_reads()
+        return self._read[1]
+
+    def _find_reads(self) -> list[Tensor]:
         # `visual` may be a copy of the encoder in another precision, `model` may contain one
         model: nn.Module = getattr(self.image, "model", self.clip.model)
         visual: nn.Module = getattr(self.image, "visual", model)

@@ -22,7 +22,8 @@ class CapturedAscent:
     number of steps, and the addresses of the tensors that ``loss_of`` reads besides its arguments:
     in-place changes of these tensors take effect; a changed address leads to a new capture.
 
-    If a capture fails, the reason is logged and all further attacks run step by step.
+    If a capture fails, the reason is logged and all further attacks run step by step. If it runs
+    out of memory, only the next attacks do, twice as many each time; then it is tried again.
 
     Args:
         loss_of: maps images and further tensors to a scalar loss, summed over the batch.
@@ -52,6 +53,8 @@ class CapturedAscent:
         self._graphs: dict[Any, _Graph] = {}
         self._places: tuple[int, ...] = ()
         self._pool: Any = None
+        self._pause = 0  # attacks that run step by step before the next capture
+        self._longest = 1  # the pause after the next capture that runs out of memory
 
     def __call__(
         self, x: Tensor, start: Tensor, *inputs: Tensor | None, radius: Tensor | None = None
@@ -123,14 +126,40 @@ class CapturedAscent:
         return graph
 
     def _capture(self, given: tuple[Any, ...]) -> "_Graph | None":
+        if self._pause:
+            self._pause -= 1
+            return None
+        if not self._graphs:
+            # the allocator frees a pool with its last graph, and then refuses its handle
+            self._pool = torch.cuda.graph_pool_handle()
         try:
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
             return _Graph(self._steps, given, self._pool)
         except RuntimeError as error:  # torch's CUDA errors are RuntimeErrors
-            self.failure = " ".join(str(error).split())[:200]
-            log.warning("CUDA graph capture failed, the attack runs step by step: %s", self.failure)
-            return None
+            reason, memory = _reason(error)
+            if memory:
+                self._pause, self._longest = self._longest, 2 * self._longest
+                then = f"the next {self._pause} attacks run step by step"
+            else:
+                self.failure, then = reason, "the attack runs step by step"
+            log.warning("CUDA graph capture failed, %s: %s", then, reason, exc_info=True)
+        if self._pause:  # after the error is gone, whose frames hold the attack's tensors
+            self._graphs.clear()
+            torch.cuda.empty_cache()
+        return None
+
+
+def _reason(error: BaseException) -> tuple[str, bool]:
+    """Return the messages of the error and those before it, and whether memory ran out.
+
+    The first error may be hidden: after it, the end of the capture fails too.
+    """
+    chain: list[BaseException] = []
+    last: BaseException | None = error
+    while last is not None:
+        chain.append(last)
+        last = last.__cause__ or last.__context__
+    reason = ", after: ".join(" ".join(str(each).split())[:200] for each in chain)
+    return reason, any(isinstance(each, torch.OutOfMemoryError) for each in chain)
 
 
 class _Graph:

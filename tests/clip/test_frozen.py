@@ -512,3 +512,16 @@ def test_text_parts_are_refused_with_the_reason() -> None:
     assert "first token" in clip.why_no_text_prompts()
     with pytest.raises(ValueError, match=r"^clip.*text prompts.*first token"):
         _ = clip.text_parts
+
+
+def test_a_conversion_that_changes_nothing_keeps_what_depends_on_the_weights():
+    clip = load_clip(small_model())
+    version, fingerprint = clip.version, clip.fingerprint
+    for same in (clip.to("cpu"), clip.float(), clip.to(torch.float32), clip.requires_grad_(False)):
+        assert same.version == version
+    assert clip.__dict__["fingerprint"] == fingerprint
+    for change in (clip.double, clip.float, lambda: clip.load_state_dict(clip.state_dict())):
+        version = clip.version
+        change()
+        assert clip.version > version
+        assert "fingerprint" not in clip.__dict__

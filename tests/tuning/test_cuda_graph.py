@@ -72,7 +72,8 @@ def test_not_asked_for_it_is_never_tried(monkeypatch, caplog):
 def no_obstacle(monkeypatch):
     monkeypatch.setattr(CapturedAscent, "obstacle", lambda self, x: self.failure)
     monkeypatch.setattr(torch.cuda, "device", lambda device: Stream())
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
 
 def test_a_capture_that_fails_is_told_once_and_not_tried_again(no_obstacle, monkeypatch, caplog):
@@ -92,6 +93,49 @@ def test_a_capture_that_fails_is_told_once_and_not_tried_again(no_obstacle, monk
     assert (record.name, record.levelno) == (LOGGER, logging.WARNING)
     assert "operation not permitted" in record.getMessage()
     assert ascent.failure == "CUDA error: operation not permitted"
+    assert record.exc_info is not None
+
+
+def test_a_failed_capture_names_the_first_error_too(no_obstacle, monkeypatch, caplog):
+    def failing(*_):
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("capture invalidated")  # as the end of a capture does
+
+    monkeypatch.setattr(capture, "_Graph", failing)
+    ascent = CapturedAscent(loss_of, **SETTINGS)
+    assert same(ascent(*case()), eager(case()))
+    wanted = "capture invalidated, after: operation not permitted when stream is capturing"
+    assert ascent.failure == wanted
+    assert caplog.text.count("in failing") == 2  # the traceback of both
+
+
+@pytest.mark.parametrize("at_the_end", [False, True], ids=["raised", "hidden_by_the_end"])
+def test_after_running_out_of_memory_it_is_tried_again(recorder, monkeypatch, caplog, at_the_end):
+    real, tried = capture._Graph, []
+
+    def full(*given):
+        tried.append(1)
+        if len(tried) in (2, 3):
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            finally:
+                if at_the_end:
+                    raise RuntimeError("capture invalidated")
+        return real(*given)
+
+    monkeypatch.setattr(capture, "_Graph", full)
+    ascent = CapturedAscent(loss_of, **SETTINGS)
+    counts = []
+    for n in (3, 4, 4, 4, 4, 4, 4, 3):
+        assert same(ascent(*case(n)), eager(case(n)))
+        counts.append(len(tried))
+    # one attack without a capture, then two, then a capture
+    assert counts == [1, 2, 2, 3, 3, 3, 4, 5]
+    assert ascent.failure == ""
+    assert len(ascent._graphs) == 2
+    assert "the next 2 attacks run step by step" in caplog.text
 
 
 def test_our_own_mistakes_are_not_hidden(no_obstacle, monkeypatch):
@@ -137,13 +181,23 @@ class Stream:
 
 
 class Recorder:
-    """A stand-in for CUDA graphs on the CPU: a replay runs on the buffers, into the same output."""
+    """A stand-in for CUDA graphs on the CPU: a replay runs on the buffers, into the same output.
+
+    As in torch's allocator, a pool is freed with its last graph; then its handle is refused.
+    """
 
     def __init__(self, monkeypatch) -> None:
         self.captured, self.replayed = [], 0
+        self.uses: dict[object, int] = {}  # graphs of each pool
         real, recorder = capture._Graph, self
 
         class Graph:
+            pool: object = None
+
+            def __del__(self) -> None:
+                if self.pool is not None:
+                    recorder.uses[self.pool] -= 1
+
             def replay(self) -> None:
                 recorder.replayed += 1
                 for out, new in zip(self.out, self.function(), strict=True):
@@ -151,10 +205,10 @@ class Recorder:
 
         class OnCPU(real):
             def __init__(self, function, given, pool) -> None:
-                assert pool == "pool"
                 recorder.captured.append(tuple(None if t is None else t.shape for t in given))
                 super().__init__(function, given, pool)
-                self.graph.out, self.graph.function = self.out, lambda: function(*self.buffers)
+                buffers = self.buffers  # not `self`, which would keep itself alive
+                self.graph.out, self.graph.function = self.out, lambda: function(*buffers)
                 for t in self.out:  # a capture records, it does not compute
                     t.fill_(-1)
 
@@ -163,7 +217,14 @@ class Recorder:
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "current_stream", Stream)
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-        monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: Stream())
+        monkeypatch.setattr(torch.cuda, "graph", self.begin)
+
+    def begin(self, graph, *, pool, capture_error_mode):
+        if self.uses.get(pool) == 0:
+            raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
+        self.uses[pool] = self.uses.get(pool, 0) + 1
+        graph.pool = pool
+        return Stream()
 
 
 @pytest.fixture
@@ -228,9 +289,12 @@ def test_what_moved_in_memory_is_captured_anew(recorder):
         held[0].mul_(-2)  # in place: the graph reads what is there
     assert len(recorder.captured) == 1
     before = held[0]
-    held[0] = before.clone() * 3
-    assert same(ascent(x, start), eager((x, start, held[0])))
-    assert len(recorder.captured) == 2
+    for captured in (2, 3):
+        held[0] = before.clone() * captured
+        assert same(ascent(x, start), eager((x, start, held[0])))
+        assert len(recorder.captured) == captured
+    assert ascent.failure == ""  # the allocator refuses the handle of a pool that it has freed
+    assert list(recorder.uses.values()) == [0, 0, 1]
 
 
 def test_inputs_and_dtypes_are_part_of_the_shape(recorder):
@@ -343,6 +407,26 @@ def test_a_captured_attack_follows_the_prompts(recorder, small_clip):
     model = prompted(small_clip)
     check_an_attack_follows_the_prompts(model, lambda attack: len(recorder.captured))
     assert all(p.requires_grad for p in model.prompts.parameters())
+
+
+def test_the_tensors_that_an_attack_reads_are_searched_once(monkeypatch):
+    model, walks = prompted(load_clip(small_model())), []
+    real = torch.nn.Module.named_modules
+
+    def counted(self, *args, **kwargs):
+        walks.append(type(self).__name__)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", counted)
+    reads = model.attack_reads()
+    assert walks
+    walks.clear()
+    assert model.attack_reads() is reads
+    assert not walks
+    assert {id(p) for p in model.prompts.refiners.parameters()} <= {id(t) for t in reads}
+    model.double()
+    assert model.attack_reads() is not reads
+    assert model.attack_reads()[0].dtype == torch.float64
 
 
 # ---- on a GPU -------------------------------------------------------------------------------
