@@ -28,6 +28,13 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 matrices natively, faster than float32."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported()
+    return has_bf16(device)
+
+
 def own_precision(dtype: torch.dtype) -> str:
     """Return the name of a dtype's precision."""
     return next(name for name, known in PRECISIONS.items() if known == dtype)

@@ -18,12 +18,13 @@ from ..data.load import Data, load_data, load_recorded
 from ..defenses import Defended, parse_defenses
 from ..evaluation import Evaluation, evaluate
 from ..evaluation.plan import plan_attacks
+from ..evaluation.result import search_notes
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
 from ..tuning.identity import clip_of
 from ..tuning.renamed import renamed, renamed_config
 from ..tuning.tuner import Tuner
-from .parser import Parser, add_model, add_names, add_sanity, device_name, model_of
+from .parser import Parser, add_checks, add_model, add_names, device_name, model_of
 from .seeds import check_seeds
 from .words import images_of
 
@@ -79,7 +80,7 @@ def evaluate_parser() -> Parser:
         type=int | None,
         help="gradients averaged in each attack step, for a randomized model",
     )
-    add_sanity(parser)
+    add_checks(parser)
     parser.add_argument(
         "--seeds",
         type=int,
@@ -197,7 +198,9 @@ def _job_of(out: Path, arguments: Sequence[str], parser: Parser) -> dict[str, An
             )
         raise FileNotFoundError(f"--resume: {out} is not an evaluation folder; it has no job.json")
     job = read_json(out / "job.json")
-    known = {k: v for k, v in renamed(job).items() if v is not None}
+    # earlier versions searched in the model's own precision
+    job = {"search_precision": "own", **renamed(job)}
+    known = {k: v for k, v in job.items() if v is not None}
     return parser.parse_object(known).as_dict()
 
 
@@ -300,6 +303,8 @@ def _evaluate(
         samples=given["samples"],
         surrogates={SURROGATE: models[SURROGATE]},
         sanity=given["sanity"],
+        search_precision=given["search_precision"],
+        confirm=given["confirm"],
         seed=seed,
         name=data.name,
         out=folder,
@@ -313,7 +318,8 @@ def _text(results: Sequence[Evaluation]) -> str:
         table = results[0].table()
     else:
         reasons = [why for result in results for why in result.reasons]
-        table = spread_table(spread(results), reasons)
+        notes = search_notes([row for result in results for row in result.rows])
+        table = spread_table(spread(results), reasons, notes)
     checks = [s["verdict"] for result in results for s in result.sanity]
     counted = ", ".join(f"{checks.count(v)} {v}" for v in ("passed", "failed", "skipped"))
     return (

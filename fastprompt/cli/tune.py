@@ -26,7 +26,7 @@ from ..evaluation.plan import plan_attacks, split_radii
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
-from .parser import Parser, add_model, add_names, add_sanity, device_name, model_of
+from .parser import Parser, add_checks, add_model, add_names, device_name, model_of
 from .seeds import SeedsFolder, check_seeds, run_seeds
 from .words import classes_of, images_of
 
@@ -47,6 +47,7 @@ _DATA_KEYS = (
 _JOB_KEYS = (
     *("clip", "pretrained", "image_weights", "image_size", "device", *_DATA_KEYS, "download"),
     *("attacks", "eval_eps", "eval_limit", "eval_batch", "sanity", "track"),
+    *("search_precision", "confirm"),
 )
 
 
@@ -100,7 +101,7 @@ def tune_parser(method: str) -> Parser:
         "--eval_limit", type=int | None, default=400, help="number of test images; null for all"
     )
     parser.add_argument("--eval_batch", type=int, default=100)
-    add_sanity(parser)
+    add_checks(parser)
     parser.add_argument("--track", type=bool, default=False, help="write TensorBoard curves")
     parser.add_class_arguments(tuner.Config, help=f"settings of {method}")
     return parser
@@ -319,6 +320,8 @@ def _run(
             limit=job["eval_limit"],
             batch=job["eval_batch"],
             sanity=job["sanity"],
+            search_precision=job["search_precision"],
+            confirm=job["confirm"],
             name=data.name,
             out=out,
             resume=True,  # keeps what a stopped run already evaluated
