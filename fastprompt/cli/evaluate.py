@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from .._utils.checks import MOST, MOST_STEPS, check_count, check_folder, check_path
 from .._utils.files import read_json, write_json
 from .._utils.locks import is_free, locked
@@ -19,6 +21,7 @@ from ..defenses import Defended, parse_defenses
 from ..evaluation import Evaluation, evaluate
 from ..evaluation.plan import plan_attacks
 from ..evaluation.result import search_notes
+from ..evaluation.search import check_search
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
 from ..tuning.identity import clip_of
@@ -155,8 +158,7 @@ def _check(given: Mapping[str, Any]) -> None:
     for name in ("run", "data", "root", "image_weights", "pretrained"):
         if given[name] is not None:
             check_path(given[name], name)
-    if given["device"] is not None:
-        device_name(given["device"])
+    check_search(given["search_precision"], torch.device(device_name(given["device"])))
     if given["defenses"]:
         parse_defenses(given["defenses"])
     if given["run"] is not None:

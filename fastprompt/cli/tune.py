@@ -23,6 +23,7 @@ from .._utils.run_folder import RunFolder
 from ..data.load import Data, load_data, load_recorded
 from ..evaluation import Evaluation
 from ..evaluation.plan import plan_attacks, split_radii
+from ..evaluation.search import check_search
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
@@ -221,7 +222,7 @@ def _check_stored_job(
 
 def _check_job(job: Mapping[str, Any]) -> None:
     """Check the job, without its data, before a model is loaded and tuning starts."""
-    device_name(job["device"])
+    check_search(job["search_precision"], torch.device(device_name(job["device"])))
     for name in ("image_weights", "pretrained"):
         if job[name] is not None:
             check_path(job[name], name)
