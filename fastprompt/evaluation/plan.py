@@ -105,8 +105,8 @@ class Planned:
         """The stage that attacks surviving images again in the model's own precision.
 
         It is the last one that climbs a loss within the radius, for AutoAttack ``apgd-t``: rounding
-        changes its gradients at each step, and it fools nearly all images that any stage can fool.
-        FAB follows the decision boundary, and Square uses no gradient.
+        may change each of its steps. FAB follows the decision boundary from outside the radius, and
+        Square, which uses no gradient, would take as long as the other stages together.
         """
         climbing = [s for s in self.stages if s.name.startswith(_CLIMBING)]
         return (climbing or self.stages)[-1]
