@@ -38,7 +38,7 @@ from .sanity import (
 )
 from .sanity.sample import ASSUMED_EPS, Sample
 from .scoring import facts, verdicts
-from .search import Searched
+from .search import Searched, search_facts
 
 Sanity = Literal["quick", "full", "off"]
 _DIAGNOSED = 256  # number of images for the diagnostics
@@ -156,21 +156,8 @@ class Job:
             "how": {
                 **asdict(self._how),
                 "samples": {name: how.samples for name, how in self.hows.items()},
-                **self._search,
+                **search_facts(self.targets, self.other_targets),
             },
-        }
-
-    @property
-    def _search(self) -> dict[str, Any]:
-        """The precisions of the search; empty if all attacks search on the models themselves."""
-        others = {f"@{name}": target for name, target in self.other_targets.items()}
-        every = {**others, **self.targets}.items()
-        twins = {name: target for name, target in every if target.twin is not None}
-        if not twins:
-            return {}
-        return {
-            "search_precision": {name: target.precision for name, target in twins.items()},
-            "confirm": any(target.confirm for target in twins.values()),
         }
 
     @property

@@ -81,6 +81,20 @@ def search_targets(
     )
 
 
+def search_facts(
+    models: Mapping[str, Searched], surrogates: Mapping[str, Searched]
+) -> dict[str, Any]:
+    """Return the precisions of the search; empty if attacks search on the models themselves."""
+    every = {**{f"@{name}": target for name, target in surrogates.items()}, **models}
+    twins = {name: target for name, target in every.items() if target.twin is not None}
+    if not twins:
+        return {}
+    return {
+        "search_precision": {name: target.precision for name, target in twins.items()},
+        "confirm": any(target.confirm for target in twins.values()),
+    }
+
+
 def searched(model: Model, what: str, precision: str, confirm: bool, images: Images) -> Searched:
     """Return the model with its twin in the precision of the search.
 
