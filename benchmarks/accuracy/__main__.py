@@ -9,12 +9,13 @@ python -m benchmarks.accuracy methods table         # docs/results.md and the RE
 python -m benchmarks.accuracy advpt measure         # or table, as for the others
 python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
 python -m benchmarks.accuracy strength measure
+python -m benchmarks.accuracy precision measure     # attacks that search in bf16, and in fp32
 python -m benchmarks.accuracy golden measure        # errors against the authors' code, a minute
 """
 
 from jsonargparse import CLI
 
-from . import advpt, autoattack, golden, strength
+from . import advpt, autoattack, golden, precision, strength
 from .methods import autoattack as methods_autoattack
 from .methods.preset_search import attempt
 from .methods.results_page import table
@@ -43,6 +44,11 @@ if __name__ == "__main__":
                 "_help": "Errors against the outputs of the authors' code.",
                 "measure": golden.measure,
                 "table": golden.show,
+            },
+            "precision": {
+                "_help": "Attacks that search in a low precision, and in the model's own.",
+                "measure": precision.measure,
+                "table": precision.show,
             },
             "strength": {
                 "_help": "PGD, APGD, FAB and Square of fastprompt and of torchattacks.",

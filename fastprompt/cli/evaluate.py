@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from .._utils.checks import MOST, MOST_STEPS, check_count, check_folder, check_path
 from .._utils.files import read_json, write_json
 from .._utils.locks import is_free, locked
@@ -19,12 +21,14 @@ from ..data.load import Data, load_data, load_recorded
 from ..defenses import Defended, parse_defenses
 from ..evaluation import Evaluation, evaluate
 from ..evaluation.plan import plan_attacks
+from ..evaluation.result import search_notes
+from ..evaluation.search import check_search
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
 from ..tuning.identity import clip_of
 from ..tuning.renamed import renamed, renamed_config
 from ..tuning.tuner import Tuner
-from .parser import Parser, add_model, add_names, add_sanity, device_name, model_of
+from .parser import Parser, add_checks, add_model, add_names, device_name, model_of
 from .seeds import check_seeds
 from .words import images_of
 
@@ -80,7 +84,7 @@ def evaluate_parser() -> Parser:
         type=int | None,
         help="gradients averaged in each attack step, for a randomized model",
     )
-    add_sanity(parser)
+    add_checks(parser)
     parser.add_argument(
         "--seeds",
         type=int,
@@ -156,8 +160,7 @@ def _check(given: Mapping[str, Any]) -> None:
     for name in ("run", "data", "root", "image_weights", "pretrained"):
         if given[name] is not None:
             check_path(given[name], name)
-    if given["device"] is not None:
-        device_name(given["device"])
+    check_search(given["search_precision"], torch.device(device_name(given["device"])))
     if given["defenses"]:
         parse_defenses(given["defenses"])
     if given["run"] is not None:
@@ -199,7 +202,9 @@ def _job_of(out: Path, arguments: Sequence[str], parser: Parser) -> dict[str, An
             )
         raise FileNotFoundError(f"--resume: {out} is not an evaluation folder; it has no job.json")
     job = read_json(out / "job.json")
-    known = {k: v for k, v in renamed(job).items() if v is not None}
+    # earlier versions searched in the model's own precision
+    job = {"search_precision": "own", **renamed(job)}
+    known = {k: v for k, v in job.items() if v is not None}
     return parser.parse_object(known).as_dict()
 
 
@@ -302,6 +307,8 @@ def _evaluate(
         samples=given["samples"],
         surrogates={SURROGATE: models[SURROGATE]},
         sanity=given["sanity"],
+        search_precision=given["search_precision"],
+        confirm=given["confirm"],
         seed=seed,
         name=data.name,
         out=folder,
@@ -315,7 +322,8 @@ def _text(results: Sequence[Evaluation]) -> str:
         table = results[0].table()
     else:
         reasons = [why for result in results for why in result.reasons]
-        table = spread_table(spread(results), reasons)
+        notes = search_notes([row for result in results for row in result.rows])
+        table = spread_table(spread(results), reasons, notes)
     checks = [s["verdict"] for result in results for s in result.sanity]
     counted = ", ".join(f"{checks.count(v)} {v}" for v in ("passed", "failed", "skipped"))
     return (

@@ -14,6 +14,7 @@ from .._utils.plain_yaml import check_plain
 from ..clip import bundled
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
+from ..evaluation.search import SearchPrecision
 
 _LONGEST = 500  # characters of an error message
 
@@ -101,14 +102,28 @@ def add_names(parser: Parser) -> None:
     )
 
 
-def add_sanity(parser: Parser) -> None:
-    """Add the option that selects the sanity checks of an evaluation."""
+def add_checks(parser: Parser) -> None:
+    """Add the options of `evaluate` that decide how far its result can be trusted."""
     parser.add_argument(
         "--sanity",
         type=Literal["off", "quick", "full"],
         default="quick",
         help="sanity checks: off, quick (most checks, few images) or full (all checks, more "
         "images)",
+    )
+    parser.add_argument(
+        "--search_precision",
+        type=SearchPrecision,
+        default="auto",
+        help="precision in which attacks search; predictions are always the model's own. auto: "
+        "bf16 where the device multiplies it natively, else own (that of the model)",
+    )
+    parser.add_argument(
+        "--confirm",
+        type=bool,
+        default=True,
+        help="attack images that stand after a search in another precision again in the model's "
+        "own",
     )
 
 

@@ -10,6 +10,7 @@ from .._utils.checks import check_seed, shown
 from .._utils.files import read_json, write_json
 from .._utils.locks import is_free, locked
 from ..evaluation import Evaluation
+from ..evaluation.result import search_notes
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
 from ..tuning.renamed import renamed, renamed_job
@@ -110,9 +111,11 @@ def run_seeds(folder: SeedsFolder, run: Run, resume: Run | None = None) -> int:
             print(f"to resume all seeds: --resume {folder.path}", file=sys.stderr)
             raise
         rows = spread(results)
+        notes = search_notes([row for result in results for row in result.rows])
         write_json(folder.path / "summary.json", {"seeds": folder.seeds, "rows": rows})
     many = "1 seed" if len(folder.seeds) == 1 else f"{len(folder.seeds)} seeds"
-    print(f"\nmean over {many}, with the range (minimum to maximum)\n\n{spread_table(rows)}")
+    table = spread_table(rows, notes=notes)
+    print(f"\nmean over {many}, with the range (minimum to maximum)\n\n{table}")
     print(f"\nrun folders: {folder.path}")
     return 0
 

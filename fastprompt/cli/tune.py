@@ -25,11 +25,12 @@ from .._utils.run_folder import RunFolder
 from ..data.load import Data, load_data, load_recorded
 from ..evaluation import Evaluation
 from ..evaluation.plan import plan_attacks, split_radii
+from ..evaluation.search import check_search
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
 from ..tuning.tuner import Tuner
-from .parser import Parser, add_model, add_names, add_sanity, device_name, model_of
+from .parser import Parser, add_checks, add_model, add_names, device_name, model_of
 from .seeds import SeedsFolder, check_seeds, run_seeds
 from .words import classes_of, images_of
 
@@ -50,6 +51,7 @@ _DATA_KEYS = (
 _JOB_KEYS = (
     *("clip", "pretrained", "image_weights", "image_size", "device", *_DATA_KEYS, "download"),
     *("attacks", "eval_eps", "eval_limit", "eval_batch", "sanity", "track"),
+    *("search_precision", "confirm"),
 )
 
 
@@ -109,7 +111,7 @@ def tune_parser(method: str) -> Parser:
         help="number of test images, drawn by seed 0; null for all",
     )
     parser.add_argument("--eval_batch", type=int, default=100)
-    add_sanity(parser)
+    add_checks(parser)
     parser.add_argument("--track", type=bool, default=False, help="write TensorBoard curves")
     parser.add_class_arguments(tuner.Config, help=f"settings of {method}")
     return parser
@@ -230,7 +232,7 @@ def _check_stored_job(
 
 def _check_job(job: Mapping[str, Any]) -> None:
     """Check the job, without its data, before a model is loaded and tuning starts."""
-    device_name(job["device"])
+    check_search(job["search_precision"], torch.device(device_name(job["device"])))
     for name in ("image_weights", "pretrained"):
         if job[name] is not None:
             check_path(job[name], name)
@@ -338,6 +340,8 @@ def _run(
             limit=job["eval_limit"],
             batch=job["eval_batch"],
             sanity=job["sanity"],
+            search_precision=job["search_precision"],
+            confirm=job["confirm"],
             name=data.name,
             out=out,
             resume=True,  # keeps what a stopped run already evaluated

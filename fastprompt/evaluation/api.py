@@ -33,10 +33,10 @@ from .._utils.types import Model
 from ..attacks.ascent import module_device
 from ..data.dataset import ImageDataset, ImageTensors, check_dataset
 from .job import Job, Sanity
-from .model_run import Images
 from .plan import How, Planned, plan_attacks
 from .result import Evaluation
-from .sampling import draw_rows, evenly
+from .sampling import Images, draw_rows, evenly
+from .search import SearchPrecision, check_search, search_targets
 
 RANDOM_SAMPLES = 20  # as in AutoAttack's version for randomized models
 _READ_TWICE = 8  # number of images read twice to detect random transforms
@@ -60,6 +60,8 @@ def evaluate(
     resume: bool = False,
     workers: int = 0,
     device: str | torch.device | None = None,
+    search_precision: SearchPrecision = "auto",
+    confirm: bool = True,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate clean and robust accuracy.
@@ -71,6 +73,12 @@ def evaluate(
     Each attack runs only on images that are classified correctly when clean. A fooled image leaves
     its batch, and the next image takes its slot. Images are read on demand, so the data set need
     not fit in memory.
+
+    Attacks may search for adversarial images on a copy of the model in a lower precision. Only the
+    predictions of the model itself count, on the very images that the attack returns. With
+    ``confirm``, each image that stands after a search on such a copy is attacked again on the model
+    itself, by the same attack; for AutoAttack, by ``apgd-t``, and by any of its other attacks that
+    fooled only the copy or lacked a usable gradient there.
 
     Args:
         models: one model, or several by name; each maps pixels in [0, 1] to logits.
@@ -97,15 +105,27 @@ def evaluate(
             uninterrupted evaluation.
         workers: number of processes that decode images.
         device: device of the models; by default that of the first model.
+        search_precision: precision in which attacks search. ``"auto"``: ``"bf16"`` for this
+            library's float32 classifiers (and any model that has ``in_precision``, unless it is
+            randomized) on a device that multiplies bfloat16 natively, ``"own"`` otherwise;
+            ``"own"``: that of each model; ``"fp64"``, ``"fp32"``, ``"bf16"``, ``"fp16"``: all
+            models and surrogates are converted, other modules as copies. Defenses before a model
+            keep their precision.
+        confirm: attack images that stand after a search in another precision again in the model's
+            own. Not done for randomized models, as a second random prediction would count too.
         progress: show a progress bar if the output is a terminal.
 
     Returns:
-        Rows of ``model``, ``attack``, ``path``, ``eps``, ``accuracy`` in [0, 1], ``n`` and more.
+        Rows of ``model``, ``attack``, ``path``, ``eps``, ``accuracy`` in [0, 1], ``n`` and more,
+        such as ``precision`` (of the model, if known), ``search_precision`` (``"own"`` for that of
+        the model or surrogate) and ``confirmed`` (how many images were attacked again, how many of
+        them fell, at what cost).
 
     Raises:
         ValueError: unknown attack (the message suggests the nearest names), radius out of range, no
             images, images that change between reads, labels outside the classes, a loader that
-            selects images, a model that returns probabilities or not one logit per class.
+            selects images, a model that returns probabilities or not one logit per class, a
+            ``search_precision`` to which a model cannot be converted.
         FileExistsError: ``out`` holds an evaluation and ``resume`` is not set.
         BlockingIOError: another process is writing to ``out``.
     """
@@ -116,6 +136,7 @@ def evaluate(
     check_text(name, "name")
     for flag, value in (("stop", stop), ("resume", resume), ("progress", progress)):
         check_flag(value, flag)
+    check_flag(confirm, "confirm")
     check_count(workers, "workers", least=0, most=MOST_WORKERS)
     check_choice(sanity, "sanity", get_args(Sanity))
     others = _named({} if surrogates is None else surrogates, "surrogates")
@@ -129,10 +150,12 @@ def evaluate(
     first = next(iter(named.values()))
     where = module_device(first, torch.device("cpu")) if device is None else usable_device(device)
     _check_devices({**others, **named}, where)
+    check_search(search_precision, where)
     rows = draw_rows(len(data), limit, seed)
     _check_same_twice(data, rows)
     images = Images(data, rows, where, workers)
-    job = Job(named, others, images, plans, hows, sanity, folder, name)
+    targets = search_targets(named, others, search_precision, confirm, images)
+    job = Job(*targets, images, plans, hows, sanity, folder, name)
     return job.run(resume=resume, progress=progress)
 
 

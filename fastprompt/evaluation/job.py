@@ -19,11 +19,11 @@ from ..data.dataset import fingerprint, source_of
 from .crafted import Crafted
 from .diagnostics import diagnose
 from .examples import Examples
-from .model_run import Images, ModelRun, random_numbers
+from .model_run import ModelRun
 from .plan import How, Planned
 from .record import FELL, Record
 from .result import Evaluation
-from .sampling import evenly, in_turn
+from .sampling import Images, evenly, in_turn, random_numbers
 from .sanity import (
     FULL,
     QUICK,
@@ -37,6 +37,7 @@ from .sanity import (
 )
 from .sanity.sample import ASSUMED_EPS, Sample
 from .scoring import facts, verdicts
+from .search import Searched, search_facts
 
 Sanity = Literal["quick", "full", "off"]
 _DIAGNOSED = 256  # number of images for the diagnostics
@@ -48,7 +49,8 @@ class Job:
     """One evaluation.
 
     Attributes:
-        models, surrogates: models by name.
+        targets, other_targets: models and surrogates by name, with the models on which attacks
+            search in their place.
         images: images on which the models are evaluated.
         plans: attacks at one radius each, by model; they differ only where ``hows`` differ.
         hows: attack settings by model; only those of randomized models differ.
@@ -57,14 +59,24 @@ class Job:
         name: name of the image set in the result.
     """
 
-    models: Mapping[str, Model]
-    surrogates: Mapping[str, Model]
+    targets: Mapping[str, Searched]
+    other_targets: Mapping[str, Searched]
     images: Images
     plans: Mapping[str, Sequence[Planned]]
     hows: Mapping[str, How]
     sanity: Sanity
     folder: Path | None
     name: str = ""
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """The evaluated models by name."""
+        return {name: target.model for name, target in self.targets.items()}
+
+    @property
+    def surrogates(self) -> dict[str, Model]:
+        """The surrogates by name."""
+        return {name: target.model for name, target in self.other_targets.items()}
 
     def run(self, *, resume: bool, progress: bool) -> Evaluation:
         """Run the evaluation, skipping units that are already recorded."""
@@ -108,8 +120,8 @@ class Job:
     def _run_of(
         self, name: str, record: Record, examples: Examples, crafted: Crafted, bar: Progress
     ) -> ModelRun:
-        model, how, others = self.models[name], self.hows[name], self.surrogates
-        return ModelRun(name, model, self.images, how, record, examples, others, crafted, bar)
+        own, how, others = self.targets[name], self.hows[name], self.other_targets
+        return ModelRun(name, own, self.images, how, record, examples, others, crafted, bar)
 
     def _share(
         self, crafted: Crafted, runs: Sequence[ModelRun], cleans: Sequence[dict[str, Any]]
@@ -117,7 +129,7 @@ class Job:
         """Collect the images of models for which an attack crafts the same ones."""
         for run, clean in zip(runs, cleans, strict=True):
             right = [place for place, flag in enumerate(clean["flags"]) if flag != FELL]
-            parts = {a.made_on(stage, run.model) for a in self._plan for stage in a.stages}
+            parts = {run.made_on(a, stage) for a in self._plan for stage in a.stages}
             for made_on in parts - {None}:
                 crafted.add(made_on, right)
 
@@ -142,6 +154,7 @@ class Job:
             "how": {
                 **asdict(self._how),
                 "samples": {name: how.samples for name, how in self.hows.items()},
+                **search_facts(self.targets, self.other_targets),
             },
         }
 

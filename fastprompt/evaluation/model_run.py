@@ -1,12 +1,9 @@
 """Evaluate one model under all attacks, in windows of images that are not yet fooled."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -14,36 +11,24 @@ from torch import Tensor
 from .._utils.progress import Progress
 from .._utils.types import Model
 from ..attacks import AttackResult
-from ..data.dataset import ImageDataset, batches
 from .crafted import Crafted, Window
 from .examples import Examples
+from .outcomes import (
+    costs,
+    flags_of,
+    histogram,
+    nan_reasons,
+    passes_of,
+    stalled_reasons,
+    windows,
+)
 from .plan import How, Planned, Stage
 from .record import FELL, STALLED, STANDS, Record, Unit
+from .sampling import Images, random_numbers
 from .scoring import Counted, facts, verdicts, wilson
+from .search import Searched
 
 WINDOW = 8  # number of batches in memory at once; their images refill the slots of fooled ones
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images of an evaluation: ``rows`` of a data set, read on demand."""
-
-    data: ImageDataset
-    rows: Sequence[int]
-    device: torch.device
-    workers: int = 0
-
-    @property
-    def classes(self) -> int | None:
-        """The number of classes, or None if the data has no class names."""
-        names = getattr(self.data, "classnames", None)
-        return None if names is None else len(names)
-
-    def read(self, places: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield indices, pixels and labels of ``rows`` at ``places``, ``size`` at a time."""
-        rows = [self.rows[place] for place in places]
-        for indices, images, labels in batches(self.data, rows, size, self.workers):
-            yield indices.to(self.device), images.to(self.device), labels.to(self.device)
 
 
 class ModelRun:
@@ -51,7 +36,7 @@ class ModelRun:
 
     Args:
         name: name of the model.
-        model: maps pixels to logits.
+        searched: the model, which maps pixels to logits, and the one on which attacks search.
         images: images on which it is evaluated.
         how: attack settings.
         record: outcomes of earlier units; new outcomes are added.
@@ -64,19 +49,22 @@ class ModelRun:
     def __init__(
         self,
         name: str,
-        model: Model,
+        searched: Searched,
         images: Images,
         how: How,
         record: Record,
         examples: Examples,
-        surrogates: Mapping[str, Model],
+        surrogates: Mapping[str, Searched],
         crafted: Crafted,
         bar: Progress,
     ) -> None:
-        self.name, self.model, self.images, self.how = name, model, images, how
+        self.name, self.images, self.how = name, images, how
+        self.model, self.searched = searched.model, searched
         self.record, self.examples = record, examples
         self.surrogates, self.crafted, self.bar = surrogates, crafted, bar
-        known = facts(model)
+        known = facts(self.model)
+        if searched.twin is not None and searched.own:
+            known.setdefault("precision", searched.own)
         self.computes: dict[str, Any] = {k: v for k, v in known.items() if k != "defenses"}
         self.units: dict[tuple[str, float], list[Unit]] = {}  # by attack and radius
 
@@ -86,14 +74,14 @@ class ModelRun:
         self.bar.note(f"{self.name}: clean")
         done = [
             self._unit(("clean",), number, window, self._look)
-            for number, window in enumerate(_split(every, WINDOW * self.how.batch))
+            for number, window in enumerate(windows(every, WINDOW * self.how.batch))
         ]
         predictions = [p for outcome in done for p in outcome["predictions"]]
         labels = [y for outcome in done for y in outcome["labels"]]
         flags = "".join(
             STANDS if p == y else FELL for p, y in zip(predictions, labels, strict=True)
         )
-        reasons = _nan_reasons(predictions)
+        reasons = nan_reasons(predictions)
         return {
             **self._row("clean", "none", 0.0, flags, done),
             "trusted": not reasons,
@@ -107,52 +95,112 @@ class ModelRun:
         """Return the row of one attack at one radius, run on images that are correct when clean."""
         flags = list(clean["flags"])
         attacked = sum(flag != FELL for flag in flags)
-        done, stages = [], []
+        done, stages, again = [], [], []
         for stage in attack.stages:
             standing = [place for place, flag in enumerate(flags) if flag != FELL]
             outcomes = self._stage(attack, stage, standing)
+            found = flags_of(outcomes)
+            if doubtful := self._doubtful(attack, stage, outcomes):
+                confirmed = self._stage(attack, stage, doubtful, confirm=True)
+                again += confirmed
+                outcomes += confirmed
+                found |= flags_of(confirmed)
             done += outcomes
-            for outcome in outcomes:
-                for place, flag in zip(outcome["places"], outcome["flags"], strict=True):
-                    # a stalled image does not become robust by surviving a later stage
-                    flags[place] = STALLED if flags[place] == STALLED and flag == STANDS else flag
+            for place, flag in found.items():
+                # a stalled image does not become robust by surviving a later stage
+                flags[place] = STALLED if flags[place] == STALLED and flag == STANDS else flag
             left = sum(flag != FELL for flag in flags)
-            stages.append({"attack": stage.name, "standing": left, **_costs(outcomes)})
-        reasons = [*clean["reasons"], *_stalled_reasons(flags, attacked, done)]
+            stages.append({"attack": stage.name, "standing": left, **costs(outcomes)})
+        reasons = [*clean["reasons"], *stalled_reasons(flags, attacked, done)]
         row = {
             **self._row(attack.name, attack.path, attack.eps, "".join(flags), done),
             "trusted": not reasons,
             "reasons": reasons,
             "settings": attack.settings,
+            "search_precision": self._precision(attack),
         }
+        if again:
+            fell = [flag == FELL for flag in flags_of(again).values()]
+            row["confirmed"] = {"attacked": len(fell), "fell": sum(fell), **costs(again)}
         if len(stages) > 1:
             row["parts"] = stages
         elif any("fell_at" in outcome for outcome in done):
-            row["fell_at"] = _histogram(done)
+            row["fell_at"] = histogram(done)
         return row
+
+    # ---- search on a twin, confirm on the model ----------------------------------------------
+
+    def _target(self, attack: Planned) -> Searched:
+        """Return the model on which an attack's images are crafted: this one, or a surrogate."""
+        surrogate = attack.surrogate
+        return self.searched if surrogate is None else self.surrogates[surrogate]
+
+    def _twin(self, attack: Planned, stage: Stage) -> Model | None:
+        """Return the twin on which a stage searches; None if it searches on the model itself."""
+        target = self._target(attack)
+        return target.twin if stage.takes_twin(target.model) else None
+
+    def _precision(self, attack: Planned) -> str:
+        twins = [self._twin(attack, stage) for stage in attack.stages]
+        return self._target(attack).precision if any(t is not None for t in twins) else "own"
+
+    def made_on(self, attack: Planned, stage: Stage) -> Hashable:
+        """Return the part of the model that a search's images depend on, None for all of it."""
+        twin = self._twin(attack, stage)
+        return attack.made_on(stage, self.model if twin is None else twin)
+
+    def _doubtful(
+        self, attack: Planned, stage: Stage, outcomes: Sequence[Mapping[str, Any]]
+    ) -> list[int]:
+        """Return the places of the images to attack again after a stage that searched on a twin.
+
+        They are all images that stand after the confirming stage. After another stage, they are the
+        images that stand although the twin was fooled, or for want of a usable gradient.
+        """
+        target = self._target(attack)
+        random = bool(getattr(self.model, "randomized", False))
+        if self._twin(attack, stage) is None or not target.confirm or random:
+            return []
+        every, own = stage is attack.confirming, attack.surrogate is None
+        return [
+            place
+            for outcome in outcomes
+            for place, flag, fooled in zip(
+                outcome["places"], outcome["flags"], outcome["fooled_twin"], strict=True
+            )
+            if flag == STALLED or (flag == STANDS and (every or (own and fooled)))
+        ]
 
     # ---- units: one window of one stage, recorded when complete ------------------------------
 
-    def _stage(self, attack: Planned, stage: Stage, standing: list[int]) -> list[dict[str, Any]]:
+    def _stage(
+        self, attack: Planned, stage: Stage, standing: list[int], *, confirm: bool = False
+    ) -> list[dict[str, Any]]:
+        """Run a stage, or ``confirm`` it: run it on the model itself, not on its twin."""
         outcomes = []
-        self.bar.note(self._task(attack, stage, len(standing)))
-        made_on = attack.made_on(stage, self.model)
+        again = " again, in the model's own precision" if confirm else ""
+        task = f"{self.name}: {attack.words(stage)}{again}"
+        self.bar.note(f"{task}, {len(standing)} images")
+        twin = None if confirm else self._twin(attack, stage)
+        made_on = None if confirm else self.made_on(attack, stage)
         every = standing if made_on is None else self.crafted.places[made_on]
-        for number, window in enumerate(_split(every, WINDOW * self.how.batch)):
+        for number, window in enumerate(windows(every, WINDOW * self.how.batch)):
             places = sorted({*window} & {*standing})
             if not places:
                 continue
-            craft = partial(self._craft, attack, stage, window)
+            craft = partial(self._craft, attack, stage, window, twin, task)
             if made_on is not None:
                 key = made_on, stage.name, attack.eps, number
                 craft = partial(self.crafted.get, made_on, key, craft)
-            unit = (attack.name, f"{attack.eps!r}", stage.name)
+            unit = (attack.name, f"{attack.eps!r}", stage.name + ", confirmed" * confirm)
             self.units.setdefault((attack.name, attack.eps), []).append(
                 (self.name, *unit, str(number))
             )
-            judge = partial(self._judge, attack, window, craft)
-            outcomes.append(self._unit(unit, number, places, judge))
-        self.bar.update(len(self.images.rows) - len(standing))
+            last = None if twin is None else stage.last
+            judge = partial(self._judge, attack, window, craft, last)
+            outcomes.append(self._unit(unit, number, places, judge, advance=not confirm))
+        if not confirm:
+            self.bar.update(len(self.images.rows) - len(standing))
         return outcomes
 
     def _unit(
@@ -161,6 +209,8 @@ class ModelRun:
         number: int,
         places: Sequence[int],
         work: Callable[[Sequence[int]], dict[str, Any]],
+        *,
+        advance: bool = True,
     ) -> dict[str, Any]:
         unit = (self.name, *what, str(number))
         outcome = self.record.outcome(unit, places)
@@ -170,7 +220,8 @@ class ModelRun:
                 outcome = work(places)
             outcome["seconds"] = time.perf_counter() - began
             self.record.add(unit, outcome)
-        self.bar.update(len(places))
+        if advance:
+            self.bar.update(len(places))
         return outcome
 
     def _look(self, places: Sequence[int]) -> dict[str, Any]:
@@ -178,30 +229,30 @@ class ModelRun:
         for _, images, targets in self.images.read(places, self.how.batch):
             predictions += verdicts(counted, images, targets, self.images.classes)[1].tolist()
             labels += targets.tolist()
-        return {"predictions": predictions, "labels": labels, **_passes(counted)}
+        return {"predictions": predictions, "labels": labels, **passes_of(counted)}
 
-    def _craft(self, attack: Planned, stage: Stage, places: Sequence[int]) -> Window:
-        surrogate = attack.surrogate
-        counted = Counted(
-            self.model if surrogate is None else self.surrogates[surrogate],
-            partial(self.bar.passes, self._task(attack, stage, len(places))),
-        )
+    def _craft(
+        self, attack: Planned, stage: Stage, places: Sequence[int], twin: Model | None, task: str
+    ) -> Window:
+        note = partial(self.bar.passes, f"{task}, {len(places)} images")
+        counted = Counted(self._target(attack).model if twin is None else twin, note)
         # pass the whole window: the attack splits it into batches
         read = zip(*self.images.read(places, self.how.batch), strict=True)
         indices, images, labels = (torch.cat(column) for column in read)
-        return Window(stage.run(counted, images, labels, indices), labels, _passes(counted))
-
-    def _task(self, attack: Planned, stage: Stage, images: int) -> str:
-        return f"{self.name}: {attack.words(stage)}, {images} images"
+        return Window(stage.run(counted, images, labels, indices), labels, passes_of(counted))
 
     def _judge(
         self,
         attack: Planned,
         window: Sequence[int],
         craft: Callable[[], Window],
+        last: int | None,
         places: Sequence[int],
     ) -> dict[str, Any]:
-        """Classify the adversarial images of ``places``, which are in the window."""
+        """Classify the adversarial images of ``places``, which are in the window.
+
+        ``last`` is the index of the last iterate if they were crafted on a twin.
+        """
         result, labels, passes = craft()
         if len(places) < len(window):
             mine = [window.index(place) for place in places]
@@ -219,8 +270,14 @@ class ModelRun:
             "entries": result.health.total,
             **passes,
         }
-        if result.fell_at is not None:
-            outcome["fell_at"] = result.fell_at.tolist()
+        fell_at = result.fell_at
+        if last is not None:  # the twin may be fooled where the model is not, and the reverse
+            fooled = torch.zeros_like(standing) if result.success is None else result.success
+            outcome["fooled_twin"] = fooled.int().tolist()
+            if fell_at is not None:
+                fell_at = torch.where(standing, -1, torch.where(fooled, fell_at, last))
+        if fell_at is not None:
+            outcome["fell_at"] = fell_at.tolist()
         return outcome
 
     def _standing(self, result: AttackResult, labels: Tensor) -> Tensor:
@@ -248,59 +305,5 @@ class ModelRun:
             "flags": flags,
             "zero_gradients": sum(outcome.get("zero", 0) for outcome in done) / entries,
             "nonfinite_gradients": sum(outcome.get("nonfinite", 0) for outcome in done) / entries,
-            **_costs(done),
+            **costs(done),
         }
-
-
-def _split(places: Sequence[int], size: int) -> list[list[int]]:
-    return [list(places[i : i + size]) for i in range(0, len(places), size)]
-
-
-@contextmanager
-def random_numbers(seed: int, unit: tuple[str, ...], device: torch.device) -> Iterator[None]:
-    """Seed one unit independently of earlier units; restore the generators' state afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed((seed << 32 | crc32("/".join(unit).encode())) % 2**63)
-        yield
-
-
-def _passes(counted: Counted) -> dict[str, int]:
-    return {"forwards": counted.forwards, "gradients": counted.gradients}
-
-
-def _costs(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        key: sum(outcome[key] for outcome in done) for key in ("forwards", "gradients")
-    }
-    return {**out, "seconds": round(sum(outcome["seconds"] for outcome in done), 3)}
-
-
-def _histogram(done: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Count the fooled images by the iterate that fooled the model."""
-    counts: dict[int, int] = {}
-    for outcome in done:
-        for at in outcome.get("fell_at", ()):
-            if at >= 0:
-                counts[at] = counts.get(at, 0) + 1
-    return {str(at): counts[at] for at in sorted(counts)}
-
-
-def _nan_reasons(predictions: Sequence[int]) -> list[str]:
-    nan = sum(p < 0 for p in predictions)
-    return [f"logits are NaN for {nan} of {len(predictions)} images"] if nan else []
-
-
-def _stalled_reasons(
-    flags: Sequence[str], attacked: int, done: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """Return a reason if over 1 % of the attacked images had no usable gradient."""
-    stalled = list(flags).count(STALLED)
-    if stalled <= 0.01 * attacked:
-        return []
-    entries = max(1, sum(outcome["entries"] for outcome in done))
-    zero, odd = (sum(outcome[k] for outcome in done) / entries for k in ("zero", "nonfinite"))
-    return [
-        f"no usable gradient for {stalled} images that seem robust: {zero:.1%} of the gradient "
-        f"entries are zero, {odd:.1%} not finite"
-    ]

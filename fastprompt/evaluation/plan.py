@@ -29,6 +29,7 @@ KNOWN = (
 _NAME = re.compile(
     r"(?P<kind>pgd|cw|apgd-ce|apgd-dlr|apgd-t|fab-t|square|feature-pgd)(?:-(?P<steps>[1-9][0-9]*))?"
 )
+_CLIMBING = ("pgd", "cw", "apgd")
 _LONGEST = 200  # characters of an attack's name, with that of its surrogate
 _STEPS = {"apgd-dlr": 100} | {name: standard.steps for name, standard in STANDARD.items()}
 
@@ -59,13 +60,21 @@ class Stage:
 
     ``run`` takes the attacked model, images, labels and the images' indices. ``made_on`` returns
     the part of a model that the images depend on, None for all of it: models with an equal part
-    get the same adversarial images.
+    get the same adversarial images. ``takes_twin`` returns whether the search may run on a model's
+    twin in another precision.
     """
 
     name: str
     settings: dict[str, Any]
     run: Run
     made_on: Callable[[Any], Hashable] = lambda model: None
+    takes_twin: Callable[[Any], bool] = lambda model: True
+
+    @property
+    def last(self) -> int:
+        """Index of the last iterate, counted over all targets."""
+        steps: int = self.settings.get("steps", self.settings.get("queries", 0))
+        return self.settings.get("targets", 1) * (steps + 1) - 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,17 @@ class Planned:
     def surrogate(self) -> str | None:
         """Name of the surrogate on which the attack is crafted, or None."""
         return self.path.removeprefix("transfer:") if "@" in self.name else None
+
+    @property
+    def confirming(self) -> Stage:
+        """The stage that attacks surviving images again in the model's own precision.
+
+        It is the last one that climbs a loss within the radius, for AutoAttack ``apgd-t``: rounding
+        may change each of its steps. FAB follows the decision boundary from outside the radius, and
+        Square, which uses no gradient, would take as long as the other stages together.
+        """
+        climbing = [s for s in self.stages if s.name.startswith(_CLIMBING)]
+        return (climbing or self.stages)[-1]
 
     def made_on(self, stage: Stage, model: Any) -> Hashable:
         """Return the part of the evaluated model that the images depend on, None for all of it."""
@@ -190,8 +210,10 @@ def _stage(name: str, eps: float, how: How) -> Stage:
     kind = found["kind"]
     steps = check_count(int(found["steps"] or _STEPS[kind]), "attacks: steps", most=MOST_STEPS)
     settings, run = _MAKE[kind](kind, eps, steps, how)
-    options = {"made_on": _encoder} if kind == "feature-pgd" else {}
-    return Stage(name, {**settings, "seed": how.seed}, run, **options)
+    settings["seed"] = how.seed
+    if kind == "feature-pgd":
+        return Stage(name, settings, run, _encoder, _plain)
+    return Stage(name, settings, run)
 
 
 Made = tuple[dict[str, Any], Run]
@@ -256,6 +278,11 @@ def _square(kind: str, eps: float, queries: int, how: How) -> Made:
 
 def _blind(model: Any) -> bool:
     return not getattr(model, "has_visual_prompts", True)
+
+
+def _plain(model: Any) -> bool:
+    """Whether the feature attack uses the classifier's own encoder, which its twin converts."""
+    return _blind(model) and type(model) is CLIPClassifier
 
 
 def _encoder(model: Any) -> Hashable:

@@ -117,7 +117,7 @@ def _misfit(outcome: Any, places: Sequence[int]) -> str | None:
     lists = ["predictions", "labels"]
     if "predictions" not in outcome:
         counts += ["zero", "nonfinite", "entries"]
-        lists = ["fell_at"] if "fell_at" in outcome else []
+        lists = [name for name in ("fell_at", "fooled_twin") if name in outcome]
         if outcome.get("places") != list(places):
             return "places"
         flags = outcome.get("flags")

@@ -20,14 +20,16 @@ class Evaluation:
     """The result of `evaluate`.
 
     Attributes:
-        rows: one dict per model, attack and eps: see `evaluate`.
+        rows: one dict per model, attack and eps: see `evaluate`; those of earlier versions have no
+            ``search_precision``.
         sanity: one dict per model and check: ``model``, ``check``, ``verdict`` (``"passed"``,
             ``"failed"``, ``"skipped"``), ``reason``, ``figures``, ``decisive`` (whether the result
             is not trusted if the check was skipped).
         data: the images: ``name``, ``fingerprint``, ``n``, ``indices``, ``labels``,
             ``classnames``, ``classes`` (all, base or new), ``unreadable`` (images left out).
         models: how each model computes and a hash of its weights, by name.
-        how: seed, batch, samples, device.
+        how: seed, batch, samples, device; ``search_precision`` by model (of surrogates by ``@`` and
+            the name) and ``confirm`` if attacks searched in another precision than the models'.
         diagnostics: router weights and corrections of the refiners, by model.
     """
 
@@ -114,7 +116,7 @@ class Evaluation:
         cells: dict[tuple[str, str, float], dict[str, str]] = {}
         for r in self.rows:
             cells.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = _cell(r)
-        return text_table(cells, self.reasons)
+        return text_table(cells, self.reasons, search_notes(self.rows))
 
 
 def in_doubt(check: Mapping[str, Any]) -> bool:
@@ -137,6 +139,19 @@ def _cell(row: Mapping[str, Any]) -> str:
     low, high = row["interval"]
     mark = "" if row["trusted"] else " !"
     return f"{100 * row['accuracy']:5.1f} % [{100 * low:.0f}, {100 * high:.0f}]{mark}"
+
+
+def search_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return one line for each precision in which attacks searched, if it is not the models'."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.get("search_precision", "own") != "own":
+            judged = row.get("precision", "its own precision")
+            found.setdefault((row["search_precision"], judged), []).append(row["model"])
+    return [
+        f"{', '.join(dict.fromkeys(models))}: searched in {low}, judged in {judged}"
+        for (low, judged), models in found.items()
+    ]
 
 
 def worst_case(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -48,7 +48,9 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def spread_table(rows: Sequence[dict[str, Any]], reasons: Iterable[str] = ()) -> str:
+def spread_table(
+    rows: Sequence[dict[str, Any]], reasons: Iterable[str] = (), notes: Iterable[str] = ()
+) -> str:
     """Format `spread` as text, as `text_table` does."""
     cells: dict[tuple[str, str, float], dict[str, str]] = {}
     for r in rows:
@@ -56,4 +58,4 @@ def spread_table(rows: Sequence[dict[str, Any]], reasons: Iterable[str] = ()) ->
         mark = "" if r["trusted"] else " !"
         text = f"{mean:5.1f} % ({low:.1f} to {high:.1f}){mark}"
         cells.setdefault((r["attack"], r["path"], r["eps"]), {})[r["model"]] = text
-    return text_table(cells, reasons)
+    return text_table(cells, reasons, notes)

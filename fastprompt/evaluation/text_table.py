@@ -6,11 +6,13 @@ from .._utils.printable import printable
 
 
 def text_table(
-    cells: Mapping[tuple[str, str, float], Mapping[str, str]], reasons: Iterable[str] = ()
+    cells: Mapping[tuple[str, str, float], Mapping[str, str]],
+    reasons: Iterable[str] = (),
+    notes: Iterable[str] = (),
 ) -> str:
     """Format one line per attack, path and eps, with one column per model.
 
-    ``reasons`` not to trust the table follow, one a line.
+    ``reasons`` not to trust the table and ``notes`` follow, one a line.
     """
     models = list(dict.fromkeys(model for row in cells.values() for model in row))
     table = [["attack", "path", "eps", *map(printable, models)]]
@@ -21,5 +23,6 @@ def text_table(
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     table.insert(1, ["-" * w for w in widths])
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in table]
-    notes = [f"! not to be trusted: {printable(reason)}" for reason in dict.fromkeys(reasons)]
-    return "\n".join([*(line.rstrip() for line in lines), *notes])
+    below = [f"! not to be trusted: {printable(reason)}" for reason in dict.fromkeys(reasons)]
+    below += map(printable, dict.fromkeys(notes))
+    return "\n".join([*(line.rstrip() for line in lines), *below])

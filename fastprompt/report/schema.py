@@ -27,6 +27,7 @@ _ROW = {
     **{"eps": NUMBER, "accuracy": NUMBER, "n": int, "correct": int, "trusted": bool},
     **{"flags": Maybe(str), "stalled": Maybe(int), "predictions": Maybe([int])},
     **{key: Maybe(NUMBER) for key in ("forwards", "gradients", "seconds")},
+    **{key: Maybe(str) for key in ("precision", "search_precision")},
     "settings": Maybe({"parts": Maybe([dict])}),
     "parts": Maybe([{"attack": str, "standing": int}]),
     "fell_at": Maybe({ANY: int}),

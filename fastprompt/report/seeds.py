@@ -145,13 +145,14 @@ def _fits(method: Method, own: Sequence[Method], seeds: Mapping[int, _Seeds]) ->
 
 
 def _attack(row: Mapping[str, Any]) -> Any:
-    """Return the settings of a row's attack, without its seed."""
+    """Return the settings of a row's attack and its precision, without its seed."""
 
     def plain(settings: Any) -> dict[str, Any]:
         return {k: v for k, v in (settings or {}).items() if k != "seed"}
 
     settings = plain(row.get("settings"))
-    return {**settings, "parts": [plain(part) for part in settings.get("parts") or []]}
+    parts = [plain(part) for part in settings.get("parts") or []]
+    return {**settings, "parts": parts, "search": row.get("search_precision") or "own"}
 
 
 def _kind(method: Method, group_of: Mapping[str, Group]) -> tuple[Any, ...]:

@@ -70,7 +70,10 @@ def _evaluation(source: Source) -> dict[str, Any]:
 
 
 def _attacks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """List each attack once: all models share its settings, and its costs are summed."""
+    """List each attack once: all models share its settings, and its costs are summed.
+
+    Precisions, which may differ between models, are listed with the evaluation's other settings.
+    """
     out: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if row["attack"] == "clean":

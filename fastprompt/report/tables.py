@@ -13,7 +13,7 @@ from .runs import Run
 _PLACE = ("run", "method", "seed", "data_seed", "evaluation", "evaluation_seed", "data")
 _FIELDS = (
     *("model", "attack", "path", "eps", "accuracy", "low", "high", "correct", "n", "stalled"),
-    *("trusted", "reasons", "forwards", "gradients", "seconds"),
+    *("trusted", "reasons", "forwards", "gradients", "seconds", "precision", "search_precision"),
 )
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four: full-width forms
 _WIDE = 8  # columns that fit on a page; with more columns, each attack is a row

@@ -12,8 +12,9 @@ _VALUES = {
     ("precision", "None"): "auto",
     ("sanity", "False"): "quick",
 }
-# defaults of a job
+# defaults of a job; earlier versions searched in the model's own precision
 _NEW = {
+    **{"search_precision": "own", "confirm": True},
     **{"sanity": "quick", "image_size": None},
     **{"classnames": None, "templates": None, "on_error": None},
 }

@@ -198,7 +198,7 @@ def test_a_run_of_an_earlier_version_is_read(call, pictures, tmp_path):
     config = config_of(run)
     assert config.pop("data")["seed"] == 2
     options = {"data": str(pictures), "shots": 1, "classes": "base", "data_seed": 2}
-    new = ("image_size", "classnames", "templates", "on_error")
+    new = ("image_size", "classnames", "templates", "on_error", "search_precision", "confirm")
     config["job"] = {k: v for k, v in config["job"].items() if k not in new}
     config["job"] |= {**options, "root": "data"}
     (run / "config.json").write_text(json.dumps(config))

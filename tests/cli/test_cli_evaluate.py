@@ -183,6 +183,43 @@ def test_sanity_asks_for_all_checks(tuned, tmp_path, monkeypatch):
     assert asked == [QUICK, QUICK, FULL, FULL]
 
 
+def test_the_search_in_another_precision(tuned, tmp_path, capsys):
+    low = ["--search-precision=bf16", "--seeds", "1", "2"]
+    assert evaluate(tuned, *low, "--confirm=false", f"--out={tmp_path / 'low'}") in (0, 1)
+    assert "\nzero-shot, tuned: searched in bf16, judged in fp32\n" in capsys.readouterr().out
+    rows = Evaluation.load(tmp_path / "low" / "seed-2" / "result.json").rows[2:]
+    assert {(row["precision"], row["search_precision"]) for row in rows} == {("fp32", "bf16")}
+    assert not any("confirmed" in row for row in rows)
+    assert main(["report", str(tmp_path / "low" / "seed-2"), f"--out={tmp_path / 'r.html'}"]) == 0
+    (table,) = tmp_path.glob("*.csv")
+    lines = list(csv.DictReader(table.open()))
+    assert [line["search_precision"] for line in lines] == ["", "", "bf16", "bf16"]
+    assert {line["precision"] for line in lines} == {"fp32"}
+
+
+def test_a_stopped_evaluation_of_an_earlier_version_searches_as_it_did(
+    tuned, tmp_path, monkeypatch
+):
+    assert evaluate(tuned, f"--out={tmp_path}", "--search_precision=own") in (0, 1)
+    job = json.loads((tmp_path / "job.json").read_text())
+    old = {k: v for k, v in job.items() if k not in ("search_precision", "confirm")}
+    (tmp_path / "job.json").write_text(json.dumps(old))
+    (tmp_path / "result.json").unlink()
+    monkeypatch.setattr("fastprompt.evaluation.search.multiplies_bf16", lambda device: True)
+    assert main(["evaluate", f"--resume={tmp_path}"]) in (0, 1)
+    rows = Evaluation.load(tmp_path / "result.json").rows[2:]
+    assert {row["search_precision"] for row in rows} == {"own"}
+
+
+def test_tune_passes_the_precision_of_the_search_on(tmp_path):
+    command = f"{TUNE} --attacks=pgd-1 --eval_limit=6 --out={tmp_path / 'run'}"
+    assert main([*command.split(), "--search_precision=bf16"]) == 0
+    rows = Evaluation.load(tmp_path / "run" / "result.json").rows[2:]
+    assert {row["search_precision"] for row in rows} == {"bf16"}
+    job = json.loads((tmp_path / "run" / "config.json").read_text())["job"]
+    assert (job["search_precision"], job["confirm"]) == ("bf16", True)
+
+
 def test_what_was_refused_leaves_its_folder_free(tuned, tmp_path):
     out = tmp_path / "again"
     assert evaluate("--data=patterrns", f"--out={out}") == 2

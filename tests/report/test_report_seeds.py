@@ -138,6 +138,18 @@ def test_other_settings_of_an_attack_stay_apart(tmp_path):
     assert labels(*folders)[1:] == ["nap (a)", "nap (b)"]
 
 
+def test_searches_in_two_precisions_stay_apart(tmp_path):
+    for seed in (0, 1):
+        seed_run(tmp_path / str(seed), seed)
+    path = tmp_path / "1" / "result.json"
+    result = Evaluation.load(path)
+    for precision, count in (("own", 1), ("bf16", 2)):  # earlier versions searched in their own
+        result.rows[-1]["search_precision"] = precision
+        result.save(path)
+        found = labels(tmp_path / "0", tmp_path / "1")
+        assert len([label for label in found if label != "zero-shot"]) == count
+
+
 def test_unrecorded_training_data_is_stated(tmp_path):
     folders = [seed_run(tmp_path / name, seed, job=False) for seed, name in enumerate("ab")]
     text = write_report(folders, tmp_path / "out.html").read_text("utf-8")

@@ -30,6 +30,8 @@ ROWS = [
     *each("evaluate", "seed", _with("seed"), SEEDS),
     *each("evaluate", "eps", _with("eps"), DISTANCES),
     *each("evaluate", "sanity", _with("sanity"), CHOICES, "'quick'"),
+    *each("evaluate", "search_precision", _with("search_precision"), CHOICES, "'own'"),
+    *each("evaluate", "confirm", _with("confirm"), FLAGS),
     *each("evaluate", "name", _with("name"), TEXTS),
     *each("evaluate", "out", _with("out"), PATHS),
     *each("evaluate", "stop", _with("stop"), FLAGS),
