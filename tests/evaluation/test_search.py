@@ -382,9 +382,10 @@ def test_what_cannot_be_converted_is_refused_by_name(make, precision, why):
 
 
 def test_a_device_without_the_precision_is_refused(monkeypatch):
-    from fastprompt._utils import dtypes
+    def lacking(precision, device):
+        raise ValueError(f"precision: {device} does not support bfloat16; use 'fp32'")
 
-    monkeypatch.setattr(dtypes, "has_bf16", lambda device: False)
+    monkeypatch.setattr(search, "check_precision", lacking)
     with pytest.raises(ValueError, match=r"^search_precision: cpu .*bfloat16"):
         evaluate(net(), DATA, ["pgd-1"], search_precision="bf16", **QUIET)
 
