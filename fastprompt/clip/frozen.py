@@ -261,8 +261,9 @@ class FrozenCLIP(nn.Module):
         Args:
             classnames: C distinct class names.
             templates: strings with one ``{}`` as the placeholder of the class name.
-            engine, precision: implementation and precision of the image tower; see
-                `CLIPClassifier`.
+            engine: ``"fast"`` skips computation that does not affect the features;
+                ``"reference"`` runs open_clip's own encoders.
+            precision: precision of the image tower; see `CLIPClassifier`.
 
         Raises:
             ValueError: ``classnames`` is empty or has duplicates, or a template does not have
@@ -272,8 +273,13 @@ class FrozenCLIP(nn.Module):
 
         return zero_shot(self, classnames, templates, engine=engine, precision=precision)
 
-    def encode_names(self, names: Sequence[str], template: str) -> Tensor:
+    def encode_names(
+        self, names: Sequence[str], template: str, *, engine: str = "fast"
+    ) -> Tensor:
         """Return unnormalized text features ``[N, D]`` of N names in a template with one ``{}``.
+
+        The fast engine does not compute padding, and the tokens before the names only once, if its
+        text tower reproduces `encode_text`; else, as the reference engine, it runs the model's own.
 
         Raises:
             ValueError: a text exceeds the context length; the tokenizer would truncate it.
@@ -288,7 +294,11 @@ class FrozenCLIP(nn.Module):
                     f"classnames: {name[:40]!r} in the template {template!r} exceeds the limit of "
                     f"{self.context_length} tokens of {self.name}; shorten it"
                 )
-        return self._encode_tokens(tokens)
+        if engine == "reference":
+            return self._encode_tokens(tokens)
+        from ..towers.plain_text import encode_plain  # avoids a circular import
+
+        return encode_plain(self, tokens, self._encode_tokens)
 
     def describe(self) -> Description:
         """Describe the model's architecture and the methods, prompts and fast paths it supports."""

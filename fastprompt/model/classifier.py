@@ -181,6 +181,7 @@ def zero_shot(
     """Make a zero-shot classifier; see `FrozenCLIP.zero_shot`."""
     names = check_classnames(classnames)
     forms = check_templates(templates)
-    features = torch.stack([F.normalize(clip.encode_names(names, form), dim=-1) for form in forms])
+    each = (clip.encode_names(names, form, engine=engine) for form in forms)
+    features = torch.stack([F.normalize(one, dim=-1) for one in each])
     text = F.normalize(at_least_float32(features.mean(dim=0)), dim=-1)
     return CLIPClassifier(clip, text, names, engine=engine, precision=precision)
