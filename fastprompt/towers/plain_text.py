@@ -38,7 +38,7 @@ def encode_plain(clip: FrozenCLIP, tokens: Tensor, own: Callable[[Tensor], Tenso
     if why_no_text_prompts(clip.model) or exact_engine(clip, "text", "fast") != "fast":
         return own(tokens)
     layout = plain_layout(clip, tokens)
-    tower = TextTower(clip, (), 0, layout=layout, class_chunk=_CHUNK)
+    tower = TextTower(clip, (), 0, layout=layout, class_chunk=_CHUNK, whole=None)
     context = torch.empty(tower.context_shape, dtype=clip.dtype, device=clip.device)
     longest = int(layout.ends.argmax())
     expected = own(tokens[longest : longest + 1])
