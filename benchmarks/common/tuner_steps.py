@@ -155,7 +155,7 @@ class TunerStep:
 @contextmanager
 def texts_encoded_once(clip: FrozenCLIP) -> Iterator[None]:
     """Cache CAPT's frozen text features, which are the same in every implementation."""
-    encode, known = clip._encode_tokens, dict[bytes, Tensor]()
+    encode, known = clip.encode_tokens, dict[bytes, Tensor]()
 
     def remembered(tokens: Tensor) -> Tensor:
         key = tokens.numpy().tobytes()
@@ -163,7 +163,7 @@ def texts_encoded_once(clip: FrozenCLIP) -> Iterator[None]:
             known[key] = encode(tokens)
         return known[key]
 
-    with mock.patch.object(clip, "_encode_tokens", remembered):
+    with mock.patch.object(clip, "encode_tokens", remembered):
         yield
 
 

@@ -236,10 +236,11 @@ class FrozenCLIP(nn.Module):
         if isinstance(texts, str):
             raise TypeError(f"texts must be a list of strings, got the string {shown(texts)}")
         checked = [check_text(text, "texts") for text in texts]
-        return self._encode_tokens(self.tokenizer(checked))
+        return self.encode_tokens(self.tokenizer(checked))
 
     @torch.no_grad()
-    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Map token ids ``[N, T]`` to the model's own text features ``[N, D]``."""
         encode: Any = self.model.encode_text
         with plain_attention():
             parts = tokens.to(self.device).split(_TEXT_BATCH)
@@ -273,13 +274,8 @@ class FrozenCLIP(nn.Module):
 
         return zero_shot(self, classnames, templates, engine=engine, precision=precision)
 
-    def encode_names(
-        self, names: Sequence[str], template: str, *, engine: str = "fast"
-    ) -> Tensor:
-        """Return unnormalized text features ``[N, D]`` of N names in a template with one ``{}``.
-
-        The fast engine does not compute padding, and the tokens before the names only once, if its
-        text tower reproduces `encode_text`; else, as the reference engine, it runs the model's own.
+    def name_tokens(self, names: Sequence[str], template: str) -> Tensor:
+        """Return the token ids ``[N, T]`` of N names in a template with one ``{}``.
 
         Raises:
             ValueError: a text exceeds the context length; the tokenizer would truncate it.
@@ -294,11 +290,7 @@ class FrozenCLIP(nn.Module):
                     f"classnames: {name[:40]!r} in the template {template!r} exceeds the limit of "
                     f"{self.context_length} tokens of {self.name}; shorten it"
                 )
-        if engine == "reference":
-            return self._encode_tokens(tokens)
-        from ..towers.plain_text import encode_plain  # avoids a circular import
-
-        return encode_plain(self, tokens, self._encode_tokens)
+        return tokens
 
     def describe(self) -> Description:
         """Describe the model's architecture and the methods, prompts and fast paths it supports."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -26,21 +24,22 @@ def plain_layout(clip: FrozenCLIP, tokens: Tensor) -> TextLayout:
 
 
 @torch.no_grad()
-def encode_plain(clip: FrozenCLIP, tokens: Tensor, own: Callable[[Tensor], Tensor]) -> Tensor:
+def encode_plain(clip: FrozenCLIP, tokens: Tensor) -> Tensor:
     """Encode tokenized texts ``[N, T]`` to unnormalized features ``[N, D]``.
 
     The fast text tower is used if it reproduces the model's own features. The longest text is
     encoded by both, since hooks and methods may have changed after the model was loaded.
-
-    Args:
-        own: computes the model's own features of tokenized texts.
     """
     if why_no_text_prompts(clip.model) or exact_engine(clip, "text", "fast") != "fast":
-        return own(tokens)
+        return clip.encode_tokens(tokens)
     layout = plain_layout(clip, tokens)
     tower = TextTower(clip, (), 0, layout=layout, class_chunk=_CHUNK, whole=None)
     context = torch.empty(tower.context_shape, dtype=clip.dtype, device=clip.device)
     longest = int(layout.ends.argmax())
-    expected = own(tokens[longest : longest + 1])
+    expected = clip.encode_tokens(tokens[longest : longest + 1])
     features = tower(context).to(expected.dtype)
-    return features if same(clip, features[longest : longest + 1], expected) else own(tokens)
+    return (
+        features
+        if same(clip, features[longest : longest + 1], expected)
+        else clip.encode_tokens(tokens)
+    )

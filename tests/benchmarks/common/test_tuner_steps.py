@@ -80,8 +80,8 @@ def test_flops_are_counted_before_a_step_has_run_and_without_computing_it():
 
 def test_frozen_texts_are_encoded_once_for_all_rungs(monkeypatch):
     clip = models.shared_clip("tiny-shapes", "cpu")
-    encode, calls = clip._encode_tokens, []
-    monkeypatch.setattr(clip, "_encode_tokens", lambda t: calls.append(len(t)) or encode(t))
+    encode, calls = clip.encode_tokens, []
+    monkeypatch.setattr(clip, "encode_tokens", lambda t: calls.append(len(t)) or encode(t))
     data = random_images(2, clip.image_size, 2)
     rungs = ("eager", "eager-hoisted", "fastprompt")
     made = tuner_steps(rungs, "capt", clip, ["cat", "fish"], data, steps=1)
