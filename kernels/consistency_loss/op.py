@@ -155,8 +155,8 @@ def consistency_loss(
     ``L_frozen = KL(p || softmax(frozen))``, where ``KL(p || q) = sum p (log p - log q)``. CAPT is
     Consistency-guided Adversarial Prompt Tuning; its abstract does not say which logits the
     cross-entropy uses, which directions the KLs have and whether gradients flow to their targets,
-    so these are options. The forward and the backward pass read each logit matrix once; ten
-    numbers per row are saved for the backward pass.
+    so these are options. On a GPU, the forward and the backward pass read each logit matrix once,
+    and ten numbers per row are saved for the backward pass; a CPU saves the log-probabilities.
 
     Precision: logits are taken relative to their row's maximum, so logits of 1e4 are as accurate as
     logits of 1. A KL near 0 is a difference of numbers of magnitude up to 1: in float32 its error
