@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Impl = Literal["auto", "triton", "torch"]
 NAMESPACE = "fastprompt"
 # plain implementations by qualified op name, for tools that count an op's FLOPs
 PLAIN: dict[str, Callable[..., Any]] = {}
+_PLAIN_TYPES = (Tensor, nn.Parameter)
 _INSTALLED = importlib.util.find_spec("triton") is not None
 # names of argument types in torch's schemas
 _SCHEMA_TYPES: dict[Any, str] = {
@@ -88,6 +90,21 @@ def resolve(impl: Impl, *tensors: Tensor | None) -> Impl:
         return "auto" if first.is_cuda else "triton"
     registered = first.device.type in ("cpu", "cuda", "meta")
     return impl if registered else "torch"
+
+
+def direct(impl: Impl, *tensors: Tensor | None) -> bool:
+    """Return whether to call the plain implementation itself, not as an op.
+
+    On a CPU, the dispatcher takes longer than an op on small tensors. It is needed where something
+    traces or counts ops, for tensor subclasses, and for autocast, which `define` disables.
+    """
+    return (
+        impl != "triton"
+        and all(t is None or (type(t) in _PLAIN_TYPES and t.is_cpu) for t in tensors)
+        and not torch.compiler.is_compiling()
+        and not is_in_torch_dispatch_mode()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def define(
@@ -203,7 +220,8 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
     """Return the dtype to compute in: float32, or float64 if any tensor is float64."""
     dtype = torch.float32
     for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
+        if tensor.dtype != dtype:
+            dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
 
 

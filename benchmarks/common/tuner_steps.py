@@ -21,6 +21,7 @@ from fastprompt import FrozenCLIP
 from fastprompt.attacks.result import untouched
 from fastprompt.data import ImageTensors
 from fastprompt.methods.registry import TUNERS
+from fastprompt.model import classifier
 from fastprompt.model.prompted import PromptedCLIP
 from fastprompt.tuning.online import OnlineTuner
 from fastprompt.tuning.online_pgd import OnlinePGD
@@ -154,7 +155,7 @@ class TunerStep:
 @contextmanager
 def texts_encoded_once(clip: FrozenCLIP) -> Iterator[None]:
     """Cache CAPT's frozen text features, which are the same in every implementation."""
-    encode, known = clip._encode_tokens, dict[bytes, Tensor]()
+    encode, known = clip.encode_tokens, dict[bytes, Tensor]()
 
     def remembered(tokens: Tensor) -> Tensor:
         key = tokens.numpy().tobytes()
@@ -162,7 +163,12 @@ def texts_encoded_once(clip: FrozenCLIP) -> Iterator[None]:
             known[key] = encode(tokens)
         return known[key]
 
-    with mock.patch.object(clip, "_encode_tokens", remembered):
+    def through_it(clip: FrozenCLIP, tokens: Tensor) -> Tensor:
+        return clip.encode_tokens(tokens)
+
+    # the fast engine's zero-shot features differ by rounding
+    plain = mock.patch.object(classifier, "encode_plain", through_it)
+    with plain, mock.patch.object(clip, "encode_tokens", remembered):
         yield
 
 

@@ -244,10 +244,11 @@ class FrozenCLIP(nn.Module):
         if isinstance(texts, str):
             raise TypeError(f"texts must be a list of strings, got the string {shown(texts)}")
         checked = [check_text(text, "texts") for text in texts]
-        return self._encode_tokens(self.tokenizer(checked))
+        return self.encode_tokens(self.tokenizer(checked))
 
     @torch.no_grad()
-    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Map token ids ``[N, T]`` to the model's own text features ``[N, D]``."""
         encode: Any = self.model.encode_text
         with plain_attention():
             parts = tokens.to(self.device).split(_TEXT_BATCH)
@@ -269,8 +270,9 @@ class FrozenCLIP(nn.Module):
         Args:
             classnames: C distinct class names.
             templates: strings with one ``{}`` as the placeholder of the class name.
-            engine, precision: implementation and precision of the image tower; see
-                `CLIPClassifier`.
+            engine: ``"fast"`` skips computation that does not affect the features;
+                ``"reference"`` runs open_clip's own encoders.
+            precision: precision of the image tower; see `CLIPClassifier`.
 
         Raises:
             ValueError: ``classnames`` is empty or has duplicates, or a template does not have
@@ -280,8 +282,8 @@ class FrozenCLIP(nn.Module):
 
         return zero_shot(self, classnames, templates, engine=engine, precision=precision)
 
-    def encode_names(self, names: Sequence[str], template: str) -> Tensor:
-        """Return unnormalized text features ``[N, D]`` of N names in a template with one ``{}``.
+    def name_tokens(self, names: Sequence[str], template: str) -> Tensor:
+        """Return the token ids ``[N, T]`` of N names in a template with one ``{}``.
 
         Raises:
             ValueError: a text exceeds the context length; the tokenizer would truncate it.
@@ -296,7 +298,7 @@ class FrozenCLIP(nn.Module):
                     f"classnames: {name[:40]!r} in the template {template!r} exceeds the limit of "
                     f"{self.context_length} tokens of {self.name}; shorten it"
                 )
-        return self._encode_tokens(tokens)
+        return tokens
 
     def describe(self) -> Description:
         """Describe the model's architecture and the methods, prompts and fast paths it supports."""

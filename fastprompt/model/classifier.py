@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .._utils.checks import check_classnames, check_templates
 from .._utils.dtypes import AUTO, at_least_float32, check_precision, own_precision
 from ..clip.frozen import FrozenCLIP
 from ..towers.engines import make_image_tower, resolve_precision
+from ..towers.plain_text import encode_plain
 from ..towers.reference import ReferenceImageTower
 
 
@@ -185,6 +187,8 @@ def zero_shot(
     """Make a zero-shot classifier; see `FrozenCLIP.zero_shot`."""
     names = check_classnames(classnames)
     forms = check_templates(templates)
-    features = torch.stack([F.normalize(clip.encode_names(names, form), dim=-1) for form in forms])
+    encode = partial(encode_plain, clip) if engine == "fast" else clip.encode_tokens
+    each = (encode(clip.name_tokens(names, form)) for form in forms)
+    features = torch.stack([F.normalize(one, dim=-1) for one in each])
     text = F.normalize(at_least_float32(features.mean(dim=0)), dim=-1)
     return CLIPClassifier(clip, text, names, engine=engine, precision=precision)

@@ -161,6 +161,11 @@ def _gap(clip: FrozenCLIP, ours: Tensor | str, own: Tensor | str) -> Gap:
     return Gap(_distance(ours, own), rounding)
 
 
+def same(clip: FrozenCLIP, ours: Tensor, own: Tensor) -> bool:
+    """Return whether features are equal to the model's own up to rounding."""
+    return _gap(clip, at_least_float32(ours), at_least_float32(own)).exact
+
+
 def _distance(ours: Tensor, own: Tensor) -> float:
     """Return the largest norm-relative difference of a row; 0 for equal rows, also of zeros."""
     apart, norm = (ours - own).norm(dim=-1), own.norm(dim=-1)

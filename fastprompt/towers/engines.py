@@ -92,7 +92,8 @@ def make_text_tower(
         raise _inexact(clip, "text")
     if used == "reference":
         return ReferenceTextTower(clip, classnames, n_ctx, **options)
-    return TextTower(clip, classnames, n_ctx, class_chunk=class_chunk, dtype=dtype, **options)
+    options |= {"class_chunk": class_chunk, "dtype": dtype, "whole": None}
+    return TextTower(clip, classnames, n_ctx, **options)
 
 
 def make_image_tower(

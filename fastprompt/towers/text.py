@@ -25,7 +25,7 @@ from .text_base import PromptedText
 from .text_chunks import deal, default_class_chunk, recomputed
 from .text_hf import HFChunk, OpenHF
 from .text_packed import PackedChunk, SharedPrefix
-from .text_whole import FullChunk, cut, pooled_places
+from .text_whole import FullChunk, cut, few_whole, pooled_places
 
 
 class TextPath(enum.Enum):
@@ -34,7 +34,7 @@ class TextPath(enum.Enum):
     #: causal encoder: the tokens before the class name are computed once for all classes, the
     #: other tokens are packed without padding
     SHARED_PREFIX = "shared prefix"
-    #: encoder without a causal mask: all tokens of each prompt are computed
+    #: encoder without a causal mask, or few short prompts: all tokens of each prompt are computed
     WHOLE_SEQUENCES = "whole sequences"
     #: Hugging Face model: prompts are put into its input embeddings, cut to the longest
     INPUT_EMBEDDINGS = "input embeddings"
@@ -50,6 +50,8 @@ class TextTower(PromptedText):
             pass recomputes each of them, which bounds the memory. The default depends on the shapes
             and on the device's memory.
         dtype: dtype of the blocks; by default that of the weights.
+        whole: whether to compute complete prompts although the encoder is causal; None decides by
+            their size, see `few_whole`.
     """
 
     inverse: Tensor
@@ -62,9 +64,11 @@ class TextTower(PromptedText):
         *,
         class_chunk: int | None = None,
         dtype: torch.dtype | None = None,
+        whole: bool | None = False,
         **options: Any,
     ) -> None:
         super().__init__(clip, classnames, n_ctx, **options)
+        self._whole = whole
         if class_chunk is not None:
             check_count(class_chunk, "class_chunk")
         self.prefix, self.full_length = 0, self.layout.length
@@ -101,7 +105,7 @@ class TextTower(PromptedText):
         make: Callable[..., nn.Module] = HFChunk
         if isinstance(self.open, OpenHF):
             self.layout = self.layout.trimmed()
-        elif (parts := self.open.parts).attn_mask is None:
+        elif (parts := self.open.parts).attn_mask is None or self._takes_whole():
             make, self.layout = FullChunk, cut(self.layout, parts)
         else:
             self.layout = dataclasses.replace(self.layout, ends=pooled_places(self.layout, parts))
@@ -116,6 +120,15 @@ class TextTower(PromptedText):
             self.chunks.append(make(self.open, self.layout, rows))
         return chunk
 
+    def _takes_whole(self) -> bool:
+        """Return whether to compute complete prompts of a causal encoder."""
+        if self._whole is not None:
+            return self._whole
+        ends = pooled_places(self.layout, self.open.parts)  # type: ignore[arg-type]
+        shared = self.layout.shared(self.class_specific)
+        on_cpu = self.clip.device.type == "cpu"
+        return on_cpu and few_whole(ends + 1, shared, self.parts.width, self.n_prompts or 1)
+
     def _default_chunk(self, tokens: int) -> int:
         parts, memory = self.parts, total_memory(self.clip.device)
         tokens *= self.n_prompts or 1
@@ -127,12 +140,14 @@ class TextTower(PromptedText):
         """Describe the path that is used, and why a better one is impossible."""
         whole = self.classes * self.full_length
         if self.path is not TextPath.SHARED_PREFIX:
-            why = "causal" if isinstance(self.open, OpenText) else "open_clip's"
-            taken, tokens = f"{self.path.value} of {self.length} tokens", self.classes * self.length
-            return (
-                f"{taken}: the text encoder is not {why}, so no prefix can be shared; "
-                f"{tokens} tokens, not {whole}"
-            )
+            why = "the text encoder is not open_clip's, so no prefix can be shared"
+            if isinstance(self.open, OpenText):
+                why = "few and short prompts, for which this is faster than a shared prefix"
+                if self.open.parts.attn_mask is None:
+                    why = "the text encoder is not causal, so no prefix can be shared"
+            tokens = self.classes * self.length
+            taken = f"{self.path.value} of {self.length} tokens"
+            return f"{taken}: {why}; {tokens} tokens, not {whole}"
         packed = sum(len(chunk.ids) for chunk in self.chunks)  # type: ignore[arg-type, misc]
         why = ""
         if self.class_specific:

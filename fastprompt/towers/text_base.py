@@ -11,7 +11,7 @@ from .._utils.checks import check_classnames, check_count
 from ..clip.frozen import FrozenCLIP
 from .base import Tower
 from .template import DEFAULT
-from .text_layout import text_layout
+from .text_layout import TextLayout, text_layout
 
 TextRefiners = Sequence[nn.Module] | nn.ModuleList
 
@@ -27,6 +27,8 @@ class PromptedText(Tower, ABC):
             default CoOp's ``"[ctx] {}."``. See `parse_template`.
         class_specific: if True, each class has a separate context.
         n_prompts: number of prompts encoded together, K; None for a single prompt.
+        layout: positions of the tokens of C prompts; by default those of ``classnames`` in
+            ``template``, which are not used with it.
 
     Raises:
         ValueError: the text encoder does not support prompts (the message says why), the template
@@ -42,15 +44,17 @@ class PromptedText(Tower, ABC):
         template: str = DEFAULT,
         class_specific: bool = False,
         n_prompts: int | None = None,
+        layout: TextLayout | None = None,
     ) -> None:
         super().__init__(clip)
         self.parts = clip.text_parts
         if n_prompts is not None:
             check_count(n_prompts, "n_prompts")
-        self.classes = len(check_classnames(classnames))
         self.n_ctx, self.n_prompts = check_count(n_ctx, "n_ctx", least=0), n_prompts
         self.class_specific = class_specific
-        self.layout = text_layout(clip, classnames, n_ctx, template=template)
+        if layout is None:
+            layout = text_layout(clip, check_classnames(classnames), n_ctx, template=template)
+        self.layout, self.classes = layout, len(layout.ids)
 
     @property
     def context_shape(self) -> tuple[int, ...]:

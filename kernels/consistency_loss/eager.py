@@ -1,11 +1,21 @@
 """Plain PyTorch implementation of CAPT's loss; runs on the CPU.
 
 ``KL(p|q) = sum p (log p - log q)``, with log-probabilities relative to the row's largest logit r:
-``log p = (x - r) - log s``, ``s = sum exp(x - r)``. The forward saves ``r`` and ``log s``
-separately for the backward, which is as accurate for logits of 1e4 as for logits of 1.
+``log p = (x - r) - log s``, ``s = sum exp(x - r)``. The registered op saves ``r`` and ``log s``
+separately for the backward, which is as accurate for logits of 1e4 as for logits of 1; on the CPU
+the log-probabilities themselves are saved.
+
+A small batch takes as long as the number of calls to torch, so both passes make few. A probability
+or weight of 0 needs a mask only if it is multiplied by an infinity, which gives NaN: where values
+can be read, results without NaN are computed without masks.
 """
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._dispatch import wide_dtype
@@ -15,42 +25,113 @@ from .arguments import Loss, LossBackward
 # of the three, the two divergences, and the weights of the divergences
 STATISTICS = 10
 
+_NO_LABEL = -(2**63)  # ignored by torch, as -100 is by default: every other label is checked
 
-def check_range(labels: Tensor, classes: int) -> None:
-    """Check the label values; only on the CPU, where reading them needs no synchronization."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
-        return
-    low, high = (int(v) for v in labels.aminmax())
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels must be between 0 and {classes - 1}, got {low} to {high}")
+Weight = float | Tensor
 
 
-def _divergence(weight: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return ``sum p (log p - log q)``, ``[B]``, with ``weight`` p; a p of 0 gives 0 for any q."""
-    terms = (log_p - log_q).mul_(weight)
-    return terms.masked_fill_(weight == 0, 0.0).sum(dim=1)
+class Saved(NamedTuple):
+    """Results of the forward pass, and its arguments that the backward pass needs.
+
+    Attributes:
+        log_p: log-probabilities of the adversarial, clean and frozen logits, ``[3, B, C]``.
+        labels: int64 ``[B]``.
+        divergences: ``[2, B]``.
+        weights: of the divergences, numbers or ``[B]``.
+        ce_clean: whether the cross-entropy is that of the clean logits.
+        reverse: of each divergence, whether the target is its first distribution.
+    """
+
+    log_p: Tensor
+    labels: Tensor
+    divergences: Tensor
+    weights: tuple[Weight, Weight]
+    ce_clean: bool
+    reverse: tuple[bool, bool]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The first and second distribution of each divergence."""
+        targets = zip((1, 2), self.reverse, strict=True)
+        return [(target, 0) if swapped else (0, target) for target, swapped in targets]
 
 
-def _valid(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Return a mask of the labels in range, and the labels with 0 in place of the others."""
+def readable(tensor: Tensor) -> bool:
+    """Return whether the values may be read: on the CPU, where that needs no synchronization."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _has_nan(*tensors: Tensor) -> bool:
+    return any(math.isnan(t.sum().item()) for t in tensors)
+
+
+def _valid(labels: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
+    """Return labels in range, and a mask of those that were; None where torch checks the range."""
+    if readable(labels):
+        return labels, None
     valid = (labels >= 0) & (labels < classes)
-    return valid, torch.where(valid, labels, 0)
+    return torch.where(valid, labels, 0), valid
+
+
+def _where(valid: Tensor | None, values: Tensor) -> Tensor:
+    """Return the values, NaN where the label is out of range."""
+    return values if valid is None else torch.where(valid, values, torch.nan)
 
 
 def _cross_entropy(log_p: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy, which is NaN where the label is out of range."""
-    valid, labels = _valid(labels, log_p.shape[1])
-    chosen = log_p.gather(1, labels[:, None])[:, 0]
-    return torch.where(valid, -chosen, torch.nan)
+    inside, valid = _valid(labels, log_p.shape[1])
+    try:
+        found = F.nll_loss(log_p, inside, reduction="none", ignore_index=_NO_LABEL)
+    except IndexError:
+        low, high = (int(v) for v in labels.aminmax())
+        most = log_p.shape[1] - 1
+        raise ValueError(f"labels must be between 0 and {most}, got {low} to {high}") from None
+    return _where(valid, found)
 
 
-def _weighted(weight: Tensor, value: Tensor) -> Tensor:
-    """Return ``weight * value``, and 0 for a weight of 0 even if the value is infinite."""
-    return torch.where(weight == 0, 0.0, weight * value)
+def _rows(log_p: Tensor, which: tuple[int, int]) -> Tensor:
+    """Return two of the three distributions, ``[2, B, C]``; ``[1, B, C]`` if they are the same."""
+    if which == (1, 2):
+        return log_p[1:]
+    return log_p[:1] if which == (0, 0) else torch.stack([log_p[i] for i in which])
 
 
-def _per_sample(value: float, values: Tensor | None, like: Tensor) -> Tensor:
-    return torch.full_like(like, value) if values is None else values.to(like.dtype)
+def _divergences(saved: Saved, masked: bool) -> Tensor:
+    """Return ``sum p (log p - log q)``, ``[2, B]``; if masked, a p of 0 gives 0 for any q."""
+    first, second = (_rows(saved.log_p, which) for which in zip(*saved.pairs, strict=True))
+    p = first.exp()
+    terms = (first - second).mul_(p)
+    return (terms.masked_fill_(p == 0, 0.0) if masked else terms).sum(dim=2)
+
+
+def forward(given: Loss) -> tuple[Tensor, Tensor, Saved]:
+    """Return the loss ``[B]``, its cross-entropy ``[B]``, and what `gradients` needs."""
+    wide = wide_dtype(*given[:3])
+    log_p = torch.stack(given[:3]).to(wide).log_softmax(dim=2)
+    alpha = given.alpha if given.alphas is None else given.alphas.to(wide)
+    lam = given.lam if given.lams is None else given.lams.to(wide)
+    weights = lam * (1 - alpha), lam * alpha
+    reverse = given.train_reversed, given.frozen_reversed
+    saved = Saved(log_p, given.labels, log_p, weights, given.ce_clean, reverse)
+    cross_entropy = _cross_entropy(log_p[int(given.ce_clean)], given.labels)
+    look = readable(log_p)
+    divergences = _divergences(saved, masked=not look)
+    if look and _has_nan(divergences):
+        divergences = _divergences(saved, masked=True)
+    divergences.clamp_(min=0)  # rounding can make a divergence negative
+    loss = cross_entropy
+    for weight, value in zip(weights, divergences.unbind(), strict=True):
+        # a weight of 0 omits a divergence, even if it is infinite
+        if isinstance(weight, Tensor):
+            loss = loss + (weight * value).masked_fill_(weight == 0, 0.0)
+        elif weight:
+            loss = loss.add(value, alpha=weight)
+    return loss, cross_entropy, saved._replace(divergences=divergences)
+
+
+def terms_of(cross_entropy: Tensor, divergences: Tensor) -> Tensor:
+    """Return the loss's three terms, ``[B, 3]``."""
+    return torch.cat([cross_entropy[None], divergences]).t().contiguous()
 
 
 def consistency_loss(given: Loss) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,87 +140,81 @@ def consistency_loss(given: Loss) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         The loss ``[B]``, its terms ``[B, 3]``, and the statistics saved for the backward.
     """
-    adv, clean, frozen, labels = given[:4]
-    check_range(labels, adv.shape[1])
-    dtype = wide_dtype(adv, clean, frozen)
-    log_p = [t.to(dtype).log_softmax(dim=1) for t in (adv, clean, frozen)]
-    cross_entropy = _cross_entropy(log_p[int(given.ce_clean)], labels)
-    reverse = given.train_reversed, given.frozen_reversed
-    weight = log_p[0].exp() if not all(reverse) else None
-    divergences = []
-    for target, swapped in zip((1, 2), reverse, strict=True):
-        if swapped or weight is None:
-            divergences.append(_divergence(log_p[target].exp(), log_p[target], log_p[0]))
-        else:
-            divergences.append(_divergence(weight, log_p[0], log_p[target]))
-    share = _per_sample(given.alpha, given.alphas, cross_entropy)
-    scale = _per_sample(given.lam, given.lams, cross_entropy)
-    weights = scale * (1 - share), scale * share
-    # rounding can make a divergence negative
-    terms = [cross_entropy, *(d.clamp(min=0) for d in divergences)]
-    loss = cross_entropy + _weighted(weights[0], terms[1]) + _weighted(weights[1], terms[2])
-    references = [t.amax(dim=1).to(dtype) for t in (adv, clean, frozen)]
-    # the largest log-probability is -log s
-    statistics = [*references, *(-t.amax(dim=1) for t in log_p), *divergences, *weights]
-    return loss, torch.stack(terms, dim=1), torch.stack(statistics, dim=1)
-
-
-def _in_first(p: Tensor, log_p: Tensor, log_q: Tensor, kl: Tensor, weight: Tensor) -> Tensor:
-    """Return ``weight * p * ((log p - log q) - kl)``: a KL's gradient w.r.t. the logits of p."""
-    found = (log_p - log_q).sub_(kl).mul_(p).mul_(weight)
-    return found.masked_fill_((p == 0) | (weight == 0), 0.0)
-
-
-def _in_second(p: Tensor, q: Tensor, weight: Tensor) -> Tensor:
-    """Return ``weight * (q - p)``: a KL's gradient w.r.t. the logits of q."""
-    return (q - p).mul_(weight).masked_fill_(weight == 0, 0.0)
+    loss, cross_entropy, saved = forward(given)
+    references = [t.amax(dim=1).to(loss.dtype) for t in given[:3]]
+    weights = [torch.as_tensor(w, dtype=loss.dtype, device=loss.device) for w in saved.weights]
+    statistics = [
+        *references,
+        *saved.log_p.amax(dim=2).neg().unbind(),  # the largest log-probability is -log s
+        *saved.divergences.unbind(),
+        *(w.expand_as(loss) for w in weights),
+    ]
+    return loss, terms_of(cross_entropy, saved.divergences), torch.stack(statistics, dim=1)
 
 
 def consistency_loss_backward(given: LossBackward) -> list[Tensor]:
-    """Return the ``wanted`` gradients of the adversarial, clean and frozen logits.
+    """Return the ``wanted`` gradients of the adversarial, clean and frozen logits."""
+    columns = given.statistics.t()  # [10, B]
+    log_p = torch.stack(given[1:4]).to(columns.dtype)
+    log_p.sub_(columns[:3, :, None]).sub_(columns[3:6, :, None])
+    weights, reverse = (columns[8], columns[9]), (given.train_reversed, given.frozen_reversed)
+    saved = Saved(log_p, given.labels, columns[6:8], weights, given.ce_clean, reverse)
+    found = gradients(given.grad, saved, given.wanted, given.detach_targets)
+    logits = zip(given[1:4], found, strict=True)
+    return [
+        torch.zeros_like(t, memory_format=torch.contiguous_format) if g is None else g.to(t.dtype)
+        for (t, g), want in zip(logits, given.wanted, strict=True)
+        if want
+    ]
+
+
+def gradients(
+    grad: Tensor, saved: Saved, wanted: Sequence[bool], detach_targets: bool
+) -> list[Tensor | None]:
+    """Return the gradients of the logits: None for those that are not wanted, or are zero.
 
     With p and q the first and second distribution of a KL, its gradient is
     ``p * ((log p - log q) - KL)`` w.r.t. the logits of p and ``q - p`` w.r.t. those of q. The
     gradient of the cross-entropy is ``p - onehot``.
     """
-    logits = (given.adv, given.clean, given.frozen)
-    labels, statistics, wanted = given.labels, given.statistics, given.wanted
-    columns = statistics[:, :, None].unbind(dim=1)  # [B, 1] each
-    log_p = [
-        t.to(statistics.dtype).sub(columns[i]).sub_(columns[3 + i]) for i, t in enumerate(logits)
-    ]
-    made: dict[int, Tensor] = {}
-    valid, chosen = _valid(labels, given.adv.shape[1])
-    grad = torch.where(valid, given.grad, torch.nan)[:, None]
-    found: list[Tensor | None] = [None, None, None]
+    if readable(grad):
+        found = _gradients(grad, saved, wanted, detach_targets, masked=False)
+        if not _has_nan(*(g for g in found if g is not None)):
+            return found
+    return _gradients(grad, saved, wanted, detach_targets, masked=True)
 
-    def p(which: int) -> Tensor:
-        if which not in made:
-            made[which] = log_p[which].exp()
-        return made[which]
 
-    def add(which: int, part: Tensor) -> None:
+def _gradients(
+    grad: Tensor, saved: Saved, wanted: Sequence[bool], detach_targets: bool, masked: bool
+) -> list[Tensor | None]:
+    log_p, p = saved.log_p.unbind(), dict[int, Tensor]()
+    labels, valid = _valid(saved.labels, saved.log_p.shape[2])
+    grad = _where(valid, grad)[:, None]
+    found: list[Tensor | None] = [None] * 3
+
+    def probability(which: int) -> Tensor:
+        if which not in p:
+            p[which] = log_p[which].exp()
+        return p[which]
+
+    def add(which: int, x: Tensor, factor: Tensor) -> None:
         so_far = found[which]
-        found[which] = part if so_far is None else so_far.add_(part)
+        found[which] = x * factor if so_far is None else so_far.addcmul_(x, factor)
 
-    for target, swapped in ((1, given.train_reversed), (2, given.frozen_reversed)):
-        weight, kl = grad * columns[7 + target], columns[5 + target]
-        first, second = (target, 0) if swapped else (0, target)
-        taking = [i for i in (0, target) if wanted[i] and (i == 0 or not given.detach_targets)]
+    rows = zip(saved.pairs, saved.divergences.unbind(), saved.weights, strict=True)
+    for target, ((first, second), divergence, share) in enumerate(rows, 1):
+        weight = grad * (share[:, None] if isinstance(share, Tensor) else share)  # [B, 1]
+        taking = [i for i in (0, target) if wanted[i] and (i == 0 or not detach_targets)]
         if first in taking:
-            add(first, _in_first(p(first), log_p[first], log_p[second], kl, weight))
+            slope = (log_p[first] - log_p[second]).sub_(divergence[:, None]).mul_(weight)
+            if masked:
+                slope.masked_fill_((probability(first) == 0) | (weight == 0), 0.0)
+            add(first, slope, probability(first))
         if second in taking:
-            add(second, _in_second(p(first), p(second), weight))
-    read = int(given.ce_clean)
+            apart = probability(second) - probability(first)
+            add(second, apart.masked_fill_(weight == 0, 0.0) if masked else apart, weight)
+    read = int(saved.ce_clean)
     if wanted[read]:
-        rows = torch.arange(len(labels), device=labels.device)
-        slope = p(read) * grad
-        slope[rows, chosen] -= grad[:, 0]
-        add(read, slope)
-    return [
-        torch.zeros_like(t, memory_format=torch.contiguous_format)
-        if g is None
-        else g.to(t.dtype).contiguous()
-        for g, t, want in zip(found, logits, wanted, strict=True)
-        if want
-    ]
+        add(read, probability(read), grad)
+        found[read].scatter_add_(1, labels[:, None], -grad)  # type: ignore[union-attr]
+    return found

@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
+from .._dispatch import Impl, define, direct, once_differentiable, resolve, wide_dtype
 from . import eager
 from .arguments import Loss, LossBackward
 from .check import DIRECTIONS, check_choice, check_labels, check_logits, check_weight
@@ -64,6 +64,31 @@ class _ConsistencyLoss(torch.autograd.Function):
         found = iter(_backward(ctx.impl, given))
         gradients = [next(found) if want else None for want in wanted]
         return None, None, *gradients, *(None,) * (len(Loss._fields) - 3)
+
+
+class _Direct(torch.autograd.Function):
+    """The plain implementation, called without the dispatcher; see `direct`."""
+
+    @staticmethod
+    def forward(ctx: Any, detach_targets: bool, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        loss, cross_entropy, saved = eager.forward(Loss(*arguments))
+        weights = [w for w in saved.weights if isinstance(w, Tensor)]  # both or none
+        ctx.save_for_backward(saved.log_p, saved.labels, saved.divergences, *weights)
+        ctx.mark_non_differentiable(cross_entropy, saved.divergences)
+        ctx.set_materialize_grads(False)
+        ctx.numbers, ctx.flags = saved.weights if not weights else (), saved[4:]
+        ctx.detach_targets = detach_targets
+        return loss, cross_entropy, saved.divergences
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * (len(Loss._fields) + 1)
+        log_p, labels, divergences, *weights = ctx.saved_tensors
+        saved = eager.Saved(log_p, labels, divergences, (*weights, *ctx.numbers), *ctx.flags)
+        found = eager.gradients(grad, saved, ctx.needs_input_grad[1:4], ctx.detach_targets)
+        return None, *found, *(None,) * (len(Loss._fields) - 3)
 
 
 def _split(value: float | Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:
@@ -130,8 +155,8 @@ def consistency_loss(
     ``L_frozen = KL(p || softmax(frozen))``, where ``KL(p || q) = sum p (log p - log q)``. CAPT is
     Consistency-guided Adversarial Prompt Tuning; its abstract does not say which logits the
     cross-entropy uses, which directions the KLs have and whether gradients flow to their targets,
-    so these are options. The forward and the backward pass read each logit matrix once; ten
-    numbers per row are saved for the backward pass.
+    so these are options. On a GPU, the forward and the backward pass read each logit matrix once,
+    and ten numbers per row are saved for the backward pass; a CPU saves the log-probabilities.
 
     Precision: logits are taken relative to their row's maximum, so logits of 1e4 are as accurate as
     logits of 1. A KL near 0 is a difference of numbers of magnitude up to 1: in float32 its error
@@ -190,5 +215,12 @@ def consistency_loss(
         *(alphas, lams, alpha, lam),
         *(ce == "clean", train_kl == DIRECTIONS[1], frozen_kl == DIRECTIONS[1]),
     )
-    loss, terms = _ConsistencyLoss.apply(chosen, detach_targets, *given)
-    return (loss, terms) if return_terms else loss
+    if not direct(impl, *given[:6]):
+        loss, terms = _ConsistencyLoss.apply(chosen, detach_targets, *given)
+        return (loss, terms) if return_terms else loss
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given[:3]):
+        loss, cross_entropy, divergences = _Direct.apply(detach_targets, *given)
+    else:
+        loss, cross_entropy, saved = eager.forward(given)
+        divergences = saved.divergences
+    return (loss, eager.terms_of(cross_entropy, divergences)) if return_terms else loss
