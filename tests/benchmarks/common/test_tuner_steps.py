@@ -22,7 +22,10 @@ def steps_of(method, rungs=RUNGS, **settings):
 
 @pytest.fixture(scope="module")
 def nap_steps():
-    return steps_of("nap")
+    """Steps whose fast text tower shares the prefix, as it does for many classes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastprompt.towers.text.few_whole", lambda *sizes: False)
+        return steps_of("nap")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -55,8 +58,7 @@ def test_rungs_run_the_text_encoder_5_1_1_and_1_times(nap_steps):
     assert counts["eager-careful"]["forwards"] == 1
     assert counts["eager-careful"]["tokens"] < one / 4
     assert counts["fastprompt"]["forwards"] == 1
-    # so few classes are computed whole on a CPU, as by careful code
-    assert counts["fastprompt"]["tokens"] <= counts["eager-careful"]["tokens"]
+    assert counts["fastprompt"]["tokens"] < counts["eager-careful"]["tokens"] / 2
 
 
 def test_rungs_attack_alike(nap_steps):
@@ -69,8 +71,14 @@ def test_rungs_attack_alike(nap_steps):
         assert (step.adv - images).abs().mean() > 1 / 255
 
 
-def test_flops_are_counted_before_a_step_has_run_and_without_computing_it():
-    rungs = ("eager", "fastprompt")
+@pytest.mark.parametrize(
+    "rungs",
+    [
+        ("eager", "fastprompt"),
+        pytest.param(("eager", "eager-hoisted", "eager-careful"), marks=pytest.mark.slow),
+    ],
+)
+def test_flops_are_counted_before_a_step_has_run_and_without_computing_it(rungs):
     first, second = (steps_of("nap", rungs, steps=1) for _ in range(2))
     for name, step in first.items():
         counted = step.flops()
