@@ -16,4 +16,5 @@ def images_of(result: Evaluation) -> str:
     classes = classes_of(len(about["classnames"] or ()), about.get("classes"))
     lost = about.get("unreadable")
     left = f", {lost} unreadable left out" if lost else ""
-    return f"{about['n']} test images{of} ({classes}{left})"
+    splits = f"; {about['splits']}" if about.get("splits") else ""
+    return f"{about['n']} test images{of} ({classes}{left}{splits})"

@@ -1,7 +1,7 @@
 """The images that are drawn from a split, without those that cannot be decoded."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,6 +40,7 @@ def draw(
     seed: int,
     split: str,
     skip: bool,
+    own: Sequence[int] | None = None,
 ) -> Drawn:
     """Draw ``shots`` images per class (all if None), and decode those of a folder once.
 
@@ -48,6 +49,8 @@ def draw(
         classes: the labels to draw.
         split: the split's name, for messages.
         skip: in the place of an unreadable image, draw the class's next one.
+        own: the data set's own few-shot rows, of all classes, which are used instead of a draw;
+            unreadable ones are left out.
 
     Raises:
         ValueError: an image is unreadable and ``skip`` is False; or no image of a class is left.
@@ -55,7 +58,10 @@ def draw(
     broken: dict[int, str] = {}
     decoded: set[int] = set()
     while True:
-        rows = sample(labels, classes, shots, seed, broken)
+        if own is None:
+            rows = sample(labels, classes, shots, seed, broken)
+        else:
+            rows = [row for row in own if int(labels[row]) in classes and row not in broken]
         if not isinstance(data, FolderImages) or decoded.issuperset(rows):
             break
         files = {row: data.files[row] for row in rows if row not in decoded}
@@ -69,6 +75,8 @@ def draw(
             raise ValueError(f"data: {_first(broken)}; a class has no readable {split} image")
         log.warning("data: %d unreadable %s images are left out", len(broken), split)
     tag = f"shots={shots}/seed={seed}"
+    if own is not None:
+        tag += f"/own={digest_texts(*map(str, own))}"
     if broken:
         tag += f"/without={digest_texts(*map(str, sorted(broken)))}"
     return Drawn(data, rows, broken, tag)
