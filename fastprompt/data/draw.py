@@ -24,12 +24,14 @@ class Drawn:
         rows: the rows that were drawn.
         broken: the rows that cannot be decoded, with what is wrong.
         tag: part of the fingerprint of the draw.
+        few: whether these are few-shot images, not the whole split.
     """
 
     data: ImageDataset
     rows: list[int]
     broken: Mapping[int, str]
     tag: str
+    few: bool
 
 
 def draw(
@@ -79,7 +81,7 @@ def draw(
         tag += f"/own={digest_texts(*map(str, own))}"
     if broken:
         tag += f"/without={digest_texts(*map(str, sorted(broken)))}"
-    return Drawn(data, rows, broken, tag)
+    return Drawn(data, rows, broken, tag, few=shots is not None)
 
 
 def _first(broken: Mapping[int, str]) -> str:

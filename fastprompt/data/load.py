@@ -147,7 +147,7 @@ class Data:
             out = ImageTensors(data.images[index], labels, mark, self.classnames)
         else:
             out = Chosen(data, rows, start, tag, self.classnames)
-            if isinstance(data, FolderImages) and self.arguments["shots"] != "all":
+            if isinstance(data, FolderImages) and drawn.few:
                 out.files = data.names(rows)
         out.source, out.unreadable = self.source, len(drawn.broken)
         return out

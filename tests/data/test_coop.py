@@ -25,6 +25,7 @@ from helpers.coop_trees import (
 )
 
 from fastprompt import load_data
+from fastprompt._utils import unpickling
 from fastprompt.data.coop_sets import SETS
 from fastprompt.data.load import load_recorded
 
@@ -111,6 +112,7 @@ def test_imagenet_is_tested_on_its_validation_images(tmp_path, caplog):
     }
     assert content(data.train) == plain(dassl_draw(items, 2, 1, ["train"])["train"])
     assert content(data.val) == content(data.test)
+    assert (len(data.train.files), data.val.files, data.test.files) == (6, None, None)
     assert content(data.test)[0] == ("val/n01440764/n01440764_0.JPEG", 0)
     assert data.mask == (0, 1, 2)
 
@@ -265,6 +267,15 @@ def test_a_few_shot_file_with_anything_else_is_refused(tmp_path, kind):
     with pytest.raises(ValueError, match=f"^data: .*shot_1-seed_1.pkl .*({message}).*only .*Datum"):
         _ = load(tmp_path, "DTD", shots=1, seed=1).train
     assert not Path("/tmp/was-run").exists()
+
+
+@pytest.mark.parametrize("limit", ["_MOST_BYTES", "_MOST_OPCODES"])
+def test_a_few_shot_file_that_is_too_large_is_refused(tmp_path, monkeypatch, limit):
+    items = write_split(tmp_path, "DTD")
+    write_pickle(tmp_path / "dtd", items, 1, 1)
+    monkeypatch.setattr(unpickling, limit, 200)
+    with pytest.raises(ValueError, match=r"^data: .*shot_1-seed_1.pkl .*(above|more than) .*200"):
+        _ = load(tmp_path, "DTD", shots=1, seed=1).train
 
 
 @pytest.mark.parametrize(
