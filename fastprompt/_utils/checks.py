@@ -233,13 +233,17 @@ def check_label_range(largest: int, classes: int, name: str = "labels") -> None:
         raise ValueError(f"{name} must be in 0..{classes - 1} for {classes} classes, got {largest}")
 
 
+# each is the name of two classes in ImageNet's usual lists of names
+_HOMONYMS = frozenset({"missile", "sunglasses"})
+
+
 def check_classnames(classnames: Iterable[str]) -> list[str]:
     """Return the class names as a list with underscores replaced by spaces.
 
     Raises:
         TypeError: ``classnames`` is not an iterable of strings, or is a single string.
-        ValueError: ``classnames`` is empty, or has a blank or a duplicate name, or one with a
-            control character or a surrogate.
+        ValueError: ``classnames`` is empty, or has a blank or a duplicate name (other than two of
+            ImageNet's), or one with a control character or a surrogate.
     """
     if isinstance(classnames, str):
         raise TypeError(f"classnames must be a list of strings, got the string {classnames!r}")
@@ -256,7 +260,7 @@ def check_classnames(classnames: Iterable[str]) -> list[str]:
             raise ValueError("classnames must not contain a blank name")
         check_text(name, "classnames")
         spoken = name.replace("_", " ")
-        if spoken in seen:
+        if spoken in seen and spoken not in _HOMONYMS:
             raise ValueError(f"classnames must be distinct ('_' counts as ' '), got {name!r} twice")
         seen.add(spoken)
     return [name.replace("_", " ") for name in names]

@@ -1,6 +1,7 @@
 """The run folder: everything needed to repeat or resume a run, and its results.
 
 config.json          method, settings, model, data (the arguments of load_data), versions
+images.json          the few-shot images: paths relative to the data set's folder
 metrics.jsonl        one line per epoch
 state.safetensors    the state of tuning, for --resume
 prompts.safetensors  the tuned prompts
@@ -14,7 +15,7 @@ evaluations/         further evaluations from fastprompt evaluate
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import NoneType
@@ -92,6 +93,10 @@ class RunFolder:
         if not isinstance(config.get("data", {}), (dict, NoneType)):
             raise self._damaged("an invalid data")
         return config
+
+    def write_images(self, files: Mapping[str, Sequence[str]]) -> None:
+        """Write ``images.json``: the paths of the few-shot images by split."""
+        write_json(self.path / "images.json", {part: list(names) for part, names in files.items()})
 
     def _damaged(self, what: str) -> ValueError:
         file = self.path / "config.json"

@@ -56,7 +56,7 @@ def evaluate_parser() -> Parser:
         type=Literal["all", "base", "new"] | None,
         help="default: those of the run; all with --data",
     )
-    parser.add_argument("--root", type=str | None, help="folder of torchvision data sets")
+    parser.add_argument("--root", type=str | None, help="root of CoOp's or torchvision's data sets")
     parser.add_argument(
         "--download", type=bool | None, help="let torchvision download the data set"
     )
@@ -224,7 +224,7 @@ def _of_run(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
             f"image_size must be that of the run's model, {tuner.clip.image_size}, got "
             f"{given['image_size']}; omit it"
         )
-    data = data.resized(tuner.clip.image_size, tuner.clip.channels)
+    data = data.for_model(tuner.clip)
     same = data.classnames == tuner.classnames
     tuned = tuner.classifier if same else tuner.classifier_for(data.classnames)
     precision = tuner.config.precision
@@ -258,7 +258,7 @@ def _clip(given: Mapping[str, Any], config: Mapping[str, Any]) -> FrozenCLIP | N
 def _zero_shot(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
     data = load_data(given["data"], **_given(given))
     clip = model_of(given)
-    data = data.resized(clip.image_size, clip.channels)
+    data = data.for_model(clip)
     return {SURROGATE: clip.zero_shot(data.classnames, data.templates)}, data
 
 

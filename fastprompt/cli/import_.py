@@ -31,7 +31,9 @@ def import_parser() -> Parser:
         help="data set that the prompts were tuned on, for its class names and for evaluations; "
         "default: the class names in the checkpoint",
     )
-    parser.add_argument("--root", type=str, default="data", help="folder of torchvision data sets")
+    parser.add_argument(
+        "--root", type=str, default="data", help="root of CoOp's or torchvision's data sets"
+    )
     parser.add_argument(
         "--download", type=bool, default=False, help="let torchvision download the data set"
     )
@@ -71,7 +73,7 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
         names = data.classnames
     clip = model_of(given)
     tuner = tuner_with(prompts, path, clip, names, given["method"], given["template"])
-    source = {} if data is None else data.resized(clip.image_size, clip.channels).source
+    source = {} if data is None else data.for_model(clip).source
     job = {"imported": path.name, "layout": prompts.layout, "data": source or None}
     folder = tuner.save(out, job=job)
     print(f"layout of {prompts.layout}: {tuner.n_ctx} context tokens, depth {prompts.depth}")

@@ -1,4 +1,4 @@
-"""The ``fastprompt`` command: ``tune``, ``evaluate``, ``report``, ``import``, ``doctor``."""
+"""The ``fastprompt`` command: tune, evaluate, report, import, data, doctor."""
 
 import sys
 import traceback
@@ -9,7 +9,7 @@ from .._utils.names import unknown
 from .._utils.printable import printable_output
 from .._utils.progress import tell
 
-_COMMANDS = ("tune", "evaluate", "report", "import", "doctor")
+_COMMANDS = ("tune", "evaluate", "report", "import", "data", "doctor")
 _USAGE = """usage: fastprompt COMMAND [options]
 
 commands:
@@ -17,6 +17,7 @@ commands:
   evaluate RUN       evaluate a run's prompts under attack and check the result
   report RUN...      write the results of runs as an HTML page, CSV, Markdown and LaTeX
   import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP
+  data check ROOT    list which data sets of CoOp are in a folder, and what is missing
   doctor             print versions, devices and kernels; check the bundled models
 
 fastprompt COMMAND --help lists the options of a command, fastprompt --version the version"""
@@ -42,6 +43,10 @@ def _call(command: str, arguments: Sequence[str]) -> int:
         from .import_ import import_checkpoint
 
         return import_checkpoint(arguments)
+    if command == "data":
+        from .data import data
+
+        return data(arguments)
     if command == "doctor":
         from .doctor import doctor
 

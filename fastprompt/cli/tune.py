@@ -72,7 +72,9 @@ def tune_parser(method: str) -> Parser:
     )
     parser.add_argument("--classes", type=Literal["all", "base", "new"], default="all")
     parser.add_argument("--data_seed", type=int, default=0, help="seed of the few-shot draw")
-    parser.add_argument("--root", type=str, default="data", help="folder of torchvision data sets")
+    parser.add_argument(
+        "--root", type=str, default="data", help="root of CoOp's or torchvision's data sets"
+    )
     parser.add_argument(
         "--download", type=bool, default=False, help="let torchvision download the data set"
     )
@@ -307,7 +309,7 @@ def _run(
     tell(f"loading {job['data'] if source is None else source.get('name')} and {job['clip']}")
     data = _data(job) if source is None else load_recorded(source, download=job["download"])
     clip = model_of(job)  # after the data, which is refused sooner
-    data = data.resized(clip.image_size, clip.channels)
+    data = data.for_model(clip)
     tuner = TUNERS[method](clip, data.classnames, config, **settings)
     eps = (
         _radii(getattr(tuner.config, "eps", "4/255"))
@@ -316,10 +318,11 @@ def _run(
     )
     images = len(data.train)  # unreadable images are found before there is a folder
     out = out or _new_folder(method)
+    drawn = f" ({data.source['few_shots']})" if "few_shots" in data.source else ""
     about = (
         f"{method} on {clip.name}, {data.name}: "
-        f"{classes_of(len(data.classnames), data.arguments['classes'])}, {images} training images; "
-        f"run folder {out}"
+        f"{classes_of(len(data.classnames), data.arguments['classes'])}, {images} training "
+        f"images{drawn}; run folder {out}"
     )
     print(printable(about), flush=True)
     given = {**(config or {}), **settings}

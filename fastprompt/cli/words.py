@@ -19,4 +19,5 @@ def images_of(result: Evaluation) -> str:
     classes = classes_of(len(about["classnames"] or ()), about.get("classes"))
     lost = about.get("unreadable")
     left = f", {lost} unreadable left out" if lost else ""
-    return f"{n:,}{out_of} test images{of} ({classes}{left}){drawn}"
+    splits = f"; {about['splits']}" if about.get("splits") else ""
+    return f"{n:,}{out_of} test images{of} ({classes}{left}{splits}){drawn}"

@@ -149,6 +149,14 @@ class FrozenCLIP(nn.Module):
         return self.channels, int(height), int(width)
 
     @property
+    def preprocess(self) -> dict[str, Any]:
+        """How open_clip resizes images for this model, as `load_data` takes it."""
+        own = getattr(self.model.visual, "preprocess_cfg", None) or {}
+        return {
+            key: own[key] for key in ("resize_mode", "interpolation", "fill_color") if key in own
+        }
+
+    @property
     def context_length(self) -> int:
         """Number of tokens per text, including the start and end tokens."""
         return int(self.model.context_length)  # type: ignore[arg-type]  # an int on both layouts

@@ -80,6 +80,11 @@ def source_of(data: object) -> dict[str, Any]:
     return dict(own) if isinstance(own, Mapping) else {"name": None, "type": type(data).__name__}
 
 
+def files_of(data: object) -> list[str]:
+    """Return the paths of few-shot images, relative to the data set's folder; else nothing."""
+    return list(getattr(data, "files", None) or ())
+
+
 def whole_label(label: object, name: str) -> int:
     """Return a label as an int; raise TypeError unless it is an integer."""
     try:

@@ -42,11 +42,14 @@ def is_picture(name: str) -> bool:
     return known is not None and not name.startswith(".")
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, *, as_stored: bool = False) -> Image.Image:
     """Decode a picture file to 8-bit RGB.
 
     The picture is turned as its EXIF orientation says. 16-bit gray values are scaled to 8 bits,
     transparent areas become white, and of several frames or pages the first is read.
+
+    Args:
+        as_stored: neither turn the picture nor convert its 8-bit colors, as in published code.
 
     Raises:
         ValueError: the file is damaged, no picture, in a format that Pillow does not read, too
@@ -61,6 +64,8 @@ def decode(path: Path) -> Image.Image:
             orientation = None
             with contextlib.suppress(Exception):  # a damaged EXIF block has no orientation
                 orientation = image.getexif().get(_ORIENTATION)
+            if as_stored:
+                return _eight_bits(image).copy()
             plain = _rgb(_eight_bits(image))
         return plain.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else plain
     except UnidentifiedImageError:

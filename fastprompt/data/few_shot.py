@@ -46,11 +46,13 @@ def sample(
 class Chosen:
     """The items ``rows`` of a data set, with ``first`` subtracted from their labels.
 
-    ``source`` and ``unreadable`` are those of `ImageTensors`.
+    ``source`` and ``unreadable`` are those of `ImageTensors`; ``files`` are the paths of few-shot
+    images, relative to the data set's folder. A run records them.
     """
 
     source: Mapping[str, Any] | None = None
     unreadable: int = 0
+    files: Sequence[str] | None = None
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._utils.checks import first_difference, some
 from .._utils.hashing import digest_texts
 from .decode import decode, is_picture
-from .splits import Form, Split, cut, train_or_val
+from .splits import RESIZED, Form, Split, cut, train_or_val
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +29,35 @@ _JUNK = frozenset(
 
 
 class FolderImages:
-    """Picture files with their labels, as (uint8 tensor, int label)."""
+    """Picture files with their labels, as (uint8 tensor, int label).
+
+    Args:
+        folder: the paths in ``names`` start here.
+        as_stored: read the files as `decode` does with this argument.
+    """
 
     def __init__(
-        self, files: Sequence[Path], labels: Sequence[int], form: Form, fingerprint: str
+        self,
+        files: Sequence[Path],
+        labels: Sequence[int],
+        form: Form,
+        fingerprint: str,
+        folder: Path,
+        as_stored: bool = False,
     ) -> None:
         self.files, self.labels, self.fingerprint = list(files), list(labels), fingerprint
-        self._transform = form.transform()
+        self._transform, self._folder, self._as_stored = form.transform(), folder, as_stored
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Return the paths of some files, relative to the data set's folder."""
+        return [self.files[row].relative_to(self._folder).as_posix() for row in rows]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._transform(decode(self.files[index])), self.labels[index]
+        image = decode(self.files[index], as_stored=self._as_stored)
+        return self._transform(image), self.labels[index]
 
 
 @dataclass(frozen=True)
@@ -120,9 +136,9 @@ class ImageFolder:
         else:
             rows = cut(found.labels, split)
             self._check_cut(found.labels, rows, split)
-        labels, mark = found.labels[rows], digest_texts(str(form), *found.stamps)
-        files = [found.files[row] for row in rows]
-        return FolderImages(files, labels.tolist(), form, f"folder/{mark}/{split}"), labels
+        labels, mark = found.labels[rows], digest_texts(RESIZED, str(form), *found.stamps)
+        files, mark = [found.files[row] for row in rows], f"folder/{mark}/{split}"
+        return FolderImages(files, labels.tolist(), form, mark, self.path), labels
 
     def _place(self, split: str) -> tuple[Path, Literal["whole", "val held out", "cut"]]:
         """Return the folder of a split's images and which of them belong to it."""

@@ -1,7 +1,7 @@
-"""`load_data`: load a built-in data set, an image folder or a torchvision data set."""
+"""`load_data`: load a built-in set, an image folder, or a set of CoOp or torchvision."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,15 +19,17 @@ from .._utils.checks import (
     shown,
 )
 from .._utils.names import unknown
-from ..clip.frozen import TEMPLATES
+from ..clip.frozen import TEMPLATES, FrozenCLIP
 from .builtin import WORLDS, draw_split
+from .coop import canonical, find_coop
+from .coop_sets import PREFIX, SETS
 from .dataset import ImageDataset, ImageTensors
 from .draw import Drawn, draw
 from .few_shot import Chosen, Classes, class_range
 from .folder import FolderImages, ImageFolder
 from .naming import ClassNames, Templates, class_names, templates_of
-from .splits import Form, Size, Split
-from .torchvision_sets import TORCHVISION, torchvision_splits
+from .splits import Form, Size, Source, Split, check_preprocess
+from .torchvision_sets import TORCHVISION, torchvision_source
 
 OnError = Literal["raise", "skip"]
 
@@ -45,6 +47,8 @@ class Data:
         templates: zero-shot templates for the class names.
         image_size: side of square images in pixels, or height and width.
         arguments: the arguments of `load_data`, for loading the same data again.
+        splits: whose splits these are: CoOp's, or torchvision's where CoOp has others; else None.
+        mask: for CoOp's ImageNet and its variants, the label in ImageNet of each class.
     """
 
     name: str
@@ -52,7 +56,9 @@ class Data:
     templates: tuple[str, ...]
     image_size: Size
     arguments: dict[str, Any]
-    _whole: Callable[[str, Form], Split] = field(repr=False)
+    splits: str | None
+    mask: tuple[int, ...] | None = field(repr=False)
+    _source: Source = field(repr=False)
     _chosen: range = field(repr=False)
 
     @cached_property
@@ -62,7 +68,10 @@ class Data:
 
     @cached_property
     def val(self) -> ImageDataset:
-        """The validation images: ``min(shots, 4)`` per class as in CoOp; all if shots is "all"."""
+        """The validation images: ``min(shots, 4)`` per class as in CoOp; all if shots is "all".
+
+        Those of CoOp's ImageNet are always its test images.
+        """
         return self._split("val")
 
     @cached_property
@@ -74,20 +83,37 @@ class Data:
     def source(self) -> dict[str, Any]:
         """What a run records of its data: ``arguments``, and the ``directory`` of relative paths.
 
-        With ``on_error="skip"`` also ``unreadable``, the number of unreadable images by split.
+        With ``on_error="skip"`` also ``unreadable``, the number of unreadable images by split;
+        ``splits`` if it is known whose they are, and ``few_shots``, the origin of CoOp's draw.
         """
         source = dict(self.arguments)
         if self.name not in WORLDS:
             source["directory"] = str(Path.cwd())
+        if self.splits is not None:
+            source["splits"] = self.splits
+        if self._source.few_shots is not None and source["shots"] != "all":
+            source["few_shots"] = self._source.few_shots.origin(source["shots"], source["seed"])
         if self.arguments["on_error"] == "skip":
             source["unreadable"] = {part: len(d.broken) for part, d in self._drawn.items()}
         return source
 
-    def resized(self, image_size: Size, channels: int = 3) -> "Data":
+    def resized(
+        self, image_size: Size, channels: int = 3, preprocess: Mapping[str, Any] | None = None
+    ) -> "Data":
         """Return the same data with images of another size; see `load_data`."""
-        form = _form(image_size, channels)
-        changed = {"image_size": form.size, "channels": channels}
+        form = _form(image_size, channels, preprocess)
+        changed = {"image_size": form.size, "channels": channels, "preprocess": _given(preprocess)}
         return replace(self, image_size=form.size, arguments={**self.arguments, **changed})
+
+    def for_model(self, clip: FrozenCLIP) -> "Data":
+        """Return the same data, resized as by open_clip's preprocessing of the model."""
+        return self.resized(clip.image_size, clip.channels, clip.preprocess)
+
+    @property
+    def form(self) -> Form:
+        """The form of the images."""
+        given = self.arguments
+        return _form(given["image_size"], given["channels"], given["preprocess"])
 
     @cached_property
     def _drawn(self) -> dict[str, Drawn]:
@@ -95,13 +121,16 @@ class Data:
 
     def _draw(self, split: str) -> Drawn:
         if split not in self._drawn:
-            given = self.arguments
+            given, own = self.arguments, None
             limit = None if given["shots"] == "all" or split == "test" else given["shots"]
+            whole = self._source.read(split, self.form)
+            if limit is not None and self._source.few_shots is not None:
+                own = self._source.few_shots.rows(split, limit, given["seed"])
+                limit = None if own is None else limit
             if split == "val" and limit is not None:
                 limit = min(limit, 4)
-            whole = self._whole(split, _form(given["image_size"], given["channels"]))
             skip = given["on_error"] == "skip"
-            self._drawn[split] = draw(*whole, self._chosen, limit, given["seed"], split, skip)
+            self._drawn[split] = draw(*whole, self._chosen, limit, given["seed"], split, skip, own)
         return self._drawn[split]
 
     def _split(self, split: str) -> ImageDataset:
@@ -118,6 +147,8 @@ class Data:
             out = ImageTensors(data.images[index], labels, mark, self.classnames)
         else:
             out = Chosen(data, rows, start, tag, self.classnames)
+            if isinstance(data, FolderImages) and drawn.few:
+                out.files = data.names(rows)
         out.source, out.unreadable = self.source, len(drawn.broken)
         return out
 
@@ -135,22 +166,25 @@ def load_data(
     classnames: ClassNames | None = None,
     templates: Templates | None = None,
     on_error: OnError = "raise",
+    preprocess: Mapping[str, Any] | None = None,
 ) -> Data:
     """Load a data set for tuning.
 
     Args:
         name: ``"shapes"``, ``"patterns"``, ``"counts"``, the shifted variants ``"shapes-outline"``,
             ``"shapes-recolored"``, ``"shapes-crowded"``; a folder with one subfolder of images per
-            class (or ``train``, ``val``, ``test`` folders of these); or the name of a torchvision
-            data set. Images of a folder are turned as their EXIF orientation says, 16-bit gray
-            values are scaled to 8 bits, and transparent areas become white.
+            class (or ``train``, ``val``, ``test`` folders of these); ``"coop:Caltech101"`` or
+            another set in CoOp's folders, with CoOp's splits and names; or the name of a
+            torchvision data set. Images of a folder are turned as their EXIF orientation says,
+            16-bit gray values are scaled to 8 bits, and transparent areas become white.
         shots: training images per class (1, 2, 4, 8, 16, ...), or ``"all"``.
-        seed: the seed of few-shot sampling. The splits do not depend on it.
+        seed: the seed of few-shot sampling. The splits do not depend on it. A set of CoOp has the
+            images of its ``split_fewshot`` file for these shots and this seed, or CoOp's own draw.
         classes: ``"all"``, ``"base"`` (first half) or ``"new"`` (second half).
         image_size: side of square images in pixels, or ``(height, width)``, each at least 16;
             photographs are resized and center-cropped.
         channels: 3 for RGB images, 1 for gray ones.
-        root: the root directory of torchvision's data sets.
+        root: the root directory of CoOp's or of torchvision's data sets.
         download: whether torchvision may download the data set.
         classnames: other class names: a mapping from the data set's own (the names of the class
             folders), a list in the same order, or a file of one of both (JSON, YAML, or text with a
@@ -158,6 +192,9 @@ def load_data(
         templates: zero-shot templates: strings with one ``{}``, one such string, or a file with one
             per line. Default: the data set's own.
         on_error: ``"raise"``, or ``"skip"`` to leave out the unreadable images of a folder.
+        preprocess: how photographs are resized, as open_clip's ``PreprocessCfg``: ``resize_mode``
+            (``"shortest"``, ``"longest"`` or ``"squash"``), ``interpolation`` and ``fill_color``.
+            Default: ``"shortest"``, ``"bicubic"``. `Data.for_model` sets it for a model.
 
     Raises:
         ValueError: the name is unknown (the message suggests similar ones), an argument is out of
@@ -172,8 +209,11 @@ def load_data(
     if shots != "all":
         check_count(shots, "shots")
     check_choice(on_error, "on_error", get_args(OnError))
-    form, text = _form(image_size, channels), str(name)
-    own, whole, usual = _find(name, Path(root), download)
+    form, text = _form(image_size, channels, preprocess), str(name)
+    if text.startswith(PREFIX):
+        text = f"{PREFIX}{canonical(text)}"
+    source = _find(name, Path(root), download)
+    own = source.classnames
     names = class_names(own, classnames)
     chosen = class_range(len(names), classes)
     kept = [names[i] for i in chosen]
@@ -196,9 +236,11 @@ def load_data(
         "classnames": None if classnames is None else dict(zip(own, names, strict=True)),
         "templates": None if templates is None else list(templates_of(templates)),
         "on_error": on_error,
+        "preprocess": _given(preprocess),
     }
-    prompts = tuple(arguments["templates"] or usual)
-    return Data(text, kept, prompts, form.size, arguments, whole, chosen)
+    prompts = tuple(arguments["templates"] or source.templates)
+    mask = None if source.mask is None else tuple(source.mask[i] for i in chosen)
+    return Data(text, kept, prompts, form.size, arguments, source.splits, mask, source, chosen)
 
 
 def load_recorded(source: Mapping[str, Any], **changes: Any) -> Data:
@@ -214,7 +256,8 @@ def load_recorded(source: Mapping[str, Any], **changes: Any) -> Data:
     given = {key: source[key] for key in known} | changes
     if not isinstance(given.get("name"), str):
         raise ValueError(f"data: a recorded data set needs a name, got {given.get('name')!r}")
-    places = {"root": "root"} if given["name"] in TORCHVISION else {"name": "data", "root": "root"}
+    named = given["name"] in TORCHVISION or given["name"].startswith(PREFIX)
+    places = {"root": "root"} if named else {"name": "data", "root": "root"}
     for key in places.keys() & source.keys() - changes.keys() if source.get("directory") else ():
         recorded = check_path(given[key], places[key])
         path = check_path(source["directory"], "directory") / recorded
@@ -223,30 +266,35 @@ def load_recorded(source: Mapping[str, Any], **changes: Any) -> Data:
     return load_data(**given)
 
 
-def _find(
-    name: str | Path, root: Path, download: bool
-) -> tuple[list[str], Callable[[str, Form], Split], tuple[str, ...]]:
-    """Return the class names of a data set, a reader of its splits, and its templates."""
+def _find(name: str | Path, root: Path, download: bool) -> Source:
+    """Return a data set's class names, templates, and a reader of its splits."""
     text = str(name)
     if text in WORLDS:
         world = WORLDS[text]
-        return list(world.classnames), partial(_builtin, text), tuple(world.templates)
+        return Source(list(world.classnames), partial(_builtin, text), tuple(world.templates))
+    if text.startswith(PREFIX):
+        return find_coop(text, root).source
     if text in TORCHVISION:  # checked before folders: a folder may have the same name
-        return *torchvision_splits(text, root, download), TEMPLATES
+        return torchvision_source(text, root, download)
     if Path(name).is_dir():
         folder = ImageFolder.find(Path(name))
-        return folder.classes, folder.read, TEMPLATES
+        return Source(folder.classes, folder.read, TEMPLATES)
     if isinstance(name, Path) or "/" in text or text.startswith("."):
         raise FileNotFoundError(f"data: the folder {text} does not exist")
-    raise unknown("data set or image folder", text, [*WORLDS, *TORCHVISION])
+    coop = [f"{PREFIX}{own}" for own in SETS]
+    raise unknown("data set or image folder", text, [*WORLDS, *TORCHVISION, *coop])
 
 
-def _form(image_size: Any, channels: int) -> Form:
+def _form(image_size: Any, channels: int, preprocess: Mapping[str, Any] | None) -> Form:
     """Check the form of the images."""
     size = check_image_size(image_size)
     if isinstance(channels, bool) or channels not in (1, 3):
         raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {shown(channels)}")
-    return Form(size, channels)
+    return Form(size, channels, **check_preprocess({} if preprocess is None else preprocess))
+
+
+def _given(preprocess: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if preprocess is None else dict(preprocess)
 
 
 def _builtin(name: str, split: str, form: Form) -> Split:

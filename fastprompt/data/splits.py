@@ -1,21 +1,31 @@
-"""Conversion of images to uint8 tensors of one size, and train, val and test splits."""
+"""Data sources, conversion of images to uint8 tensors of one size, and splits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
+import open_clip
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from .._utils.checks import check_choice, check_count, shown
 from .dataset import ImageDataset
 
 Split = tuple[ImageDataset, Tensor]  # a whole split and its labels
 Size = int | tuple[int, int]  # side of a square image, or height and width
 
-
+# part of the fingerprints of photographs: pictures that were resized otherwise are other data
+RESIZED = "resized by open_clip"
 # a source without splits is split 70 / 10 / 20 per class
 _SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.8), "test": (0.8, 1.0)}
+_MODES = {
+    "resize_mode": ("shortest", "longest", "squash"),
+    "interpolation": ("bicubic", "bilinear"),
+}
+_USUAL: dict[str, Any] = {"resize_mode": "shortest", "interpolation": "bicubic", "fill_color": 0}
 
 
 @dataclass(frozen=True)
@@ -25,41 +35,102 @@ class Form:
     Attributes:
         size: side of square images in pixels, or height and width.
         channels: 3 for RGB, 1 for gray.
+        resize_mode, interpolation, fill_color: as in open_clip's preprocessing configurations.
     """
 
     size: Size = 48
     channels: int = 3
+    resize_mode: str = "shortest"
+    interpolation: str = "bicubic"
+    fill_color: int = 0
 
     def __str__(self) -> str:
         """Return a part of fingerprints; for square RGB images, their side."""
         size = self.size if isinstance(self.size, int) else "x".join(map(str, self.size))
-        return str(size) if self.channels == 3 else f"{size}/gray"
+        parts = [str(size)] + ([] if self.channels == 3 else ["gray"])
+        given = {key: getattr(self, key) for key in _USUAL}
+        return "/".join(parts + [f"{k}={v}" for k, v in given.items() if v != _USUAL[k]])
 
-    def transform(self) -> Callable[[Any], Tensor]:
-        """Return a transform to uint8 ``[C, H, W]``: bicubic resize and center crop."""
-        return v2.Compose(
-            [
-                v2.RGB() if self.channels == 3 else v2.Grayscale(),
-                v2.PILToTensor(),
-                self._resize,
-                v2.CenterCrop(self.size),
-            ]
-        )
-
-    def _resize(self, image: Tensor) -> Tensor:
-        """Resize ``[C, H, W]`` to the smallest size that contains the crop."""
-        size: Any = self.size
-        if not isinstance(size, int):
-            scale = max(new / old for new, old in zip(size, image.shape[1:], strict=True))
-            covers = zip(size, image.shape[1:], strict=True)
-            size = [max(new, round(scale * old)) for new, old in covers]
-        return v2.functional.resize(image, size, v2.InterpolationMode.BICUBIC, antialias=True)
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """Return a transform of pictures to uint8 ``[C, H, W]``."""
+        return _Resize(self)
 
     def of_rendered(self, images: Tensor) -> Tensor:
         """Convert square RGB images, uint8 ``[N, 3, S, S]``; all of each image is kept."""
         if not isinstance(self.size, int):
             images = v2.functional.resize(images, list(self.size), antialias=True)
         return images if self.channels == 3 else v2.functional.rgb_to_grayscale(images)
+
+
+def check_preprocess(given: Any) -> dict[str, Any]:
+    """Check the keys of open_clip's preprocessing that decide how pictures are resized."""
+    if not isinstance(given, Mapping) or not given.keys() <= _USUAL.keys():
+        raise ValueError(
+            f"preprocess must be a mapping with the keys {', '.join(_USUAL)}, such as "
+            f"clip.preprocess, got {shown(given)}"
+        )
+    whole = {**_USUAL, **given}
+    for key, accepted in _MODES.items():
+        check_choice(whole[key], f"preprocess: {key}", accepted)
+    check_count(whole["fill_color"], "preprocess: fill_color", least=0, most=255)
+    return whole
+
+
+class _Resize:
+    """open_clip's preprocessing for evaluation, without the normalization; bit for bit."""
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+
+    @cached_property
+    def _steps(self) -> Callable[[Image.Image], Tensor]:
+        form = self._form
+        return open_clip.image_transform(
+            form.size,
+            is_train=False,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            resize_mode=form.resize_mode,
+            interpolation=form.interpolation,
+            fill_color=form.fill_color,
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        gray = self._form.channels == 1
+        # exact: open_clip's values are 8-bit integers divided by 255
+        pixels = (self._steps(image.convert("L") if gray else image) * 255).round()
+        return pixels.to(torch.uint8)[: self._form.channels]
+
+
+class FewShots(Protocol):
+    """A data set's own choice of few-shot images."""
+
+    def rows(self, split: str, shots: int, seed: int) -> list[int] | None:
+        """Return the rows of a split that are used, in order; None for all."""
+
+    def origin(self, shots: int, seed: int) -> str:
+        """Say where the choice comes from."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before any image is read.
+
+    Attributes:
+        classnames: its class names, in the order of the labels.
+        read: returns a split, ``"train"``, ``"val"`` or ``"test"``, in a form.
+        templates: its zero-shot templates.
+        splits: whose splits these are, if that matters for a comparison.
+        few_shots: its own choice of few-shot images; None for `few_shot.sample`.
+        mask: for a variant of ImageNet, the label in ImageNet of each class.
+    """
+
+    classnames: list[str]
+    read: Callable[[str, Form], Split]
+    templates: tuple[str, ...]
+    splits: str | None = None
+    few_shots: FewShots | None = None
+    mask: tuple[int, ...] | None = None
 
 
 class TorchvisionImages:

@@ -1,7 +1,7 @@
 """torchvision data sets."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from torchvision import datasets
 
 from .._utils.hashing import digest_texts
-from .splits import Form, Split, TorchvisionImages, cut, train_or_val
+from ..clip.frozen import TEMPLATES
+from .splits import RESIZED, Form, Source, Split, TorchvisionImages, cut, train_or_val
 
 # the data sets of single images with one label; the others have videos, pairs, boxes or masks
 TORCHVISION = (
@@ -38,10 +39,16 @@ TORCHVISION = (
 )
 
 
-def torchvision_splits(
-    name: str, root: Path, download: bool
-) -> tuple[list[str], Callable[[str, Form], Split]]:
-    """Return class names and a reader of the splits; a missing ``val`` is split off ``train``."""
+# the sets that CoOp has too, with other splits, class names or order
+_OF_COOP = {
+    **{name: name for name in ("Caltech101", "DTD", "EuroSAT", "FGVCAircraft", "Flowers102")},
+    **{name: name for name in ("Food101", "ImageNet", "StanfordCars", "SUN397")},
+    "OxfordIIITPet": "OxfordPets",
+}
+
+
+def torchvision_source(name: str, root: Path, download: bool) -> Source:
+    """Return the source of a torchvision data set; a missing ``val`` is split off ``train``."""
     cls: Any = getattr(datasets, name)
     arguments = inspect.signature(cls.__init__).parameters
     extra = {"download": download} if "download" in arguments else {}
@@ -84,10 +91,13 @@ def torchvision_splits(
             rows = list(range(len(labels)))
         else:
             rows = train_or_val(labels, split, own_val)
-        mark = digest_texts(name, str(root.resolve()), str(form), split, str(labels.tolist()))
+        place = str(root.resolve())
+        mark = digest_texts(RESIZED, name, place, str(form), split, str(labels.tolist()))
         return TorchvisionImages(source, rows, form, f"torchvision/{mark}"), labels[rows]
 
-    return names, read
+    twin = _OF_COOP.get(name)
+    told = f"torchvision's splits, not CoOp's (coop:{twin})" if twin else None
+    return Source(names, read, TEMPLATES, splits=told)
 
 
 def _names(data: Any, name: str) -> list[str]:

@@ -184,6 +184,7 @@ class Job:
             "labels": labels,
             "classnames": None if names is None else list(names),
             "classes": source.get("classes"),
+            "splits": source.get("splits"),
             "unreadable": getattr(data, "unreadable", 0) if source["name"] else 0,
         }
 

@@ -12,7 +12,7 @@ from .runs import Run, Source
 
 _TUNED = "tuned"  # the name of the tuned classifier in the evaluations of a tuner
 # arguments of the training data that don't change what the images are drawn from
-_PLACE = ("seed", "root", "directory", "download", "unreadable")
+_PLACE = ("seed", "root", "directory", "download", "unreadable", "few_shots")
 _KINDS = ("seed", "data seed", "evaluation seed")
 _Seeds = tuple[
     int | None, int | None, tuple[int, ...]

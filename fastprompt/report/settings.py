@@ -50,6 +50,8 @@ def _evaluation(source: Source) -> dict[str, Any]:
     facts: Facts = [("threat model", THREAT_MODEL)]
     if data.get("name"):
         facts.append(("data", str(data["name"])))
+    if data.get("splits"):
+        facts.append(("splits", str(data["splits"])))
     facts.append(("images", of))
     if data.get("classnames"):
         half = f" ({data['classes']})" if data.get("classes") in ("base", "new") else ""

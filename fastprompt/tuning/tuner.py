@@ -21,7 +21,7 @@ from .._utils.dtypes import AUTO, PRECISIONS
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import TEMPLATES, FrozenCLIP
 from ..clip.load import load_clip
-from ..data.dataset import ImageDataset, check_dataset, check_same_classes, source_of
+from ..data.dataset import ImageDataset, check_dataset, check_same_classes, files_of, source_of
 from ..evaluation import Evaluation, evaluate
 from ..model.classifier import CLIPClassifier
 from ..model.prompted import PromptedCLIP
@@ -276,6 +276,9 @@ class Tuner(SavedTuner):
         with contextlib.nullcontext() if run is None else run.locked("out"):
             if run is not None:
                 self._open(run, key, resume, {"data": source_of(train), **(job or {})})
+                files = {"train": files_of(train), "val": files_of(val)}
+                if any(files.values()):
+                    run.write_images({part: names for part, names in files.items() if names})
             tracker = Tracker(run.path) if run is not None and track else None
             # restart from the initial prompts: config.json must describe the run completely
             self._start()

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.coop_trees import write_split
 from helpers.models import small_model
 from PIL import Image
 
@@ -238,3 +240,72 @@ def test_an_unknown_option_with_dashes_is_told(call):
     assert "--eval-limits: did you mean '--eval_limit'" in call(
         "tune apt --eval-limits=3", fails=True
     )
+
+
+# ---- data sets of CoOp -------------------------------------------------------------------------
+
+CUT = Path(__file__).parents[1] / "data" / "coop"
+
+
+def test_a_set_of_coop_is_tuned_on_and_evaluated_again(call, tmp_path, monkeypatch):
+    shutil.copytree(CUT, tmp_path / "sets")
+    monkeypatch.chdir(tmp_path)
+    out = call(f"{TUNE} --data coop:Caltech101 --root sets --data-seed 1 --out run")
+    assert "40 classes, 40 training images (drawn as by CoOp, seed 1)" in out
+    assert "6 test images of coop:Caltech101 (40 classes; CoOp's splits)" in out
+    data = load_data("coop:Caltech101", root="sets", shots=1, seed=1, image_size=48)
+    images = json.loads((tmp_path / "run" / "images.json").read_text())
+    assert images == {"train": data.train.files, "val": data.val.files}
+    assert images["train"][0].startswith("Faces/image_")
+    recorded = config_of(tmp_path / "run")["data"]
+    assert recorded["few_shots"] == "drawn as by CoOp, seed 1"
+    assert result_of(tmp_path / "run").data["splits"] == "CoOp's splits"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    out = call(f"evaluate ../run {SMALL}")
+    assert "6 test images of coop:Caltech101" in out
+    assert "error: unknown data set of CoOp" in call(
+        f"evaluate ../run {SMALL} --data coop:Caltech", fails=True
+    )
+
+
+def test_few_shots_of_a_folder_are_listed_too(call, pictures, tmp_path):
+    call(f"{TUNE} --data {pictures} --out {tmp_path / 'run'}")
+    images = json.loads((tmp_path / "run" / "images.json").read_text())
+    assert [len(images[part]) for part in ("train", "val")] == [4, 4]
+    assert all((pictures / name).is_file() for names in images.values() for name in names)
+
+
+def test_a_result_says_that_splits_are_not_those_of_coop(call, tmp_path):
+    for name in ("Forest", "River"):
+        folder = tmp_path / "eurosat" / "2750" / name
+        folder.mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (16, 16), (i, i, i)).save(folder / f"{i}.png")
+    out = call(f"evaluate --data EuroSAT --root {tmp_path} --out {tmp_path / 'e'} {SMALL}")
+    assert "(2 classes; torchvision's splits, not CoOp's (coop:EuroSAT))" in out
+    page = tmp_path / "page.html"
+    call(f"report {tmp_path / 'e'} --out {page}")
+    assert "torchvision&#39;s splits, not CoOp&#39;s" in page.read_text()
+
+
+def test_data_check_lists_what_is_there_and_what_is_missing(capsys, tmp_path):
+    shutil.copytree(CUT, tmp_path / "sets")
+    write_split(tmp_path / "sets", "DTD")
+    few = tmp_path / "sets" / "dtd" / "split_fewshot"
+    few.mkdir()
+    (few / "shot_1-seed_1.pkl").write_bytes(b"")
+    assert main(["data", "check", str(tmp_path / "sets")]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["coop:Caltech101"] == "160 train / 80 val / 160 test images, 40 classes"
+    assert lines["coop:DTD"] == "18 train / 15 val / 6 test images, 3 classes, 1 few-shot files"
+    assert lines["coop:FGVCAircraft"].startswith("absent: needs fgvc_aircraft/variants.txt, ")
+    assert lines["2"].startswith("of 15 data sets are complete, 0 are not")
+    (tmp_path / "sets" / "dtd" / "images" / "banded" / "test_0.jpg").unlink()
+    (tmp_path / "sets" / "oxford_pets").mkdir()
+    assert main(["data", "check", str(tmp_path / "sets")]) == 1
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["coop:DTD"].startswith("unusable: 1 of the 39 pictures")
+    wanted = "incomplete: needs oxford_pets/split_zhou_OxfordPets.json, oxford_pets/images/"
+    assert lines["coop:OxfordPets"] == wanted
+    assert lines["1"].startswith("of 15 data sets are complete, 2 are not")

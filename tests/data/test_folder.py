@@ -12,6 +12,7 @@ from PIL import Image
 from fastprompt.data import load_data
 from fastprompt.data.decode import decode
 from fastprompt.data.load import load_recorded
+from fastprompt.data.splits import Source
 
 PARTS = ("train", "val", "test")
 NOISE = np.random.default_rng(0)
@@ -408,7 +409,7 @@ def test_a_recorded_torchvision_set_is_no_folder_of_that_name(tmp_path, monkeypa
 
     def found(name, root, download):
         asked.append((name, str(root)))
-        return ["ant", "bee"], None, ()
+        return Source(["ant", "bee"], None, ())
 
     monkeypatch.setattr("fastprompt.data.load._find", found)
     load_recorded({"name": "CIFAR10", "root": "data", "directory": str(tmp_path)})

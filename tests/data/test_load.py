@@ -343,6 +343,7 @@ def test_a_torchvision_set_is_read_and_val_is_held_out_of_train(
     root, images, labels = mnist
     data = load_data("MNIST", root=root, image_size=28)
     assert data.classnames[:2] == ["0 - zero", "1 - one"]
+    assert data.splits is None  # CoOp has no such set
     assert [per_class(getattr(data, part)) for part in PARTS] == [[9] * 10, [1] * 10, [3] * 10]
     assert_disjoint(data)
     written = [
@@ -584,6 +585,7 @@ def test_a_torchvision_set_without_splits_is_cut(tmp_path):
             Image.new("RGB", (20, 20), (100 * label, 10 * i, 5)).save(folder / f"{i}.png")
     data = load_data("EuroSAT", root=tmp_path)
     assert data.classnames == ["Forest", "River"]
+    assert data.splits == data.source["splits"] == "torchvision's splits, not CoOp's (coop:EuroSAT)"
     parts = [data.train, data.val, data.test]
     assert [len(p) for p in parts] == [14, 2, 4]
     seen = [tuple(image[:, 24, 24].tolist()) for part in parts for image, _ in part]

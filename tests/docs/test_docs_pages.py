@@ -20,6 +20,7 @@ from benchmarks.common.report import markdown
 from benchmarks.ladder import kernel_table, text_tower
 from fastprompt import APTTuner, NAPConfig, NAPTuner, load_clip, load_data
 from fastprompt.attacks.autoattack import STANDARD
+from fastprompt.cli.data import check_parser
 from fastprompt.cli.evaluate import evaluate_parser
 from fastprompt.cli.import_ import import_parser
 from fastprompt.cli.main import main
@@ -305,5 +306,8 @@ def test_commands_are_understood(command, arguments):
     words = arguments.split()
     if command == "tune":
         tune_parser(words.pop(0)).parse_args(words)
+    elif command == "data":
+        assert words.pop(0) == "check"
+        check_parser().parse_args(words)
     else:
         PARSERS[command]().parse_args(words)

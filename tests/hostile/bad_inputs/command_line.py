@@ -88,6 +88,12 @@ ROWS = [
     line("import-nothing", ["import"], "checkpoint"),
     line("import-without-out", ["import", "a.pt"], "--out"),
     line("import-missing", ["import", "a.pt", "--out", "new"], "path", "a.pt"),
+    line("data-unknown", ["data", "chek", "."], "'chek'", "check"),
+    line("data-check-nowhere", ["data", "check", "no/such"], "root", "folder"),
+    line("data-check-option", ["data", "check", ".", "--fast"], "--fast"),
+    line("data-check-nothing", ["data", "check"], "root"),
+    line("tune-data-coop", [*_TUNE[:2], "--data", "coop:DTDs"], "data", "DTD"),
+    line("tune-data-coop-absent", [*_TUNE[:2], "--data", "coop:DTD"], "data", "root"),
     line("doctor-option", ["doctor", "--fast"], "--fast"),
     line("doctor-argument", ["doctor", "now"], "now"),
 ]

@@ -26,6 +26,16 @@ _SIZES: dict[str, Any] = {
     "a fraction in it": (48, 48.5),
     "None": None,
 }
+_RESIZING: dict[str, Any] = {
+    "a string": "squash",
+    "a list": ["squash"],
+    "another key": {"size": 48},
+    "a typo": {"resize_mode": "squashed"},
+    "no mode": {"resize_mode": None},
+    "another interpolation": {"interpolation": "nearest"},
+    "a color": {"fill_color": 256},
+    "a fraction": {"fill_color": 0.5},
+}
 ROWS = [
     *each("load_data", "shots", lambda w, v: load_data("shapes", shots=v), COUNTS),
     *each("load_data", "seed", lambda w, v: load_data("shapes", seed=v), SEEDS),
@@ -41,6 +51,11 @@ ROWS = [
         {"a typo": "bas", "a number": 3, "a list": ["base"], "None": None},
         "'base'",
     ),
+    *each("load_data", "preprocess", lambda w, v: load_data("shapes", preprocess=v), _RESIZING),
+    row("load_data-coop-a-typo", lambda w: load_data("coop:DTDs", root=w.folder), "data", "DTD"),
+    row("load_data-coop-no-name", lambda w: load_data("coop:", root=w.folder), "data", "DTD"),
+    row("load_data-coop-absent", lambda w: load_data("coop:DTD", root=w.folder), "data", "root"),
+    row("load_data-coop-nowhere", lambda w: load_data("coop:DTD", root="/no/such"), "data", "root"),
     row("load_data-a-typo", lambda w: load_data("shape"), "data", "shapes"),
     row("load_data-a-surrogate", lambda w: load_data("shapes\ud800"), "data"),
     row("load_data-no-such-folder", lambda w: load_data("/no/such/folder"), "data", "folder"),
