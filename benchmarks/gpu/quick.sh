@@ -5,7 +5,8 @@
 #   benchmarks/gpu/quick.sh --dry-run                    the same on a CPU, on a model of two layers
 set -euo pipefail
 export FASTPROMPT_GPU_BEGAN=$(date +%s) PYTHONUNBUFFERED=1
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 cache=${TMPDIR:-/tmp}/fastprompt-gpu
 export FASTPROMPT_GPU_CACHE=$cache TRITON_CACHE_DIR=$cache/triton
 export TORCHINDUCTOR_CACHE_DIR=$cache/inductor TORCHINDUCTOR_FX_GRAPH_CACHE=1

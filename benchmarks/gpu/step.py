@@ -8,6 +8,7 @@ import torch
 
 from fastprompt import FrozenCLIP
 
+from ..common.dry_run import DRY_RUN
 from ..common.gpu_timing import DEVICE, event_turns, peak_bytes, profiled, tf32, under_tf32
 from ..common.models import class_names, random_clip
 from ..common.notes import note
@@ -106,7 +107,9 @@ def tuning_step(
             step, run = make_step(variant, name, classes, batch, steps, clip)
             run()  # may run out of memory or fail to compile: the others still run
             alone = event_turns({"": run}, **(ALONE_ONCE if variant in once else ALONE))
-        except RuntimeError as error:
+        except Exception as error:
+            if DRY_RUN:  # which is there to find it
+                raise
             out[f"{variant}: failed"] = str(error)[-2000:]
             note(f"{variant}: failed", out[f"{variant}: failed"])
         else:

@@ -200,8 +200,8 @@ def test_only_files_with_gpu_tests_are_collected():
 @pytest.mark.timeout(900)
 def test_the_whole_dry_run(tmp_path):
     done = subprocess.run(
-        ["bash", "benchmarks/gpu/quick.sh", "--dry-run", "--out", str(tmp_path / "out")],
-        cwd=ROOT,
+        ["bash", str(ROOT / "benchmarks/gpu/quick.sh"), "--dry-run", "--out", "out"],
+        cwd=tmp_path,
         env={**os.environ, "PYTHON": sys.executable, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,

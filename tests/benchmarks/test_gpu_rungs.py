@@ -192,3 +192,25 @@ def test_a_baseline_that_fails_or_differs_is_marked():
 
 def test_the_share_of_time_with_a_kernel():
     assert busy_share([(0, 2), (1, 3), (5, 10)]) == pytest.approx(0.8)
+
+
+def test_a_variant_that_fails_does_not_stop_the_others(monkeypatch, small_clip):
+    def make(variant, *_):
+        if variant != "fastprompt":
+            raise TypeError("it cannot be made")
+        return _Step(), lambda: None
+
+    timing = SimpleNamespace(as_dict=lambda: {"median": 1.0})
+    for name, value in {
+        "DEVICE": "cpu",
+        "random_clip": lambda _: small_clip,
+        "make_step": make,
+        "event_turns": lambda runs, *_, **__: dict.fromkeys(runs, timing),
+        "peak_bytes": lambda _: 0,
+        "captured": lambda _: {},
+        "gate_small": lambda _: {"agree": True},
+    }.items():
+        monkeypatch.setattr(gpu_step, name, value)
+    out = gpu_step.tuning_step(classes=5, batch=2)
+    assert out["fastprompt"]["median"] == 1.0
+    assert out["eager: failed"] == "it cannot be made"
