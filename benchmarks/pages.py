@@ -4,7 +4,8 @@ python -m benchmarks.pages            # prints the README's table, checks the pa
 python -m benchmarks.pages --write    # writes the marked tables of the pages and the drawing
 
 A page's tables are between ``<!-- ladder -->`` and ``<!-- /ladder -->``; docs/benchmarks.md also
-has blocks for the GPU and for growth, benchmarks/README.md has the profile.
+has blocks for the GPU and for growth, benchmarks/README.md has the profile, docs/step_budget.md the
+estimate of a step.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fastprompt._utils.files import read_json, write_bytes
 
 from .common.paths import RESULTS, ROOT
 from .common.report import NOT_YET, markdown
+from .gpu.budget import table as budget_table
 from .growth import curves as growth_curves
 from .growth.table import lines as growth_lines
 from .ladder import profiling, result_file
@@ -29,6 +31,7 @@ from .ladder.table import blocks, short_table, whole_table
 
 README, PAGE = Path("README.md"), Path("docs/benchmarks.md")
 NOTES = Path("benchmarks/README.md")
+BUDGET = Path("docs/step_budget.md")
 PLOT = PAGE.with_suffix(".svg")
 LINK = f"![Speed-up of each rung, seconds and memory against the number of classes]({PLOT.name})"
 
@@ -47,6 +50,7 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
         README: {"ladder": short},
         PAGE: {"ladder": whole, "growth": growth, "gpu": gpu},
         NOTES: {"profile": profiles},
+        BUDGET: {"budget": budget_table(results)},
     }
 
 
@@ -96,7 +100,9 @@ def drawn(svg: str) -> str:
 
 
 def problems(
-    root: Path = ROOT, results: Path = RESULTS, pages: Sequence[Path] = (README, PAGE, NOTES)
+    root: Path = ROOT,
+    results: Path = RESULTS,
+    pages: Sequence[Path] = (README, PAGE, NOTES, BUDGET),
 ) -> list[str]:
     """Return a message for each difference between the pages, the drawing and the results."""
     out = []

@@ -1,16 +1,18 @@
 """GPU timing with CUDA events that hides launch overhead, peak memory, and hardware limits."""
 
 import gc
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.profiler import DeviceType
 
+from .dry_run import DRY_RUN
 from .timing import Timing, by_turns
 
-DEVICE = "cuda"
+DEVICE = "cpu" if DRY_RUN else "cuda"
+PROFILED = DeviceType.CPU if DRY_RUN else DeviceType.CUDA
 ROUNDS, BACKLOG = 9, 30
 Rungs = Mapping[str, Callable[[], Any]]
 
@@ -26,20 +28,39 @@ def peak_bytes(function: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def busy_share(function: Callable[[], object]) -> float:
-    """Return the share of the time between first and last kernel in which a kernel runs."""
+def profiled(function: Callable[[], object], most: int = 30) -> dict[str, Any]:
+    """Profile one call, after another one.
+
+    Returns:
+        ``busy_share``, the share of the time between first and last kernel in which a kernel runs,
+        and ``kernels``, the ``most`` kernels that take longest: name, calls, microseconds in all.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     function()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as record:
+    activity = ProfilerActivity.CPU if DRY_RUN else ProfilerActivity.CUDA
+    with profile(activities=[activity]) as record:
         function()
         torch.cuda.synchronize()
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in record.events()
-        if event.device_type == DeviceType.CUDA
-    )
+    ours = [event for event in record.events() if event.device_type == PROFILED]
+    spans = sorted((event.time_range.start, event.time_range.end) for event in ours)
+    kernels: dict[str, list[float]] = {}
+    for event in ours:
+        kernels.setdefault(event.name[:160], []).append(event.time_range.elapsed_us())
+    longest = sorted(((sum(us), name, len(us)) for name, us in kernels.items()), reverse=True)
+    return {
+        "busy_share": busy_share(spans),
+        "kernels": [[name, calls, us] for us, name, calls in longest[:most]],
+    }
+
+
+def busy_share(spans: Sequence[tuple[float, float]]) -> float:
+    """Return the share of the time from the first start to the last end that ``spans`` cover.
+
+    Args:
+        spans: starts and ends, sorted.
+    """
     busy, reached = 0.0, spans[0][0]
     for start, end in spans:
         busy += max(0.0, end - max(start, reached))
@@ -83,6 +104,8 @@ def event_turns(
         backlog: calls per measurement; by default as many as take about 100 ms.
         once: see `timing.by_turns`.
     """
+    if DRY_RUN:
+        rounds, warmup, backlog = 1, min(warmup, 1), 1
     for function in rungs.values():
         for _ in range(warmup):
             function()
@@ -112,7 +135,9 @@ def _calls(function: Callable[[], object], seconds: float = 0.1) -> int:
     return max(1, min(BACKLOG, round(seconds / _backlog(function, 1))))
 
 
-def event_rounds(rungs: Rungs, rounds: int = ROUNDS, backlog: int = BACKLOG) -> dict[str, float]:
+def event_rounds(
+    rungs: Rungs, rounds: int = ROUNDS, backlog: int | None = BACKLOG
+) -> dict[str, float]:
     """Return the median seconds per call; see `event_turns`."""
     return {n: t.median for n, t in event_turns(rungs, rounds, backlog=backlog).items()}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .dry_run import DRY_RUN
 from .sizes import DEVICE, ON_GPU
 
 # in bytes; less may stay in a cache, and call overhead dominates its time
@@ -43,7 +44,7 @@ class Limit:
 
 def multiplying(dtype: torch.dtype) -> Limit:
     """Create the limit of a square matrix product."""
-    n = 8192 if ON_GPU else 1536
+    n = 8192 if ON_GPU else 128 if DRY_RUN else 1536
     a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
     return Limit("matmul", 2 * n**3, lambda: a @ b, dtype)
 

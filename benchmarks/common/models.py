@@ -6,13 +6,21 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import open_clip
 import torch
 
 from fastprompt import FrozenCLIP, load_clip
 
+from .dry_run import DRY_RUN
+
 MOST_WORDS = 4
+TWO_LAYERS: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 48, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
 BUNDLED = ("tiny-shapes", "tiny-shapes-robust")
 
 
@@ -28,10 +36,19 @@ def _quiet() -> Iterator[None]:
 
 
 def random_clip(name: str = "ViT-B-32", seed: int = 0) -> FrozenCLIP:
-    """Create an open_clip model with random weights in float32."""
+    """Create an open_clip model with random weights in float32; in a dry run, `two_layer_clip`."""
+    if DRY_RUN:
+        return two_layer_clip(seed)
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return load_clip(open_clip.create_model(name).eval())
+
+
+def two_layer_clip(seed: int = 0) -> FrozenCLIP:
+    """Create a small model with random weights in float32, on which a step takes milliseconds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return load_clip(open_clip.CLIP(**TWO_LAYERS).eval())
 
 
 def shared_clip(name: str, device: str, double: bool = False) -> FrozenCLIP:

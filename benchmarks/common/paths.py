@@ -12,7 +12,11 @@ TWO_CORES = RESULTS / "cpu-2-cores"
 
 def card() -> str:
     """Return the GPU's name as a folder name."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no-gpu"
+    return folder_name(torch.cuda.get_device_name() if torch.cuda.is_available() else "no-gpu")
+
+
+def folder_name(name: str) -> str:
+    """Return a card's name with hyphens only."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 

@@ -70,8 +70,8 @@ class TunerStep:
         kind = CLIPS[rung]
         self.rung = rung
         tuner, shared = TUNERS[method], {"epochs": 20, "augment": False, "batch": len(data)}
-        given = {**defaults(tuner, clip), **shared, **settings}
-        self.tuner: OnlineTuner = tuner(clip, names, **execution(rung, clip), **given)
+        given = {**defaults(tuner, clip), **shared, **execution(rung, clip), **settings}
+        self.tuner: OnlineTuner = tuner(clip, names, **given)
         if kind is not None:
             self.tuner.model = kind(clip, names, self.tuner.prompts)
         self.tuner.prepare(data, None, None, False)

@@ -3,6 +3,7 @@
 python -m benchmarks.gpu                        # lists which tasks have a result for this code
 python -m benchmarks.gpu --pending              # runs those without, the most valuable first
 python -m benchmarks.gpu --pending --seconds 540 --out FOLDER   # in a call of limited time
+python -m benchmarks.gpu --collect quick.jsonl  # writes the result files of benchmarks/gpu/quick.sh
 
 Each result file contains a digest of the sources: after a change of the code its task is pending
 again. Without a GPU, tasks are only listed.
@@ -18,7 +19,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from ..common.paths import RESULTS
-from .task import code_digest, finished, run_task
+from .task import code_digest, collect, finished, measured, save
 from .tasks import TASKS
 
 
@@ -27,6 +28,7 @@ def main(
     only: list[str] | None = None,
     seconds: int = 540,
     out: Path | None = None,
+    collected: Path | None = None,
 ) -> int:
     """List the tasks, or run those that have no result yet.
 
@@ -35,7 +37,11 @@ def main(
         only: run these tasks, with or without a result.
         seconds: start no task that may end later than this.
         out: folder for results; default ``benchmarks/results``.
+        collected: write the result files of this file of `benchmarks.gpu.quick` instead.
     """
+    if collected:
+        print("written:", *collect(collected, out or RESULTS))
+        return 0
     began, digest = time.perf_counter(), code_digest()
     unknown = set(only or ()) - {task.name for task in TASKS}
     if unknown:
@@ -59,7 +65,7 @@ def main(
         if time.perf_counter() - began + task.seconds > seconds:
             print(f"not started for lack of time: {task.name}")
             continue
-        found = run_task(task, digest, out or RESULTS)
+        found = save(measured(task, digest), out or RESULTS)
         failed += "error" in found
         print(f"== {task.name}: {found['seconds']} s", flush=True)
         print(found.get("error") or json.dumps(found["result"], indent=1), flush=True)
@@ -73,6 +79,9 @@ def arguments() -> dict[str, Any]:
     parser.add_argument("--only", nargs="+", help="run these, with or without a result")
     parser.add_argument("--seconds", type=int, default=540, help="start no task that may end later")
     parser.add_argument("--out", type=Path, help="folder for results; default: benchmarks/results")
+    parser.add_argument(
+        "--collect", dest="collected", type=Path, help="write the result files of quick.sh's file"
+    )
     return parser.parse_args().as_dict()
 
 

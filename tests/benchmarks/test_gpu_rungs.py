@@ -8,7 +8,9 @@ import pytest
 import torch
 from helpers.fake_cuda import Seen, fake_cuda
 
-from benchmarks.gpu import kernels, tasks
+from benchmarks.common.gpu_timing import busy_share
+from benchmarks.gpu import kernels
+from benchmarks.gpu import step as gpu_step
 from benchmarks.gpu.merged_attention import merged_prefix
 from benchmarks.ladder import kernel_groups
 from fastprompt.kernels.prefix_attention.reference import prefix_attention
@@ -106,11 +108,13 @@ def check(found: list[set[str]]) -> None:
 
 @pytest.mark.parametrize("name", ["pgd_bandwidth", "mixture", "consistency"])
 def test_no_compiled_rung_of_a_gpu_task_holds_an_opaque_op(name, compiled, monkeypatch):
-    def rounds(rungs):
+    def rounds(rungs, **_):
         return {rung: 1.0 for rung, call in rungs.items() if (call(), True)}
 
     monkeypatch.setattr(kernels, "event_rounds", rounds)
-    monkeypatch.setattr(kernels, "copy_bandwidth", lambda: 1.0)
+    monkeypatch.setattr(kernels, "copy_bandwidth", lambda _: 1.0)
+    nothing = SimpleNamespace(amount=1, run=lambda: None)
+    monkeypatch.setattr(kernels, "multiplying", lambda _: nothing)
     monkeypatch.setattr(kernels, "difference", lambda *_: 0.0)
     monkeypatch.setattr(kernels, "DEVICE", "cuda:0")
     monkeypatch.setattr(torch, "equal", lambda *_: True)
@@ -149,10 +153,11 @@ def test_a_step_is_timed_even_if_its_implementations_differ(monkeypatch, small_c
         "agreement": lambda _: next(results),
         "event_turns": lambda runs, *_, **__: dict.fromkeys(runs, timing),
         "peak_bytes": lambda _: 0,
+        "captured": lambda _: {},
     }.items():
-        monkeypatch.setattr(tasks, name, value)
-    monkeypatch.setattr(tasks, "TunerStep", lambda *_, **__: _Step())
-    out = tasks.tuning_step(classes=5, batch=2)
+        monkeypatch.setattr(gpu_step, name, value)
+    monkeypatch.setattr(gpu_step, "TunerStep", lambda *_, **__: _Step())
+    out = gpu_step.tuning_step(classes=5, batch=2)
     assert out["eager"]["median"] == 1.0
     assert out["differences"]["agree"] is False
     assert "fastprompt" in out["differences"]["float32"]["wrong"]
@@ -160,6 +165,52 @@ def test_a_step_is_timed_even_if_its_implementations_differ(monkeypatch, small_c
 
 
 class _Step:
+    tuner = SimpleNamespace(_attack=None)
+
     def __call__(self) -> None: ...
 
     def without_graph(self) -> None: ...
+
+
+@pytest.mark.parametrize("variant", gpu_step.VARIANTS)
+def test_every_variant_of_the_step_can_be_made(variant, monkeypatch, small_clip):
+    monkeypatch.setattr(gpu_step, "N_CTX", 2)
+    step, _ = gpu_step.make_step(variant, "", classes=3, batch=2, steps=1, clip=small_clip)
+    assert step.tuner.config.precision == ("bf16" if "bf16" in variant else "fp32")
+
+
+def test_a_baseline_that_fails_or_differs_is_marked():
+    def fails():
+        raise RuntimeError("no such operator")
+
+    one = torch.ones(3)
+    assert kernels.why_not(lambda: [one], one) == ""
+    assert "no such operator" in kernels.why_not(fails, one)
+    for wrong in (2 * one, one * torch.nan):
+        assert "differs" in kernels.why_not(lambda wrong=wrong: [wrong], one)
+
+
+def test_the_share_of_time_with_a_kernel():
+    assert busy_share([(0, 2), (1, 3), (5, 10)]) == pytest.approx(0.8)
+
+
+def test_a_variant_that_fails_does_not_stop_the_others(monkeypatch, small_clip):
+    def make(variant, *_):
+        if variant != "fastprompt":
+            raise TypeError("it cannot be made")
+        return _Step(), lambda: None
+
+    timing = SimpleNamespace(as_dict=lambda: {"median": 1.0})
+    for name, value in {
+        "DEVICE": "cpu",
+        "random_clip": lambda _: small_clip,
+        "make_step": make,
+        "event_turns": lambda runs, *_, **__: dict.fromkeys(runs, timing),
+        "peak_bytes": lambda _: 0,
+        "captured": lambda _: {},
+        "gate_small": lambda _: {"agree": True},
+    }.items():
+        monkeypatch.setattr(gpu_step, name, value)
+    out = gpu_step.tuning_step(classes=5, batch=2)
+    assert out["fastprompt"]["median"] == 1.0
+    assert out["eager: failed"] == "it cannot be made"

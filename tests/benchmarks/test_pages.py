@@ -26,6 +26,7 @@ def root(tmp_path):
     (tmp_path / "docs" / "benchmarks.md").write_text(text + "\n" + block.format("growth"))
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "README.md").write_text(block.format("profile"))
+    (tmp_path / "docs" / "step_budget.md").write_text(block.format("budget"))
     save(tmp_path / "results", {"benchmarks": entries()})
     return tmp_path
 

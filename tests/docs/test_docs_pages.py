@@ -214,6 +214,10 @@ def test_the_kernels_table_shows_what_a_gpu_measured(tmp_path):
     (folder / "gpu-pgd-step.json").write_text(json.dumps(found))
     assert "| 85 % | 87 % (A card) |" in kernel_table.table(tmp_path)
     assert kernel_table.table(tmp_path).count(kernel_table.NOT_YET) == 4
+    result = {"torch.bfloat16": {"ratios": {"copied prefix": 3.14, "merged": 1.2}}}
+    (folder / "gpu-attention.json").write_text(json.dumps({"card": "A card", "result": result}))
+    assert "| 3x | 3.1x (A card) |" in kernel_table.table(tmp_path)
+    (folder / "gpu-attention.json").unlink()
     (folder / "gpu-pgd-step.json").write_text(json.dumps(found | {"error": "it broke"}))
     assert kernel_table.table(tmp_path).count(kernel_table.NOT_YET) == 5
 
