@@ -29,7 +29,8 @@ def title_of(name: Any) -> str:
     """Check what `load_data` is asked for, and return its name; of loaded data, its type."""
     if is_loaded(name):
         return type(name).__name__
-    text = str(check_path(name, "data"))
+    check_path(name, "data")
+    text = str(name)  # Path would change "./folder"
     return f"{PREFIX}{canonical(text)}" if text.startswith(PREFIX) else text
 
 

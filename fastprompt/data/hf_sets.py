@@ -32,9 +32,10 @@ def named_source(name: str, templates: tuple[str, ...]) -> Source:
         RuntimeError: `datasets` is not installed.
         FileNotFoundError, ValueError: `datasets` cannot load it, or as `loaded_source`.
     """
-    own, library = name.removeprefix(PREFIX), _library()
+    own = name.removeprefix(PREFIX)
     if not own.strip():
         raise ValueError(f"data: {name!r} names no data set; pass {PREFIX}NAME or {PREFIX}FOLDER")
+    library = _library()
     saved = any((Path(own) / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
         loaded = library.load_from_disk(own) if saved else library.load_dataset(own)

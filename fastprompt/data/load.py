@@ -227,7 +227,8 @@ def load_data(
     Raises:
         ValueError: the name is unknown (the message suggests similar ones), an argument is out of
             range, a folder has another layout, a row of a manifest is wrong, there is only one
-            class, or ``classnames`` do not fit; on access to a split, an image is unreadable, or a class is too small to be split.
+            class, or ``classnames`` do not fit; on access to a split, an image is unreadable, or a
+            class is too small to be split.
         TypeError: a loaded data set is a stream, or an argument has another type.
         FileNotFoundError: the data or a file does not exist.
         RuntimeError: the package `datasets` is needed and not installed.
@@ -289,8 +290,8 @@ def load_recorded(source: Mapping[str, Any], **changes: Any) -> Data:
     given = {key: source[key] for key in known} | changes
     if not isinstance(given.get("name"), str):
         raise ValueError(f"data: a recorded data set needs a name, got {given.get('name')!r}")
-    recorded = {key: given[key] for key in ("name", "root") if key in given and key not in changes}
     if source.get("directory"):
+        recorded = {key: given[key] for key in {"name", "root"} & known - changes.keys()}
         given |= moved(recorded, check_path(source["directory"], "directory"))
     return load_data(**given)
 

@@ -1,5 +1,4 @@
 import itertools
-import os
 import shutil
 import struct
 from collections.abc import Callable
