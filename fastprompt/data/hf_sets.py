@@ -103,7 +103,7 @@ class _RowImages(EncodedImages):
     def content(self, row: int) -> bytes:
         found = self._data[self._rows[row]][self._column]
         if found is None:
-            raise ValueError("the row has no image")
+            raise FileNotFoundError("the row has no image")
         return found["bytes"] or Path(found["path"]).read_bytes()
 
     def place(self, row: int) -> Path:
