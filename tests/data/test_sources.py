@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from fastprompt import evaluate, load_clip
 from fastprompt.data import load_data
@@ -153,14 +154,14 @@ def test_results_are_equal(tmp_path):
     assert all(one == found[0] for one in found)
 
 
-def test_workers_decode_the_rows(tmp_path):
-    from torch.utils.data import DataLoader
-
+@pytest.mark.parametrize("kind", ["manifest", "hf"])
+def test_workers_decode_the_rows(tmp_path, kind):
     rows = write(tmp_path, {"": 4})
-    for source in (write_manifest(tmp_path / "list.csv", rows), hf_of(tmp_path, rows)):
-        train = load_data(source, image_size=16).train
-        images = torch.cat([x for x, _ in DataLoader(train, batch_size=2, num_workers=2)])
-        assert torch.equal(images, torch.stack([x for x, _ in train]))
+    manifest = kind == "manifest"
+    source = write_manifest(tmp_path / "list.csv", rows) if manifest else hf_of(tmp_path, rows)
+    train = load_data(source, image_size=16).train
+    images = torch.cat([x for x, _ in DataLoader(train, batch_size=2, num_workers=2)])
+    assert torch.equal(images, torch.stack([x for x, _ in train]))
 
 
 # ---- bad input ---------------------------------------------------------------------------------
