@@ -56,7 +56,11 @@ def evaluate_parser() -> Parser:
         type=Literal["all", "base", "new"] | None,
         help="default: those of the run; all with --data",
     )
-    parser.add_argument("--root", type=str | None, help="root of CoOp's or torchvision's data sets")
+    parser.add_argument(
+        "--root",
+        type=str | None,
+        help="root of CoOp's or torchvision's data sets, or of a manifest",
+    )
     parser.add_argument(
         "--download", type=bool | None, help="let torchvision download the data set"
     )

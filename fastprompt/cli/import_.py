@@ -32,7 +32,9 @@ def import_parser() -> Parser:
         "default: the class names in the checkpoint",
     )
     parser.add_argument(
-        "--root", type=str, default="data", help="root of CoOp's or torchvision's data sets"
+        "--root",
+        type=str | None,
+        help="root of CoOp's or torchvision's data sets, or of a manifest",
     )
     parser.add_argument(
         "--download", type=bool, default=False, help="let torchvision download the data set"

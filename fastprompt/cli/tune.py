@@ -63,7 +63,9 @@ def tune_parser(method: str) -> Parser:
     parser = Parser(prog=f"fastprompt tune {method}", description=about, allow_abbrev=False)
     job = tuner.job
     add_model(parser)
-    parser.add_argument("--data", type=str, default=job["data"], help="data set or image folder")
+    parser.add_argument(
+        "--data", type=str, default=job["data"], help="data set, image folder or manifest"
+    )
     parser.add_argument(
         "--shots",
         type=int | Literal["all"],
@@ -73,7 +75,9 @@ def tune_parser(method: str) -> Parser:
     parser.add_argument("--classes", type=Literal["all", "base", "new"], default="all")
     parser.add_argument("--data_seed", type=int, default=0, help="seed of the few-shot draw")
     parser.add_argument(
-        "--root", type=str, default="data", help="root of CoOp's or torchvision's data sets"
+        "--root",
+        type=str | None,
+        help="root of CoOp's or torchvision's data sets, or of a manifest",
     )
     parser.add_argument(
         "--download", type=bool, default=False, help="let torchvision download the data set"
@@ -253,7 +257,8 @@ def _check_data(job: Mapping[str, Any]) -> None:
     if job["shots"] != "all":
         check_count(job["shots"], "shots")
     for name in ("data", "root"):
-        check_path(job[name], name)
+        if name == "data" or job[name] is not None:
+            check_path(job[name], name)
 
 
 def _check_free(out: Path) -> None:

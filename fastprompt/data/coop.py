@@ -1,9 +1,7 @@
 """Data sets in CoOp's folders, with CoOp's splits, class names and few-shot draws."""
 
 import logging
-import os
 import random
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +10,12 @@ from typing import Any
 import torch
 
 from .._utils.checks import some
-from .._utils.hashing import digest_texts
 from .._utils.names import unknown
 from .._utils.unpickling import Record, read_records
 from .coop_layouts import PARTS, Listing, missing, read_layout
 from .coop_sets import ALIASES, PREFIX, SETS, CoOpSet
-from .folder import FolderImages
-from .splits import RESIZED, Form, Source, Split
+from .encoded import FileImages
+from .splits import Form, Source, Split
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +47,6 @@ class CoOpData:
                 f"{spec.folder} as root{_nearer(spec, root)}"
             )
         self.content = read_layout(spec, root)
-        self._stamps: dict[str, list[str]] = {}
         self._picked: dict[tuple[int, int], _Picked] = {}
         if spec.layout in ("split", "variants"):  # folders were listed just now
             self._check_pictures()
@@ -75,17 +71,8 @@ class CoOpData:
     def read(self, split: str, form: Form) -> Split:
         """Return the images of ``"train"``, ``"val"`` or ``"test"``, and their labels."""
         found = self._listing(split)
-        if split not in self._stamps:
-            self._stamps[split] = self._stat(split)[0]
-        mark = digest_texts(RESIZED, str(form), *self._stamps[split])
-        images = FolderImages(
-            [self.images / name for name in found.names],
-            found.labels,
-            form,
-            f"coop/{self.spec.name}/{mark}/{split}",
-            self.images,
-            as_stored=True,
-        )
+        files = [self.images / name for name in found.names]
+        images = FileImages(files, found.labels, form, self.images, as_stored=True)
         return images, torch.tensor(found.labels, dtype=torch.int64)
 
     # ---- few shots -----------------------------------------------------------------------------
@@ -188,12 +175,9 @@ class CoOpData:
 
     def _check_pictures(self) -> None:
         """Raise FileNotFoundError if pictures of a split are missing."""
-        lost: list[str] = []
-        of = 0
-        for split, listing in self.content.splits.items():
-            self._stamps[split], gone = self._stat(split)
-            lost += gone
-            of += len(listing.names)
+        listings = self.content.splits.values()
+        lost = [name for listing in listings for name in listing.names if not self._is_file(name)]
+        of = sum(len(listing.names) for listing in listings)
         if lost:
             raise FileNotFoundError(
                 f"data: {len(lost)} of the {of} pictures of {self.title} are missing in "
@@ -201,20 +185,8 @@ class CoOpData:
                 "pictures"
             )
 
-    def _stat(self, split: str) -> tuple[list[str], list[str]]:
-        """Return a line per picture for the fingerprint, as of a folder, and missing pictures."""
-        found, lines, lost = self._listing(split), [], []
-        for name, label in zip(found.names, found.labels, strict=True):
-            try:
-                facts = os.stat(self.images / name)
-            except OSError:
-                lost.append(name)
-                continue
-            if stat.S_ISREG(facts.st_mode):
-                lines.append(f"{name} {label} {facts.st_size} {facts.st_mtime_ns}")
-            else:
-                lost.append(name)
-        return lines, lost
+    def _is_file(self, name: str) -> bool:
+        return (self.images / name).is_file()
 
 
 def find_coop(name: str, root: Path) -> CoOpData:

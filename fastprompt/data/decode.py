@@ -1,20 +1,12 @@
-"""Decoding of picture files to 8-bit RGB, and the search for files that cannot be decoded."""
+"""Decoding of pictures to 8-bit RGB."""
 
 import contextlib
-import logging
-import os
+import io
 import re
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-
-from .._utils.progress import Progress
-
-log = logging.getLogger(__name__)
 
 _PICTURE = re.compile(
     r"\.(jpe?g|jpe|jfif|a?png|gif|bmp|dib|tiff?|webp|avif|p[bgpn]m|jp2|j2k|jpx|tga|mpo)"
@@ -42,13 +34,15 @@ def is_picture(name: str) -> bool:
     return known is not None and not name.startswith(".")
 
 
-def decode(path: Path, *, as_stored: bool = False) -> Image.Image:
-    """Decode a picture file to 8-bit RGB.
+def decode(path: Path, content: bytes | None = None, *, as_stored: bool = False) -> Image.Image:
+    """Decode a picture to 8-bit RGB.
 
     The picture is turned as its EXIF orientation says. 16-bit gray values are scaled to 8 bits,
     transparent areas become white, and of several frames or pages the first is read.
 
     Args:
+        path: the picture's file, or, with ``content``, a name for it.
+        content: the bytes of the encoded picture. Default: those of the file.
         as_stored: neither turn the picture nor convert its 8-bit colors, as in published code.
 
     Raises:
@@ -57,7 +51,7 @@ def decode(path: Path, *, as_stored: bool = False) -> Image.Image:
     """
     remedy = "fix or remove it"
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             if image.format == "EPS":  # a program that Ghostscript would run, whatever its name
                 raise UnidentifiedImageError
             image.load()
@@ -102,29 +96,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def find_unreadable(files: Mapping[int, Path], title: str) -> dict[int, str]:
-    """Decode files, in threads, and return what is wrong with those that cannot be decoded."""
-    found: dict[int, str] = {}
-    # Pillow decodes without the interpreter's lock
-    with (
-        Progress(len(files), title, "img") as bar,
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-    ):
-        for row, message in zip(files, pool.map(_check, files.values()), strict=True):
-            if message:
-                found[row] = message
-            bar.update()
-    return found
-
-
-def _check(path: Path) -> str:
-    try:
-        width, height = decode(path).size
-    except ValueError as error:
-        return str(error).removeprefix("data: ")
-    limit: Any = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        log.warning("data: %s is very large: %d x %d pixels", path, width, height)
-    return ""

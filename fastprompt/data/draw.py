@@ -8,9 +8,8 @@ from torch import Tensor
 
 from .._utils.hashing import digest_texts
 from .dataset import ImageDataset
-from .decode import find_unreadable
+from .encoded import Checked, EncodedImages
 from .few_shot import sample
-from .folder import FolderImages
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +22,16 @@ class Drawn:
         data: the whole split.
         rows: the rows that were drawn.
         broken: the rows that cannot be decoded, with what is wrong.
-        tag: part of the fingerprint of the draw.
+        fingerprint: what identifies the drawn images: their content, labels and form for encoded
+            pictures; that of the whole split for others.
+        tag: what identifies the draw.
         few: whether these are few-shot images, not the whole split.
     """
 
     data: ImageDataset
     rows: list[int]
     broken: Mapping[int, str]
+    fingerprint: str
     tag: str
     few: bool
 
@@ -44,7 +46,7 @@ def draw(
     skip: bool,
     own: Sequence[int] | None = None,
 ) -> Drawn:
-    """Draw ``shots`` images per class (all if None), and decode those of a folder once.
+    """Draw ``shots`` images per class (all if None); decode and hash encoded pictures once.
 
     Args:
         labels: the labels of all images, int64 ``[N]``.
@@ -57,18 +59,16 @@ def draw(
     Raises:
         ValueError: an image is unreadable and ``skip`` is False; or no image of a class is left.
     """
-    broken: dict[int, str] = {}
-    decoded: set[int] = set()
+    checked = Checked()
+    broken, digests = checked.broken, checked.digests
     while True:
         if own is None:
             rows = sample(labels, classes, shots, seed, broken)
         else:
             rows = [row for row in own if int(labels[row]) in classes and row not in broken]
-        if not isinstance(data, FolderImages) or decoded.issuperset(rows):
+        if not isinstance(data, EncodedImages) or digests.keys() >= set(rows):
             break
-        files = {row: data.files[row] for row in rows if row not in decoded}
-        broken |= find_unreadable(files, f"check {split} images")
-        decoded |= files.keys()
+        checked.add(data, rows, f"check {split} images")
         if broken and not skip:
             raise ValueError(f"data: {_first(broken)}, or leave it out with on_error='skip'")
     if broken:
@@ -81,7 +81,11 @@ def draw(
         tag += f"/own={digest_texts(*map(str, own))}"
     if broken:
         tag += f"/without={digest_texts(*map(str, sorted(broken)))}"
-    return Drawn(data, rows, broken, tag, few=shots is not None)
+    if isinstance(data, EncodedImages):
+        content = f"{data.fingerprint_of(rows, [digests[row] for row in rows])}/{split}"
+    else:
+        content = getattr(data, "fingerprint", "")
+    return Drawn(data, rows, broken, content, tag, few=shots is not None)
 
 
 def _first(broken: Mapping[int, str]) -> str:

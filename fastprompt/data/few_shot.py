@@ -59,12 +59,12 @@ class Chosen:
         data: ImageDataset,
         rows: Sequence[int],
         first: int,
-        tag: str,
+        fingerprint: str,
         classnames: Sequence[str],
     ) -> None:
         self.classnames = check_classnames(classnames)
         self.data, self.rows, self.first = data, list(rows), first
-        self.fingerprint = f"{data.fingerprint}/{tag}" if hasattr(data, "fingerprint") else ""
+        self.fingerprint = fingerprint
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -2,71 +2,32 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .._utils.checks import first_difference, some
-from .._utils.hashing import digest_texts
-from .decode import decode, is_picture
-from .splits import RESIZED, Form, Split, cut, train_or_val
+from .decode import is_picture
+from .encoded import FileImages
+from .splits import SPLITS, Form, Split, pick
 
 log = logging.getLogger(__name__)
 
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 # what archives, file servers and systems leave behind; hidden folders are skipped too
 _JUNK = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
 
 
-class FolderImages:
-    """Picture files with their labels, as (uint8 tensor, int label).
-
-    Args:
-        folder: the paths in ``names`` start here.
-        as_stored: read the files as `decode` does with this argument.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[Path],
-        labels: Sequence[int],
-        form: Form,
-        fingerprint: str,
-        folder: Path,
-        as_stored: bool = False,
-    ) -> None:
-        self.files, self.labels, self.fingerprint = list(files), list(labels), fingerprint
-        self._transform, self._folder, self._as_stored = form.transform(), folder, as_stored
-
-    def names(self, rows: Sequence[int]) -> list[str]:
-        """Return the paths of some files, relative to the data set's folder."""
-        return [self.files[row].relative_to(self._folder).as_posix() for row in rows]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = decode(self.files[index], as_stored=self._as_stored)
-        return self._transform(image), self.labels[index]
-
-
 @dataclass(frozen=True)
 class _Listing:
-    """The picture files of class folders, their labels, and their paths, sizes and times."""
+    """The picture files of class folders, and their labels."""
 
     files: list[Path]
     labels: Tensor
-    stamps: list[str]
 
 
 @dataclass(frozen=True)
@@ -82,7 +43,7 @@ class ImageFolder:
     path: Path
     classes: list[str]
     splits: dict[str, Path]
-    _listings: dict[Path, _Listing] = field(default_factory=dict, repr=False)
+    _listings: dict[str, _Listing] = field(default_factory=dict, repr=False)
 
     @classmethod
     def find(cls, path: Path) -> "ImageFolder":
@@ -115,69 +76,33 @@ class ImageFolder:
                 splits["train"].name,
             )
         whole = cls(path, classes or _class_folders(path), splits)
-        whole._listed(next(iter(splits.values()), path))
+        whole._listed(next(iter(splits), "train"))
         return whole
 
     def read(self, split: str, form: Form) -> Split:
         """Return the images of ``"train"``, ``"val"`` or ``"test"``, and their labels.
 
-        A missing ``val`` is held out of ``train``; ``val`` is the test set if there is no ``test``.
-        If there is only ``train``, or no split at all, each class is cut 70 / 10 / 20.
-
         Raises:
-            ValueError: the split does not exist, or a class is too small to be cut.
+            ValueError: as `pick`.
         """
-        folder, how = self._place(split)
-        found = self._listed(folder)
-        if how == "whole":
-            rows = list(range(len(found.files)))
-        elif how == "val held out":
-            rows = train_or_val(found.labels, split, own_val=False)
-        else:
-            rows = cut(found.labels, split)
-            self._check_cut(found.labels, rows, split)
-        labels, mark = found.labels[rows], digest_texts(RESIZED, str(form), *found.stamps)
-        files, mark = [found.files[row] for row in rows], f"folder/{mark}/{split}"
-        return FolderImages(files, labels.tolist(), form, mark, self.path), labels
+        part, rows = pick(
+            split, self.splits, lambda own: self._listed(own).labels, self.classes, self.path
+        )
+        found = self._listed(part)
+        labels = found.labels[rows]
+        files = [found.files[row] for row in rows]
+        return FileImages(files, labels.tolist(), form, self.path), labels
 
-    def _place(self, split: str) -> tuple[Path, Literal["whole", "val held out", "cut"]]:
-        """Return the folder of a split's images and which of them belong to it."""
-        own = self.splits
-        if own.keys() <= {"train"}:
-            return own.get("train", self.path), "cut"
-        if split == "test":
-            return own["test" if "test" in own else "val"], "whole"
-        own_val = {"val", "test"} <= own.keys()
-        if split == "val" and own_val:
-            return own["val"], "whole"
-        if "train" not in own:
-            raise ValueError(f"data: {self.path} has no train folder, only {_names(own)}")
-        return own["train"], "whole" if own_val else "val held out"
-
-    def _listed(self, folder: Path) -> _Listing:
+    def _listed(self, split: str) -> _Listing:
         """List the pictures of a split once, so that files that appear later change nothing."""
-        if folder not in self._listings:
-            files, labels, stamps = [], [], []
+        if split not in self._listings:
+            files, labels, folder = [], [], self.splits.get(split, self.path)
             for label, name in enumerate(self.classes):
                 for file in _pictures(folder / name):
-                    stat, inner = file.stat(), file.relative_to(folder)
                     files.append(file)
                     labels.append(label)
-                    stamps.append(f"{inner} {label} {stat.st_size} {stat.st_mtime_ns}")
-            self._listings[folder] = _Listing(files, torch.tensor(labels), stamps)
-        return self._listings[folder]
-
-    def _check_cut(self, labels: Tensor, rows: list[int], split: str) -> None:
-        counts, held = (
-            torch.bincount(part, minlength=len(self.classes)) for part in (labels, labels[rows])
-        )
-        for name, n, left in zip(self.classes, counts.tolist(), held.tolist(), strict=True):
-            if not left:
-                raise ValueError(
-                    f"data: {self.path} has too few images for a separate {split} split: {n} in "
-                    f"{name!r}; provide at least 3 per class, or put them into train, val and test "
-                    "folders"
-                )
+            self._listings[split] = _Listing(files, torch.tensor(labels))
+        return self._listings[split]
 
 
 # ---- layout ------------------------------------------------------------------------------------
@@ -188,7 +113,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
     named: dict[str, Path] = {}
     loose, others = [], []
     for folder in _subfolders(path):
-        split = _SPLITS.get(folder.name.lower())
+        split = SPLITS.get(folder.name.lower())
         if split is None:
             others.append(folder)
         elif _has_pictures(folder):  # a class may be called "train"

@@ -1,9 +1,11 @@
-"""`load_data`: load a built-in set, an image folder, or a set of CoOp or torchvision."""
+"""`load_data`: load a data set of any source."""
 
 import inspect
+import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,19 +19,19 @@ from .._utils.checks import (
     check_path,
     check_seed,
     shown,
+    some,
 )
-from .._utils.names import unknown
-from ..clip.frozen import TEMPLATES, FrozenCLIP
-from .builtin import WORLDS, draw_split
-from .coop import canonical, find_coop
-from .coop_sets import PREFIX, SETS
+from ..clip.frozen import FrozenCLIP
+from .builtin import WORLDS
 from .dataset import ImageDataset, ImageTensors
 from .draw import Drawn, draw
+from .encoded import EncodedImages
 from .few_shot import Chosen, Classes, class_range
-from .folder import FolderImages, ImageFolder
+from .find import find_source, is_loaded, moved, title_of
 from .naming import ClassNames, Templates, class_names, templates_of
-from .splits import Form, Size, Source, Split, check_preprocess
-from .torchvision_sets import TORCHVISION, torchvision_source
+from .splits import Form, Size, Source, check_preprocess
+
+log = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
 
@@ -38,11 +40,11 @@ OnError = Literal["raise", "skip"]
 class Data:
     """A data set for tuning; each split is rendered or opened on first access.
 
-    The pictures of a folder are decoded once before the first split is returned, so that broken
+    Picture files are decoded once before the first split is returned, so that broken
     ones are found before tuning; the first access to ``train`` or ``val`` includes ``test``.
 
     Attributes:
-        name: the name or path passed to `load_data`.
+        name: the name or path passed to `load_data`, or the type of loaded data.
         classnames: the names of the selected classes.
         templates: zero-shot templates for the class names.
         image_size: side of square images in pixels, or height and width.
@@ -83,10 +85,13 @@ class Data:
     def source(self) -> dict[str, Any]:
         """What a run records of its data: ``arguments``, and the ``directory`` of relative paths.
 
+        For a loaded data set ``name`` is None, and ``type`` its type: it cannot be loaded again.
         With ``on_error="skip"`` also ``unreadable``, the number of unreadable images by split;
         ``splits`` if it is known whose they are, and ``few_shots``, the origin of CoOp's draw.
         """
         source = dict(self.arguments)
+        if is_loaded(source["name"]):
+            source |= {"name": None, "type": self.name}
         if self.name not in WORLDS:
             source["directory"] = str(Path.cwd())
         if self.splits is not None:
@@ -130,38 +135,54 @@ class Data:
             if split == "val" and limit is not None:
                 limit = min(limit, 4)
             skip = given["on_error"] == "skip"
-            self._drawn[split] = draw(*whole, self._chosen, limit, given["seed"], split, skip, own)
+            drawn = draw(*whole, self._chosen, limit, given["seed"], split, skip, own)
+            self._drawn[split] = drawn
+            if split == "train" and limit is not None and own is None:
+                self._tell_few(Counter(whole[1][drawn.rows].tolist()), limit)
         return self._drawn[split]
+
+    def _tell_few(self, drawn: Mapping[int, int], shots: int) -> None:
+        few = [
+            f"{name} ({drawn[label]})"
+            for label, name in zip(self._chosen, self.classnames, strict=True)
+            if drawn[label] < shots
+        ]
+        if few:
+            log.warning(
+                "data: %d classes of %s have fewer than %d training images, of which all are "
+                "taken: %s",
+                *(len(few), self.name, shots, some(few)),
+            )
 
     def _split(self, split: str) -> ImageDataset:
         drawn = self._draw(split)
         data, rows, start = drawn.data, drawn.rows, self._chosen.start
-        if split != "test" and isinstance(data, FolderImages):
+        if split != "test" and isinstance(data, EncodedImages):
             for other in ("train", "val", "test"):
                 self._draw(other)
-        tag = f"{self.arguments['classes']}/{drawn.tag}"
+        mark = f"{drawn.fingerprint}/{self.arguments['classes']}/{drawn.tag}"
         out: ImageTensors | Chosen
         if isinstance(data, ImageTensors):
             index = torch.tensor(rows, dtype=torch.int64)
-            labels, mark = data.labels[index] - start, f"{data.fingerprint}/{tag}"
+            labels = data.labels[index] - start
             out = ImageTensors(data.images[index], labels, mark, self.classnames)
         else:
-            out = Chosen(data, rows, start, tag, self.classnames)
-            if isinstance(data, FolderImages) and drawn.few:
+            out = Chosen(data, rows, start, mark, self.classnames)
+            if isinstance(data, EncodedImages) and drawn.few:
                 out.files = data.names(rows)
         out.source, out.unreadable = self.source, len(drawn.broken)
         return out
 
 
 def load_data(
-    name: str | Path,
+    name: Any,
     *,
     shots: int | Literal["all"] = "all",
     seed: int = 0,
     classes: Classes = "all",
     image_size: Size = 48,
     channels: int = 3,
-    root: str | Path = "data",
+    root: str | Path | None = None,
     download: bool = False,
     classnames: ClassNames | None = None,
     templates: Templates | None = None,
@@ -173,10 +194,15 @@ def load_data(
     Args:
         name: ``"shapes"``, ``"patterns"``, ``"counts"``, the shifted variants ``"shapes-outline"``,
             ``"shapes-recolored"``, ``"shapes-crowded"``; a folder with one subfolder of images per
-            class (or ``train``, ``val``, ``test`` folders of these); ``"coop:Caltech101"`` or
-            another set in CoOp's folders, with CoOp's splits and names; or the name of a
-            torchvision data set. Images of a folder are turned as their EXIF orientation says,
-            16-bit gray values are scaled to 8 bits, and transparent areas become white.
+            class (or ``train``, ``val``, ``test`` folders of these); a manifest, a ``.csv`` or
+            ``.jsonl`` file with the columns ``path``, ``label`` or ``classname``, and optionally
+            ``split``; ``"coop:Caltech101"`` or another set in CoOp's folders, with CoOp's splits
+            and names; the name of a torchvision data set; ``"hf:NAME"`` or ``"hf:FOLDER"``, which
+            Hugging Face's `datasets` loads; or a ``Dataset`` or ``DatasetDict`` that it has
+            loaded. Images other than CoOp's and torchvision's are turned as their EXIF orientation
+            says, 16-bit gray values are scaled to 8 bits, and transparent areas become white.
+            Sources with the same picture files and labels, in the same order within each class,
+            give equal images, draws and fingerprints.
         shots: training images per class (1, 2, 4, 8, 16, ...), or ``"all"``.
         seed: the seed of few-shot sampling. The splits do not depend on it. A set of CoOp has the
             images of its ``split_fewshot`` file for these shots and this seed, or CoOp's own draw.
@@ -184,36 +210,44 @@ def load_data(
         image_size: side of square images in pixels, or ``(height, width)``, each at least 16;
             photographs are resized and center-cropped.
         channels: 3 for RGB images, 1 for gray ones.
-        root: the root directory of CoOp's or of torchvision's data sets.
+        root: the root directory of CoOp's or of torchvision's data sets, by default ``data``; or
+            the folder of a manifest's relative paths, by default that of the manifest.
         download: whether torchvision may download the data set.
         classnames: other class names: a mapping from the data set's own (the names of the class
-            folders), a list in the same order, or a file of one of both (JSON, YAML, or text with a
-            class name, or a folder and its class name, per line). Default: the data set's own.
+            folders, or a manifest's labels), a list in the same order, or a file of one of both
+            (JSON, YAML, or text with a class name, or a folder and its class name, per line).
+            Default: the data set's own.
         templates: zero-shot templates: strings with one ``{}``, one such string, or a file with one
             per line. Default: the data set's own.
-        on_error: ``"raise"``, or ``"skip"`` to leave out the unreadable images of a folder.
+        on_error: ``"raise"``, or ``"skip"`` to leave out unreadable picture files.
         preprocess: how photographs are resized, as open_clip's ``PreprocessCfg``: ``resize_mode``
             (``"shortest"``, ``"longest"`` or ``"squash"``), ``interpolation`` and ``fill_color``.
             Default: ``"shortest"``, ``"bicubic"``. `Data.for_model` sets it for a model.
 
     Raises:
         ValueError: the name is unknown (the message suggests similar ones), an argument is out of
-            range, a folder has another layout, there is only one class, or ``classnames`` do not
-            fit; on access to a split, an image is unreadable, or a class is too small to be split.
+            range, a folder has another layout, a row of a manifest is wrong, there is only one
+            class, or ``classnames`` do not fit; on access to a split, an image is unreadable, or a
+            class is too small to be split.
+        TypeError: a loaded data set is a stream, or an argument has another type.
         FileNotFoundError: the data or a file does not exist.
+        RuntimeError: the package `datasets` is needed and not installed.
     """
-    check_path(name, "data")
-    check_path(root, "root")
+    text = title_of(name)
+    place = None if root is None else check_path(root, "root")
     check_flag(download, "download")
     check_seed(seed)
     if shots != "all":
         check_count(shots, "shots")
     check_choice(on_error, "on_error", get_args(OnError))
-    form, text = _form(image_size, channels, preprocess), str(name)
-    if text.startswith(PREFIX):
-        text = f"{PREFIX}{canonical(text)}"
-    source = _find(name, Path(root), download)
+    form = _form(image_size, channels, preprocess)
+    source = find_source(name, place, download)
     own = source.classnames
+    if classnames is None and not source.named:
+        raise ValueError(
+            f"classnames: {text} has labels without class names; give the names of its "
+            f"{len(own)} classes, or add a column classname"
+        )
     names = class_names(own, classnames)
     chosen = class_range(len(names), classes)
     kept = [names[i] for i in chosen]
@@ -226,13 +260,13 @@ def load_data(
             else f"data: {text} has no class{of}"
         )
     arguments: dict[str, Any] = {
-        "name": text,
+        "name": name if is_loaded(name) else text,
         "shots": shots,
         "seed": seed,
         "classes": classes,
         "image_size": form.size,
         "channels": channels,
-        "root": str(root),
+        "root": None if root is None else str(root),
         "classnames": None if classnames is None else dict(zip(own, names, strict=True)),
         "templates": None if templates is None else list(templates_of(templates)),
         "on_error": on_error,
@@ -256,33 +290,10 @@ def load_recorded(source: Mapping[str, Any], **changes: Any) -> Data:
     given = {key: source[key] for key in known} | changes
     if not isinstance(given.get("name"), str):
         raise ValueError(f"data: a recorded data set needs a name, got {given.get('name')!r}")
-    named = given["name"] in TORCHVISION or given["name"].startswith(PREFIX)
-    places = {"root": "root"} if named else {"name": "data", "root": "root"}
-    for key in places.keys() & source.keys() - changes.keys() if source.get("directory") else ():
-        recorded = check_path(given[key], places[key])
-        path = check_path(source["directory"], "directory") / recorded
-        if path.is_dir() and path.resolve() != recorded.resolve():
-            given[key] = str(path)
+    if source.get("directory"):
+        recorded = {key: given[key] for key in {"name", "root"} & known - changes.keys()}
+        given |= moved(recorded, check_path(source["directory"], "directory"))
     return load_data(**given)
-
-
-def _find(name: str | Path, root: Path, download: bool) -> Source:
-    """Return a data set's class names, templates, and a reader of its splits."""
-    text = str(name)
-    if text in WORLDS:
-        world = WORLDS[text]
-        return Source(list(world.classnames), partial(_builtin, text), tuple(world.templates))
-    if text.startswith(PREFIX):
-        return find_coop(text, root).source
-    if text in TORCHVISION:  # checked before folders: a folder may have the same name
-        return torchvision_source(text, root, download)
-    if Path(name).is_dir():
-        folder = ImageFolder.find(Path(name))
-        return Source(folder.classes, folder.read, TEMPLATES)
-    if isinstance(name, Path) or "/" in text or text.startswith("."):
-        raise FileNotFoundError(f"data: the folder {text} does not exist")
-    coop = [f"{PREFIX}{own}" for own in SETS]
-    raise unknown("data set or image folder", text, [*WORLDS, *TORCHVISION, *coop])
 
 
 def _form(image_size: Any, channels: int, preprocess: Mapping[str, Any] | None) -> Form:
@@ -295,8 +306,3 @@ def _form(image_size: Any, channels: int, preprocess: Mapping[str, Any] | None) 
 
 def _given(preprocess: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if preprocess is None else dict(preprocess)
-
-
-def _builtin(name: str, split: str, form: Form) -> Split:
-    data = draw_split(name, split, form)
-    return data, data.labels

@@ -1,6 +1,6 @@
 """Data sources, conversion of images to uint8 tensors of one size, and splits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -19,6 +19,12 @@ Size = int | tuple[int, int]  # side of a square image, or height and width
 
 # part of the fingerprints of photographs: pictures that were resized otherwise are other data
 RESIZED = "resized by open_clip"
+# the names of splits, in lower case
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 # a source without splits is split 70 / 10 / 20 per class
 _SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.8), "test": (0.8, 1.0)}
 _MODES = {
@@ -123,6 +129,7 @@ class Source:
         splits: whose splits these are, if that matters for a comparison.
         few_shots: its own choice of few-shot images; None for `few_shot.sample`.
         mask: for a variant of ImageNet, the label in ImageNet of each class.
+        named: whether the classes have names; else ``classnames`` are the numbers of the labels.
     """
 
     classnames: list[str]
@@ -131,6 +138,7 @@ class Source:
     splits: str | None = None
     few_shots: FewShots | None = None
     mask: tuple[int, ...] | None = None
+    named: bool = True
 
 
 class TorchvisionImages:
@@ -186,3 +194,49 @@ def train_or_val(labels: Tensor, split: str, own_val: bool) -> list[int]:
         return list(everything)
     held = cut(labels, "val")
     return held if split == "val" else sorted(set(everything) - set(held))
+
+
+def pick(
+    split: str,
+    own: Collection[str],
+    labels_of: Callable[[str], Tensor],
+    classes: Sequence[str],
+    title: object,
+) -> tuple[str, list[int]]:
+    """Return from which of a source's own splits a split is read, and its rows there.
+
+    A missing ``val`` is held out of ``train``; ``val`` is the test set if there is no ``test``.
+    If there is only ``train``, or no split at all, each class of ``train`` is cut 70 / 10 / 20.
+
+    Args:
+        own: the splits that the source has.
+        labels_of: returns the labels of one of them, int64 ``[N]``.
+        title: the source, for messages.
+
+    Raises:
+        ValueError: the split does not exist, or a class is too small to be cut.
+    """
+    if set(own) <= {"train"}:
+        labels = labels_of("train")
+        rows = cut(labels, split)
+        _check_cut(labels, rows, split, classes, title)
+        return "train", rows
+    own_val = {"val", "test"} <= set(own)
+    if split == "test" or (split == "val" and own_val):
+        part = split if split in own else "val"
+        return part, list(range(len(labels_of(part))))
+    if "train" not in own:
+        raise ValueError(f"data: {title} has no train images, only {' and '.join(own)}")
+    return "train", train_or_val(labels_of("train"), split, own_val)
+
+
+def _check_cut(
+    labels: Tensor, rows: list[int], split: str, classes: Sequence[str], title: object
+) -> None:
+    counts, held = (torch.bincount(part, minlength=len(classes)) for part in (labels, labels[rows]))
+    for name, n, left in zip(classes, counts.tolist(), held.tolist(), strict=True):
+        if not left:
+            raise ValueError(
+                f"data: {title} has too few images for a separate {split} split: {n} in {name!r}; "
+                "provide at least 3 per class, or separate train, val and test images"
+            )

@@ -185,7 +185,7 @@ class Job:
             "classnames": None if names is None else list(names),
             "classes": source.get("classes"),
             "splits": source.get("splits"),
-            "unreadable": getattr(data, "unreadable", 0) if source["name"] else 0,
+            "unreadable": getattr(data, "unreadable", 0) if "on_error" in source else 0,
         }
 
     # ---- sanity checks, diagnostics, examples ------------------------------------------------

@@ -1,6 +1,7 @@
 """The data of a run: what it remembers, and folders with names, templates and broken pictures."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -309,3 +310,23 @@ def test_data_check_lists_what_is_there_and_what_is_missing(capsys, tmp_path):
     wanted = "incomplete: needs oxford_pets/split_zhou_OxfordPets.json, oxford_pets/images/"
     assert lines["coop:OxfordPets"] == wanted
     assert lines["1"].startswith("of 15 data sets are complete, 2 are not")
+
+
+# ---- manifests ---------------------------------------------------------------------------------
+
+
+def test_a_manifest_is_tuned_on_and_evaluated_from_another_directory(
+    call, pictures, tmp_path, monkeypatch
+):
+    files = sorted(pictures.glob("*/*"))
+    rows = [f"{file.relative_to(pictures)},{file.parent.name}" for file in files]
+    (tmp_path / "list.csv").write_text("\n".join(["path,classname", *rows]))
+    monkeypatch.chdir(tmp_path)
+    call(TUNE, f"--data=list.csv --root={os.path.relpath(pictures)} --out=run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    call("evaluate ../run --out=e", SMALL)
+    folder = load_data(pictures, image_size=48)
+    assert result_of(tmp_path / "elsewhere" / "e").data["fingerprint"] == folder.test.fingerprint
+    (tmp_path / "list.csv").write_text("path,classname\n\na.png\n")
+    assert "line 3" in call("evaluate ../run --out=f", SMALL, fails=True)

@@ -76,7 +76,7 @@ def test_a_test_folder_alone_can_be_evaluated(tmp_path):
     tree(tmp_path, "test/ant", "test/bee")
     data = load_data(tmp_path, image_size=16)
     assert len(data.test) == 6
-    with pytest.raises(ValueError, match=r"^data: .* no train folder"):
+    with pytest.raises(ValueError, match=r"^data: .* no train images"):
         _ = data.train
 
 
@@ -408,13 +408,13 @@ def test_a_recorded_torchvision_set_is_no_folder_of_that_name(tmp_path, monkeypa
     asked = []
 
     def found(name, root, download):
-        asked.append((name, str(root)))
+        asked.append((name, None if root is None else str(root)))
         return Source(["ant", "bee"], None, ())
 
-    monkeypatch.setattr("fastprompt.data.load._find", found)
+    monkeypatch.setattr("fastprompt.data.load.find_source", found)
     load_recorded({"name": "CIFAR10", "root": "data", "directory": str(tmp_path)})
     load_recorded({"name": "CIFAR10", "directory": str(tmp_path)})
-    assert asked == [("CIFAR10", str(tmp_path / "data")), ("CIFAR10", "data")]
+    assert asked == [("CIFAR10", str(tmp_path / "data")), ("CIFAR10", None)]
 
 
 def test_every_split_of_loaded_data_says_where_it_comes_from():

@@ -67,7 +67,7 @@ def few_shapes(monkeypatch):
     monkeypatch.setattr(bundled, "load", lambda name: small_model())
     # the images of the whole set that other tests have drawn stay in the cache
     drawn = cache(draw_split.__wrapped__)
-    monkeypatch.setattr("fastprompt.data.load.draw_split", drawn)
+    monkeypatch.setattr("fastprompt.data.find.draw_split", drawn)
 
 
 def test_the_first_example_runs(few_shapes, tmp_path, monkeypatch, capsys):

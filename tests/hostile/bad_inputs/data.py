@@ -56,6 +56,16 @@ ROWS = [
     row("load_data-coop-no-name", lambda w: load_data("coop:", root=w.folder), "data", "DTD"),
     row("load_data-coop-absent", lambda w: load_data("coop:DTD", root=w.folder), "data", "root"),
     row("load_data-coop-nowhere", lambda w: load_data("coop:DTD", root="/no/such"), "data", "root"),
+    row(
+        "load_data-a-manifest-of-a-lost-picture",
+        lambda w: load_data(w.file("a.csv", "path,classname\nno.png,ant\n")),
+        "data",
+        "line 2",
+    ),
+    row("load_data-no-manifest", lambda w: load_data("no.csv"), "data", "manifest"),
+    row("load_data-a-manifest-of-numbers", lambda w: load_data(_numbers(w)), "classnames"),
+    row("load_data-an-empty-mapping", lambda w: load_data({}), "data", "path"),
+    row("load_data-hf-no-name", lambda w: load_data("hf:"), "data"),
     row("load_data-a-typo", lambda w: load_data("shape"), "data", "shapes"),
     row("load_data-a-surrogate", lambda w: load_data("shapes\ud800"), "data"),
     row("load_data-no-such-folder", lambda w: load_data("/no/such/folder"), "data", "folder"),
@@ -79,6 +89,12 @@ def _pictures(w: World, each_class: int, content: bytes | None = None) -> Any:
         for i in range(each_class):
             path = w.file(f"pictures/{name}/{i}.png", content or file.getvalue())
     return path.parents[1]
+
+
+def _numbers(w: World) -> Any:
+    _pictures(w, 1)
+    rows = "pictures/cat/0.png,0\npictures/dog/0.png,1\n"
+    return w.file("numbers.csv", f"path,label\n{rows}")
 
 
 _PAIRS: dict[str, Any] = {

@@ -1,0 +1,83 @@
+"""Where the data set that `load_data` is asked for comes from."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .._utils.checks import check_path
+from .._utils.names import unknown
+from ..clip.frozen import TEMPLATES
+from . import hf_sets
+from .builtin import WORLDS, draw_split
+from .coop import canonical, find_coop
+from .coop_sets import PREFIX, SETS
+from .folder import ImageFolder
+from .manifest import Manifest, is_manifest
+from .splits import Form, Source, Split
+from .torchvision_sets import TORCHVISION, torchvision_source
+
+ROOT = Path("data")  # of CoOp's and torchvision's data sets
+
+
+def is_loaded(name: object) -> bool:
+    """Return whether ``name`` is data that `datasets` has loaded, not the name of a data set."""
+    return hf_sets.is_loaded(name)
+
+
+def title_of(name: Any) -> str:
+    """Check what `load_data` is asked for, and return its name; of loaded data, its type."""
+    if is_loaded(name):
+        return type(name).__name__
+    check_path(name, "data")
+    text = str(name)  # Path would change "./folder"
+    return f"{PREFIX}{canonical(text)}" if text.startswith(PREFIX) else text
+
+
+def find_source(name: Any, root: Path | None, download: bool) -> Source:
+    """Return a data set's class names, templates, and a reader of its splits."""
+    if is_loaded(name):
+        return hf_sets.loaded_source(name, TEMPLATES)
+    text, place = str(name), root or ROOT
+    if text in WORLDS:
+        world = WORLDS[text]
+        return Source(list(world.classnames), partial(_builtin, text), tuple(world.templates))
+    if text.startswith(PREFIX):
+        return find_coop(text, place).source
+    if text.startswith(hf_sets.PREFIX):
+        return hf_sets.named_source(text, TEMPLATES)
+    if text in TORCHVISION:  # checked before folders: a folder may have the same name
+        return torchvision_source(text, place, download)
+    if Path(name).is_dir():
+        folder = ImageFolder.find(Path(name))
+        return Source(folder.classes, folder.read, TEMPLATES)
+    if is_manifest(text):
+        return Manifest(Path(name), root).source(TEMPLATES)
+    if isinstance(name, Path) or "/" in text or text.startswith("."):
+        raise FileNotFoundError(f"data: the folder {text} does not exist")
+    coop = [f"{PREFIX}{own}" for own in SETS]
+    raise unknown("data set or image folder", text, [*WORLDS, *TORCHVISION, *coop])
+
+
+def moved(given: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Return ``given`` with relative paths in ``name`` and ``root`` that exist in ``directory``."""
+    out, name = dict(given), given.get("name")
+    if name is not None and name.startswith(hf_sets.PREFIX):
+        own = name.removeprefix(hf_sets.PREFIX)
+        out["name"] = f"{hf_sets.PREFIX}{_below(own, directory, 'data')}"
+    elif name is not None and name not in TORCHVISION and not name.startswith(PREFIX):
+        out["name"] = _below(name, directory, "data")
+    if given.get("root") is not None:
+        out["root"] = _below(given["root"], directory, "root")
+    return out
+
+
+def _below(recorded: Any, directory: Path, name: str) -> str:
+    path = directory / check_path(recorded, name)
+    there = path.exists() and path.resolve() != Path(recorded).resolve()
+    return str(path) if there else recorded
+
+
+def _builtin(name: str, split: str, form: Form) -> Split:
+    data = draw_split(name, split, form)
+    return data, data.labels
