@@ -25,6 +25,7 @@ SAID = (
 KNOWN = {
     "interop/checkpoints.py": "read_prompts puts the path in front",
     "interop/words.py": "import_prompts puts the path in front",
+    "evaluation/search.py": "searched puts search_precision and the model in front",
     "model/classifier.py": "routing_weights has no argument that could be another",
 }
 

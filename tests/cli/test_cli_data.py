@@ -253,7 +253,7 @@ def test_a_set_of_coop_is_tuned_on_and_evaluated_again(call, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     out = call(f"{TUNE} --data coop:Caltech101 --root sets --data-seed 1 --out run")
     assert "40 classes, 40 training images (drawn as by CoOp, seed 1)" in out
-    assert "6 test images of coop:Caltech101 (40 classes; CoOp's splits)" in out
+    assert "6 of 160 test images of coop:Caltech101 (40 classes; CoOp's splits), drawn" in out
     data = load_data("coop:Caltech101", root="sets", shots=1, seed=1, image_size=48)
     images = json.loads((tmp_path / "run" / "images.json").read_text())
     assert images == {"train": data.train.files, "val": data.val.files}
@@ -264,7 +264,7 @@ def test_a_set_of_coop_is_tuned_on_and_evaluated_again(call, tmp_path, monkeypat
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     out = call(f"evaluate ../run {SMALL}")
-    assert "6 test images of coop:Caltech101" in out
+    assert "6 of 160 test images of coop:Caltech101" in out
     assert "error: unknown data set of CoOp" in call(
         f"evaluate ../run {SMALL} --data coop:Caltech", fails=True
     )

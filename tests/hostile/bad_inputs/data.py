@@ -53,7 +53,7 @@ ROWS = [
     ),
     *each("load_data", "preprocess", lambda w, v: load_data("shapes", preprocess=v), _RESIZING),
     row("load_data-coop-a-typo", lambda w: load_data("coop:DTDs", root=w.folder), "data", "DTD"),
-    row("load_data-coop-no-name", lambda w: load_data("coop:", root=w.folder), "data", "DTD"),
+    row("load_data-coop-no-name", lambda w: load_data("coop:", root=w.folder), "data", "known"),
     row("load_data-coop-absent", lambda w: load_data("coop:DTD", root=w.folder), "data", "root"),
     row("load_data-coop-nowhere", lambda w: load_data("coop:DTD", root="/no/such"), "data", "root"),
     row(
