@@ -134,7 +134,10 @@ def sizes(step: TunerStep) -> Sizes:
     visual: Any = clip.model.visual
     shared = getattr(tuner.model.text, "shared", None)
     if step.rung == "fastprompt" and shared is None:
-        raise ValueError(f"{clip.name} has no causal text mask, which the formula needs")
+        raise ValueError(
+            f"{clip.name} computes complete prompts, since it has no causal text mask or few "
+            "classes; the formula needs a shared prefix"
+        )
     if visual.pool_type != "tok":
         raise ValueError(f"{clip.name} pools by {visual.pool_type!r}; the formula needs 'tok'")
     nap = tuner.method == "nap"

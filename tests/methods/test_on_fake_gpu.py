@@ -14,6 +14,12 @@ from fastprompt.tuning import optimizers
 ONE = {"eps_min": "1/255", "steps": 1, "precision": "bf16"}
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """The tuners are made on the CPU, which computes few short prompts whole."""
+    monkeypatch.setattr("fastprompt.towers.text.few_whole", lambda *sizes: False)
+
+
 def step(tuner, optimizer, batches, first) -> None:
     """All of a tuning step but the copy of the order, with which an epoch begins."""
     optimizer.zero_grad(set_to_none=True)

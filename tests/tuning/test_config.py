@@ -66,7 +66,9 @@ def from_command_line(arguments, monkeypatch):
         seen.append(build(AdvPTConfig, {}, config, overrides))
         raise Stop
 
-    tuner.Config, tuner.job, tuner.presets = AdvPTConfig, AdvPTTuner.job, {}
+    for name in ("Config", "job", "shots"):
+        setattr(tuner, name, getattr(AdvPTTuner, name))
+    tuner.presets = {}
     tuner.__doc__ = "Tunes nothing."
     monkeypatch.setattr("fastprompt.cli.tune.TUNERS", {"advpt": tuner})
     monkeypatch.setattr("fastprompt.cli.tune.model_of", lambda job: Blank())

@@ -95,6 +95,7 @@ def test_only_names_that_changed_are_changed():
     assert renamed_config({"job": {"shots": 1}})["job"] == {
         **{"shots": 1, "sanity": "quick", "image_size": None},
         **{"classnames": None, "templates": None, "on_error": None},
+        **{"search_precision": "own", "confirm": True},
     }
     assert "weigh" in renamed({"weigh": "mine.alpha"})  # refused by name, not dropped
     assert renamed_config({"config": {}, "classnames": ["optimiser"], "job": None}) == {
