@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything worth having from a short loan of an H100 or H200: see benchmarks/README.md.
+# The most valuable measurements in a short time on an H100 or H200: see benchmarks/README.md.
 #   benchmarks/gpu/quick.sh --out FOLDER                 the first call, 540 s
-#   benchmarks/gpu/quick.sh --out FOLDER --second 250    a second one, with 250 s of the loan left
+#   benchmarks/gpu/quick.sh --out FOLDER --second 250    a second one, with 250 s of the time left
 #   benchmarks/gpu/quick.sh --dry-run                    the same on a CPU, on a model of two layers
 set -euo pipefail
 export FASTPROMPT_GPU_BEGAN=$(date +%s) PYTHONUNBUFFERED=1

@@ -35,7 +35,8 @@ def test_the_parts_are_the_whole_step(step):
 def test_kinds_are_shares_of_the_whole(step):
     found = profiling.kinds(step)
     assert sum(found.values()) == pytest.approx(1)
-    assert found["matrix products"] > found["GELU"] > 0
+    # which one is larger depends on the machine for so small a model
+    assert min(found["matrix products"], found["GELU"]) > 0
 
 
 def test_an_operator_is_of_the_kind_that_its_name_says():
