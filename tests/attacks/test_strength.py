@@ -9,7 +9,7 @@ from fastprompt.attacks import FAB, Square
 
 pytestmark = [pytest.mark.peers, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-FAB_STEPS, TARGETS, QUERIES = 20, 9, 200
+FAB_STEPS, TARGETS, QUERIES = 20, 9, 100
 RADII = pytest.mark.parametrize("eps", [2 / 255, 4 / 255], ids=["2/255", "4/255"])
 
 
@@ -47,6 +47,7 @@ def test_fab(torchattacks, case, eps):
 
 
 def test_square(torchattacks, case):
+    """Five seeds: the squares are random, and a seed's survivors scatter by about two images."""
     model, x, y = case
     eps = 4 / 255  # at 2/255 nearly all images stand, which takes long
     left = [
@@ -59,8 +60,9 @@ def test_square(torchattacks, case):
                 ),
             )
         ]
-        for seed in range(3)
+        for seed in range(5)
     ]
-    ours, theirs = (sum(side) / 3 for side in zip(*left, strict=True))
-    assert ours <= theirs + 1
-    assert ours < len(x)
+    more = torch.tensor([ours - theirs for ours, theirs in left], dtype=torch.float64)
+    error = more.std() / len(more) ** 0.5
+    assert more.mean() <= 1 + error
+    assert max(ours for ours, _ in left) < len(x)
