@@ -34,7 +34,7 @@ def arguments(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu/quick.sh", description=__doc__)
     add = parser.add_argument
     add("--budget", type=int, help="seconds of this call; default 540, or 120 with --second")
-    add("--second", type=int, metavar="LEFT", help="second call; seconds left of the loan")
+    add("--second", type=int, metavar="LEFT", help="second call; seconds left on the machine")
     add("--only", nargs="+", metavar="PART", help="run these parts only")
     add("--out", type=Path, help="folder for results; default: in the temporary folder")
     add("--wheels", type=Path, default=FOLDER, help="folder of wheels; default: .wheels")
@@ -55,7 +55,7 @@ def plan(second: int | None, budget: int | None, only: Sequence[str] | None) -> 
         raise CannotRunError(f"--only: unknown part {unknown[0]!r}; there are {', '.join(names)}")
     if second is not None and second < call.left:
         raise CannotRunError(
-            f"--second {second}: a second call needs {call.left} s of the loan left; give the "
+            f"--second {second}: a second call needs {call.left} s left on the machine; give the "
             "machine back"
         )
     call = chosen(call, only) if only else call
