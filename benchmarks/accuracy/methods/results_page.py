@@ -130,8 +130,9 @@ def precision_pairs(cells: Sequence[Row], model: str, method: str, eps: str | No
     """Return the accuracy of each seed, tuned in float32 and in ``precision="auto"``."""
     values = []
     for precision in PRECISIONS:
-        key = ("precision", model, method, [["precision", precision]])
-        own = [c for c in cells if (c["part"], c["model"], c["method"], c["changes"]) == key]
+        key = ("precision", model, method)
+        own = [c for c in cells if (c["part"], c["model"], c["method"]) == key]
+        own = [c for c in own if c["changes"][0] == ["precision", precision]]
         values.append(accuracies(sorted(own, key=lambda c: c["seed"]), eps))
     return list(zip(*values, strict=True))
 
