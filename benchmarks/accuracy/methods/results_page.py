@@ -146,10 +146,12 @@ def precision_table(cells: Sequence[Row]) -> str:
                 pairs = precision_pairs(cells, model, method, eps)
                 if not pairs:
                     continue
-                seeds = (", ".join(f"{value:.1f}" for value in one) for one in zip(*pairs))
+                seeds = (
+                    ", ".join(f"{value:.1f}" for value in one) for one in zip(*pairs, strict=True)
+                )
                 mean = statistics.mean(auto - own for own, auto in pairs)
                 lines.append([model, name_of(method), eps or "clean", *seeds, f"{mean:+.1f}"])
-    head = ["", "method", "accuracy", "float32, each seed", '`"auto"`, each seed', "mean difference"]
+    head = ["", "method", "accuracy", "float32", '`"auto"`', "mean difference"]
     return markdown(head, lines)
 
 
