@@ -18,12 +18,13 @@ from .._utils.gradients import without_gradients
 from ..clip.frozen import FrozenCLIP
 from ..prompts.mixture import Head, MixtureHead, PlainMixtureHead
 from ..prompts.values import PromptValues
+from ..towers import ImageTower
 from ..towers.base import Tower
 from ..towers.engines import make_image_tower, make_text_tower, resolve_precision
 from ..towers.template import DEFAULT
 from .classifier import CLIPClassifier, class_logits
 from .compiling import compilable, compiled
-from .outputs import Prepared, Seen
+from .outputs import Prepared, Seen, Visual
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -168,9 +169,17 @@ class PromptedCLIP(nn.Module):
         self.text.check(values.context, values.deep, self.text_refiners)
         self.image.check(values.visual, self.refiners)  # type: ignore[operator]
 
+    def _visual(self, values: PromptValues) -> Visual:
+        """Return what the image tower needs of the prompts, computed once for all images."""
+        if not isinstance(self.image, ImageTower) or (
+            values.visual is None and self.refiners is None
+        ):
+            return values.visual
+        return self.image.share(values.visual, self.refiners)
+
     # functions that may be compiled, with only tensors as inputs and outputs
 
-    def _run(self, function: Callable[..., T], tower: Tower, *tensors: Tensor | None) -> T:
+    def _run(self, function: Callable[..., T], tower: Tower, *tensors: Any) -> T:
         """Run a method of this class, compiled if requested and if its tower supports it."""
         self.text.refresh()
         self.image.refresh()
@@ -185,10 +194,10 @@ class PromptedCLIP(nn.Module):
         # a head takes unnormalized features
         return features if self.head is not None else F.normalize(features, dim=-1)
 
-    def _image_features(self, images: Tensor, visual: Tensor | None) -> Tensor:
+    def _image_features(self, images: Tensor, visual: Visual) -> Tensor:
         return at_least_float32(self.image(images, visual, self.refiners))
 
-    def _image_layers(self, images: Tensor, visual: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def _image_layers(self, images: Tensor, visual: Visual) -> tuple[Tensor, list[Tensor]]:
         features, layers = self.image(images, visual, self.refiners, keep_layers=True)
         return at_least_float32(features), layers
 
@@ -197,7 +206,7 @@ class PromptedCLIP(nn.Module):
         images: Tensor,
         labels: Tensor,
         text: Tensor,
-        visual: Tensor | None,
+        visual: Visual,
         *prepared: Tensor,
     ) -> Tensor:
         logits = self.logits(self._image_features(images, visual), text, *prepared)
@@ -205,7 +214,7 @@ class PromptedCLIP(nn.Module):
 
     # methods that tuners call
 
-    def attack_loss(self, images: Tensor, labels: Tensor, *fixed: Tensor | None) -> Tensor:
+    def attack_loss(self, images: Tensor, labels: Tensor, *fixed: Any) -> Tensor:
         """Return the summed cross-entropy; ``fixed`` is the output of `Prepared.detached`."""
         return self._run(PromptedCLIP._attack_loss, self.image, images, labels, *fixed)
 
@@ -240,8 +249,8 @@ class PromptedCLIP(nn.Module):
 
     def image_features(self, images: Tensor, values: PromptValues | None = None) -> Tensor:
         """Compute unnormalized image features ``[B, D]``, at least float32."""
-        values = values or self._values()
-        return self._run(PromptedCLIP._image_features, self.image, images, values.visual)
+        visual = self._visual(values or self._values())
+        return self._run(PromptedCLIP._image_features, self.image, images, visual)
 
     def logits(self, image_features: Tensor, class_features: Tensor, *prepared: Tensor) -> Tensor:
         """Compute logits ``[B, C]``; the arguments are those of `class_logits`."""
@@ -260,7 +269,8 @@ class PromptedCLIP(nn.Module):
         """Compute the values that a step's attack and loss share, from the prompts alone."""
         values = self._values()
         text = self.class_features(values)
-        return Prepared(values, text, () if self.head is None else self.head.prepare(text.detach()))
+        head = () if self.head is None else self.head.prepare(text.detach())
+        return Prepared(values, text, self._visual(values), head)
 
     def see(
         self, images: Tensor, prepared: Prepared | None = None, *, keep_layers: bool = False
@@ -274,10 +284,10 @@ class PromptedCLIP(nn.Module):
         layers: list[Tensor] = []
         if keep_layers:
             features, layers = self._run(
-                PromptedCLIP._image_layers, self.image, images, prepared.values.visual
+                PromptedCLIP._image_layers, self.image, images, prepared.visual
             )
         else:
-            features = self.image_features(images, prepared.values)
+            features = self._run(PromptedCLIP._image_features, self.image, images, prepared.visual)
         return Seen(self.logits(features, prepared.text, *prepared.head), features, layers)
 
     def see_both(
@@ -315,8 +325,8 @@ class PromptedCLIP(nn.Module):
     def classifier(self) -> CLIPClassifier:
         """Return a classifier with the current prompts; further tuning does not change it."""
         with torch.no_grad():
-            text, visual, *_ = self.prepare().detached()
-        assert text is not None
+            prepared = self.prepare()
+        text, visual = prepared.text, prepared.values.visual
         refiners, head = copy.deepcopy((self.refiners, self.head))
         for module in (refiners, head):
             if isinstance(module, nn.Module):
