@@ -25,6 +25,7 @@ from ..towers.template import DEFAULT
 from .classifier import CLIPClassifier, class_logits
 from .compiling import compilable, compiled
 from .outputs import Prepared, Seen, Visual
+from .padding import cut, padded
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -121,6 +122,8 @@ class PromptedCLIP(nn.Module):
                     clip.name,
                     type(tower).__name__,
                 )
+        # size of a tuner's batches, to which compiled code pads the others: each size is compiled
+        self.batch: int | None = None
         self._functions: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._read: tuple[int, list[Tensor]] | None = None  # the clip's version, `attack_reads`
 
@@ -168,6 +171,11 @@ class PromptedCLIP(nn.Module):
         """Check the prompt shapes against the towers before any computation."""
         self.text.check(values.context, values.deep, self.text_refiners)
         self.image.check(values.visual, self.refiners)  # type: ignore[operator]
+
+    @property
+    def _full(self) -> int | None:
+        """Size to which compiled code pads a batch; None for no padding."""
+        return self.batch if self.compiled else None
 
     def _visual(self, values: PromptValues) -> Visual:
         """Return what the image tower needs of the prompts, computed once for all images."""
@@ -267,10 +275,14 @@ class PromptedCLIP(nn.Module):
 
     def prepare(self) -> Prepared:
         """Compute the values that a step's attack and loss share, from the prompts alone."""
-        values = self._values()
-        text = self.class_features(values)
-        head = () if self.head is None else self.head.prepare(text.detach())
-        return Prepared(values, text, self._visual(values), head)
+        recorded = torch.is_grad_enabled()
+        # the code compiled for a step is used without gradients too
+        with torch.set_grad_enabled(recorded or self.compiled):
+            values = self._values()
+            text = self.class_features(values)
+            head = () if self.head is None else self.head.prepare(text.detach())
+            prepared = Prepared(values, text, self._visual(values), head)
+        return prepared if recorded else prepared.without_graph()
 
     def see(
         self, images: Tensor, prepared: Prepared | None = None, *, keep_layers: bool = False
@@ -281,13 +293,15 @@ class PromptedCLIP(nn.Module):
         """
         if prepared is None or self.engine == "reference":
             prepared = self.prepare()
-        layers: list[Tensor] = []
+        n, layers = len(images), list[Tensor]()
+        images = padded(images, self._full)
         if keep_layers:
             features, layers = self._run(
                 PromptedCLIP._image_layers, self.image, images, prepared.visual
             )
         else:
             features = self._run(PromptedCLIP._image_features, self.image, images, prepared.visual)
+        features, layers = cut(features, n), [cut(x, n) for x in layers]
         return Seen(self.logits(features, prepared.text, *prepared.head), features, layers)
 
     def see_both(
@@ -306,13 +320,16 @@ class PromptedCLIP(nn.Module):
         if self.engine == "reference":
             clean = self.see(images, keep_layers=keep_layers)
             return clean, self.see(adv, keep_layers=keep_layers)
-        both = self.see(torch.cat([images, adv]), prepared, keep_layers=keep_layers)
-        sizes = [len(images), len(adv)]
-        parts = zip(both.logits.split(sizes), both.features.split(sizes), strict=True)
-        layers = (
-            zip(*(x.split(sizes) for x in both.layers), strict=True) if keep_layers else ((), ())
-        )
-        clean, attacked = (Seen(*p, list(x)) for p, x in zip(parts, layers, strict=True))
+        pair = [padded(x, self._full) for x in (images, adv)]
+        both = self.see(torch.cat(pair), prepared, keep_layers=keep_layers)
+
+        def parts(x: Tensor) -> list[Tensor]:
+            halves = x.split([len(each) for each in pair])
+            return [cut(half, len(each)) for half, each in zip(halves, (images, adv), strict=True)]
+
+        layers = zip(*map(parts, both.layers), strict=True) if keep_layers else ((), ())
+        seen = zip(parts(both.logits), parts(both.features), layers, strict=True)
+        clean, attacked = (Seen(logits, features, list(x)) for logits, features, x in seen)
         return clean, attacked
 
     def pair(
