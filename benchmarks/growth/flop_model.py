@@ -120,17 +120,18 @@ def whole_text(s: Sizes) -> Work:
 
 
 def text_prefix(s: Sizes) -> Work:
-    """FLOPs of the M context tokens, which P - M tokens precede, in each of K prompts.
+    """FLOPs of the P tokens before all class names, in each of K prompts.
 
-    The tokens before them depend on no prompt: their keys and values are computed once for the
-    weights, not in a step. Context tokens that the next layer replaces and those of the last layer
-    need only key and value; the others attend to all P tokens.
+    With deep prompts only of the M context tokens: the tokens before them depend on no prompt, so
+    their keys and values are computed once for the weights. Context tokens that the next layer
+    replaces and the tokens of the last layer need only key and value; others attend to P tokens.
     """
-    w, m, p = s.text_width, s.n_ctx, s.prefix
+    w, p = s.text_width, s.prefix
     replaced = max(s.depth, 1) - 1
+    computed = s.n_ctx if replaced else p
     flowing = s.text_layers - 1 - replaced
-    rows = ((replaced + 1) * _KV + flowing * BLOCK) * m
-    return Work(s.prompts * rows * w**2, s.prompts * flowing * 4 * m * p * w)
+    rows = ((replaced + 1) * _KV + flowing * BLOCK) * computed
+    return Work(s.prompts * rows * w**2, s.prompts * flowing * 4 * computed * p * w)
 
 
 def text_suffixes(s: Sizes) -> tuple[float, float]:

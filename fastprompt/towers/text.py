@@ -73,9 +73,11 @@ class TextTower(PromptedText):
             check_count(class_chunk, "class_chunk")
         self.prefix, self.full_length = 0, self.layout.length
         self._cast = dtype
-        # the prefix, its tokens before the first context token, and these tokens' keys and values
+        # the prefix; its tokens before the first context token, whose keys and values are `start`;
+        # the tokens after these
         self.shared: SharedPrefix | None = None
         self.lead: SharedPrefix | None = None
+        self.rest: SharedPrefix | None = None
         self.start: list[Tensor] = []
         self.chunks = nn.ModuleList()
         self.open = OpenHF() if isinstance(self.parts, HFTextParts) else OpenText()
@@ -127,7 +129,8 @@ class TextTower(PromptedText):
             self.prefix = self.layout.shared(self.class_specific)
             first = self.layout.before_context(self.prefix)
             self.lead = SharedPrefix(self.open, self.layout, first)
-            self.shared = SharedPrefix(self.open, self.layout, self.prefix, first)
+            self.rest = SharedPrefix(self.open, self.layout, self.prefix, first)
+            self.shared = SharedPrefix(self.open, self.layout, self.prefix)
             make = partial(PackedChunk, prefix=self.prefix)
         lengths = torch.full((self.classes,), self.layout.length)
         if self.shared is not None:
@@ -186,11 +189,8 @@ class TextTower(PromptedText):
         self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
     ) -> Tensor:
         parts = self.parts
-        shared: list[Tensor] = []
-        if self.shared is not None and self.lead is not None:
-            with attention_kernel(context.device):
-                start = self.start if refiners is None else self.lead(None, None, refiners)
-                shared = self.shared(context, deep, refiners, *start)
+        with attention_kernel(context.device):
+            shared = self._prefix(context, deep, refiners)
         states = torch.cat(list(self._run(context, deep, refiners, shared)), dim=1)
         states = states[:, self.inverse]
         # without context tokens, all K prompts are equal
@@ -198,6 +198,18 @@ class TextTower(PromptedText):
         if isinstance(parts, HFTextParts):
             return states  # already pooled and projected
         return parts.project(parts.ln_final(states))
+
+    def _prefix(
+        self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
+    ) -> list[Tensor]:
+        """Compute the keys and values of the prefix, if there is one."""
+        if self.shared is None or self.rest is None:
+            return []
+        # replaced context tokens need no attention; without deep prompts, joining the first tokens
+        # and the others would take longer than to compute the first again
+        if refiners is None and (deep is not None or not self.rest.inside):
+            return self.rest(context, deep, None, *self.start)
+        return self.shared(context, deep, refiners)
 
     def _run(
         self,

@@ -152,6 +152,8 @@ class SharedPrefix(nn.Module):
         context = places[places < length] - first
         others = other_places(context[None], length - first)[0]
         self.inside, self.outside = len(context), len(others)
+        # without fixed words after the context, the others are the first tokens
+        self.leads = bool((others == torch.arange(self.outside)).all())
         # tokens that the others attend to
         self.seen = first + int(others[-1]) + 1 if self.outside else 0
         order = torch.cat([others, context]).argsort()
@@ -196,7 +198,8 @@ class SharedPrefix(nn.Module):
             out += (k, v)
             rows = mask
             if replaced:
-                x, q, rows = x[:, self.others], q[:, self.others], mask[self.others, : self.seen]
+                x, q, rows = self._others(x), self._others(q), self._others(mask[None])[0]
+                rows = rows[:, : self.seen]
                 k, v = k[:, : self.seen], v[:, : self.seen]
             x = block.leave(x, attend(q, k, v, rows))
         return out
@@ -211,18 +214,22 @@ class SharedPrefix(nn.Module):
             x = x.expand(len(own), -1, -1).index_copy(1, self.context, own)
         return x + parts.positional_embedding[self.first : self.length].to(parts.dtype)
 
+    def _others(self, x: Tensor) -> Tensor:
+        """Return all but the context tokens of ``x [K, tokens, ...]``."""
+        return x[:, : self.outside] if self.leads else x[:, self.others]
+
     def _refine(self, x: Tensor, refiner: Callable[[Tensor], Tensor]) -> Tensor:
         """Refine all but the context tokens; ``x`` may lack these."""
         if x.shape[1] == self.outside:
             return refiner(x).to(x.dtype)
-        return x.index_copy(1, self.others, refiner(x[:, self.others]).to(x.dtype))
+        return x.index_copy(1, self.others, refiner(self._others(x)).to(x.dtype))
 
     def _with_context(self, others: Tensor, context: Tensor) -> Tensor:
         """Return all tokens in their order, ``[K, tokens, width]``."""
         if not self.outside:
             return context
         x = torch.cat([others.expand(len(context), -1, -1), context], dim=1)
-        return x[:, self.order]
+        return x if self.leads else x[:, self.order]
 
 
 def _behind(before: Sequence[Tensor], *new: Tensor) -> list[Tensor]:

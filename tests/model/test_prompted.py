@@ -316,7 +316,7 @@ def test_prepared_holds_a_graph_and_hands_out_none():
     assert not text.requires_grad
     assert torch.equal(text, prepared.text)
     learned, fixed = ([*v.tokens, *sum(v.keys, ())] for v in (prepared.visual, visual))
-    assert len(learned) == 2 + 2  # tokens of two layers; key and value of the last
+    assert len(learned) == 2 + 2 * 2  # of two layers: tokens, key and value
     assert all(t.requires_grad for t in learned)
     assert not any(t.requires_grad for t in fixed)
     assert all(map(torch.equal, learned, fixed))

@@ -122,25 +122,28 @@ def text_tower(clip, **options) -> TextTower:
     return tower
 
 
-def lead_calls(tower: TextTower) -> list[int]:
-    calls: list[int] = []
-    tower.lead.register_forward_hook(lambda *_: calls.append(1))
+def calls_of(tower: TextTower) -> list[str]:
+    calls: list[str] = []
+    for name in ("lead", "rest", "shared"):
+        part = getattr(tower, name)
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
     return calls
 
 
 @pytest.mark.parametrize("depth", [1, LAYERS])
 def test_the_first_tokens_are_computed_once_for_the_weights(clip, depth):
     tower = text_tower(clip)
-    calls, width = lead_calls(tower), clip.text_parts.width
+    calls, width = calls_of(tower), clip.text_parts.width
     deep = noise(depth - 1, 3, width, seed=2) if depth > 1 else None
     for seed in (1, 2):
         tower(noise(3, width, seed=seed), deep)
-    assert calls == []
+    # with prompts in one layer only, the other tokens take as many operations without the first
+    assert calls == ["rest" if depth > 1 else "shared"] * 2
     assert [tuple(t.shape[:2]) for t in tower.start] == [(1, 1)] * (2 * LAYERS)
     assert not any(t.requires_grad for t in tower.start)
     refiners = nn.ModuleList(TokenRefiner(width) for _ in range(LAYERS - 1)).double()
     tower(noise(3, width, seed=1), deep, refiners)
-    assert calls == [1]  # these change them
+    assert calls[2:] == ["shared"]  # these change the first tokens
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
@@ -164,29 +167,32 @@ def test_with_deep_prompts_only_what_follows_the_start_is_computed(clip, templat
     for a, b in zip((got, *grads), (wanted, *expected), strict=True):
         assert relative(a, b) <= EXACT
     monkeypatch.setattr(OpenBlock, "norm", spy)
-    fast.shared(context[None], deep[None], None, *fast.start)
+    fast.rest(context[None], deep[None], None, *fast.start)
     assert sum(computed) <= (fast.prefix - fast.lead.length) * LAYERS
 
 
 def test_the_first_tokens_follow_the_weights(clip):
     model = load_clip(small_model(layers=LAYERS).double())
     tower = text_tower(model)
-    context = noise(3, model.text_parts.width, seed=1)
-    before = tower(context).detach()
+    width = model.text_parts.width
+    context, deep = noise(3, width, seed=1), noise(1, 3, width, seed=2)
+    before = tower(context, deep).detach()
     model.load_state_dict(load_clip(small_model(seed=7, layers=LAYERS).double()).state_dict())
-    after = tower(context)
-    assert relative(after, ReferenceTextTower(model, NAMES, 3)(context)) <= EXACT
+    after = tower(context, deep)
+    assert relative(after, ReferenceTextTower(model, NAMES, 3)(context, deep)) <= EXACT
     assert relative(after, before) > 1e-2
     model.float()
-    assert tower(context.float()).dtype == tower.start[0].dtype == torch.float32
+    assert tower(context.float(), deep.float()).dtype == tower.start[0].dtype == torch.float32
 
 
-def test_first_computed_without_gradients_they_serve_steps_with_gradients(clip):
-    context = noise(3, clip.text_parts.width, seed=1)
+def test_first_computed_without_gradients_they_serve_steps_with_gradients():
+    clip = load_clip(small_model(layers=LAYERS).double())
+    tower, width = text_tower(clip), clip.text_parts.width
+    context, deep = noise(3, width, seed=1), noise(1, 3, width, seed=2)
+    clip.load_state_dict(load_clip(small_model(seed=7, layers=LAYERS).double()).state_dict())
     with torch.inference_mode():
-        tower = text_tower(clip)
-        wanted = tower(context).clone()
-    got = tower(context)
+        wanted = tower(context, deep).clone()
+    got = tower(context, deep)
     assert relative(got, wanted) <= EXACT
     (grad,) = torch.autograd.grad(got.square().sum(), context)
     assert grad.norm() > 1e-6
