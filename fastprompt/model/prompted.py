@@ -179,11 +179,10 @@ class PromptedCLIP(nn.Module):
 
     def _visual(self, values: PromptValues) -> Visual:
         """Return what the image tower needs of the prompts, computed once for all images."""
-        if not isinstance(self.image, ImageTower) or (
-            values.visual is None and self.refiners is None
-        ):
-            return values.visual
-        return self.image.share(values.visual, self.refiners)
+        visual, refiners = values.visual, self.refiners
+        if not isinstance(self.image, ImageTower) or (visual is None and refiners is None):
+            return visual
+        return self.image.share(visual, None if refiners is None else tuple(refiners))
 
     # functions that may be compiled, with only tensors as inputs and outputs
 

@@ -139,7 +139,7 @@ class ImageTower(PromptedImage):
             extra, last = tokens.get(i, extra), i + 1 == len(self.blocks)
             # prompt tokens that the next layer replaces need no output
             follow = extra is not None and (keep or not (last or i + 1 in tokens))
-            if follow:
+            if follow and extra is not None:
                 x = torch.cat([x, extra.expand(len(x), *extra.shape[-2:])], dim=1)
             known = () if follow or extra is None else keys.get(i) or keys_of(block, extra)
             if last and not keep:
