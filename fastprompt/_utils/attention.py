@@ -34,11 +34,18 @@ def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute softmax attention, tokens before heads: ``[..., T, H, d]``; additive ``mask``."""
-    out = F.scaled_dot_product_attention(
-        q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2), attn_mask=mask
-    )
-    return out.transpose(-3, -2)
+    """Compute softmax attention, tokens before heads: ``[..., T, H, d]``; additive ``mask``.
+
+    On the CPU, it is written out: there PyTorch's unfused kernel converts bfloat16 to float32 and
+    passes over the scores more often, and the backward of its fused one is slow for few tokens.
+    """
+    q, k, v = (x.transpose(-3, -2) for x in (q, k, v))
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(-3, -2)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(dim=-1) @ v).transpose(-3, -2)
 
 
 def causal_mask(n: int, like: Tensor) -> Tensor:

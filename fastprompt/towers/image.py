@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._utils.attention import attend, attention_kernel
+from .._utils.attention import attend
 from ..clip.frozen import FrozenCLIP
 from ..prompts.refiners import refine
 from .base import keep
@@ -92,9 +92,7 @@ class ImageTower(PromptedImage):
             prompts = self._shared(prompts, None, keys=not keep_layers)
         if prompts.refiners:
             refiners = [partial(_refined, weights=weights) for weights in prompts.refiners]
-        with attention_kernel(images.device):
-            x = self._embed(images)
-            x, kept = self._blocks(x, prompts, refiners, keep_layers)
+        x, kept = self._blocks(self._embed(images), prompts, refiners, keep_layers)
         features = self._pool(x, whole=keep_layers)
         return (features, kept) if keep_layers else features
 

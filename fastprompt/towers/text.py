@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._utils.attention import attention_kernel
 from .._utils.checks import check_count
 from .._utils.memory import total_memory
 from ..clip.frozen import FrozenCLIP
@@ -112,9 +111,8 @@ class TextTower(PromptedText):
         if self.lead is None:
             return
         self.to(self.clip.device)
-        device = self.clip.device
         # a later step may record gradients
-        with torch.inference_mode(False), torch.no_grad(), attention_kernel(device):
+        with torch.inference_mode(False), torch.no_grad():
             self.start = self.lead(None, None, None)
 
     def _build(self, class_chunk: int | None) -> int:
@@ -189,8 +187,7 @@ class TextTower(PromptedText):
         self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
     ) -> Tensor:
         parts = self.parts
-        with attention_kernel(context.device):
-            shared = self._prefix(context, deep, refiners)
+        shared = self._prefix(context, deep, refiners)
         states = torch.cat(list(self._run(context, deep, refiners, shared)), dim=1)
         states = states[:, self.inverse]
         # without context tokens, all K prompts are equal
@@ -227,14 +224,12 @@ class TextTower(PromptedText):
             else:
                 yield recomputed(partial(run, None), context, deep, *shared)
 
+    @staticmethod
     def _one(
-        self,
         chunk: nn.Module,
         refiners: Refiners | None,
         context: Tensor,
         deep: Tensor | None,
         *shared: Tensor,
     ) -> Tensor:
-        # set per chunk: the backward pass, which recomputes chunks, needs this kernel too
-        with attention_kernel(context.device):
-            return chunk(context, deep, refiners, *shared)
+        return chunk(context, deep, refiners, *shared)

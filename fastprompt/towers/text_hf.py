@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from .._utils.attention import attention_kernel
 from ..clip.parts import HFTextParts
 from .base import keep
 from .text_layout import TextLayout
@@ -38,5 +39,6 @@ class HFChunk(nn.Module):
         own = context[:, self.order] if context.ndim == 4 else context[:, None]
         x = parts.token_embedding(self.ids)
         x = put(x.expand(len(context), -1, -1, -1), self.places, own)  # [K, C, T, W]
-        features = parts.encode(x.flatten(0, 1), self.ids.repeat(len(context), 1))
+        with attention_kernel(x.device):
+            features = parts.encode(x.flatten(0, 1), self.ids.repeat(len(context), 1))
         return features.unflatten(0, (len(context), -1))

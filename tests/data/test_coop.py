@@ -162,7 +162,8 @@ def test_two_classes_of_imagenet_share_a_name(tmp_path, bundled_clip):
     assert data.classnames[2:] == ["sunglasses"] * 2
     image, _ = data.test[0]
     logits = bundled_clip.zero_shot(data.classnames, data.templates)(image[None].float() / 255)
-    assert logits[0, 2] == logits[0, 3]
+    # rounding may depend on the place in the matrix product
+    assert logits[0, 2].item() == pytest.approx(logits[0, 3].item(), rel=1e-5)
 
 
 def test_base_and_new_are_halves_by_label(tmp_path):
