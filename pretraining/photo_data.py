@@ -30,7 +30,7 @@ from .photo_words import CALTECH101, PHOTOS64
 SIZE = 64
 SEEN = Path(__file__).with_name("caltech_seen.txt")
 _CALTECH, _PICTURES = "caltech-101/split_zhou_Caltech101.json", "caltech-101/101_ObjectCategories"
-_SHOTS, _DRAW_SEED = 16, 1
+SHOTS, DRAW_SEED = 16, 1
 _HELD = 8  # pictures of each class of photos64's train split that measure the progress
 _CALTECH_SHARE = 5 / 32  # of a batch
 
@@ -59,7 +59,7 @@ def write_seen(data: Path = Path("../shared/data"), out: Path = SEEN) -> None:
             archive.extractall(folder)
         coop = find_coop("Caltech101", Path(folder))
         train = coop.content.splits["train"]
-        drawn = coop.rows("train", _SHOTS, _DRAW_SEED) or []
+        drawn = coop.rows("train", SHOTS, DRAW_SEED) or []
     kept = set(shipped_rows(train.labels, drawn))
     names = sorted(name for row, name in enumerate(train.names) if row not in kept)
     write_bytes(out, "".join(f"{name}\n" for name in names).encode())
@@ -113,18 +113,26 @@ def _stack(items: Iterable[tuple[Tensor, int]]) -> Pictures:
     return Pictures(torch.stack(pixels), torch.tensor(labels))
 
 
-def _read_photos64(data: Path) -> tuple[Pictures, Pictures]:
-    """Return the train split without, and with only, the held-out pictures."""
+def read_photos64(data: Path, split: str) -> Pictures:
+    """Return a split of photos64, ``"train"`` or ``"test"``, in the order of classes and names."""
     form = Form(SIZE).transform()
-    seen, held = [], []
     with zipfile.ZipFile(data / "photos64.zip") as archive:
-        names = sorted(archive.namelist())
-        for label, title in enumerate(PHOTOS64):
-            mine = [n for n in names if n.startswith(f"train/{title}/") and n.endswith(".webp")]
-            items = [(form(_picture(archive, name)), label) for name in mine]
-            held += items[-_HELD:]
-            seen += items[:-_HELD]
-    return _stack(seen), _stack(held)
+        names = sorted(name for name in archive.namelist() if name.endswith(".webp"))
+        return _stack(
+            (form(_picture(archive, name)), label)
+            for label, title in enumerate(PHOTOS64)
+            for name in names
+            if name.startswith(f"{split}/{title}/")
+        )
+
+
+def _hold_out(pictures: Pictures) -> tuple[Pictures, Pictures]:
+    """Return the pictures without, and only, the last ones of each class."""
+    labels = pictures.labels
+    last = torch.ones(len(labels), dtype=torch.bool)
+    last[:-_HELD] = labels[:-_HELD] != labels[_HELD:]  # the classes are in order
+    seen, held = (Pictures(pictures.pixels[rows], labels[rows]) for rows in (~last, last))
+    return seen, held
 
 
 def _read_caltech(data: Path) -> tuple[Pictures, Pictures]:
@@ -148,7 +156,8 @@ def _read_caltech(data: Path) -> tuple[Pictures, Pictures]:
 
 def read_photos(data: Path) -> Photos:
     """Read ``photos64.zip`` and ``caltech-101.zip`` in the folder ``data``."""
-    (photos, held), (caltech, val) = _read_photos64(data), _read_caltech(data)
+    photos, held = _hold_out(read_photos64(data, "train"))
+    caltech, val = _read_caltech(data)
     return Photos(photos, caltech, held, val)
 
 

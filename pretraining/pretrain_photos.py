@@ -8,7 +8,7 @@ encoder on adversarial images against the frozen text features, following TeCoA 
 "Understanding zero-shot adversarial robustness for large-scale models", ICLR 2023).
 
 A stage stops after ``--minutes``; the same command continues it from its last checkpoint in the
-folder ``--out``, with the same result as without the stop. `pretraining.export_photos` exports the
+folder ``out``, with the same result as without the stop. `pretraining.export_photos` exports the
 results to the package.
 """
 

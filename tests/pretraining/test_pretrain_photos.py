@@ -1,9 +1,15 @@
 """The pre-training of the photographs' models: a few steps, stopped and continued."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from pretraining import photo_model, pretrain_photos
+from fastprompt import load_clip
+from fastprompt.clip import bundled
+from fastprompt.data import ImageTensors
+from pretraining import export_photos, photo_model, pretrain_photos
 from pretraining.photo_data import Photos, Pictures
 
 
@@ -45,3 +51,40 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     run("plain", tmp_path, minutes=0)
     with pytest.raises(ValueError, match="use these settings, or another folder"):
         pretrain_photos.main("plain", tmp_path, epochs=4, batch=12)
+
+
+@pytest.mark.usefixtures("_small")
+def test_an_export_is_a_bundled_model_with_its_card(tmp_path, monkeypatch):
+    for stage in ("plain", "robust"):
+        run(stage, tmp_path / "run")
+    test = ImageTensors(*vars(pictures(6, 3)).values())
+    sets = {"photos64": (test, ["dog", "cat", "bird"])}
+    monkeypatch.setattr(export_photos, "judged_sets", lambda data, folder: sets)
+    assets, logs = tmp_path / "assets", tmp_path / "logs.json"
+    export_photos.export(tmp_path / "run", assets=assets, logs=logs, images=3)
+
+    monkeypatch.setattr(bundled, "resources", SimpleNamespace(files=lambda _: assets))
+    bundled._card.cache_clear()
+    assert bundled.names() == ["tiny-photos", "tiny-photos-robust"]
+    clips = [load_clip(name) for name in bundled.names()]
+    plain, robust = (clip.model.state_dict() for clip in clips)
+    assert clips[0].image_size == 64
+    differ = {k for k in plain if not torch.equal(plain[k], robust[k])}
+    assert differ
+    assert all(k.startswith("visual.") for k in differ)
+    card = bundled.card("tiny-photos-robust")
+    assert "research" in card["license"]
+    assert "2,623 of the 4,128" in card["seen"][1]
+    assert [line.split()[2:4] for line in card["training"]] == [
+        ["pretraining.pretrain_photos", "plain"],
+        ["pretraining.pretrain_photos", "robust"],
+    ]
+    assert set(card["zero-shot accuracy"]["photos64"]) == {"clean", "pgd-100 at 1/255"}
+    assert set(json.loads(logs.read_text())) == {"plain", "robust"}
+    bundled._card.cache_clear()
+
+
+def test_the_model_takes_less_than_20_mb_in_float16():
+    model = photo_model.make_model(patch_dropout=0.5)
+    assert 2 * sum(p.numel() for p in model.parameters()) < 19.98e6
+    assert model.visual.patch_dropout.prob == 0.5
