@@ -29,6 +29,7 @@ from fastprompt.data.sdf import PATTERNS, SHAPES
 from fastprompt.data.shapes import COLORS, COUNTS, Scenes, render
 
 from .captions import describe_scenes
+from .training import contrastive_loss, encode_short_text, make_optimizer, set_rate
 
 CONFIG = {
     "embed_dim": 128,
@@ -60,49 +61,12 @@ def _normalize(pixels: Tensor) -> Tensor:
     return (pixels - mean) / std
 
 
-def encode_short_text(model: Any, tokens: Tensor) -> Tensor:
-    """`open_clip`'s ``encode_text``, cut after the longest caption: the mask is causal."""
-    length = int((tokens != 0).sum(dim=1).max())
-    tokens = tokens[:, :length]
-    x = model.token_embedding(tokens) + model.positional_embedding[:length]
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x)[torch.arange(len(x)), tokens.argmax(dim=-1)]
-    return x @ model.text_projection
-
-
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, true: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy, with every caption that is true of an image as a positive.
-
-    ``true`` is bool ``[B, B]``, images by captions. The targets are uniform over the positives
-    (UniCL, Yang et al., CVPR 2022); with one positive each this is CLIP's own loss.
-    """
-    logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-    target = true.float()
-    by_image = F.cross_entropy(logits, target / target.sum(dim=1, keepdim=True))
-    by_text = F.cross_entropy(logits.T, target.T / target.T.sum(dim=1, keepdim=True))
-    return (by_image + by_text) / 2
-
-
-def _optimizer(params: list[tuple[str, nn.Parameter]], lr: float) -> torch.optim.AdamW:
-    decayed = [p for name, p in params if p.ndim >= 2 and "embedding" not in name]
-    rest = [p for name, p in params if p.ndim < 2 or "embedding" in name]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
-
-
-def _schedule(optimizer: torch.optim.Optimizer, step: int, steps: int, lr: float) -> None:
-    warm = min(1.0, (step + 1) / min(300, steps))
-    rate = lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def train_plain(steps: int, batch: int, lr: float, seed: int) -> Any:
     """Train CLIP from scratch on ``steps`` batches of ``batch`` new images with captions."""
     torch.manual_seed(seed)
     model = open_clip.CLIP(**CONFIG).train()
     tokenizer = open_clip.SimpleTokenizer()
-    optimizer = _optimizer(list(model.named_parameters()), lr)
+    optimizer = make_optimizer(list(model.named_parameters()), lr)
     generator = torch.Generator().manual_seed(seed)
     bar = tqdm(range(steps), desc="plain", mininterval=10)
     for step in bar:
@@ -115,7 +79,7 @@ def train_plain(steps: int, batch: int, lr: float, seed: int) -> Any:
         loss = contrastive_loss(
             image.float(), text.float(), model.logit_scale.exp(), captions.true_of(scenes)
         )
-        _schedule(optimizer, step, steps, lr)
+        set_rate(optimizer, step, steps, lr)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -170,7 +134,7 @@ def train_robust(
     model = copy.deepcopy(plain).requires_grad_(False)
     text = text_features(model)
     model.visual.requires_grad_(True)
-    optimizer = _optimizer(list(model.visual.named_parameters()), lr)
+    optimizer = make_optimizer(list(model.visual.named_parameters()), lr)
     generator = torch.Generator().manual_seed(seed + 1)
     alpha = eps / attack_steps * 1.25
     bar = tqdm(range(steps), desc="robust", mininterval=10)
@@ -192,7 +156,7 @@ def train_robust(
         )
         model.visual.requires_grad_(True)
         loss = _question_loss(model, adv, text, labels)
-        _schedule(optimizer, step, steps, lr)
+        set_rate(optimizer, step, steps, lr)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.visual.parameters(), 1.0)

@@ -42,6 +42,7 @@ def test_wheel_holds_kernels_and_models(tmp_path):
         cwd=tmp_path,
     )
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 60e6
     unpacked = tmp_path / "unpacked"
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
@@ -50,8 +51,9 @@ def test_wheel_holds_kernels_and_models(tmp_path):
     for kernel in (ROOT / "kernels").rglob("*.py"):
         assert f"fastprompt/kernels/{kernel.relative_to(ROOT / 'kernels')}" in names
     for asset in (ROOT / "fastprompt" / "assets").iterdir():
-        if asset.suffix in (".json", ".safetensors"):
+        if asset.suffix in (".json", ".safetensors", ".txt", ".zip"):
             assert f"fastprompt/assets/{asset.name}" in names
+    assert {"fastprompt/assets/photos.zip", "fastprompt/assets/photos.LICENSE.txt"} <= names
     assert "fastprompt/py.typed" in names
     for module in (ROOT / "fastprompt").rglob("*.py"):
         name = module.relative_to(ROOT).as_posix()

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class CoOpData:
     Args:
         spec: the data set.
         root: the directory that holds ``spec.folder``.
+        only: the pictures that ``train`` is restricted to, without suffixes. Few-shot files, whose
+            pictures may be others, are then not used.
 
     Raises:
         FileNotFoundError: a file or folder, or a picture of the split file, is missing; the
@@ -37,7 +39,7 @@ class CoOpData:
         ValueError: a file has another layout, or its labels and class names do not fit together.
     """
 
-    def __init__(self, spec: CoOpSet, root: Path) -> None:
+    def __init__(self, spec: CoOpSet, root: Path, only: Collection[str] | None = None) -> None:
         self.spec, self.folder = spec, root.absolute() / spec.folder
         self.images = self.folder / spec.images
         if lacking := missing(spec, root):
@@ -46,10 +48,12 @@ class CoOpData:
                 f"DATASETS.md describes; put them there, or pass the folder that holds "
                 f"{spec.folder} as root{_nearer(spec, root)}"
             )
-        self.content = read_layout(spec, root)
+        self._only, self.content = only, read_layout(spec, root)
         self._picked: dict[tuple[int, int], _Picked] = {}
         if spec.layout in ("split", "variants"):  # folders were listed just now
             self._check_pictures()
+        if only is not None:
+            self.content.splits["train"] = self.content.splits["train"].restricted(only)
 
     @property
     def title(self) -> str:
@@ -103,7 +107,7 @@ class CoOpData:
 
     def _pickle(self, shots: int, seed: int) -> Path | None:
         file = self.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
-        return file if file.is_file() else None
+        return file if file.is_file() and self._only is None else None
 
     def _draw(self, shots: int, seed: int) -> _Picked:
         """Draw as Dassl's ``generate_fewshot_dataset``: train, then val, from one stream."""
@@ -189,9 +193,9 @@ class CoOpData:
         return (self.images / name).is_file()
 
 
-def find_coop(name: str, root: Path) -> CoOpData:
+def find_coop(name: str, root: Path, only: Collection[str] | None = None) -> CoOpData:
     """Return the data set ``coop:NAME``; raises as `CoOpData`, or ValueError for other names."""
-    return CoOpData(SETS[canonical(name)], root)
+    return CoOpData(SETS[canonical(name)], root, only)
 
 
 def canonical(name: str) -> str:

@@ -1,7 +1,7 @@
 """Reading of CoOp's files: split files, lists of variants, and folders per class."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,6 +27,19 @@ class Listing:
         """Append a picture."""
         self.names.append(name)
         self.labels.append(label)
+
+    def restricted(self, names: Collection[str]) -> "Listing":
+        """Return the pictures with these names, which have no suffixes."""
+        out = Listing()
+        for name, label in zip(self.names, self.labels, strict=True):
+            if without_suffix(name) in names:
+                out.add(name, label)
+        return out
+
+
+def without_suffix(name: str) -> str:
+    """Return ``"Faces/image_0001"`` for ``"Faces/image_0001.jpg"``."""
+    return PurePosixPath(name).with_suffix("").as_posix()
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,15 @@ def _of_split_file(file: Path, spec: CoOpSet) -> Content:
         content = read_json(file)
     except ValueError as error:
         raise ValueError(f"data: {error}") from None
+    return read_split(content, file, spec.renamed)
+
+
+def read_split(content: Mapping[str, Any], file: Path, renamed: Mapping[str, str]) -> Content:
+    """Return what a split file lists; ``file`` is its name for messages.
+
+    Raises:
+        ValueError: the file has another layout, or its labels and class names do not fit together.
+    """
     splits: dict[str, Listing] = {}
     names: dict[int, str] = {}
     for part in PARTS:
@@ -105,7 +127,7 @@ def _of_split_file(file: Path, spec: CoOpSet) -> Content:
             f"data: {file} has {len(names)} classes, so that its labels must be 0 to "
             f"{len(names) - 1}, but there is no label {gaps[0]}"
         )
-    return Content([spec.renamed.get(names[i], names[i]) for i in range(len(names))], splits)
+    return Content([renamed.get(names[i], names[i]) for i in range(len(names))], splits)
 
 
 def _entry(entry: Any, part: str, file: Path) -> tuple[str, int, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from .._utils.checks import check_path
 from .._utils.names import unknown
 from ..clip.frozen import TEMPLATES
-from . import hf_sets
+from . import hf_sets, photos
 from .builtin import WORLDS, draw_split
 from .coop import canonical, find_coop
 from .coop_sets import PREFIX, SETS
@@ -17,6 +17,7 @@ from .manifest import Manifest, is_manifest
 from .splits import Form, Source, Split
 from .torchvision_sets import TORCHVISION, torchvision_source
 
+BUILTIN = (*WORLDS, photos.NAME)
 ROOT = Path("data")  # of CoOp's and torchvision's data sets
 
 
@@ -34,16 +35,30 @@ def title_of(name: Any) -> str:
     return f"{PREFIX}{canonical(text)}" if text.startswith(PREFIX) else text
 
 
-def find_source(name: Any, root: Path | None, download: bool) -> Source:
-    """Return a data set's class names, templates, and a reader of its splits."""
+def find_source(
+    name: Any, root: Path | None, download: bool, unseen_by: str | None = None
+) -> Source:
+    """Return a data set's class names, templates, and a reader of its splits.
+
+    Raises:
+        ValueError: it is not known which pictures of the data set the model ``unseen_by`` has seen.
+    """
+    only = None if unseen_by is None else photos.unseen_of_caltech(unseen_by)
+    if only is not None and title_of(name) not in (photos.NAME, f"{PREFIX}Caltech101"):
+        raise ValueError(
+            f"unseen_by is for {photos.NAME} and {PREFIX}Caltech101, got {title_of(name)}, of "
+            "which it is not known what the model has seen; leave it out"
+        )
     if is_loaded(name):
         return hf_sets.loaded_source(name, TEMPLATES)
     text, place = str(name), root or ROOT
     if text in WORLDS:
         world = WORLDS[text]
         return Source(list(world.classnames), partial(_builtin, text), tuple(world.templates))
+    if text == photos.NAME:
+        return photos.photos_source()
     if text.startswith(PREFIX):
-        return find_coop(text, place).source
+        return find_coop(text, place, only).source
     if text.startswith(hf_sets.PREFIX):
         return hf_sets.named_source(text, TEMPLATES)
     if text in TORCHVISION:  # checked before folders: a folder may have the same name
@@ -56,7 +71,7 @@ def find_source(name: Any, root: Path | None, download: bool) -> Source:
     if isinstance(name, Path) or "/" in text or text.startswith("."):
         raise FileNotFoundError(f"data: the folder {text} does not exist")
     coop = [f"{PREFIX}{own}" for own in SETS]
-    raise unknown("data set or image folder", text, [*WORLDS, *TORCHVISION, *coop])
+    raise unknown("data set or image folder", text, [*BUILTIN, *TORCHVISION, *coop])
 
 
 def moved(given: Mapping[str, Any], directory: Path) -> dict[str, Any]:

@@ -22,12 +22,11 @@ from .._utils.checks import (
     some,
 )
 from ..clip.frozen import FrozenCLIP
-from .builtin import WORLDS
 from .dataset import ImageDataset, ImageTensors
 from .draw import Drawn, draw
 from .encoded import EncodedImages
 from .few_shot import Chosen, Classes, class_range
-from .find import find_source, is_loaded, moved, title_of
+from .find import BUILTIN, find_source, is_loaded, moved, title_of
 from .naming import ClassNames, Templates, class_names, templates_of
 from .splits import Form, Size, Source, check_preprocess
 
@@ -92,7 +91,7 @@ class Data:
         source = dict(self.arguments)
         if is_loaded(source["name"]):
             source |= {"name": None, "type": self.name}
-        if self.name not in WORLDS:
+        if self.name not in BUILTIN:
             source["directory"] = str(Path.cwd())
         if self.splits is not None:
             source["splits"] = self.splits
@@ -180,7 +179,7 @@ def load_data(
     shots: int | Literal["all"] = "all",
     seed: int = 0,
     classes: Classes = "all",
-    image_size: Size = 48,
+    image_size: Size | None = None,
     channels: int = 3,
     root: str | Path | None = None,
     download: bool = False,
@@ -188,11 +187,13 @@ def load_data(
     templates: Templates | None = None,
     on_error: OnError = "raise",
     preprocess: Mapping[str, Any] | None = None,
+    unseen_by: str | None = None,
 ) -> Data:
     """Load a data set for tuning.
 
     Args:
-        name: ``"shapes"``, ``"patterns"``, ``"counts"``, the shifted variants ``"shapes-outline"``,
+        name: ``"photos"``, a small part of Caltech101; the drawn sets ``"shapes"``,
+            ``"patterns"``, ``"counts"``, and the shifted variants ``"shapes-outline"``,
             ``"shapes-recolored"``, ``"shapes-crowded"``; a folder with one subfolder of images per
             class (or ``train``, ``val``, ``test`` folders of these); a manifest, a ``.csv`` or
             ``.jsonl`` file with the columns ``path``, ``label`` or ``classname``, and optionally
@@ -208,7 +209,7 @@ def load_data(
             images of its ``split_fewshot`` file for these shots and this seed, or CoOp's own draw.
         classes: ``"all"``, ``"base"`` (first half) or ``"new"`` (second half).
         image_size: side of square images in pixels, or ``(height, width)``, each at least 16;
-            photographs are resized and center-cropped.
+            photographs are resized and center-cropped. Default: 64 for ``"photos"``, else 48.
         channels: 3 for RGB images, 1 for gray ones.
         root: the root directory of CoOp's or of torchvision's data sets, by default ``data``; or
             the folder of a manifest's relative paths, by default that of the manifest.
@@ -223,6 +224,9 @@ def load_data(
         preprocess: how photographs are resized, as open_clip's ``PreprocessCfg``: ``resize_mode``
             (``"shortest"``, ``"longest"`` or ``"squash"``), ``interpolation`` and ``fill_color``.
             Default: ``"shortest"``, ``"bicubic"``. `Data.for_model` sets it for a model.
+        unseen_by: of ``"coop:Caltech101"``, train only on pictures that this bundled model has not
+            seen: ``"tiny-photos"`` or ``"tiny-photos-robust"``. Few-shot images are then drawn as
+            by CoOp from these, of which small classes have fewer than 16.
 
     Raises:
         ValueError: the name is unknown (the message suggests similar ones), an argument is out of
@@ -240,8 +244,8 @@ def load_data(
     if shots != "all":
         check_count(shots, "shots")
     check_choice(on_error, "on_error", get_args(OnError))
-    form = _form(image_size, channels, preprocess)
-    source = find_source(name, place, download)
+    source = find_source(name, place, download, unseen_by)
+    form = _form(source.size if image_size is None else image_size, channels, preprocess)
     own = source.classnames
     if classnames is None and not source.named:
         raise ValueError(
@@ -271,6 +275,7 @@ def load_data(
         "templates": None if templates is None else list(templates_of(templates)),
         "on_error": on_error,
         "preprocess": _given(preprocess),
+        "unseen_by": unseen_by,
     }
     prompts = tuple(arguments["templates"] or source.templates)
     mask = None if source.mask is None else tuple(source.mask[i] for i in chosen)

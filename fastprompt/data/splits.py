@@ -130,6 +130,7 @@ class Source:
         few_shots: its own choice of few-shot images; None for `few_shot.sample`.
         mask: for a variant of ImageNet, the label in ImageNet of each class.
         named: whether the classes have names; else ``classnames`` are the numbers of the labels.
+        size: the size of the images unless another one is asked for.
     """
 
     classnames: list[str]
@@ -139,6 +140,7 @@ class Source:
     few_shots: FewShots | None = None
     mask: tuple[int, ...] | None = None
     named: bool = True
+    size: Size = Form.size
 
 
 class TorchvisionImages:

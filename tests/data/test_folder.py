@@ -407,7 +407,7 @@ def test_a_recorded_torchvision_set_is_no_folder_of_that_name(tmp_path, monkeypa
     (tmp_path / "data").mkdir()
     asked = []
 
-    def found(name, root, download):
+    def found(name, root, download, unseen_by):
         asked.append((name, None if root is None else str(root)))
         return Source(["ant", "bee"], None, ())
 

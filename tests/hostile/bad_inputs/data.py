@@ -24,7 +24,6 @@ _SIZES: dict[str, Any] = {
     "one side": (48,),
     "three sides": (48, 48, 3),
     "a fraction in it": (48, 48.5),
-    "None": None,
 }
 _RESIZING: dict[str, Any] = {
     "a string": "squash",
@@ -52,6 +51,19 @@ ROWS = [
         "'base'",
     ),
     *each("load_data", "preprocess", lambda w, v: load_data("shapes", preprocess=v), _RESIZING),
+    *each(
+        "load_data",
+        "unseen_by",
+        lambda w, v: load_data("photos", unseen_by=v),
+        {"a typo": "tiny-photo", "a number": 3, "a list": ["tiny-photos"]},
+        "'tiny-photos'",
+    ),
+    row(
+        "load_data-unseen_by-of-other-data",
+        lambda w: load_data("shapes", unseen_by="tiny-photos"),
+        "unseen_by",
+        "shapes",
+    ),
     row("load_data-coop-a-typo", lambda w: load_data("coop:DTDs", root=w.folder), "data", "DTD"),
     row("load_data-coop-no-name", lambda w: load_data("coop:", root=w.folder), "data", "known"),
     row("load_data-coop-absent", lambda w: load_data("coop:DTD", root=w.folder), "data", "root"),
