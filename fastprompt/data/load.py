@@ -224,9 +224,9 @@ def load_data(
         preprocess: how photographs are resized, as open_clip's ``PreprocessCfg``: ``resize_mode``
             (``"shortest"``, ``"longest"`` or ``"squash"``), ``interpolation`` and ``fill_color``.
             Default: ``"shortest"``, ``"bicubic"``. `Data.for_model` sets it for a model.
-        unseen_by: of ``"coop:Caltech101"``, train only on pictures that this bundled model has not
-            seen: ``"tiny-photos"`` or ``"tiny-photos-robust"``. Few-shot images are then drawn as
-            by CoOp from these, of which small classes have fewer than 16.
+        unseen_by: of ``"coop:Caltech101"``, train only on pictures outside the pre-training of
+            ``"tiny-photos"`` or ``"tiny-photos-robust"``. Few-shot images are then drawn as by CoOp
+            from these, of which small classes have fewer than 16.
 
     Raises:
         ValueError: the name is unknown (the message suggests similar ones), an argument is out of
