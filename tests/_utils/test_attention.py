@@ -18,8 +18,10 @@ def test_outputs_and_gradients_are_those_of_pytorch(shape, causal):
     q, k, v = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
     mask = causal_mask(shape[-3], q) if causal else None
     cotangent = torch.randn(shape, dtype=torch.float64)
-    found = [(out, *torch.autograd.grad(out, (q, k, v), cotangent))
-             for out in (attend(q, k, v, mask), theirs(q, k, v, mask))]  # fmt: skip
+    found = [
+        (out, *torch.autograd.grad(out, (q, k, v), cotangent))
+        for out in (attend(q, k, v, mask), theirs(q, k, v, mask))
+    ]
     for ours, want in zip(*found, strict=True):
         torch.testing.assert_close(ours, want, rtol=1e-12, atol=1e-13)
 
