@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.engine_checks import NAMES, TEMPLATES, noise, relative
+from helpers.engine_checks import NAMES, SINGLE, TEMPLATES, noise, relative
 from helpers.models import small_model
 from torch import Tensor, nn
 
@@ -196,3 +196,20 @@ def test_first_computed_without_gradients_they_serve_steps_with_gradients():
     assert relative(got, wanted) <= EXACT
     (grad,) = torch.autograd.grad(got.square().sum(), context)
     assert grad.norm() > 1e-6
+
+
+@pytest.mark.parametrize("template", ["[ctx] {}.", "{} [ctx]."], ids=["inside", "outside"])
+@pytest.mark.parametrize("where", ["made", "used", "both"])
+def test_under_autocast_the_first_tokens_have_the_dtype_of_the_others(where, template):
+    clip = load_clip(small_model(layers=LAYERS))
+    width, options = clip.text_parts.width, {"n_ctx": 3, "template": template}
+    context, deep = (noise(*n, 3, width, seed=1, dtype=torch.float32) for n in ((), (2,)))
+    wanted = ReferenceTextTower(clip, NAMES, **options)(context, deep)
+    with torch.autocast("cpu", torch.bfloat16, enabled=where != "used"):
+        tower = TextTower(clip, NAMES, **options)
+    with torch.autocast("cpu", torch.bfloat16, enabled=where != "made"):
+        got = tower(context, deep)
+    assert relative(got.float(), wanted) <= (SINGLE if where == "made" else 0.05)
+    (grad,) = torch.autograd.grad(got.float().square().sum(), context)
+    assert grad.norm() > 1e-6
+    assert relative(tower(context, deep), wanted) <= SINGLE
