@@ -113,6 +113,27 @@ def test_a_module_of_another_kind_is_called_as_it_is(clip):
     assert relative(tower(x, None, refiners), tower(x)) > 1e-3
 
 
+@pytest.mark.parametrize("change", ["subclass", "forward", "hook", "pre-hook"])
+def test_a_changed_refiner_is_called_as_it_is(clip, change):
+    class Doubling(TokenRefiner):
+        def forward(self, x):
+            return super().forward(2 * x)
+
+    width = clip.model.visual.conv1.out_channels
+    plain = TokenRefiner(width, start="linear")  # float32: is cast
+    refiner = Doubling(width, start="linear") if change == "subclass" else copy.deepcopy(plain)
+    if change == "forward":
+        refiner.forward = lambda x: plain(2 * x)
+    elif change == "hook":
+        refiner.register_forward_hook(lambda module, args, out: 2 * out)
+    elif change == "pre-hook":
+        refiner.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    tower, x, refiners = ImageTower(clip), pixels(), nn.ModuleList([refiner])
+    shared = tower.share(None, refiners)
+    assert torch.equal(tower(x, shared, refiners), tower(x, None, refiners))
+    assert relative(tower(x, shared, refiners), tower(x, None, nn.ModuleList([plain]))) > 1e-3
+
+
 # ---- the text tower -------------------------------------------------------------------------
 
 
