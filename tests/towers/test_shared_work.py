@@ -1,6 +1,7 @@
 """What depends on no image, or on no prompt, is computed once, and gives the same features."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -234,3 +235,42 @@ def test_under_autocast_the_first_tokens_have_the_dtype_of_the_others(where, tem
     (grad,) = torch.autograd.grad(got.float().square().sum(), context)
     assert grad.norm() > 1e-6
     assert relative(tower(context, deep), wanted) <= SINGLE
+
+
+def test_after_an_error_the_first_tokens_are_computed_again():
+    clip = load_clip(small_model(layers=LAYERS).double())
+    tower, width = text_tower(clip), clip.text_parts.width
+    context, deep = noise(3, width, seed=1), noise(1, 3, width, seed=2)
+    clip.load_state_dict(load_clip(small_model(seed=7, layers=LAYERS).double()).state_dict())
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("once")
+
+    hook = tower.lead.register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError, match="once"):
+        tower(context, deep)
+    hook.remove()
+    wanted = ReferenceTextTower(clip, NAMES, 3)(context, deep)
+    assert relative(tower(context, deep), wanted) <= EXACT
+
+
+def test_a_thread_waits_for_no_other_to_follow_the_weights():
+    clip = load_clip(small_model().double())
+    tower = ImageTower(clip)
+    clip.load_state_dict(load_clip(small_model(seed=7).double()).state_dict())
+    started, go, derive = threading.Event(), threading.Event(), tower.derive
+
+    def slow():
+        started.set()
+        assert go.wait(10)
+        derive()
+
+    tower.derive = slow
+    other = threading.Thread(target=tower.refresh)
+    other.start()
+    assert started.wait(10)
+    tower.derive = derive
+    found = tower(pixels())
+    go.set()
+    other.join()
+    assert relative(found, clip.encode_image(pixels())) <= EXACT
