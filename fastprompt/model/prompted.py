@@ -184,7 +184,7 @@ class PromptedCLIP(nn.Module):
             return visual
         return self.image.share(visual, None if refiners is None else tuple(refiners))
 
-    # functions that may be compiled, with only tensors as inputs and outputs
+    # functions that may be compiled, with only tensors, and tuples of them, as inputs and outputs
 
     def _run(self, function: Callable[..., T], tower: Tower, *tensors: Any) -> T:
         """Run a method of this class, compiled if requested and if its tower supports it."""

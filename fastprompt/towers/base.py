@@ -38,11 +38,13 @@ class Tower(nn.Module):
 
     def refresh(self) -> None:
         """Recompute the tensors derived from the weights, if the weights changed."""
-        if torch.compiler.is_compiling() or self._derived_from == self.clip.version:
+        version = self.clip.version
+        if torch.compiler.is_compiling() or self._derived_from == version:
             return  # callers of compiled code refresh first
-        self._derived_from = self.clip.version
         self.derive()
         self.to(self.clip.device)
+        # last: after an error, and meanwhile in other threads, the derived tensors are the old ones
+        self._derived_from = version
 
     def derive(self) -> None:
         """Compute all tensors derived from the weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -41,12 +41,20 @@ def refiner_weights(
 ) -> tuple[tuple[Tensor, ...], ...]:
     """Cast the weights of refiners; empty if they have that dtype, or a module is of another kind.
 
-    Other modules may compute in a precision of their own.
+    Other modules may compute in a precision of their own, and subclasses or hooks something else.
     """
-    known = [each for each in refiners or () if isinstance(each, TokenRefiner)]
+    known = [each for each in refiners or () if _is_plain(each)]
     if len(known) < len(refiners or ()) or all(each.first.weight.dtype == dtype for each in known):
         return ()
     return tuple(each.weights(dtype) for each in known)
+
+
+def _is_plain(refiner: object) -> TypeGuard[TokenRefiner]:
+    """Return whether a call of ``refiner`` computes `refine` and nothing else."""
+    if type(refiner) is not TokenRefiner or "forward" in vars(refiner):
+        return False
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return not any(getattr(refiner, name) for name in hooks)
 
 
 def keys_of(block: OpenBlock, tokens: Tensor) -> tuple[Tensor, Tensor]:

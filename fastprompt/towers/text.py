@@ -111,8 +111,9 @@ class TextTower(PromptedText):
         if self.lead is None:
             return
         self.to(self.clip.device)
-        # a later step may record gradients
-        with torch.inference_mode(False), torch.no_grad():
+        # a later step may record gradients, or be outside autocast
+        kind = self.clip.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
             self.start = self.lead(None, None, None)
 
     def _build(self, class_chunk: int | None) -> int:
@@ -202,9 +203,11 @@ class TextTower(PromptedText):
         """Compute the keys and values of the prefix, if there is one."""
         if self.shared is None or self.rest is None:
             return []
+        # autocast gives the other tokens' keys another dtype than that of `start`
+        known = refiners is None and not torch.is_autocast_enabled(context.device.type)
         # replaced context tokens need no attention; without deep prompts, joining the first tokens
         # and the others would take longer than to compute the first again
-        if refiners is None and (deep is not None or not self.rest.inside):
+        if known and (deep is not None or not self.rest.inside):
             return self.rest(context, deep, None, *self.start)
         return self.shared(context, deep, refiners)
 

@@ -2,8 +2,9 @@
 
 Attention is causal, so the states of the tokens before the class name are equal for all classes in
 every layer and are computed once. Those before the first context token don't depend on the prompts:
-without refiners, they are computed once for the weights. Tokens after a prompt's end token can't
-affect it and are dropped. The last layer is computed only for the end tokens.
+with deep prompts or without context in the prefix, and without refiners, they are computed once for
+the weights. Tokens after a prompt's end token can't affect it and are dropped. The last layer is
+computed only for the end tokens.
 """
 
 from collections.abc import Callable, Sequence

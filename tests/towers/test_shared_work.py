@@ -1,10 +1,11 @@
 """What depends on no image, or on no prompt, is computed once, and gives the same features."""
 
 import copy
+import threading
 
 import pytest
 import torch
-from helpers.engine_checks import NAMES, TEMPLATES, noise, relative
+from helpers.engine_checks import NAMES, SINGLE, TEMPLATES, noise, relative
 from helpers.models import small_model
 from torch import Tensor, nn
 
@@ -113,6 +114,27 @@ def test_a_module_of_another_kind_is_called_as_it_is(clip):
     assert relative(tower(x, None, refiners), tower(x)) > 1e-3
 
 
+@pytest.mark.parametrize("change", ["subclass", "forward", "hook", "pre-hook"])
+def test_a_changed_refiner_is_called_as_it_is(clip, change):
+    class Doubling(TokenRefiner):
+        def forward(self, x):
+            return super().forward(2 * x)
+
+    width = clip.model.visual.conv1.out_channels
+    plain = TokenRefiner(width, start="linear")  # float32: is cast
+    refiner = Doubling(width, start="linear") if change == "subclass" else copy.deepcopy(plain)
+    if change == "forward":
+        refiner.forward = lambda x: plain(2 * x)
+    elif change == "hook":
+        refiner.register_forward_hook(lambda module, args, out: 2 * out)
+    elif change == "pre-hook":
+        refiner.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    tower, x, refiners = ImageTower(clip), pixels(), nn.ModuleList([refiner])
+    shared = tower.share(None, refiners)
+    assert torch.equal(tower(x, shared, refiners), tower(x, None, refiners))
+    assert relative(tower(x, shared, refiners), tower(x, None, nn.ModuleList([plain]))) > 1e-3
+
+
 # ---- the text tower -------------------------------------------------------------------------
 
 
@@ -196,3 +218,59 @@ def test_first_computed_without_gradients_they_serve_steps_with_gradients():
     assert relative(got, wanted) <= EXACT
     (grad,) = torch.autograd.grad(got.square().sum(), context)
     assert grad.norm() > 1e-6
+
+
+@pytest.mark.parametrize("template", ["[ctx] {}.", "{} [ctx]."], ids=["inside", "outside"])
+@pytest.mark.parametrize("where", ["made", "used", "both"])
+def test_under_autocast_the_first_tokens_have_the_dtype_of_the_others(where, template):
+    clip = load_clip(small_model(layers=LAYERS))
+    width, options = clip.text_parts.width, {"n_ctx": 3, "template": template}
+    context, deep = (noise(*n, 3, width, seed=1, dtype=torch.float32) for n in ((), (2,)))
+    wanted = ReferenceTextTower(clip, NAMES, **options)(context, deep)
+    with torch.autocast("cpu", torch.bfloat16, enabled=where != "used"):
+        tower = TextTower(clip, NAMES, **options)
+    with torch.autocast("cpu", torch.bfloat16, enabled=where != "made"):
+        got = tower(context, deep)
+    assert relative(got.float(), wanted) <= (SINGLE if where == "made" else 0.05)
+    (grad,) = torch.autograd.grad(got.float().square().sum(), context)
+    assert grad.norm() > 1e-6
+    assert relative(tower(context, deep), wanted) <= SINGLE
+
+
+def test_after_an_error_the_first_tokens_are_computed_again():
+    clip = load_clip(small_model(layers=LAYERS).double())
+    tower, width = text_tower(clip), clip.text_parts.width
+    context, deep = noise(3, width, seed=1), noise(1, 3, width, seed=2)
+    clip.load_state_dict(load_clip(small_model(seed=7, layers=LAYERS).double()).state_dict())
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("once")
+
+    hook = tower.lead.register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError, match="once"):
+        tower(context, deep)
+    hook.remove()
+    wanted = ReferenceTextTower(clip, NAMES, 3)(context, deep)
+    assert relative(tower(context, deep), wanted) <= EXACT
+
+
+def test_a_thread_waits_for_no_other_to_follow_the_weights():
+    clip = load_clip(small_model().double())
+    tower = ImageTower(clip)
+    clip.load_state_dict(load_clip(small_model(seed=7).double()).state_dict())
+    started, go, derive = threading.Event(), threading.Event(), tower.derive
+
+    def slow():
+        started.set()
+        assert go.wait(10)
+        derive()
+
+    tower.derive = slow
+    other = threading.Thread(target=tower.refresh)
+    other.start()
+    assert started.wait(10)
+    tower.derive = derive
+    found = tower(pixels())
+    go.set()
+    other.join()
+    assert relative(found, clip.encode_image(pixels())) <= EXACT
