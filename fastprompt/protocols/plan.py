@@ -147,8 +147,10 @@ def make_plan(
     for name in names:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
-    if not names or not sources:
-        raise ValueError(f"{'data' if names else 'methods'} must not be empty")
+    if not names:
+        raise ValueError("methods must not be empty")
+    if not sources:
+        raise ValueError("data must not be empty")
     if kind.single and len(sources) < 2:
         raise ValueError(
             f"data must have a second set for {protocol}, which is {kind.about}; got only "

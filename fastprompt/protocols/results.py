@@ -155,11 +155,12 @@ def _derive(plan: Plan, rows: Sequence[Row], columns: list[str]) -> None:
     """Add the harmonic mean of base and new, or the mean over the sets that were not tuned on."""
     name = plan.facts["protocol"]
     if name == "base-to-new":
-        parts, column, mean = columns[:2], HARMONIC, statistics.harmonic_mean
+        parts, column = columns[:2], HARMONIC
     elif plan.protocol.single:
-        parts, column, mean = columns[1:], AVERAGE, statistics.fmean
+        parts, column = columns[1:], AVERAGE
     else:
         return
+    mean: Any = statistics.harmonic_mean if column == HARMONIC else statistics.fmean
     for row in rows:
         row.values[column] = _each(mean, [row.values[part] for part in parts])
         if row.distrusted & set(parts):

@@ -202,6 +202,7 @@ def _finish(plan: Plan, cell: Cell, path: Path, progress: bool) -> list[Evaluati
 def _tuned(plan: Plan, cell: Cell, path: Path, progress: bool) -> Tuner:
     """Tune, or resume the tuning; validation images are read only if they decide something."""
     assert cell.classes is not None
+    assert cell.seed is not None
     data = plan.load(cell.data, cell.classes, shots=cell.shots, seed=cell.seed)
     config = replace(plan.configs[cell.method], seed=cell.seed)
     decides = config.keep == "best" or config.patience is not None
