@@ -12,9 +12,10 @@ Each folder imports only from the folders above it in this list (``lint-imports`
     data         data sets: sources, splits, few-shot subsets
     evaluation   robust accuracy and sanity checks of it
     tuning       code that all methods share: settings, loop, attack in each step, run folders
-    methods      one file per method: AdvPT, APT, AMPT, CAPT, NAP
+    methods      one file per method: AdvPT, APT, AMPT, CAPT, NAP, CoOp
     interop      checkpoints of other code
     report       HTML page and tables of evaluations
+    protocols    plans of runs over data sets, shots and seeds
     cli          command line
 """
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # at run time, `__getattr__` imports these names on first acc
     from .methods.ampt import AMPTConfig, AMPTTuner
     from .methods.apt import APTConfig, APTTuner
     from .methods.capt import CAPTConfig, CAPTTuner
+    from .methods.coop import CoOpConfig, CoOpTuner
     from .methods.nap import NAPConfig, NAPTuner
     from .model import PromptedCLIP
     from .prompts import DeepPrompts, PromptMixture, TextContext, TokenRefiner
@@ -52,6 +54,8 @@ __all__ = [
     "BitDepth",
     "CAPTConfig",
     "CAPTTuner",
+    "CoOpConfig",
+    "CoOpTuner",
     "DeepPrompts",
     "Defended",
     "Evaluation",
@@ -82,6 +86,7 @@ _HOME = {
         "methods.ampt": "AMPTConfig, AMPTTuner",
         "methods.apt": "APTConfig, APTTuner",
         "methods.capt": "CAPTConfig, CAPTTuner",
+        "methods.coop": "CoOpConfig, CoOpTuner",
         "methods.nap": "NAPConfig, NAPTuner",
         "model": "PromptedCLIP",
         "prompts": "DeepPrompts, PromptMixture, TextContext, TokenRefiner",

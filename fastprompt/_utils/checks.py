@@ -23,6 +23,7 @@ MOST_TOKENS = 10**4  # context tokens and layers: memory is allocated for all of
 MOST_WIDTH = 2**16  # widths of tokens and features
 MOST_CLASSES = 10**6
 MOST_WORKERS = 1024
+MOST_THREADS = 4096
 MOST_SIDE = 4096  # side of an image in pixels
 MOST_WEIGHT = 1e9  # learning rates and weights of losses: far below the largest float32
 

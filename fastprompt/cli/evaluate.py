@@ -20,6 +20,7 @@ from ..clip.frozen import FrozenCLIP
 from ..data.load import Data, load_data, load_recorded
 from ..defenses import Defended, parse_defenses
 from ..evaluation import Evaluation, evaluate
+from ..evaluation.api import Scoring
 from ..evaluation.plan import plan_attacks
 from ..evaluation.result import search_notes
 from ..evaluation.search import check_search
@@ -89,6 +90,13 @@ def evaluate_parser() -> Parser:
         help="gradients averaged in each attack step, for a randomized model",
     )
     add_checks(parser)
+    parser.add_argument(
+        "--scoring",
+        type=Scoring,
+        default="strict",
+        help="strict: an image must be right clean and under each iterate; published: accuracy on "
+        "the last iterates alone, as most published code evaluates",
+    )
     parser.add_argument(
         "--seeds",
         type=int,
@@ -313,6 +321,7 @@ def _evaluate(
         sanity=given["sanity"],
         search_precision=given["search_precision"],
         confirm=given["confirm"],
+        scoring=given["scoring"],
         seed=seed,
         name=data.name,
         out=folder,

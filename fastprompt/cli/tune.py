@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from .._utils.checks import (
+    MOST_THREADS,
     Fraction,
     check_count,
     check_folder,
@@ -35,7 +36,6 @@ from .seeds import SeedsFolder, check_seeds, run_seeds
 from .words import classes_of, images_of
 
 _RADII: Any = list[float | int | str] | float | int | str | None
-_MOST_THREADS = 4096
 RADII = ("1/255", "2/255")  # evaluated in addition to the tuning eps
 # a run records them as arguments of load_data
 _DATA_KEYS = (
@@ -215,7 +215,7 @@ def _resume_locked(method: str, run: RunFolder) -> Evaluation:
     needed = [key for key in _JOB_KEYS if source is None or key not in _DATA_KEYS]
     _check_stored_job(method, job, needed, run.path / "config.json")
     threads = config.get("threads")
-    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+    if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
         raise ValueError(
             f"--resume: {run.path / 'config.json'} is damaged: invalid threads; "
             "restore it from a copy, or start a new run"

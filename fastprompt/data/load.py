@@ -113,6 +113,15 @@ class Data:
         """Return the same data, resized as by open_clip's preprocessing of the model."""
         return self.resized(clip.image_size, clip.channels, clip.preprocess)
 
+    def counts(self, split: str) -> list[int]:
+        """Return the number of images of each class in a split, before any draw of shots.
+
+        Raises:
+            ValueError: the data set has no such split.
+        """
+        _, labels = self._source.read(split, self.form)
+        return torch.bincount(labels, minlength=self._chosen.stop)[list(self._chosen)].tolist()
+
     @property
     def form(self) -> Form:
         """The form of the images."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ from .result import Evaluation
 from .sampling import Images, draw_rows, evenly
 from .search import SearchPrecision, check_search, search_targets
 
+Scoring = Literal["strict", "published"]
 RANDOM_SAMPLES = 20  # as in AutoAttack's version for randomized models
 _READ_TWICE = 8  # number of images read twice to detect random transforms
 
@@ -62,6 +63,7 @@ def evaluate(
     device: str | torch.device | None = None,
     search_precision: SearchPrecision = "auto",
     confirm: bool = True,
+    scoring: Scoring = "strict",
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate clean and robust accuracy.
@@ -113,13 +115,19 @@ def evaluate(
             keep their precision.
         confirm: attack images that stand after a search in another precision again in the model's
             own. Not done for randomized models, as a second random prediction would count too.
+        scoring: ``"strict"``, as described above; or ``"published"``, as most published code
+            evaluates: PGD, CW and the feature attack run to their ends on all images, and the
+            accuracy on their last iterates counts, whether the clean image is classified correctly
+            or not, with or without a usable gradient. Other attacks and ``stop`` are then as by
+            default, ``"auto"`` searches in the model's own precision, and of the sanity checks
+            those that attack surviving images again are left out.
         progress: show a progress bar if the output is a terminal.
 
     Returns:
-        Rows of ``model``, ``attack``, ``path``, ``eps``, ``accuracy`` in [0, 1], ``n`` and more,
-        such as ``precision`` (of the model, if known), ``search_precision`` (``"own"`` for that of
-        the model or surrogate) and ``confirmed`` (how many images were attacked again, how many of
-        them fell, at what cost).
+        Rows of ``model``, ``attack``, ``path``, ``eps``, ``scoring``, ``accuracy`` in [0, 1], ``n``
+        and more, such as ``precision`` (of the model, if known), ``search_precision`` (``"own"``
+        for that of the model or surrogate) and ``confirmed`` (how many images were attacked again,
+        how many of them fell, at what cost).
 
     Raises:
         ValueError: unknown attack (the message suggests the nearest names), radius out of range, no
@@ -140,7 +148,11 @@ def evaluate(
     check_count(workers, "workers", least=0, most=MOST_WORKERS)
     check_choice(sanity, "sanity", get_args(Sanity))
     others = _named({} if surrogates is None else surrogates, "surrogates")
-    how = How(check_seed(seed), check_count(batch, "batch"), stop)
+    check_choice(scoring, "scoring", get_args(Scoring))
+    published = scoring == "published"
+    how = How(check_seed(seed), check_count(batch, "batch"), stop, alone=published)
+    if published and search_precision == "auto":
+        search_precision = "own"
     hows = {name: _how(how, samples, model) for name, model in named.items()}
     plans = {name: plan_attacks(attacks, eps, own, list(others)) for name, own in hows.items()}
     _check_encoders(next(iter(plans.values())), named, others)

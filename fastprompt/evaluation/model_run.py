@@ -92,8 +92,12 @@ class ModelRun:
         }
 
     def attacked(self, attack: Planned, clean: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the row of one attack at one radius, run on images that are correct when clean."""
-        flags = list(clean["flags"])
+        """Return the row of one attack at one radius, run on images that are correct when clean.
+
+        If the attack is scored alone, all images are attacked, and those without a usable gradient
+        count by their prediction, as in published code.
+        """
+        flags = [STANDS] * len(clean["flags"]) if attack.alone else list(clean["flags"])
         attacked = sum(flag != FELL for flag in flags)
         done, stages, again = [], [], []
         for stage in attack.stages:
@@ -113,7 +117,7 @@ class ModelRun:
             stages.append({"attack": stage.name, "standing": left, **costs(outcomes)})
         reasons = [*clean["reasons"], *stalled_reasons(flags, attacked, done)]
         row = {
-            **self._row(attack.name, attack.path, attack.eps, "".join(flags), done),
+            **self._row(attack.name, attack.path, attack.eps, "".join(flags), done, attack.alone),
             "trusted": not reasons,
             "reasons": reasons,
             "settings": attack.settings,
@@ -286,10 +290,16 @@ class ModelRun:
         return torch.cat([verdicts(self.model, x, y)[0] for x, y in parts])
 
     def _row(
-        self, attack: str, path: str, eps: float, flags: str, done: list[dict[str, Any]]
+        self,
+        attack: str,
+        path: str,
+        eps: float,
+        flags: str,
+        done: list[dict[str, Any]],
+        alone: bool = False,
     ) -> dict[str, Any]:
         # stalled images do not count as robust, since their attack had no usable gradient
-        n, correct = len(flags), flags.count(STANDS)
+        n, correct = len(flags), flags.count(STANDS) + alone * flags.count(STALLED)
         entries = max(1, sum(outcome.get("entries", 0) for outcome in done))
         return {
             "model": self.name,
@@ -297,6 +307,7 @@ class ModelRun:
             "attack": attack,
             "path": path,
             "eps": eps,
+            "scoring": "published" if self.how.alone else "strict",
             "accuracy": correct / n,
             "n": n,
             "correct": correct,

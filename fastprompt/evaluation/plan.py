@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +28,9 @@ KNOWN = (
 )
 _NAME = re.compile(
     r"(?P<kind>pgd|cw|apgd-ce|apgd-dlr|apgd-t|fab-t|square|feature-pgd)(?:-(?P<steps>[1-9][0-9]*))?"
+    r"(?::(?P<alpha>[0-9./]+))?"
 )
+_FIXED_STEPS = ("pgd", "cw", "feature-pgd")  # attacks whose last iterate published code scores
 _CLIMBING = ("pgd", "cw", "apgd")
 _LONGEST = 200  # characters of an attack's name, with that of its surrogate
 _STEPS = {"apgd-dlr": 100} | {name: standard.steps for name, standard in STANDARD.items()}
@@ -43,12 +45,20 @@ class How:
         batch: number of images attacked at once.
         stop: a fooled image leaves its batch, and counts as fooled if any iterate fools the model.
         samples: gradients averaged in each step, for randomized models.
+        alone: PGD, CW and the feature attack are scored as in published code: on all images, by the
+            accuracy on their last iterates alone.
     """
 
     seed: int = 0
     batch: int = 128
     stop: bool = True
     samples: int = 1
+    alone: bool = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The settings that identify an evaluation; earlier versions had no ``alone``."""
+        return {k: v for k, v in asdict(self).items() if k != "alone" or v}
 
 
 Run = Callable[[Any, Tensor, Tensor, Tensor], AttackResult]
@@ -88,12 +98,14 @@ class Planned:
             on a surrogate).
         eps: radius in pixel units.
         stages: attacks, each run on the images that survived the previous ones.
+        alone: whether all images are attacked, also those that are misclassified when clean.
     """
 
     name: str
     path: str
     eps: float
     stages: tuple[Stage, ...]
+    alone: bool = False
 
     @property
     def surrogate(self) -> str | None:
@@ -180,6 +192,7 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
     """Plan the attack ``name`` at one radius.
 
     - ``pgd-N``: N steps of size eps/4 on cross-entropy, one random start; ``cw-N``: on the margin.
+      ``pgd-N:ALPHA`` and ``cw-N:ALPHA`` have another step size, such as ``pgd-100:1/255``.
     - ``apgd-ce``, ``apgd-dlr``, ``apgd-t`` (9 targets): 100 steps, or N with the suffix ``-N``.
     - ``fab-t`` (9 targets) and ``square`` (5,000 queries); ``-N`` likewise.
     - ``autoattack``: AutoAttack's four standard attacks, in sequence.
@@ -199,8 +212,10 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
     if surrogate:
         path = f"transfer:{surrogate}"
         how = replace(how, stop=False)  # fooling the surrogate must not stop the attack
+    if alone := how.alone and own.startswith(_FIXED_STEPS):
+        how = replace(how, stop=False)
     names = tuple(STANDARD) if own == "autoattack" else (own,)
-    return Planned(name, path, eps, tuple(_stage(each, eps, how) for each in names))
+    return Planned(name, path, eps, tuple(_stage(each, eps, how) for each in names), alone)
 
 
 def _stage(name: str, eps: float, how: How) -> Stage:
@@ -209,7 +224,14 @@ def _stage(name: str, eps: float, how: How) -> Stage:
         raise unknown("attack", name, [*KNOWN, "pgd-N", "cw-N", "feature-pgd-N"])
     kind = found["kind"]
     steps = check_count(int(found["steps"] or _STEPS[kind]), "attacks: steps", most=MOST_STEPS)
-    settings, run = _MAKE[kind](kind, eps, steps, how)
+    if found["alpha"] is None:
+        settings, run = _MAKE[kind](kind, eps, steps, how)
+    elif kind in ("pgd", "cw"):
+        settings, run = _pgd(
+            kind, eps, steps, how, parse_fraction(found["alpha"], "attacks: alpha")
+        )
+    else:
+        raise ValueError(f"attacks: only pgd-N and cw-N take a step size, got {shown(name)}")
     settings["seed"] = how.seed
     if kind == "feature-pgd":
         return Stage(name, settings, run, _encoder, _plain)
@@ -234,8 +256,8 @@ def _run(make: Callable[..., Attack], eps: float, steps: int, how: How, **option
     return run
 
 
-def _pgd(kind: str, eps: float, steps: int, how: How) -> Made:
-    alpha = eps / 4 if eps else 1 / 255
+def _pgd(kind: str, eps: float, steps: int, how: How, alpha: float | None = None) -> Made:
+    alpha = alpha or eps / 4 or 1 / 255
     settings = {
         "steps": steps,
         "alpha": alpha,

@@ -42,6 +42,11 @@ class Evaluation:
     versions: dict[str, str] = field(default_factory=versions)
 
     @property
+    def scoring(self) -> str:
+        """``"strict"`` or ``"published"``, see `evaluate`."""
+        return "published" if self.how.get("alone") else "strict"
+
+    @property
     def trusted(self) -> bool:
         """Whether every attack had usable gradients, and no check failed or could not run."""
         return not self.reasons

@@ -20,6 +20,16 @@ _COOP: dict[str, Any] = {
     "ctx_init": None,
 }
 
+# KaiyangZhou/CoOp at 6979355, vit_b16.yaml, for 8 and 16 shots; 100 epochs for 2 and 4, 50 for 1
+COOP: Mapping[str, Any] = {
+    **_COOP,
+    "epochs": 200,
+    "drop_last": True,
+    "class_specific": False,
+    "augment": True,
+    "crop_min": 0.08,
+}
+
 # jiamingzhang94/Adversarial-Prompt-Tuning at a6ada7e
 ADVPT: Mapping[str, Any] = {
     **_COOP,

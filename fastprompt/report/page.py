@@ -61,10 +61,15 @@ class Summary:
     trusted: bool
 
 
-def page_text(groups: Sequence[Group], methods: Sequence[Method]) -> str:
-    """Render the page; sections without content are omitted."""
+def render(template: str, *folders: Path, heat: bool, **values: Any) -> str:
+    """Render a page in the style of the reports.
+
+    Args:
+        template: file name, here or in ``folders``.
+        heat: whether the page has a heat map.
+    """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -72,17 +77,23 @@ def page_text(groups: Sequence[Group], methods: Sequence[Method]) -> str:
     )
     environment.filters["share"] = lambda value: f"{value:.1f}"
     environment.filters["count"] = lambda value: f"{value:.1f}".removesuffix(".0")
+    # Markup: the page must hold the very text that the hash in its policy is of
+    style = Markup(environment.get_template("style.css.j2").render(heat=heat))
+    mark = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return environment.get_template(template).render(style=style, style_hash=mark, **values)
+
+
+def page_text(groups: Sequence[Group], methods: Sequence[Method]) -> str:
+    """Render the page; sections without content are omitted."""
     columns = columns_of(methods)
     reasons = distrust(methods)
     eps = common_radius(methods)
     names = ", ".join(group.label for group in groups)
     routings = classes.routings(methods)
-    # Markup: the page must hold the very text that the hash in its policy is of
-    style = Markup(environment.get_template("style.css.j2").render(heat=bool(routings)))
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
+        heat=bool(routings),
         title=f"Robust accuracy: {names}",
-        style=style,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         names=names,
         caption=caption(methods),
         reasons=reasons,

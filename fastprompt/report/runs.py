@@ -116,7 +116,21 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     paths = list({path.resolve(): path for path in paths}.values())
     if not paths:
         raise ValueError("runs must not be empty; pass a run folder")
-    return [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    runs = [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    check_one_scoring([source.evaluation for run in runs for source in run.sources])
+    return runs
+
+
+def check_one_scoring(evaluations: Sequence[Evaluation]) -> str:
+    """Return how all evaluations score; raise ValueError if some are strict, some published."""
+    found = {e.scoring: e.data.get("name") or "images" for e in evaluations}
+    if len(found) > 1:
+        (one, first), (other, second) = found.items()
+        raise ValueError(
+            f"runs must be scored in one way: there are {one} results (on {first}) and {other} "
+            f"results (on {second}); make a table of each"
+        )
+    return next(iter(found), "strict")
 
 
 def _seed(value: Any) -> int | None:

@@ -41,11 +41,11 @@ def csv_text(runs: Sequence[Run]) -> str:
                 reasons = "; ".join(row["reasons"])
                 flat = {**row, "low": low, "high": high, "reasons": reasons}
                 line = [flat.get(key, "") for key in _FIELDS]
-                writer.writerow([_plain(cell) for cell in (*place, *line)])
+                writer.writerow([plain(cell) for cell in (*place, *line)])
     return out.getvalue()
 
 
-def _plain(cell: Any) -> Any:
+def plain(cell: Any) -> Any:
     """Return a CSV cell that no spreadsheet program takes for a formula (OWASP: CSV injection)."""
     if not isinstance(cell, str):
         return cell
@@ -57,22 +57,22 @@ def markdown_text(methods: Sequence[Method]) -> str:
     columns = columns_of(methods)
     forms = "{:.1f} [{:.1f}, {:.1f}]", "{:.1f} ± {:.1f}"
     body = [[_cell(m, k, forms, "†") for k in columns] for m in methods]
-    labels = [_mark_down(_labeled(m, "†")) for m in methods]
+    labels = [mark_down(_labeled(m, "†")) for m in methods]
     if len(columns) > _WIDE:
         heads = ["attack", "path", "eps", *labels]
         lines = [
-            [*(_mark_down(text) for text in _three(k)), *(row[i] for row in body)]
+            [*(mark_down(text) for text in _three(k)), *(row[i] for row in body)]
             for i, k in enumerate(columns)
         ]
         left = 3
     else:
-        heads = ["method", *(_mark_down(_one(k)) for k in columns)]
+        heads = ["method", *(mark_down(_one(k)) for k in columns)]
         lines = [[label, *row] for label, row in zip(labels, body, strict=True)]
         left = 1
     rule = [":--" if i < left else "--:" for i in range(len(heads))]
     table = ["| " + " | ".join(line) + " |" for line in [heads, rule, *lines]]
-    notes = [f"† Not to be trusted: {_mark_down(note)}." for note in distrust(methods)]
-    below = [f"{_mark_down(caption(methods))}.", *notes]
+    notes = [f"† Not to be trusted: {mark_down(note)}." for note in distrust(methods)]
+    below = [f"{mark_down(caption(methods))}.", *notes]
     return "\n".join([*table, *(f"\n{text}" for text in below), ""])
 
 
@@ -81,33 +81,33 @@ def latex_text(methods: Sequence[Method]) -> str:
     columns = columns_of(methods)
     forms = r"{:.1f}\,{{\scriptsize[{:.1f}, {:.1f}]}}", r"{:.1f}\,{{\scriptsize$\pm$ {:.1f}}}"
     body = [[_cell(m, k, forms, r"$^\dagger$") for k in columns] for m in methods]
-    labels = [_tex(_labeled(m, "")) + (r"$^\dagger$" if m.failed else "") for m in methods]
+    labels = [tex(_labeled(m, "")) + (r"$^\dagger$" if m.failed else "") for m in methods]
     if len(columns) > _WIDE:
         heads = [["Attack", "Path", r"$\epsilon$", *labels]]
         lines = [
-            [*(_tex(text) for text in _three(k)), *(row[i] for row in body)]
+            [*(tex(text) for text in _three(k)), *(row[i] for row in body)]
             for i, k in enumerate(columns)
         ]
         layout = "lll" + "r" * len(methods)
     else:
         parts = zip(*(_three(k) for k in columns), strict=True)
         firsts = ["Method", "", r"$\epsilon$"]
-        heads = [[first, *map(_tex, line)] for first, line in zip(firsts, parts, strict=True)]
+        heads = [[first, *map(tex, line)] for first, line in zip(firsts, parts, strict=True)]
         lines = [[label, *row] for label, row in zip(labels, body, strict=True)]
         layout = "l" + "r" * len(columns)
-    notes = "".join(rf" $^\dagger$\,Not to be trusted: {_tex(note)}." for note in distrust(methods))
+    notes = "".join(rf" $^\dagger$\,Not to be trusted: {tex(note)}." for note in distrust(methods))
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}[t]",
             r"  \centering",
-            rf"  \caption{{{_tex(caption(methods))}.{notes}}}",
+            rf"  \caption{{{tex(caption(methods))}.{notes}}}",
             r"  \label{tab:robust-accuracy}",
             rf"  \begin{{tabular}}{{{layout}}}",
             r"    \toprule",
-            *(_line(line) for line in heads),
+            *(tex_line(line) for line in heads),
             r"    \midrule",
-            *(_line(line) for line in lines),
+            *(tex_line(line) for line in lines),
             r"    \bottomrule",
             r"  \end{tabular}",
             r"\end{table}",
@@ -180,15 +180,15 @@ def _one(column: Column) -> str:
     return f"{column.attack}, {column.radius} ({path_words(column.path)})"
 
 
-def _line(cells: Sequence[str]) -> str:
+def tex_line(cells: Sequence[str]) -> str:
     return f"    {' & '.join(cells)} \\\\"
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
     return _replace(text, r"[\\&%$#_{}~^<>|\[*]", lambda c: _TEX[c])
 
 
-def _mark_down(text: str) -> str:
+def mark_down(text: str) -> str:
     # of GitHub and Pandoc: markup, HTML, entities, mathematics, strikeout, mentions and citations
     special = r"[\\|*_<>`\[\]$~^]|&(?=#?\w+;)|(?<!\w)@"
     return _replace(text, special, lambda c: f"\\{c}")

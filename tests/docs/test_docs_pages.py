@@ -24,6 +24,7 @@ from fastprompt.cli.data import check_parser
 from fastprompt.cli.evaluate import evaluate_parser
 from fastprompt.cli.import_ import import_parser
 from fastprompt.cli.main import main
+from fastprompt.cli.protocol import protocol_parser
 from fastprompt.cli.report import report_parser
 from fastprompt.cli.tune import tune_parser
 from fastprompt.clip import bundled
@@ -241,6 +242,15 @@ def test_the_evaluation_examples_run(few_shapes, tmp_path, monkeypatch, capsys):
     assert names["defended"](images).shape == (2, len(WORLDS["shapes"].classnames))
 
 
+def test_the_protocol_example_runs(few_shapes, tmp_path, monkeypatch):
+    (code,) = python_blocks(page("docs/guides/protocols.md"))
+    tuning = "settings={'all': {'epochs': 1, 'steps': 1}}"
+    shorter = {"limit=100": f"limit=4, sanity='off', {tuning}", "seeds=[1, 2]": "seeds=[1]"}
+    monkeypatch.chdir(tmp_path)
+    exec(shortened(code, shorter), {})
+    assert (tmp_path / "runs/few-shot/table.md").exists()
+
+
 @pytest.mark.peers
 def test_every_attack_that_the_page_names_is_known():
     (table,) = re.findall(r"\| name \| attack.*?\n\n", ROBUSTNESS, flags=re.S)
@@ -310,6 +320,8 @@ def test_commands_are_understood(command, arguments):
     words = arguments.split()
     if command == "tune":
         tune_parser(words.pop(0)).parse_args(words)
+    elif command == "protocol":
+        protocol_parser(words.pop(0)).parse_args(words)
     elif command == "data":
         assert words.pop(0) == "check"
         check_parser().parse_args(words)

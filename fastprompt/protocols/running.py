@@ -1,0 +1,237 @@
+"""Run a plan, or resume it: one run folder per cell, then the tables."""
+
+import contextlib
+import errno
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._utils.checks import check_flag, check_folder, shown
+from .._utils.files import read_json, write_json
+from .._utils.locks import is_free, locked
+from .._utils.printable import printable
+from ..evaluation import Evaluation, evaluate
+from ..methods.registry import TUNERS
+from ..tuning.tuner import Tuner
+from .cells import Cell, Judged, slug
+from .costs import cost_of
+from .page import write_page
+from .plan import Plan, make_plan
+from .results import Table, collect, words_of
+from .tables import write_tables
+
+FILE = "protocol.json"
+FORMAT = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def run(
+    protocol: str,
+    methods: Any = ("zero-shot", "coop", "apt"),
+    data: Any = (),
+    *,
+    out: str | Path,
+    resume: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> Table:
+    """Run a protocol and return its table: `make_plan`, then `execute`; see these.
+
+    Args:
+        protocol, methods, data, **options: see `make_plan`.
+        out, resume, progress: see `execute`.
+    """
+    return execute(
+        make_plan(protocol, methods, data, **options), out, resume=resume, progress=progress
+    )
+
+
+def execute(plan: Plan, out: str | Path, *, resume: bool = False, progress: bool = True) -> Table:
+    """Run the cells of a plan that are not finished, and write and return the table.
+
+    Args:
+        plan: see `make_plan`.
+        out: folder to write: ``protocol.json``, a run folder for each cell in ``cells``, and, at
+            the end, ``table.md``, ``table.csv``, ``table.tex`` and ``report.html``.
+        resume: resume the plan in ``out``, which may have been killed at any moment. On the CPU,
+            with the same number of threads, the result has the same bits as that of an
+            uninterrupted one.
+        progress: print a line for each cell, and show the progress in it.
+
+    Raises:
+        FileExistsError: ``out`` holds this plan and ``resume`` is not set, or other files.
+        ValueError: ``out`` holds another plan; the message says what differs.
+        BlockingIOError: another process runs the plan in ``out``.
+        OSError: the disk is full. What is finished stays; resume the plan later.
+    """
+    for name, flag in (("resume", resume), ("progress", progress)):
+        check_flag(flag, name)
+    folder = check_folder(out, "out")
+    if folder is None:
+        raise TypeError(f"out must be a folder, got {shown(out)}")
+    _check_free(folder)
+    with _until_full(folder), locked(folder, "out"):
+        _open(plan, folder, resume)
+        table = collect(plan, _cells(plan, folder, progress))
+        write_tables(table, folder)
+        write_page(table, folder)
+    return table
+
+
+# ---- the folder --------------------------------------------------------------------------------
+
+
+def _check_free(folder: Path) -> None:
+    if not (folder / FILE).exists() and not is_free(folder):
+        raise FileExistsError(f"out: {folder} contains other files; choose a new folder")
+
+
+def _open(plan: Plan, folder: Path, resume: bool) -> None:
+    """Write the plan, or compare it with the one that the folder holds."""
+    if not (folder / FILE).exists():
+        _check_free(folder)
+        threads = torch.get_num_threads()
+        write_json(folder / FILE, {"format": FORMAT, "plan": plan.facts, "threads": threads})
+        return
+    stored, own = read_plan(folder)["plan"], json.loads(json.dumps(plan.facts))
+    keys = [k for k in own.keys() | stored.keys() if k != "directory"]
+    if other := sorted(k for k in keys if own.get(k) != stored.get(k)):
+        said = "; ".join(
+            f"{k} is {shown(stored.get(k))} there, {shown(own.get(k))} here" for k in other
+        )
+        raise ValueError(f"out: {folder} holds another plan: {said}; choose another folder")
+    if not resume:
+        raise FileExistsError(
+            f"out: {folder} already holds this plan: resume it, or choose another"
+        )
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Return the content of ``protocol.json``.
+
+    Raises:
+        FileNotFoundError: the folder holds no plan.
+        ValueError: the file is damaged or has another format.
+    """
+    path = folder / FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is not a protocol's folder: it has no {FILE}")
+    found = read_json(path)
+    if found.get("format") != FORMAT or not isinstance(found.get("plan"), dict):
+        raise ValueError(
+            f"{path} has format {found.get('format')!r}, but this version of fastprompt reads "
+            f"{FORMAT}; start the protocol again"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _until_full(folder: Path) -> Iterator[None]:
+    """Say how to go on after the disk was full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        said = error.strerror or str(error)
+        raise OSError(
+            error.errno, f"{said}: the disk is full; free some space, then resume {folder}"
+        ) from error
+
+
+# ---- the cells ---------------------------------------------------------------------------------
+
+
+def _cells(plan: Plan, folder: Path, progress: bool) -> Iterator[tuple[Cell, Judged, Evaluation]]:
+    """Finish each cell and yield its evaluations; tell the time that is left."""
+    passes = [cost_of(plan, cell).passes for cell in plan.cells]
+    spent, done = 0.0, 0
+    for number, cell in enumerate(plan.cells):
+        began, path = time.monotonic(), folder / "cells" / cell.folder
+        fresh = any(not _result(path, judged).exists() for judged in cell.judged)
+        title = f"[{number + 1}/{len(plan.cells)}] {printable(cell.title)}"
+        if progress and fresh:
+            print(title, file=sys.stderr, flush=True)
+        found = _finish(plan, cell, path, progress)
+        if fresh:
+            spent, done = spent + time.monotonic() - began, done + passes[number]
+        if progress:
+            left = sum(passes[number + 1 :]) * spent / max(done, 1)
+            took = f"{time.monotonic() - began:.0f} s" if fresh else "finished before"
+            rest = f"; about {_words(left)} left" if done and number + 1 < len(plan.cells) else ""
+            print(f"{title}: {_short(found)}; {took}{rest}", file=sys.stderr, flush=True)
+        for judged, evaluation in zip(cell.judged, found, strict=True):
+            yield cell, judged, evaluation
+
+
+def _words(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _short(found: list[Evaluation]) -> str:
+    """Return the first evaluation's accuracies."""
+    rows = found[0].rows
+    return ", ".join(f"{words_of(r)} {100 * r['accuracy']:.1f} %" for r in rows)
+
+
+def _result(path: Path, judged: Judged) -> Path:
+    return path / "evaluations" / slug(judged.column or judged.classes) / "result.json"
+
+
+def _finish(plan: Plan, cell: Cell, path: Path, progress: bool) -> list[Evaluation]:
+    """Return the evaluations of a cell; those that are not in its folder are made."""
+    tuner, out = None, []
+    for judged in cell.judged:
+        result = _result(path, judged)
+        if result.exists():
+            out.append(Evaluation.load(result))
+            continue
+        if cell.tuned and tuner is None:
+            tuner = _tuned(plan, cell, path, progress)
+        out.append(_judge(plan, cell, judged, tuner, result.parent, progress))
+    return out
+
+
+def _tuned(plan: Plan, cell: Cell, path: Path, progress: bool) -> Tuner:
+    """Tune, or resume the tuning; validation images are read only if they decide something."""
+    assert cell.classes is not None
+    assert cell.seed is not None
+    data = plan.load(cell.data, cell.classes, shots=cell.shots, seed=cell.seed)
+    config = replace(plan.configs[cell.method], seed=cell.seed)
+    decides = config.keep == "best" or config.patience is not None
+    # the validation images of CoOp's ImageNet are its test images
+    val = data.val if decides and data.mask is None else None
+    tuner = TUNERS[cell.method](plan.clip, data.classnames, config)
+    return tuner.fit(data.train, val, path, resume=True, progress=progress)
+
+
+def _judge(
+    plan: Plan, cell: Cell, judged: Judged, tuner: Tuner | None, out: Path, progress: bool
+) -> Evaluation:
+    facts, data = plan.facts, plan.load(judged.data, judged.classes)
+    names = data.classnames
+    model = (
+        plan.clip.zero_shot(names, data.templates) if tuner is None else tuner.classifier_for(names)
+    )
+    attacks, eps = plan.judging(cell.method)
+    return evaluate(
+        {cell.method: model},
+        data.test,
+        attacks,
+        eps,
+        batch=facts["batch"],
+        limit=facts["limit"],
+        sanity=facts["sanity"],
+        scoring="strict" if facts["scoring"] == "strict" else "published",
+        name=plan.labels[judged.data],
+        out=out,
+        resume=True,
+        progress=progress,
+    )
