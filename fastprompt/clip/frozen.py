@@ -34,6 +34,12 @@ TEMPLATES = ("a photo of a {}.",)
 _TEXT_BATCH = 256
 
 
+def _writes(module: nn.Module | None) -> int:
+    """Return how often the module's first parameter was written, 0 if that is not counted."""
+    first = None if module is None else next(module.parameters(), None)
+    return 0 if first is None or first.is_inference() else first._version
+
+
 class FrozenCLIP(nn.Module):
     """A CLIP with frozen parameters, always in eval mode.
 
@@ -67,7 +73,9 @@ class FrozenCLIP(nn.Module):
         source: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.version = 0  # incremented when the weights moved, or their values may have changed
+        self._changes = 0
+        self._written: tuple[int, ...] = ()  # of `version`
+        self._digest: tuple[int, str] | None = None  # `fingerprint` at a version
         # the towers' differences from the model's own forward pass, of `fastprompt.towers.compare`;
         # not stored by fingerprint, which hooks and overridden methods do not change
         self.gaps: dict[str, dict[str, Gap]] = {}
@@ -116,9 +124,21 @@ class FrozenCLIP(nn.Module):
 
     def _weights_changed(self) -> None:
         """Drop what depends on the weights; towers compare ``version`` to invalidate caches."""
-        self.__dict__.pop("fingerprint", None)
         self.gaps = {}
-        self.version += 1
+        self._changes += 1
+
+    @property
+    def version(self) -> int:
+        """Number that grows when the weights moved, or their values may have changed.
+
+        Weights that are loaded into ``model`` or its image encoder count, not a change of some.
+        """
+        written = tuple(_writes(part) for part in (self.model, getattr(self.model, "visual", None)))
+        if written != self._written:
+            if self._written:
+                self._weights_changed()
+            self._written = written
+        return self._changes
 
     def requires_grad_(self, requires_grad: bool = True) -> FrozenCLIP:
         """Return the model unchanged; its parameters cannot be unfrozen.
@@ -218,12 +238,15 @@ class FrozenCLIP(nn.Module):
 
         return why_no_visual_prompts(self.model) or why_inexact(self, "image")
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of architecture, weights and normalization, stored in each run."""
-        state = {k: v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)}
-        state |= {"pixel.mean": self.mean, "pixel.std": self.std}
-        return digest(state, *architecture(self.model))
+        version = self.version
+        if self._digest is None or self._digest[0] != version:
+            state = {k: v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)}
+            state |= {"pixel.mean": self.mean, "pixel.std": self.std}
+            self._digest = version, digest(state, *architecture(self.model))
+        return self._digest[1]
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Map pixels ``[B, C, H, W]`` in [0, 1] to the model's own image features ``[B, D]``.

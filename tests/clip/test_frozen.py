@@ -519,9 +519,18 @@ def test_a_conversion_that_changes_nothing_keeps_what_depends_on_the_weights():
     version, fingerprint = clip.version, clip.fingerprint
     for same in (clip.to("cpu"), clip.float(), clip.to(torch.float32), clip.requires_grad_(False)):
         assert same.version == version
-    assert clip.__dict__["fingerprint"] == fingerprint
+    assert clip._digest == (version, fingerprint)
     for change in (clip.double, clip.float, lambda: clip.load_state_dict(clip.state_dict())):
         version = clip.version
         change()
         assert clip.version > version
-        assert "fingerprint" not in clip.__dict__
+
+
+@pytest.mark.parametrize("part", ["model", "model.visual"])
+def test_weights_loaded_into_a_part_are_seen(part):
+    clip = load_clip(small_model())
+    version, fingerprint = clip.version, clip.fingerprint
+    module = clip.get_submodule(part)
+    module.load_state_dict({k: v + 0.5 for k, v in module.state_dict().items()})
+    assert clip.fingerprint != fingerprint
+    assert clip.version > version
