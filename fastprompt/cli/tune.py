@@ -180,7 +180,7 @@ def _translated(method: str, given: Mapping[str, Any], read: Mapping[str, Any]) 
     """Translate and print the files of --yacs, without what other options and --config set."""
     if given.get("yacs") is None:
         if given.get("yacs_trainer") is not None:
-            raise ValueError("--yacs_trainer needs --yacs; pass a single file as --yacs")
+            raise ValueError("--yacs is needed with --yacs_trainer; pass a single file as --yacs")
         return Translation(method)
     elsewhere = dict.fromkeys(read, "--config") | {name: f"--{name}" for name in given}
     if given.get("seeds"):

@@ -47,7 +47,7 @@ class Translation:
 
 def translate_yacs(
     method: str,
-    config: str | Path,
+    yacs: str | Path,
     trainer: str | Path | None = None,
     *,
     given: Mapping[str, str] | None = None,
@@ -59,8 +59,8 @@ def translate_yacs(
 
     Args:
         method: ``"advpt"``, ``"apt"``, ``"ampt"``, ``"capt"`` or ``"nap"``.
-        config: the file: of the data set, of the trainer, or of both.
-        trainer: the file of the trainer; its values replace those of ``config``, as in Dassl.
+        yacs: the file: of the data set, of the trainer, or of both.
+        trainer: the file of the trainer; its values replace those of ``yacs``, as in Dassl.
         given: names of settings and options that are set elsewhere, each with what sets it, such as
             ``{"lr": "--lr"}``; keys that these replace are neither translated nor refused.
 
@@ -73,7 +73,7 @@ def translate_yacs(
         raise unknown("method", method, TUNERS)
     values: dict[str, Any] = {}
     origin: dict[str, Path] = {}
-    for path in (config, trainer):
+    for path in (yacs, trainer):
         if path is not None:
             own = _read(check_path(path, "yacs"))
             values |= own

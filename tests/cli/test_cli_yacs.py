@@ -63,7 +63,7 @@ def test_a_run_from_a_yacs_file(call, tmp_path):
     ("arguments", "parts"),
     [
         (["--yacs", "none.yaml"], ["yacs: file none.yaml does not exist"]),
-        (["--yacs_trainer", "x.yaml"], ["--yacs_trainer needs --yacs"]),
+        (["--yacs_trainer", "x.yaml"], ["--yacs is needed with --yacs_trainer"]),
         (["--yacs", "config.yaml"], ["DATASET.NAME = 'NoSet'", "pass --data"]),
         (["--yacs", "config.yaml", "--data=patterns"], ["OPTIM.NAME = 'adam'", "--optimizer"]),
         (["--resume", "run", "--yacs", "config.yaml"], ["remove --yacs"]),
