@@ -8,11 +8,17 @@ from .health import GradientHealth
 from .pgd import PGD
 from .result import AttackResult
 from .square import Square
+from .tpgd import TPGD
+from .transfer import DIFGSM, MIFGSM, TIFGSM
 
 __all__ = [
     "APGD",
+    "DIFGSM",
     "FAB",
+    "MIFGSM",
     "PGD",
+    "TIFGSM",
+    "TPGD",
     "AttackResult",
     "AutoAttack",
     "FeaturePGD",

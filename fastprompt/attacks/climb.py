@@ -1,6 +1,7 @@
 """Run attacks that take gradient steps in the slots."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -61,11 +62,18 @@ class Climb(Run):
 
     search: Ascent
 
+    @cached_property
+    def varied(self) -> Callable[[Tensor, State], Tensor] | None:
+        """The images at which an attack takes the gradients, if not its own; see `DIFGSM`."""
+        return getattr(self.search, "varied", None)
+
     def step(self) -> None:
         state = self.state
         logits, loss, grad = self._gradient()
         if self.judge is not None:
-            self._note(self.judge(logits, state["labels"]))
+            labels = state["labels"]
+            plain = self.varied is None
+            self._note(self.judge(logits, labels) if plain else self._judged(state["adv"], labels))
         first = [slot for slot, done in enumerate(self.done) if not done]
         self.search.advance(state, loss, grad, first)
         state["step"] += 1
@@ -78,7 +86,7 @@ class Climb(Run):
         kept: list[tuple[Tensor, Tensor]] = []
 
         def loss_of(adv: Tensor) -> Tensor:
-            logits = self._logits(adv)
+            logits = self._logits(adv if self.varied is None else self.varied(adv, self.state))
             loss = self.search.loss(logits, self.state)
             if loss.shape != (len(adv),):
                 raise ValueError(

@@ -27,6 +27,7 @@ from ..data.load import Data, load_data, load_recorded
 from ..evaluation import Evaluation
 from ..evaluation.plan import plan_attacks, split_radii
 from ..evaluation.search import check_search
+from ..interop.yacs import Translation, translate_yacs
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
@@ -100,6 +101,15 @@ def tune_parser(method: str) -> Parser:
         "other options and --config override them",
     )
     parser.add_argument(
+        "--yacs",
+        type=str | None,
+        help="YAML file of the public codes (CoOp, APT, FAP, ...), translated into options; other "
+        "options and --config override it",
+    )
+    parser.add_argument(
+        "--yacs_trainer", type=str | None, help="their file of the trainer, if it is another one"
+    )
+    parser.add_argument(
         "--attacks",
         type=list[str] | str,
         default=job["attacks"],
@@ -139,14 +149,16 @@ def tune(arguments: Sequence[str]) -> int:
     out = check_folder(given.get("out"), "--out")
     if (folder := check_folder(given.get("resume"), "--resume")) is not None:
         return _resume(method, given, folder)
-    other = {"shots": TUNERS[method].shots} if "data" in given else {}
-    job = {**_defaults(parser), **other, **{k: v for k, v in given.items() if k in _JOB_KEYS}}
-    apart = (*_JOB_KEYS, "out", "resume", "config", "published", "seeds")
-    settings = {k: v for k, v in given.items() if k not in apart}
     config = TUNERS[method].Config
     read = read_config(config, given["config"]) if given.get("config") else {}
-    published = as_dict(config.published()) if given.get("published") else {}
-    settings = {**published, **read, **settings}
+    foreign = _translated(method, given, read)
+    own = {k: v for k, v in given.items() if k in _JOB_KEYS}
+    other = {"shots": TUNERS[method].shots} if "data" in {**foreign.job, **own} else {}
+    job = {**_defaults(parser), **other, **foreign.job, **own}
+    apart = (*_JOB_KEYS, "out", "resume", "config", "published", "seeds", "yacs", "yacs_trainer")
+    settings = {k: v for k, v in given.items() if k not in apart}
+    published = as_dict(config.published()) if given.get("published") else foreign.base
+    settings = {**published, **foreign.settings, **read, **settings}
     # refuses invalid settings before a model is loaded
     config(**{**TUNERS[method].presets.get(job["clip"], {}), **settings})
     if not given.get("seeds"):
@@ -162,6 +174,22 @@ def tune(arguments: Sequence[str]) -> int:
     check_seeds(given["seeds"])
     out = out or _new_folder(method)
     return run_seeds(SeedsFolder.begin(out, method, given["seeds"], job, settings), _run)
+
+
+def _translated(method: str, given: Mapping[str, Any], read: Mapping[str, Any]) -> Translation:
+    """Translate and print the files of --yacs, without what other options and --config set."""
+    if given.get("yacs") is None:
+        if given.get("yacs_trainer") is not None:
+            raise ValueError("--yacs is needed with --yacs_trainer; pass a single file as --yacs")
+        return Translation(method)
+    elsewhere = dict.fromkeys(read, "--config") | {name: f"--{name}" for name in given}
+    if given.get("seeds"):
+        elsewhere |= dict.fromkeys(("seed", "data_seed"), "--seeds")
+    found = translate_yacs(method, given["yacs"], given.get("yacs_trainer"), given=elsewhere)
+    print(printable(f"{given['yacs']} as settings of {method}:"))
+    for line in str(found).splitlines():
+        print(printable(f"  {line}"))
+    return found
 
 
 def _new_folder(method: str) -> Path:

@@ -14,6 +14,7 @@ from .coop import canonical, find_coop
 from .coop_sets import PREFIX, SETS
 from .folder import ImageFolder
 from .manifest import Manifest, is_manifest
+from .shards import exists, has_shards, is_shards, shards_source
 from .splits import Form, Source, Split
 from .torchvision_sets import TORCHVISION, torchvision_source
 
@@ -64,10 +65,14 @@ def find_source(
     if text in TORCHVISION:  # checked before folders: a folder may have the same name
         return torchvision_source(text, place, download)
     if Path(name).is_dir():
+        if has_shards(Path(name)):
+            return shards_source(text, TEMPLATES)
         folder = ImageFolder.find(Path(name))
         return Source(folder.classes, folder.read, TEMPLATES)
     if is_manifest(text):
         return Manifest(Path(name), root).source(TEMPLATES)
+    if is_shards(text):
+        return shards_source(text, TEMPLATES)
     if isinstance(name, Path) or "/" in text or text.startswith("."):
         raise FileNotFoundError(f"data: the folder {text} does not exist")
     coop = [f"{PREFIX}{own}" for own in SETS]
@@ -89,7 +94,8 @@ def moved(given: Mapping[str, Any], directory: Path) -> dict[str, Any]:
 
 def _below(recorded: Any, directory: Path, name: str) -> str:
     path = directory / check_path(recorded, name)
-    there = path.exists() and path.resolve() != Path(recorded).resolve()
+    found = exists(str(recorded), directory) if is_shards(str(recorded)) else path.exists()
+    there = found and path.resolve() != Path(recorded).resolve()
     return str(path) if there else recorded
 
 

@@ -112,7 +112,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
     """Return the folders of ``path`` that are splits, train first; none if it has classes."""
     named: dict[str, Path] = {}
     loose, others = [], []
-    for folder in _subfolders(path):
+    for folder in visible_folders(path):
         split = SPLITS.get(folder.name.lower())
         if split is None:
             others.append(folder)
@@ -144,14 +144,14 @@ def _split_folders(path: Path) -> dict[str, Path]:
 def _class_folders(path: Path) -> list[str]:
     """Return the names of the class folders in ``path``, each of which has pictures."""
     where = f"data: {path} must have one folder of pictures per class"
-    folders = _subfolders(path)
+    folders = visible_folders(path)
     if not folders:
         files = sorted(entry.name for entry in path.iterdir() if entry.is_file())
         raise ValueError(f"{where}, but has no folders and {_some_files(files)}")
     for folder in folders:
         if _has_pictures(folder):
             continue
-        inner = [sub.name for sub in _subfolders(folder) if next(_pictures(sub), None)]
+        inner = [sub.name for sub in visible_folders(folder) if next(_pictures(sub), None)]
         if not inner:
             files = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
             raise ValueError(
@@ -166,7 +166,8 @@ def _class_folders(path: Path) -> list[str]:
     return [folder.name for folder in folders]
 
 
-def _subfolders(path: Path) -> list[Path]:
+def visible_folders(path: Path) -> list[Path]:
+    """Return the folders in ``path``, sorted, without hidden ones and those of systems."""
     found = (entry for entry in path.iterdir() if entry.is_dir())
     return sorted(entry for entry in found if not _skipped(entry.name))
 

@@ -71,3 +71,44 @@ class Listed:
 
     def _some(self, labels: Sequence[int]) -> str:
         return some([f"{self.classes[label]} (label {label})" for label in labels])
+
+
+def class_names_of(
+    labels: Sequence[int | None],
+    names: Sequence[str | None],
+    wrong: Callable[[int, str], ValueError],
+    title: str,
+) -> list[str]:
+    """Return the class names in the order of the labels, or sorted if there are no labels.
+
+    Args:
+        labels, names: those of each picture; each either of all pictures or of none.
+        wrong: returns an error, given the number of a picture and what is wrong with it.
+        title: the data set, for messages.
+
+    Raises:
+        ValueError: only some pictures have a label or a name; a label has two names, or a name two
+            labels; or the labels have gaps.
+    """
+    for own, kind in ((labels, "label"), (names, "class name")):
+        other = next((i for i, one in enumerate(own) if (one is None) != (own[0] is None)), None)
+        if other is not None:
+            raise wrong(other, f"either all pictures or none have a {kind}")
+    if labels[0] is None:
+        return sorted({name or "" for name in names})
+    name_of: dict[int, str] = {}
+    label_of: dict[str, int] = {}
+    for row, (given, own_name) in enumerate(zip(labels, names, strict=True)):
+        label = given or 0
+        name = str(label) if own_name is None else own_name
+        if name_of.setdefault(label, name) != name:
+            raise wrong(row, f"label {label} has two names, {name_of[label]!r} and {name!r}")
+        if label_of.setdefault(name, label) != label:
+            raise wrong(row, f"class {name!r} has two labels, {label_of[name]} and {label}")
+    gaps = sorted(set(range(len(name_of))) - name_of.keys())
+    if gaps:
+        raise ValueError(
+            f"data: {title} has the labels 0 to {max(name_of)} with gaps: no picture has label "
+            f"{gaps[0]}; number the classes from 0 without gaps"
+        )
+    return [name_of[label] for label in range(len(name_of))]

@@ -206,13 +206,14 @@ def load_data(
             ``"shapes-recolored"``, ``"shapes-crowded"``; a folder with one subfolder of images per
             class (or ``train``, ``val``, ``test`` folders of these); a manifest, a ``.csv`` or
             ``.jsonl`` file with the columns ``path``, ``label`` or ``classname``, and optionally
-            ``split``; ``"coop:Caltech101"`` or another set in CoOp's folders, with CoOp's splits
-            and names; the name of a torchvision data set; ``"hf:NAME"`` or ``"hf:FOLDER"``, which
-            Hugging Face's `datasets` loads; or a ``Dataset`` or ``DatasetDict`` that it has
-            loaded. Images other than CoOp's and torchvision's are turned as their EXIF orientation
-            says, 16-bit gray values are scaled to 8 bits, and transparent areas become white.
-            Sources with the same picture files and labels, in the same order within each class,
-            give equal images, draws and fingerprints.
+            ``split``; WebDataset shards: a ``.tar`` file, a pattern such as
+            ``"train-{000..009}.tar"``, or a folder of these; ``"coop:Caltech101"`` or another set
+            in CoOp's folders, with CoOp's splits and names; the name of a torchvision data set;
+            ``"hf:NAME"`` or ``"hf:FOLDER"``, which Hugging Face's `datasets` loads; or a
+            ``Dataset`` or ``DatasetDict`` that it has loaded. Images other than CoOp's and
+            torchvision's are turned as their EXIF orientation says, 16-bit gray values are scaled
+            to 8 bits, and transparent areas become white. Sources with the same picture files and
+            labels, in the same order within each class, give equal images, draws and fingerprints.
         shots: training images per class (1, 2, 4, 8, 16, ...), or ``"all"``.
         seed: the seed of few-shot sampling. The splits do not depend on it. A set of CoOp has the
             images of its ``split_fewshot`` file for these shots and this seed, or CoOp's own draw.

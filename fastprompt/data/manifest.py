@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .encoded import FileImages
-from .listed import Listed
+from .listed import Listed, class_names_of
 from .splits import SPLITS, Form, Source
 
 _COLUMNS = ("path", "label", "classname", "split")
@@ -59,7 +59,12 @@ class Manifest:
         self._check_alike()
         self._check_files()
         self.named = self.rows[0].classname is not None
-        self.classes = self._classes()
+        self.classes = class_names_of(
+            [row.label for row in self.rows],
+            [row.classname for row in self.rows],
+            lambda row, why: self.wrong(self.rows[row].line, why),
+            str(path),
+        )
 
     def source(self, templates: tuple[str, ...]) -> Source:
         """Return the data set as `load_data` uses it."""
@@ -134,11 +139,8 @@ class Manifest:
         first = self.rows[0]
         seen: dict[str, int] = {}
         for row in self.rows:
-            for key in ("label", "classname", "split"):
-                if (getattr(row, key) is None) != (getattr(first, key) is None):
-                    raise self.wrong(
-                        row.line, f"either all rows or none have a {key}, unlike line {first.line}"
-                    )
+            if (row.split is None) != (first.split is None):
+                raise self.wrong(row.line, "either all pictures or none have a split")
             place = os.path.normpath(row.path)
             if place in seen:
                 raise self.wrong(row.line, f"{row.path!r} is in line {seen[place]} already")
@@ -152,31 +154,6 @@ class Manifest:
                 f"{self.folder} ({len(lost)} of the {len(self.rows)} pictures are missing); pass "
                 "the folder of the paths as root"
             )
-
-    def _classes(self) -> list[str]:
-        """Return the class names in the order of the labels, or of the names without labels."""
-        if self.rows[0].label is None:
-            return sorted({row.classname or "" for row in self.rows})
-        names: dict[int, str] = {}
-        labels: dict[str, int] = {}
-        for row in self.rows:
-            label = row.label or 0
-            name = str(label) if row.classname is None else row.classname
-            if names.setdefault(label, name) != name:
-                raise self.wrong(
-                    row.line, f"label {label} has two names, {names[label]!r} and {name!r}"
-                )
-            if labels.setdefault(name, label) != label:
-                raise self.wrong(
-                    row.line, f"class {name!r} has two labels, {labels[name]} and {label}"
-                )
-        gaps = sorted(set(range(len(names))) - names.keys())
-        if gaps:
-            raise ValueError(
-                f"data: {self.path} has the labels 0 to {max(names)} with gaps: no picture has "
-                f"label {gaps[0]}; number the classes from 0 without gaps"
-            )
-        return [names[label] for label in range(len(names))]
 
 
 def _csv(lines: Iterable[str], manifest: Manifest) -> Iterator[tuple[int, dict[str, str]]]:

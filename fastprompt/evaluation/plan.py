@@ -16,7 +16,7 @@ from .._utils.checks import (
     shown,
 )
 from .._utils.names import unknown
-from ..attacks import APGD, PGD, AttackResult, FeaturePGD
+from ..attacks import APGD, DIFGSM, MIFGSM, PGD, TIFGSM, TPGD, AttackResult, FeaturePGD
 from ..attacks.autoattack import STANDARD, TARGETS
 from ..attacks.base import Attack
 from ..attacks.losses import cross_entropy, margin
@@ -24,15 +24,16 @@ from ..model.classifier import CLIPClassifier
 
 KNOWN = (
     *("clean", "pgd-20", "pgd-100", "cw-100", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
-    *("autoattack", "feature-pgd-40"),
+    *("autoattack", "feature-pgd-40", "tpgd-20", "mi-fgsm-10", "di-fgsm-10", "ti-fgsm-10"),
 )
 _NAME = re.compile(
-    r"(?P<kind>pgd|cw|apgd-ce|apgd-dlr|apgd-t|fab-t|square|feature-pgd)(?:-(?P<steps>[1-9][0-9]*))?"
-    r"(?::(?P<alpha>[0-9./]+))?"
+    r"(?P<kind>pgd|cw|apgd-ce|apgd-dlr|apgd-t|fab-t|square|feature-pgd|tpgd|mi-fgsm|di-fgsm|ti-fgsm)"
+    r"(?:-(?P<steps>[1-9][0-9]*))?(?::(?P<alpha>[0-9./]+))?"
 )
 _FIXED_STEPS = ("pgd", "cw", "feature-pgd")  # attacks whose last iterate published code scores
 _CLIMBING = ("pgd", "cw", "apgd")
 _LONGEST = 200  # characters of an attack's name, with that of its surrogate
+_WITH_STEPS = ("pgd", "cw", "feature-pgd", "tpgd", "mi-fgsm", "di-fgsm", "ti-fgsm")
 _STEPS = {"apgd-dlr": 100} | {name: standard.steps for name, standard in STANDARD.items()}
 
 
@@ -165,7 +166,7 @@ def plan_attacks(
     for name in names:
         if name == "clean":
             continue
-        if name.startswith("feature") and 0.0 in radii:
+        if name.startswith(("feature", "tpgd")) and 0.0 in radii:  # no gradient at the image
             raise ValueError(f"eps must be above 0 for {name!r}")
         plans += [plan(name, radius, how or How(), surrogates) for radius in radii]
     return plans
@@ -197,6 +198,8 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
     - ``fab-t`` (9 targets) and ``square`` (5,000 queries); ``-N`` likewise.
     - ``autoattack``: AutoAttack's four standard attacks, in sequence.
     - ``feature-pgd-N``: AdvPT's attack on the image encoder, N steps of size 1.25 eps/N.
+    - ``tpgd-N``: N steps of size eps/4 on the divergence from the clean prediction.
+    - ``mi-fgsm-N``, ``di-fgsm-N``, ``ti-fgsm-N``: N steps of size eps/N, as in their papers.
     - any of these with the suffix ``@NAME``: crafted on that surrogate.
     """
     own, made_elsewhere, surrogate = name.partition("@")
@@ -221,7 +224,7 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
 def _stage(name: str, eps: float, how: How) -> Stage:
     found = _NAME.fullmatch(name)
     if not found or not (found["steps"] or found["kind"] in _STEPS):
-        raise unknown("attack", name, [*KNOWN, "pgd-N", "cw-N", "feature-pgd-N"])
+        raise unknown("attack", name, [*KNOWN, *(f"{kind}-N" for kind in _WITH_STEPS)])
     kind = found["kind"]
     steps = check_count(int(found["steps"] or _STEPS[kind]), "attacks: steps", most=MOST_STEPS)
     if found["alpha"] is None:
@@ -272,6 +275,52 @@ def _pgd(kind: str, eps: float, steps: int, how: How, alpha: float | None = None
         return PGD(model, eps, alpha, steps, loss=loss, **options)
 
     return settings, _run(make, eps, steps, how, samples=how.samples, stop=how.stop)
+
+
+def _tpgd(kind: str, eps: float, steps: int, how: How) -> Made:
+    alpha = eps / 4
+    settings = {
+        "steps": steps,
+        "alpha": alpha,
+        "start": "N(0, 0.001)",
+        "restarts": 1,
+        "loss": "KL to the clean prediction",
+        **_counts(how),
+    }
+
+    def make(model: Any, eps: float, steps: int, **options: Any) -> Attack:
+        return TPGD(model, eps, alpha, steps, **options)
+
+    return settings, _run(make, eps, steps, how, samples=how.samples, stop=how.stop)
+
+
+_TRANSFER = {"mi-fgsm": MIFGSM, "di-fgsm": DIFGSM, "ti-fgsm": TIFGSM}
+
+
+def _transfer(kind: str, eps: float, steps: int, how: How) -> Made:
+    alpha = eps / steps if eps else 1 / 255
+
+    def make(model: Any, eps: float, steps: int, **options: Any) -> MIFGSM:
+        return _TRANSFER[kind](model, eps, alpha, steps, **options)
+
+    own = make(_no_model, eps, steps)
+    settings = {
+        "steps": steps,
+        "alpha": alpha,
+        "random_start": False,
+        "loss": "cross-entropy",
+        "decay": own.decay,
+        **_counts(how),
+    }
+    if kind == "di-fgsm":
+        settings |= {"resize_rate": own.resize_rate, "diversity_prob": own.diversity_prob}
+    if own.kernel is not None:
+        settings["kernel"] = f"Gaussian, {len(own.kernel)} pixels"
+    return settings, _run(make, eps, steps, how, samples=how.samples, stop=how.stop)
+
+
+def _no_model(images: Tensor) -> Tensor:
+    raise AssertionError("the attack is built for its settings alone")
 
 
 def _apgd_dlr(model: Any, eps: float, steps: int, **options: Any) -> Attack:
@@ -346,4 +395,6 @@ _MAKE: Mapping[str, Callable[[str, float, int, How], Made]] = {
     "fab-t": _fab,
     "square": _square,
     "feature-pgd": _feature,
+    "tpgd": _tpgd,
+    **dict.fromkeys(_TRANSFER, _transfer),
 }

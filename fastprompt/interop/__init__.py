@@ -1,6 +1,7 @@
-"""Import of checkpoints from the original code of CoOp, AdvPT, APT, MaPLe, FAP and NAP."""
+"""Checkpoints and configurations of the original code of CoOp, AdvPT, APT, MaPLe, FAP and NAP."""
 
 from .checkpoints import ForeignPrompts, read_prompts
 from .importing import import_prompts
+from .yacs import Translation, translate_yacs
 
-__all__ = ["ForeignPrompts", "import_prompts", "read_prompts"]
+__all__ = ["ForeignPrompts", "Translation", "import_prompts", "read_prompts", "translate_yacs"]

@@ -17,7 +17,7 @@ from ..clip.load import load_clip
 from ..clip.parts import image_width, text_owner
 from ..methods.registry import TUNERS
 from ..prompts.deep import why_no_deep_prompts
-from ..towers.template import DEFAULT
+from ..towers.template import DEFAULT, POSITIONS
 from ..tuning.config import field_names
 from ..tuning.tuner import Tuner
 from .checkpoints import ForeignPrompts, Kind, read_prompts
@@ -29,8 +29,6 @@ _METHODS: dict[Kind, tuple[str, ...]] = {
     "class-specific context": ("apt",),
     "multi-modal": ("capt", "nap"),
 }
-# CoOp's positions of the class name
-_POSITIONS = {"end": DEFAULT, "middle": "[ctx] {} [ctx].", "front": "{} [ctx]."}
 
 
 def import_prompts(
@@ -170,12 +168,12 @@ def _position(path: Path) -> str | None:
     found = sorted(set(re.findall(r"CLASS_TOKEN_POSITION:\s*'?(\w+)", text)))
     if not found:
         return None
-    if len(found) > 1 or found[0] not in _POSITIONS:
+    if len(found) > 1 or found[0] not in POSITIONS:
         raise ValueError(
             f"template must be given: {log_file} has CLASS_TOKEN_POSITION {' and '.join(found)}; "
-            f"the templates are {_POSITIONS}"
+            f"the templates are {POSITIONS}"
         )
-    return _POSITIONS[found[0]]
+    return POSITIONS[found[0]]
 
 
 def _a(kind: Kind) -> str:

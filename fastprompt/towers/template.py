@@ -7,6 +7,8 @@ from string import Formatter
 
 CONTEXT = "[ctx]"
 DEFAULT = "[ctx] {}."  # CoOp's
+# CoOp's positions of the class name
+POSITIONS = {"end": DEFAULT, "middle": "[ctx] {} [ctx].", "front": "{} [ctx]."}
 
 
 @dataclass(frozen=True)

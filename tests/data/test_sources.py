@@ -1,52 +1,20 @@
 """Manifests and Hugging Face data sets: equal to an image folder with the same pictures."""
 
 import contextlib
-import csv
 import json
 import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from helpers.picture_sources import FORM, NAMES, PARTS, assert_equal, write, write_manifest
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from fastprompt import evaluate, load_clip
 from fastprompt.data import load_data
 from fastprompt.data.load import load_recorded
-
-PARTS = ("train", "val", "test")
-NAMES = ["ant", "bee", "cat"]
-FORM = {"image_size": 48, "shots": 2}
-
-
-def write(root: Path, parts: dict[str, int]) -> list[dict[str, str]]:
-    """Write pictures, as ``n`` per class of each part; return the rows of a manifest of them."""
-    noise, rows = np.random.default_rng(0), []
-    for part, n in parts.items():
-        for name in NAMES:
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for i in range(n):
-                pixels = noise.integers(0, 256, (16, 20, 3), dtype=np.uint8)
-                file = folder / f"{i}.{'jpg' if i % 2 else 'png'}"
-                Image.fromarray(pixels).save(file)
-                path = file.relative_to(root).as_posix()
-                rows.append({"path": path, "classname": name} | ({"split": part} if part else {}))
-    return rows
-
-
-def write_manifest(path: Path, rows: list[dict[str, object]]) -> Path:
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
 
 
 def numbered(rows: list[dict[str, str]]) -> list[dict[str, object]]:
@@ -71,17 +39,6 @@ def hf_of(root: Path, rows: list[dict[str, str]]):
     if "split" not in rows[0]:
         return of(None)
     return datasets.DatasetDict({"validation" if p == "val" else p: of(p) for p in PARTS})
-
-
-def assert_equal(data, wanted) -> None:
-    assert data.classnames == wanted.classnames
-    for part in PARTS:
-        one, two = getattr(data, part), getattr(wanted, part)
-        assert one.fingerprint == two.fingerprint, part
-        assert len(one) == len(two)
-        for (image, label), (other, its) in zip(one, two, strict=True):
-            assert torch.equal(image, other)
-            assert label == its
 
 
 SPLITS = pytest.mark.parametrize("parts", [{"": 8}, {"train": 4, "val": 2, "test": 2}])
@@ -204,7 +161,11 @@ def few(tmp_path_factory):
         ('{"path": 3, "label": 0}\n', "line 1: path must be a text .*3"),
         (
             '{"path": "0.png", "label": 0}\n{"path": "1.png", "classname": "a"}\n',
-            "line 2: either all rows or none have a label, unlike line 1",
+            "line 2: either all pictures or none have a label",
+        ),
+        (
+            '{"path": "0.png", "label": 0, "split": "train"}\n{"path": "1.png", "label": 1}\n',
+            "line 2: either all pictures or none have a split",
         ),
     ],
 )
