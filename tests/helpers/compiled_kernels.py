@@ -6,6 +6,7 @@ on 16 bytes, integers that 16 divides, ones and None as constants.
 """
 
 import importlib
+import math
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -46,11 +47,12 @@ _AMD_OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of a kernel: its name, its source with all specializations, its options."""
+    """One start of a kernel: its name, its source with all specializations, options, programs."""
 
     name: str
     source: ASTSource
     options: dict[str, Any]
+    programs: int
 
 
 def launches(call: Callable[[], object], *, hip: bool = False) -> list[Launch]:
@@ -59,7 +61,7 @@ def launches(call: Callable[[], object], *, hip: bool = False) -> list[Launch]:
 
     def note(kernel: JITFunction, *values: Any, grid: Any, warmup: bool, **named: Any) -> None:
         assert all(int(n) > 0 for n in grid), f"{kernel.__name__}: grid {grid}"
-        found.append(_launch(kernel, values, named))
+        found.append(_launch(kernel, values, named, math.prod(grid)))
 
     with mock.patch.object(JITFunction, "run", note), _built_for_amd(hip):
         call()
@@ -72,21 +74,31 @@ def _built_for_amd(hip: bool) -> Iterator[None]:
         yield
 
 
-def _launch(kernel: JITFunction, values: tuple[Any, ...], named: dict[str, Any]) -> Launch:
+def _launch(
+    kernel: JITFunction, values: tuple[Any, ...], named: dict[str, Any], programs: int
+) -> Launch:
     own = [p.name for p in kernel.params]
     options = {k: v for k, v in named.items() if k not in own}
     given = dict(zip(own, values, strict=False)) | {k: v for k, v in named.items() if k in own}
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def kind_of(value: Any, place: tuple[int, ...], constant: bool) -> Any:
+        if isinstance(value, tuple) and not constant:
+            return tuple(kind_of(v, (*place, i), False) for i, v in enumerate(value))
+        kind, sixteen = _kind(value, constant)
+        if kind == "constexpr":
+            constants[place] = value
+        elif sixteen:
+            attributes[place] = [["tt.divisibility", 16]]
+        return kind
+
     for place, parameter in enumerate(kernel.params):
         value = given[parameter.name]
-        kind, sixteen = _kind(value, parameter.is_constexpr)
-        signature[parameter.name] = kind
-        if kind == "constexpr":
-            constants[parameter.name] = value
-        elif sixteen:
-            attributes[(place,)] = [["tt.divisibility", 16]]
+        signature[parameter.name] = kind_of(value, (place,), parameter.is_constexpr)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return Launch(kernel.__name__, source, options)
+    return Launch(kernel.__name__, source, options, programs)
 
 
 def _kind(value: Any, constant: bool) -> tuple[str, bool]:
