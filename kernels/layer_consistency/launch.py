@@ -120,9 +120,7 @@ def launch_layer_consistency_backward(given: LayersBackward) -> list[Tensor]:
     """Launch the kernel of `eager.layer_consistency_backward`."""
     grad, norms, a, b, wanted = given
     grad = grad.contiguous()
-    places = [
-        gradient_like(x) if want else None for x, want in zip([*a, *a], wanted, strict=True)
-    ]
+    places = [gradient_like(x) if want else None for x, want in zip([*a, *a], wanted, strict=True)]
     found = [place for place in places if place is not None]
     if not len(grad):
         return found

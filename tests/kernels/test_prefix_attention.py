@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fastprompt.kernels import prefix_attention
+from fastprompt.kernels import prefix_attention, token_classes
 from fastprompt.kernels.prefix_attention.groups import group
 from fastprompt.kernels.prefix_attention.reference import prefix_attention as formula
 
@@ -308,3 +308,25 @@ def test_lengths_are_checked_on_the_cpu(wrong):
     *tensors, _ = inputs()
     with pytest.raises(ValueError, match=r"^cu_seqlens .*\[0, 1, 2\] \.\.\. \[8, 9, 10\]"):
         prefix_attention(*tensors, torch.arange(11, dtype=torch.int32))
+
+
+def test_classes_of_tokens():
+    starts = torch.tensor([0, 2, 3, 6], dtype=torch.int32)
+    assert token_classes(starts, 6).tolist() == [0, 0, 1, 2, 2, 2]
+    assert token_classes(starts, 6).dtype == torch.int32
+    assert token_classes(starts[:1], 0).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("classes", "error", "says"),
+    [
+        (torch.zeros(6, dtype=torch.int64), TypeError, "classes must be int32"),
+        (torch.zeros(5, dtype=torch.int32), ValueError, r"classes must be \[6\]"),
+        ([0] * 6, TypeError, "classes must be a tensor"),
+    ],
+)
+def test_wrong_classes(classes, error, says):
+    tokens, prefix = torch.zeros(1, 6, 2, 4), torch.zeros(1, 3, 2, 4)
+    starts = torch.tensor([0, 2, 3, 6], dtype=torch.int32)
+    with pytest.raises(error, match=says):
+        prefix_attention(tokens, tokens, tokens, prefix, prefix, starts, classes=classes)

@@ -34,9 +34,7 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
     return {
         "layer_consistency-list": lambda: _forward(dtype, _SAMPLES, 12),
         "layer_consistency-stack": lambda: _forward(dtype, 12 * _SAMPLES, 1),
-        "layer_consistency-stack-gradients": lambda: _backward(
-            dtype, 12 * _SAMPLES, [True, True]
-        ),
+        "layer_consistency-stack-gradients": lambda: _backward(dtype, 12 * _SAMPLES, [True, True]),
         "layer_consistency-gradients": lambda: _backward(dtype, _SAMPLES, [True] * 24),
         "layer_consistency-one-gradient": lambda: _backward(dtype, _SAMPLES, [False, True]),
     }
