@@ -266,7 +266,7 @@ def _prefix_keys_backward(
         BLOCK_M=tiles.crossing,
         BLOCK_P=held,
         num_stages=tiles.prefix_stages,
-        **options,
+        **options | {"num_warps": 8 if q.dtype == torch.float32 and d > 64 else 4},
     )
     # contiguous and separate tensors: an op's outputs must not share memory
     dprefix_k, dprefix_v = (

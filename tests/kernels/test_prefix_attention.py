@@ -181,7 +181,7 @@ def test_groups_of_a_sorted_list_are_slices():
 def test_opcheck(lengths, last_only):
     *tensors, cu_seqlens = inputs(lengths, last_only=last_only, dtype=torch.float32)
     forward = torch.ops.fastprompt.prefix_attention.default
-    torch.library.opcheck(forward, (*tensors, cu_seqlens, last_only, 0.5))
+    torch.library.opcheck(forward, (*tensors, cu_seqlens, None, last_only, 0.5))
     backward = torch.ops.fastprompt.prefix_attention_backward.default
     for needed in ((True, True, True), (False, True, False), (False, False, True)):
         torch.library.opcheck(backward, (*backward_arguments(last_only), last_only, 0.5, *needed))
@@ -189,8 +189,8 @@ def test_opcheck(lengths, last_only):
 
 def backward_arguments(last_only):
     *tensors, cu_seqlens = inputs(last_only=last_only, dtype=torch.float32)
-    out, lse = torch.ops.fastprompt.prefix_attention(*tensors, cu_seqlens, last_only, 0.5)
-    return (torch.ones_like(out), *tensors, cu_seqlens, out, lse)
+    out, lse = torch.ops.fastprompt.prefix_attention(*tensors, cu_seqlens, None, last_only, 0.5)
+    return (torch.ones_like(out), *tensors, cu_seqlens, None, out, lse)
 
 
 @LAST
