@@ -47,7 +47,7 @@ class Machine:
 # 8 + 12, attention 4 + 8, joining prompts and tokens 4
 FASTER = Machine(flops=620e12, bandwidth=3.0e12, values=48, launch=2e-6)
 SLOWER = Machine(flops=520e12, bandwidth=2.8e12, values=58, launch=5e-6)
-TEXT_KERNELS = 40  # of a text block, forward and backward
+TEXT_KERNELS = 13  # small ones of a text block, forward and backward, of deep prompts
 LEARNED_COPIES = 7  # gradient, weight and both moments of AdamW, read or written
 
 

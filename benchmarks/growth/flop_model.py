@@ -122,14 +122,16 @@ def whole_text(s: Sizes) -> Work:
 def text_prefix(s: Sizes) -> Work:
     """FLOPs of the P tokens before all class names, in each of K prompts.
 
-    Tokens that the next layer replaces need only query, key and value; those of the last layer only
-    key and value.
+    With deep prompts only of the M context tokens: the tokens before them depend on no prompt, so
+    their keys and values are computed once for the weights. Context tokens that the next layer
+    replaces and the tokens of the last layer need only key and value; others attend to P tokens.
     """
     w, p = s.text_width, s.prefix
     replaced = max(s.depth, 1) - 1
+    computed = s.n_ctx if replaced else p
     flowing = s.text_layers - 1 - replaced
-    rows = replaced * (_QKV * p + _BEHIND) + flowing * BLOCK * p + _KV * p
-    return Work(s.prompts * rows * w**2, s.prompts * flowing * 4 * p**2 * w)
+    rows = ((replaced + 1) * _KV + flowing * BLOCK) * computed
+    return Work(s.prompts * rows * w**2, s.prompts * flowing * 4 * computed * p * w)
 
 
 def text_suffixes(s: Sizes) -> tuple[float, float]:
@@ -180,7 +182,7 @@ def image(s: Sizes, *, whole: bool) -> Work:
 
 
 def prompt_keys(s: Sizes) -> float:
-    """FLOPs of key and value of visual prompts that the next layer replaces, per batch."""
+    """FLOPs of key and value of visual prompts that the next layer replaces, for all images."""
     layers = s.depth if s.depth == s.image_layers else s.depth - 1
     return max(0, layers) * s.visual * _KV * s.image_width**2
 
@@ -192,19 +194,22 @@ def attack(s: Sizes) -> dict[str, float]:
     images = b * (one.trained if s.eager else one.forward + one.backward)
     images += 2 * b * patches
     if not s.eager:
-        images += s.steps * prompt_keys(s)
+        images += prompt_keys(s)  # once: the prompts do not change
     return {"attack's images": images, "attack's logits": s.steps * logits(s, attacked=True)}
 
 
 def loss(s: Sizes) -> dict[str, float]:
-    """FLOPs of the loss; backward through the image encoder only if it has prompts."""
+    """FLOPs of the loss; backward through the image encoder only if it has prompts.
+
+    The attack has computed the keys and values of its prompts, with a graph for this backward pass.
+    """
     b = s.batch * s.passes
     whole = s.eager or s.keeps_layers
     one = image(s, whole=whole)
     images = b * (one.trained if s.visual else one.forward)
     images += b * 2 * s.patches * s.pixels * s.image_width
     if not whole:
-        images += 2 * prompt_keys(s)
+        images += prompt_keys(s)
     return {"loss's images": images, "loss's logits": s.passes * logits(s, attacked=False)}
 
 

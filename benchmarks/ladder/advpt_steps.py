@@ -12,7 +12,7 @@ from fastprompt.attacks import FeaturePGD
 
 from ..common.clips import CLIPS, execution
 from ..common.timing import count_flops
-from ..common.tuner_steps import NOISE
+from ..common.tuner_steps import NAMES, NOISE
 
 EPS, STEPS = 8 / 255, 10
 
@@ -53,7 +53,7 @@ class PhaseOne:
     """Feature PGD on a batch of images; only the image encoder runs."""
 
     def __init__(self, rung: str, clip: FrozenCLIP, batch: int, steps: int = STEPS) -> None:
-        self.tuner = advpt(rung, clip, ["a thing"], 1)
+        self.tuner = advpt(rung, clip, NAMES[:2], 1)
         self.images = torch.rand(
             batch,
             3,

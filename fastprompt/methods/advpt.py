@@ -151,7 +151,7 @@ class AdvPTTuner(Tuner):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        text = self.model.class_features()
+        text = self.model.prepare().text
         out = {}
         for name, (features, labels) in self._banks.items():
             parts = zip(features.split(_ROWS), labels.split(_ROWS), strict=True)

@@ -18,12 +18,14 @@ from .._utils.gradients import without_gradients
 from ..clip.frozen import FrozenCLIP
 from ..prompts.mixture import Head, MixtureHead, PlainMixtureHead
 from ..prompts.values import PromptValues
+from ..towers import ImageTower
 from ..towers.base import Tower
 from ..towers.engines import make_image_tower, make_text_tower, resolve_precision
 from ..towers.template import DEFAULT
 from .classifier import CLIPClassifier, class_logits
 from .compiling import compilable, compiled
-from .outputs import Prepared, Seen
+from .outputs import Prepared, Seen, Visual
+from .padding import cut, padded
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -120,6 +122,8 @@ class PromptedCLIP(nn.Module):
                     clip.name,
                     type(tower).__name__,
                 )
+        # size of a tuner's batches, to which compiled code pads the others: each size is compiled
+        self.batch: int | None = None
         self._functions: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._read: tuple[int, list[Tensor]] | None = None  # the clip's version, `attack_reads`
 
@@ -168,9 +172,21 @@ class PromptedCLIP(nn.Module):
         self.text.check(values.context, values.deep, self.text_refiners)
         self.image.check(values.visual, self.refiners)  # type: ignore[operator]
 
+    @property
+    def _full(self) -> int | None:
+        """Size to which compiled code pads a batch; None for no padding."""
+        return self.batch if self.compiled else None
+
+    def _visual(self, values: PromptValues) -> Visual:
+        """Return what the image tower needs of the prompts, computed once for all images."""
+        visual, refiners = values.visual, self.refiners
+        if not isinstance(self.image, ImageTower) or (visual is None and refiners is None):
+            return visual
+        return self.image.share(visual, None if refiners is None else tuple(refiners))
+
     # functions that may be compiled, with only tensors as inputs and outputs
 
-    def _run(self, function: Callable[..., T], tower: Tower, *tensors: Tensor | None) -> T:
+    def _run(self, function: Callable[..., T], tower: Tower, *tensors: Any) -> T:
         """Run a method of this class, compiled if requested and if its tower supports it."""
         self.text.refresh()
         self.image.refresh()
@@ -185,10 +201,10 @@ class PromptedCLIP(nn.Module):
         # a head takes unnormalized features
         return features if self.head is not None else F.normalize(features, dim=-1)
 
-    def _image_features(self, images: Tensor, visual: Tensor | None) -> Tensor:
+    def _image_features(self, images: Tensor, visual: Visual) -> Tensor:
         return at_least_float32(self.image(images, visual, self.refiners))
 
-    def _image_layers(self, images: Tensor, visual: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def _image_layers(self, images: Tensor, visual: Visual) -> tuple[Tensor, list[Tensor]]:
         features, layers = self.image(images, visual, self.refiners, keep_layers=True)
         return at_least_float32(features), layers
 
@@ -197,7 +213,7 @@ class PromptedCLIP(nn.Module):
         images: Tensor,
         labels: Tensor,
         text: Tensor,
-        visual: Tensor | None,
+        visual: Visual,
         *prepared: Tensor,
     ) -> Tensor:
         logits = self.logits(self._image_features(images, visual), text, *prepared)
@@ -205,7 +221,7 @@ class PromptedCLIP(nn.Module):
 
     # methods that tuners call
 
-    def attack_loss(self, images: Tensor, labels: Tensor, *fixed: Tensor | None) -> Tensor:
+    def attack_loss(self, images: Tensor, labels: Tensor, *fixed: Any) -> Tensor:
         """Return the summed cross-entropy; ``fixed`` is the output of `Prepared.detached`."""
         return self._run(PromptedCLIP._attack_loss, self.image, images, labels, *fixed)
 
@@ -240,8 +256,8 @@ class PromptedCLIP(nn.Module):
 
     def image_features(self, images: Tensor, values: PromptValues | None = None) -> Tensor:
         """Compute unnormalized image features ``[B, D]``, at least float32."""
-        values = values or self._values()
-        return self._run(PromptedCLIP._image_features, self.image, images, values.visual)
+        visual = self._visual(values or self._values())
+        return self._run(PromptedCLIP._image_features, self.image, images, visual)
 
     def logits(self, image_features: Tensor, class_features: Tensor, *prepared: Tensor) -> Tensor:
         """Compute logits ``[B, C]``; the arguments are those of `class_logits`."""
@@ -258,9 +274,14 @@ class PromptedCLIP(nn.Module):
 
     def prepare(self) -> Prepared:
         """Compute the values that a step's attack and loss share, from the prompts alone."""
-        values = self._values()
-        text = self.class_features(values)
-        return Prepared(values, text, () if self.head is None else self.head.prepare(text.detach()))
+        recorded = torch.is_grad_enabled()
+        # the code compiled for a step is used without gradients too
+        with torch.set_grad_enabled(recorded or self.compiled):
+            values = self._values()
+            text = self.class_features(values)
+            head = () if self.head is None else self.head.prepare(text.detach())
+            prepared = Prepared(values, text, self._visual(values), head)
+        return prepared if recorded else prepared.without_graph()
 
     def see(
         self, images: Tensor, prepared: Prepared | None = None, *, keep_layers: bool = False
@@ -271,13 +292,15 @@ class PromptedCLIP(nn.Module):
         """
         if prepared is None or self.engine == "reference":
             prepared = self.prepare()
-        layers: list[Tensor] = []
+        n, layers = len(images), list[Tensor]()
+        images = padded(images, self._full)
         if keep_layers:
             features, layers = self._run(
-                PromptedCLIP._image_layers, self.image, images, prepared.values.visual
+                PromptedCLIP._image_layers, self.image, images, prepared.visual
             )
         else:
-            features = self.image_features(images, prepared.values)
+            features = self._run(PromptedCLIP._image_features, self.image, images, prepared.visual)
+        features, layers = cut(features, n), [cut(x, n) for x in layers]
         return Seen(self.logits(features, prepared.text, *prepared.head), features, layers)
 
     def see_both(
@@ -296,13 +319,16 @@ class PromptedCLIP(nn.Module):
         if self.engine == "reference":
             clean = self.see(images, keep_layers=keep_layers)
             return clean, self.see(adv, keep_layers=keep_layers)
-        both = self.see(torch.cat([images, adv]), prepared, keep_layers=keep_layers)
-        sizes = [len(images), len(adv)]
-        parts = zip(both.logits.split(sizes), both.features.split(sizes), strict=True)
-        layers = (
-            zip(*(x.split(sizes) for x in both.layers), strict=True) if keep_layers else ((), ())
-        )
-        clean, attacked = (Seen(*p, list(x)) for p, x in zip(parts, layers, strict=True))
+        pair = [padded(x, self._full) for x in (images, adv)]
+        both = self.see(torch.cat(pair), prepared, keep_layers=keep_layers)
+
+        def parts(x: Tensor) -> list[Tensor]:
+            halves = x.split([len(each) for each in pair])
+            return [cut(half, len(each)) for half, each in zip(halves, (images, adv), strict=True)]
+
+        layers = zip(*map(parts, both.layers), strict=True) if keep_layers else ((), ())
+        seen = zip(parts(both.logits), parts(both.features), layers, strict=True)
+        clean, attacked = (Seen(logits, features, list(x)) for logits, features, x in seen)
         return clean, attacked
 
     def pair(
@@ -315,8 +341,8 @@ class PromptedCLIP(nn.Module):
     def classifier(self) -> CLIPClassifier:
         """Return a classifier with the current prompts; further tuning does not change it."""
         with torch.no_grad():
-            text, visual, *_ = self.prepare().detached()
-        assert text is not None
+            prepared = self.prepare()
+        text, visual = prepared.text, prepared.values.visual
         refiners, head = copy.deepcopy((self.refiners, self.head))
         for module in (refiners, head):
             if isinstance(module, nn.Module):

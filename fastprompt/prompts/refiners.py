@@ -41,10 +41,17 @@ class TokenRefiner(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine tokens ``[..., width]``, computing in their precision."""
-        first, second = (
-            (m.weight.to(x.dtype), m.bias.to(x.dtype)) for m in (self.first, self.second)
-        )
-        return x + F.linear(F.linear(x, *first).relu(), *second)
+        return refine(x, *self.weights(x.dtype))
+
+    def weights(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return W1, its bias, W2 and its bias in ``dtype``, with a graph to the parameters."""
+        layers = (self.first, self.second)
+        return tuple(t.to(dtype) for layer in layers for t in (layer.weight, layer.bias))
+
+
+def refine(x: Tensor, first: Tensor, bias: Tensor, second: Tensor, last_bias: Tensor) -> Tensor:
+    """Compute `TokenRefiner` of ``x [..., width]`` with its `TokenRefiner.weights`."""
+    return x + F.linear(F.linear(x, first, bias).relu(), second, last_bias)
 
 
 def make_refiners(

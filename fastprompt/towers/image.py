@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from .._utils.attention import attend, attention_kernel
 from ..clip.frozen import FrozenCLIP
+from ..prompts.refiners import refine
 from .base import keep
 from .blocks import OpenBlock, open_blocks
 from .cast import frozen_copy
 from .image_base import PromptedImage, Refiners
+from .image_prompts import ImagePrompts, keys_of, prompt_keys, refiner_weights
 
 
 class ImageTower(PromptedImage):
@@ -61,7 +64,7 @@ class ImageTower(PromptedImage):
     def forward(
         self,
         images: Tensor,
-        prompts: Tensor | None = None,
+        prompts: Tensor | ImagePrompts | None = None,
         refiners: Refiners | None = None,
         *,
         keep_layers: bool = False,
@@ -70,9 +73,9 @@ class ImageTower(PromptedImage):
 
         Args:
             images: pixels ``[B, C, H, W]`` in [0, 1].
-            prompts: visual prompts, ``[len(layers), V, width]``.
+            prompts: visual prompts, ``[len(layers), V, width]``, or the result of `share`.
             refiners: for the second and the following blocks, at most one for each; each maps
-                ``[B, N, width]`` to that shape.
+                ``[B, N, width]`` to that shape. The weights in the result of `share` replace them.
             keep_layers: if True, also return the output of every block.
 
         Returns:
@@ -84,12 +87,35 @@ class ImageTower(PromptedImage):
         """
         self.refresh()
         self.clip.check_pixels(images)
-        self.check(prompts, refiners)
+        if not isinstance(prompts, ImagePrompts):
+            self.check(prompts, refiners)
+            prompts = self._shared(prompts, None, keys=not keep_layers)
+        if prompts.refiners:
+            refiners = [partial(_refined, weights=weights) for weights in prompts.refiners]
         with attention_kernel(images.device):
             x = self._embed(images)
             x, kept = self._blocks(x, prompts, refiners, keep_layers)
         features = self._pool(x, whole=keep_layers)
         return (features, kept) if keep_layers else features
+
+    def share(self, prompts: Tensor | None, refiners: Refiners | None = None) -> ImagePrompts:
+        """Compute what does not depend on the images, for several calls with the same prompts.
+
+        Raises:
+            ValueError: a shape is wrong.
+        """
+        self.refresh()
+        self.check(prompts, refiners)
+        return self._shared(prompts, refiners, keys=True)
+
+    def _shared(
+        self, prompts: Tensor | None, refiners: Refiners | None, *, keys: bool
+    ) -> ImagePrompts:
+        tokens = [] if prompts is None else list(prompts.to(self.dtype))
+        if self.layers[:1] == (0,):
+            tokens[0] = self.visual.ln_pre(tokens[0])
+        known = prompt_keys(self.blocks, self.layers, tokens) if keys else ((),) * len(tokens)
+        return ImagePrompts(tuple(tokens), known, refiner_weights(refiners, self.dtype))
 
     def _embed(self, images: Tensor) -> Tensor:
         visual = self.visual
@@ -100,33 +126,37 @@ class ImageTower(PromptedImage):
         return visual.ln_pre(x)
 
     def _blocks(
-        self, x: Tensor, prompts: Tensor | None, refiners: Refiners | None, keep: bool
+        self, x: Tensor, prompts: ImagePrompts, refiners: Refiners | None, keep: bool
     ) -> tuple[Tensor, list[Tensor]]:
         kept: list[Tensor] = []
-        own = {} if prompts is None else dict(zip(self.layers, prompts.to(x.dtype), strict=True))
+        tokens = dict(zip(self.layers, prompts.tokens, strict=True))
+        keys = dict(zip(self.layers, prompts.keys, strict=True))
         extra: Tensor | None = None  # prompt tokens, [V, W] if equal for the batch, else [B, V, W]
         n = x.shape[1]
         for i, block in enumerate(self.blocks):
             if refiners is not None and 0 < i <= len(refiners):
                 x = refiners[i - 1](x).to(x.dtype)
-            if i in own:
-                extra = self.visual.ln_pre(own[i]) if i == 0 else own[i]
-            last = i + 1 == len(self.blocks)
-            if last and not keep:
-                return self._last(block, x, extra), kept
+            extra, last = tokens.get(i, extra), i + 1 == len(self.blocks)
             # prompt tokens that the next layer replaces need no output
-            follow = extra is not None and (keep or i + 1 not in own)
-            whole = _block(block, x, extra, follow=follow)
-            x, extra = whole[:, :n], whole[:, n:] if follow else extra
+            follow = extra is not None and (keep or not (last or i + 1 in tokens))
+            if follow and extra is not None:
+                x = torch.cat([x, extra.expand(len(x), *extra.shape[-2:])], dim=1)
+            known = () if follow or extra is None else keys.get(i) or keys_of(block, extra)
+            if last and not keep:
+                return self._last(block, x, known), kept
+            q, k, v = block.qkv(block.norm(x))
+            x = block.leave(x, attend(q, *_joined(k, v, known)))
             if keep:
-                kept.append(whole)
+                kept.append(x)
+            if follow:
+                x, extra = x[:, :n], x[:, n:]
         return x, kept
 
-    def _last(self, block: OpenBlock, x: Tensor, extra: Tensor | None) -> Tensor:
+    def _last(self, block: OpenBlock, x: Tensor, known: tuple[Tensor, ...]) -> Tensor:
         """Apply the last block to the pooled tokens only."""
         pooled = slice(0, 1) if self.visual.pool_type == "tok" else slice(1, None)
         normed = block.norm(x)
-        k, v = _with_extra(block, *block.keys_values(normed), extra)
+        k, v = _joined(*block.keys_values(normed), known)
         mixed = attend(block.queries(normed[:, pooled]), k, v)
         return block.leave(x[:, pooled], mixed)
 
@@ -156,22 +186,13 @@ def patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x, weight.flatten(1), bias)
 
 
-def _with_extra(
-    block: OpenBlock, k: Tensor, v: Tensor, extra: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Append the keys and values of the prompt tokens to those of the other tokens."""
-    if extra is None:
+def _refined(x: Tensor, *, weights: tuple[Tensor, ...]) -> Tensor:
+    return refine(x, *weights)
+
+
+def _joined(k: Tensor, v: Tensor, known: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Append the prompts' keys and values, if any, to those of the other tokens."""
+    if not known:
         return k, v
-    extra_k, extra_v = block.keys_values(block.norm(extra))
-    shape = (len(k), *extra_k.shape[-3:])
-    return torch.cat([k, extra_k.expand(shape)], 1), torch.cat([v, extra_v.expand(shape)], 1)
-
-
-def _block(block: OpenBlock, x: Tensor, extra: Tensor | None, *, follow: bool) -> Tensor:
-    """Return the block's output for ``x`` and, with ``follow``, for the prompt tokens after it."""
-    if follow and extra is not None:
-        x = torch.cat([x, extra.expand(len(x), *extra.shape[-2:])], dim=1)
-        extra = None
-    q, k, v = block.qkv(block.norm(x))
-    k, v = _with_extra(block, k, v, extra)
-    return block.leave(x, attend(q, k, v))
+    shape = (len(k), *known[0].shape[-3:])
+    return torch.cat([k, known[0].expand(shape)], 1), torch.cat([v, known[1].expand(shape)], 1)

@@ -73,7 +73,12 @@ class TextTower(PromptedText):
             check_count(class_chunk, "class_chunk")
         self.prefix, self.full_length = 0, self.layout.length
         self._cast = dtype
+        # the prefix; its tokens before the first context token, whose keys and values are `start`;
+        # the tokens after these
         self.shared: SharedPrefix | None = None
+        self.lead: SharedPrefix | None = None
+        self.rest: SharedPrefix | None = None
+        self.start: list[Tensor] = []
         self.chunks = nn.ModuleList()
         self.open = OpenHF() if isinstance(self.parts, HFTextParts) else OpenText()
         self.refresh()
@@ -81,6 +86,7 @@ class TextTower(PromptedText):
         order = torch.cat([chunk.order for chunk in self.chunks])  # type: ignore[misc]
         keep(self, inverse=order.argsort())
         self.to(clip.device)
+        self._find_start()
 
     @property
     def path(self) -> TextPath:
@@ -96,9 +102,20 @@ class TextTower(PromptedText):
             assert isinstance(parts, TextParts)
             self.parts = cast_text(parts, self._cast)
             self.open.set(self.parts)
+            self._find_start()
         else:
             assert isinstance(parts, HFTextParts)
             self.parts = self.open.parts = cast_hf(parts, self._cast)
+
+    def _find_start(self) -> None:
+        """Compute the keys and values of the tokens before the context, without refiners."""
+        if self.lead is None:
+            return
+        self.to(self.clip.device)
+        device = self.clip.device
+        # a later step may record gradients
+        with torch.inference_mode(False), torch.no_grad(), attention_kernel(device):
+            self.start = self.lead(None, None, None)
 
     def _build(self, class_chunk: int | None) -> int:
         """Make the chunks; return the number of classes of each."""
@@ -110,6 +127,9 @@ class TextTower(PromptedText):
         else:
             self.layout = dataclasses.replace(self.layout, ends=pooled_places(self.layout, parts))
             self.prefix = self.layout.shared(self.class_specific)
+            first = self.layout.before_context(self.prefix)
+            self.lead = SharedPrefix(self.open, self.layout, first)
+            self.rest = SharedPrefix(self.open, self.layout, self.prefix, first)
             self.shared = SharedPrefix(self.open, self.layout, self.prefix)
             make = partial(PackedChunk, prefix=self.prefix)
         lengths = torch.full((self.classes,), self.layout.length)
@@ -169,10 +189,8 @@ class TextTower(PromptedText):
         self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
     ) -> Tensor:
         parts = self.parts
-        shared: list[Tensor] = []
-        if self.shared is not None:
-            with attention_kernel(context.device):
-                shared = self.shared(context, deep, refiners)
+        with attention_kernel(context.device):
+            shared = self._prefix(context, deep, refiners)
         states = torch.cat(list(self._run(context, deep, refiners, shared)), dim=1)
         states = states[:, self.inverse]
         # without context tokens, all K prompts are equal
@@ -180,6 +198,18 @@ class TextTower(PromptedText):
         if isinstance(parts, HFTextParts):
             return states  # already pooled and projected
         return parts.project(parts.ln_final(states))
+
+    def _prefix(
+        self, context: Tensor, deep: Tensor | None, refiners: tuple[nn.Module, ...] | None
+    ) -> list[Tensor]:
+        """Compute the keys and values of the prefix, if there is one."""
+        if self.shared is None or self.rest is None:
+            return []
+        # replaced context tokens need no attention; without deep prompts, joining the first tokens
+        # and the others would take longer than to compute the first again
+        if refiners is None and (deep is not None or not self.rest.inside):
+            return self.rest(context, deep, None, *self.start)
+        return self.shared(context, deep, refiners)
 
     def _run(
         self,

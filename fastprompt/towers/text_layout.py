@@ -45,6 +45,10 @@ class TextLayout:
             return min(self.leading, int(self.context[0, 0]))
         return self.leading
 
+    def before_context(self, length: int) -> int:
+        """Return the number of the first ``length`` tokens before the first context token."""
+        return min([length, *self.context[0].tolist()])
+
 
 def _last_words(clip: FrozenCLIP, tokens: Tensor) -> Tensor:
     """Return the position of the last token of each text that is not padding."""

@@ -1,11 +1,12 @@
 """Causal text encoder on class prompts: one shared prefix, packed suffixes.
 
 Attention is causal, so the states of the tokens before the class name are equal for all classes in
-every layer and are computed once. Tokens after a prompt's end token can't affect it and are
-dropped. The last layer is computed only for the end tokens.
+every layer and are computed once. Those before the first context token don't depend on the prompts:
+without refiners, they are computed once for the weights. Tokens after a prompt's end token can't
+affect it and are dropped. The last layer is computed only for the end tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -135,18 +136,19 @@ class PackedChunk(nn.Module):
 
 
 class SharedPrefix(nn.Module):
-    """Tokens before the class name: start token, context, fixed words.
+    """Tokens before the class name: start token, context, fixed words; or a part of them.
 
     Args:
         text: `OpenText`, the text encoder's parts and blocks.
         layout: layout of all prompts.
-        length: number of tokens, P; see `TextLayout.shared`.
+        length: number of tokens before the class name, P; see `TextLayout.shared`.
+        first: number of first tokens that are computed separately; none of them is a context token.
 
     Attributes:
-        ids: token ids, ``[1, P]``, with a placeholder at context positions.
-        context: positions of the context tokens, ``[n]``.
-        others: the other positions, ``[P - n]``.
-        order: position of each token behind those of ``others`` and ``context``, ``[P]``.
+        ids: token ids, ``[1, P - first]``, with a placeholder at context positions.
+        context: indices of the context tokens in ``ids``, ``[n]``.
+        others: the other indices, ``[P - first - n]``.
+        order: place of each token behind those of ``others`` and ``context``, ``[P - first]``.
     """
 
     ids: Tensor
@@ -154,65 +156,77 @@ class SharedPrefix(nn.Module):
     others: Tensor
     order: Tensor
 
-    def __init__(self, text: OpenText, layout: TextLayout, length: int) -> None:
+    def __init__(self, text: OpenText, layout: TextLayout, length: int, first: int = 0) -> None:
         super().__init__()
-        self.text, self.length = text, length
+        self.text, self.first, self.length = text, first, length
         places = layout.context[0]
-        context = places[places < length]
-        others = other_places(context[None], length)[0]
+        context = places[places < length] - first
+        others = other_places(context[None], length - first)[0]
         self.inside, self.outside = len(context), len(others)
         # without fixed words after the context, the others are the first tokens
         self.leads = bool((others == torch.arange(self.outside)).all())
-        self.seen = int(others[-1]) + 1 if self.outside else 0  # tokens that the others attend to
+        # tokens that the others attend to
+        self.seen = first + int(others[-1]) + 1 if self.outside else 0
         order = torch.cat([others, context]).argsort()
-        keep(self, ids=layout.ids[:1, :length], context=context, others=others, order=order)
+        keep(self, ids=layout.ids[:1, first:length], context=context, others=others, order=order)
 
     def forward(
-        self, context: Tensor, deep: Tensor | None, refiners: Refiners | None
+        self,
+        context: Tensor | None,
+        deep: Tensor | None,
+        refiners: Refiners | None,
+        *known: Tensor,
     ) -> list[Tensor]:
         """Compute keys and values of each layer, alternating, ``[K or 1, P, H, d]`` each.
 
         Args:
-            context: ``[K, M, width]``; not used if class-specific.
+            context: ``[K, M, width]``; not used if class-specific, or without context tokens.
             deep: context tokens that replace ``context`` before layers 1, 2, ...:
                 ``[K, depth - 1, M, width]``.
             refiners: one for each block but the first; applied to all but context tokens.
+            known: keys and values of the first tokens, likewise, ``[1, first, H, d]`` each.
         """
+        if known and self.first == self.length:
+            return list(known)
         x = self._embed(context)
-        depth = 1 if deep is None or not self.inside else deep.shape[1] + 1
+        own = () if deep is None else deep[:, :, : self.inside].to(x.dtype).unbind(1)
+        depth = len(own) + 1 if self.inside else 1
+        mask = causal_mask(self.length, x)[self.first :]
         out: list[Tensor] = []
         for i, block in enumerate(self.text.blocks):
             if refiners is not None and i > 0 and self.outside:
                 x = self._refine(x, refiners[i - 1])
-            if deep is not None and 0 < i < depth:
-                x = self._with_context(x, deep[:, i - 1, : self.inside].to(x.dtype))
-            normed = block.norm(x)
+            if 0 < i < depth:
+                x = self._with_context(x, own[i - 1])
+            normed, before = block.norm(x), known[2 * i : 2 * i + 2]
             # context tokens that the next layer replaces need keys and values, but no output
             replaced = i + 1 < depth
             if i + 1 == len(self.text.blocks) or (replaced and not self.outside):
-                out += block.keys_values(normed)
-                x = x[:, :0]
+                out += _behind(before, *block.keys_values(normed))
                 continue
-            q, k, v = block.qkv(normed)
+            q, *new = block.qkv(normed)
+            k, v = _behind(before, *new)
             out += (k, v)
-            mask = causal_mask(self.seen if replaced else self.length, q)
+            rows = mask
             if replaced:
-                x, q = self._others(x), self._others(q)
-                k, v, mask = k[:, : self.seen], v[:, : self.seen], self._others(mask[None])[0]
-            x = block.leave(x, attend(q, k, v, mask))
+                x, q, rows = self._others(x), self._others(q), self._others(mask[None])[0]
+                rows = rows[:, : self.seen]
+                k, v = k[:, : self.seen], v[:, : self.seen]
+            x = block.leave(x, attend(q, k, v, rows))
         return out
 
-    def _embed(self, context: Tensor) -> Tensor:
-        """Embed the tokens, ``[K, P, width]``, or ``[1, P, width]`` without context tokens."""
+    def _embed(self, context: Tensor | None) -> Tensor:
+        """Embed the tokens, ``[K, tokens, width]``, or ``[1, tokens, width]`` without context."""
         parts = self.text.parts
         x = parts.token_embedding(self.ids).to(parts.dtype)
         if self.inside:
+            assert context is not None
             own = context[:, : self.inside].to(parts.dtype)
             x = x.expand(len(own), -1, -1).index_copy(1, self.context, own)
-        return x + parts.positional_embedding[: self.length].to(parts.dtype)
+        return x + parts.positional_embedding[self.first : self.length].to(parts.dtype)
 
     def _others(self, x: Tensor) -> Tensor:
-        """Return all but the context tokens of ``x [K, P, ...]``."""
+        """Return all but the context tokens of ``x [K, tokens, ...]``."""
         return x[:, : self.outside] if self.leads else x[:, self.others]
 
     def _refine(self, x: Tensor, refiner: Callable[[Tensor], Tensor]) -> Tensor:
@@ -222,6 +236,16 @@ class SharedPrefix(nn.Module):
         return x.index_copy(1, self.others, refiner(self._others(x)).to(x.dtype))
 
     def _with_context(self, others: Tensor, context: Tensor) -> Tensor:
-        """Return all tokens in their order, ``[K, P, width]``."""
+        """Return all tokens in their order, ``[K, tokens, width]``."""
+        if not self.outside:
+            return context
         x = torch.cat([others.expand(len(context), -1, -1), context], dim=1)
         return x if self.leads else x[:, self.order]
+
+
+def _behind(before: Sequence[Tensor], *new: Tensor) -> list[Tensor]:
+    """Append keys and values to those of the first tokens, if any."""
+    if not before:
+        return list(new)
+    pairs = zip(before, new, strict=True)
+    return [torch.cat([a.expand(len(b), -1, -1, -1), b], dim=1) for a, b in pairs]

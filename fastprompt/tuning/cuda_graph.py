@@ -1,11 +1,12 @@
 """A multi-step attack as one CUDA graph, captured once per input shape and replayed."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..attacks.ascent import Clamp, Gradient, ascend, pixel_gradient
 
@@ -57,24 +58,23 @@ class CapturedAscent:
         self._longest = 1  # the pause after the next capture that runs out of memory
 
     def __call__(
-        self, x: Tensor, start: Tensor, *inputs: Tensor | None, radius: Tensor | None = None
+        self, x: Tensor, start: Tensor, *inputs: Any, radius: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the last iterate, and int64 ``[B, 2]`` counts of zero and non-finite gradients.
 
         Args:
             x: clean images ``[B, C, H, W]``, the center of the ball.
             start: images at which the ascent starts.
-            inputs: arguments of ``loss_of`` after the images.
+            inputs: arguments of ``loss_of`` after the images: tensors, None, or tuples of them.
             radius: radius per image instead of eps, ``[B]``; alpha is scaled by ``radius / eps``.
         """
         given = (x, start, radius, *inputs)
         if self.obstacle(x):
-            return self._steps(x, start, radius, *inputs)
+            return self._steps(*given)
         with torch.cuda.device(x.device):
-            graph = self._graph(given)
-            if graph is None:
-                return self._steps(x, start, radius, *inputs)
-            return graph.replay(given)
+            leaves, structure = tree_flatten(given)
+            graph = self._graph(leaves, structure)
+            return self._steps(*given) if graph is None else graph.replay(leaves)
 
     def obstacle(self, x: Tensor) -> str:
         """Return why an attack on ``x`` is not captured; empty if it is."""
@@ -87,7 +87,7 @@ class CapturedAscent:
         return "another capture is under way" if torch.cuda.is_current_stream_capturing() else ""
 
     def _steps(
-        self, x: Tensor, start: Tensor, radius: Tensor | None, *inputs: Tensor | None
+        self, x: Tensor, start: Tensor, radius: Tensor | None, *inputs: Any
     ) -> tuple[Tensor, Tensor]:
         alpha: float | Tensor = self.alpha
         eps: float | Tensor = self.eps
@@ -111,29 +111,36 @@ class CapturedAscent:
         )
         return adv, counts
 
-    def _graph(self, given: tuple[Any, ...]) -> "_Graph | None":
-        """Return the graph for arguments of these shapes; None if the capture fails."""
+    def _graph(self, given: list[Any], structure: TreeSpec) -> "_Graph | None":
+        """Return the graph for arguments of these shapes; None if the capture fails.
+
+        ``structure`` restores the arguments; it does not vary between arguments of equal shapes.
+        """
         places = tuple(t.data_ptr() for t in self.reads())
         if places != self._places:
             self._graphs.clear()
             self._places = places
         key = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in given)
-        graph = self._graphs.pop(key, None) or self._capture(given)
+        graph = self._graphs.pop(key, None) or self._capture(given, structure)
         if graph is not None:
             self._graphs[key] = graph  # at the end; the first entry is the least recently used
             if len(self._graphs) > _SHAPES:
                 del self._graphs[next(iter(self._graphs))]
         return graph
 
-    def _capture(self, given: tuple[Any, ...]) -> "_Graph | None":
+    def _capture(self, given: list[Any], structure: TreeSpec) -> "_Graph | None":
         if self._pause:
             self._pause -= 1
             return None
         if not self._graphs:
             # the allocator frees a pool with its last graph, and then refuses its handle
             self._pool = torch.cuda.graph_pool_handle()
+
+        def steps(*leaves: Any) -> tuple[Tensor, Tensor]:
+            return self._steps(*tree_unflatten(leaves, structure))
+
         try:
-            return _Graph(self._steps, given, self._pool)
+            return _Graph(steps, given, self._pool)
         except RuntimeError as error:  # torch's CUDA errors are RuntimeErrors
             reason, memory = _reason(error)
             if memory:
@@ -169,7 +176,7 @@ class _Graph:
     """
 
     def __init__(
-        self, function: Callable[..., tuple[Tensor, Tensor]], given: tuple[Any, ...], pool: Any
+        self, function: Callable[..., tuple[Tensor, Tensor]], given: Sequence[Any], pool: Any
     ) -> None:
         self.buffers = [None if t is None else t.detach().clone() for t in given]
         side = torch.cuda.Stream()
@@ -183,7 +190,7 @@ class _Graph:
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.out = function(*self.buffers)
 
-    def replay(self, given: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def replay(self, given: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Fill the buffers, replay, and copy the outputs, which the next replay overwrites."""
         for buffer, tensor in zip(self.buffers, given, strict=True):
             if buffer is not None:

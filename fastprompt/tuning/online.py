@@ -121,6 +121,7 @@ class OnlineTuner(Tuner):
             for name, data in (("train", train), ("val", val))
             if data is not None
         }
+        self.model.batch = min(config.batch, len(train))
         crops = RandomCrops((config.crop_min, 1.0), seed=config.seed)
         self._crops = crops if config.augment else None
         self._attack = OnlinePGD(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from ..attacks.health import GradientHealth
 from ..attacks.random_start import random_start as draw_start
 from ..attacks.result import AttackResult
 from ..model.outputs import Prepared
+from ..model.padding import padded, padded_labels
 from ..model.prompted import PromptedCLIP
 from .cuda_graph import CapturedAscent
 
@@ -134,9 +135,27 @@ class OnlinePGD:
             else:
                 with self.model.frozen_prompts():
                     fixed = (prepared or self.model.prepare()).detached()
-                    adv, counts = self._ascent(x, start, labels, *fixed, radius=radius)
+                    adv, counts = self._fast(x, start, labels, fixed, radius)
         entries = self.steps * images[0].numel() if len(images) else 0
         return AttackResult(adv, None, GradientHealth(counts[:, 0], counts[:, 1], entries))
+
+    def _fast(
+        self,
+        x: Tensor,
+        start: Tensor,
+        labels: Tensor,
+        fixed: tuple[Any, ...],
+        radius: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Attack with code that may be compiled or captured for one size of batches."""
+        one_size = self.model.compiled or not self._ascent.obstacle(x)
+        size = self.model.batch if one_size else None
+        n, x, start = len(x), padded(x, size), padded(start, size)
+        if radius is not None:
+            radius = padded(radius, size)
+        labels = padded_labels(labels, size)
+        adv, counts = self._ascent(x, start, labels, *fixed, radius=radius)
+        return adv[:n], counts[:n]
 
     def _through_everything(
         self, x: Tensor, start: Tensor, labels: Tensor, radius: Tensor | None

@@ -183,6 +183,7 @@ def on_fake_cuda(tuner: Tuner, put: Callable[[Any], Any]) -> Tuner:
     moved = {n: put(v) for n, v in fields.items() if isinstance(v, (Tensor, nn.Module))}
     text.parts = dataclasses.replace(text.parts, **moved)
     text.open.set(text.parts)
+    text.start = [put(t) for t in text.start]
     guide = getattr(tuner, "guide", None)
     for owner in (tuner.model.image, *(() if guide is None else (put(guide).image_tower,))):
         put(owner.visual)  # a copy in another precision, which is not registered

@@ -42,6 +42,19 @@ def test_a_tuning_step_never_waits_for_the_device(method, small_clip):
     assert seen.launches
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_step_casts_each_refiner_once_and_its_gradient_once(steps, small_clip):
+    tuner = tuner_of("nap", clip=small_clip, **{**ONE, "steps": steps})
+    (refiner,) = tuner.prompts.refiners
+    with fake_cuda() as put:
+        on_fake_cuda(tuner, put)
+        _, first = next(tuner.batches(order(), 1))
+        with no_waits() as seen:
+            tuner.loss(first).backward()
+    for weight in (refiner.first.weight, refiner.second.weight):
+        assert seen.casts[tuple(weight.shape)] == 2
+
+
 ATTACKS = {
     "pgd": lambda model: PGD(model, steps=2),
     "apgd": lambda model: APGD(model, steps=2, loss="dlr", stop=False),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from helpers.models import SMALL
 from torch._dynamo.utils import counters
 
-from fastprompt import AdvPTTuner, load_clip
+from fastprompt import AdvPTTuner, NAPTuner, load_clip
 from fastprompt.data import ImageTensors
 from fastprompt.model.prompted import PromptedCLIP
 from fastprompt.prompts.context import TextContext
@@ -122,9 +122,12 @@ def assert_same_step(compiled: Step, plain: Step, batch) -> None:
         assert relative(p, wanted[name]) <= EXACT, name
 
 
-def test_a_tuning_step_is_compiled_whole_and_seldom_and_changes_nothing(traced):
+@pytest.mark.parametrize("padding", [False, True], ids=["any_size", "one_size"])
+def test_a_tuning_step_is_compiled_whole_and_seldom_and_changes_nothing(traced, padding):
     clip = tiny_clip(2, 2)
     compiled, plain = Step(clip, compile=True), Step(clip)
+    if padding:
+        compiled.model.batch = BATCHES[0]
     per_epoch, after_first = [], 0
     for number in range(2):
         for i, batch in enumerate(epoch(number)):
@@ -134,8 +137,24 @@ def test_a_tuning_step_is_compiled_whole_and_seldom_and_changes_nothing(traced):
         per_epoch.append(graphs())
     assert after_first == 3  # text features, image features, the attack's loss
     # the smaller last batch: images and attack are compiled once more, for any size
-    assert per_epoch[0] - after_first <= 2
+    assert per_epoch[0] - after_first <= (0 if padding else 2)
     assert per_epoch[1] == per_epoch[0]
+    assert not counters["graph_break"]
+
+
+def test_nap_compiles_five_graphs(traced):
+    """Text, the first epoch's clean images, the pairs of images, the attack, and validation."""
+    clip = tiny_clip(2, 2)
+    generator = torch.Generator().manual_seed(2)
+
+    def data(n: int) -> ImageTensors:
+        pixels = torch.randint(256, (n, 3, 48, 48), generator=generator, dtype=torch.uint8)
+        return ImageTensors(pixels, torch.arange(n) % len(NAMES))
+
+    settings = {"epochs": 2, "n_ctx": 2, "steps": 2, "batch": 4, "augment": False}
+    tuner = NAPTuner(clip, NAMES, settings, compile=True)
+    tuner.fit(data(7), data(6), progress=False)
+    assert graphs() == 5
     assert not counters["graph_break"]
 
 

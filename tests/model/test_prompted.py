@@ -313,11 +313,14 @@ def test_prepared_holds_a_graph_and_hands_out_none():
     prepared = model.prepare()
     text, visual = prepared.detached()
     assert prepared.text.requires_grad
-    assert prepared.values.visual.requires_grad
     assert not text.requires_grad
-    assert not visual.requires_grad
     assert torch.equal(text, prepared.text)
-    assert torch.equal(visual, prepared.values.visual)
+    learned, fixed = ([*v.tokens, *sum(v.keys, ())] for v in (prepared.visual, visual))
+    assert len(learned) == 2 + 2 * 2  # of two layers: tokens, key and value
+    assert all(t.requires_grad for t in learned)
+    assert not any(t.requires_grad for t in fixed)
+    assert all(map(torch.equal, learned, fixed))
+    assert not any(t.requires_grad for t in prepared.without_graph().values.deep)
     with model.frozen_prompts():
         assert not model.prepare().text.requires_grad
         assert not model(pixels()).requires_grad

@@ -246,7 +246,7 @@ def test_prompt_tokens_are_projected_once_for_the_batch():
     handle = norm.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel() // WIDTH))
     ImageTower(clip, (0, 1, 2))(pixels(clip, BATCH), noise(3, PROMPTS, WIDTH))
     handle.remove()
-    assert seen == [TOKENS, PROMPTS]
+    assert seen == [PROMPTS, TOKENS]
 
 
 # ---- precision ---------------------------------------------------------------------------------

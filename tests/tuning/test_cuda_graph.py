@@ -305,6 +305,18 @@ def test_inputs_and_dtypes_are_part_of_the_shape(recorder):
     assert len(recorder.captured) == len(cases)
 
 
+def test_a_replay_follows_inputs_inside_tuples(recorder):
+    def nested(images, pair):
+        weight, (bias,) = pair
+        return loss_of(images, weight, bias)
+
+    ascent = CapturedAscent(nested, **SETTINGS)
+    for seed in (0, 1, 0):
+        x, start, weight, bias = given = case(seed=seed, bias=True)
+        assert same(ascent(x, start, (weight, (bias,))), eager(given))
+    assert len(recorder.captured) == 1
+
+
 # ---- each image's own radius ----------------------------------------------------------------
 
 
@@ -407,6 +419,22 @@ def test_a_captured_attack_follows_the_prompts(recorder, small_clip):
     model = prompted(small_clip)
     check_an_attack_follows_the_prompts(model, lambda attack: len(recorder.captured))
     assert all(p.requires_grad for p in model.prompts.parameters())
+
+
+def test_a_smaller_batch_uses_the_graph_of_the_tuners_batches(recorder):
+    clip = load_clip(small_model().double())
+    prompts = DeepPrompts(2, 3, 24, 32, refiners=1, refiner_start="linear", seed=2).double()
+    model = PromptedCLIP(clip, ["cat", "dog", "red fish"], prompts)
+    model.batch = 4
+    attack = OnlinePGD(model, "8/255", "2/255", 3)
+    plain = OnlinePGD(model, "8/255", "2/255", 3, capture=False)
+    for n in (4, 3, 1, 4):
+        x, y, indices = batch(n=n)
+        radius = torch.full((n,), 4 / 255).double()
+        ours, theirs = (a(x.double(), y, indices, radius=radius) for a in (attack, plain))
+        torch.testing.assert_close(ours.images, theirs.images, rtol=0, atol=1e-12)
+        assert torch.equal(ours.health.zero, theirs.health.zero)
+    assert len(recorder.captured) == 1
 
 
 def test_the_tensors_that_an_attack_reads_are_searched_once(monkeypatch):

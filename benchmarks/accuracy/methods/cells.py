@@ -14,6 +14,9 @@ BASE_EPS = "2/255"  # default of the preset search, and radius of the smaller ta
 TEST_EPS = ("1/255", "2/255", "4/255")
 SEEDS = (0, 1, 2)
 SHIFTED = ("shapes-outline", "shapes-recolored", "shapes-crowded")
+PRECISIONS = ("fp32", "auto")  # of the tuning, compared
+# radii at which a part of the images withstands the attack
+PRECISION_EPS = {"tiny-shapes": "1/255", "tiny-shapes-robust": BASE_EPS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Cell:
     """One run: a bundled model's preset with changed settings.
 
     Attributes:
-        part: ``"main"``, ``"shift"``, ``"new"`` or the claim that is tested.
+        part: ``"main"``, ``"shift"``, ``"new"``, ``"precision"`` or the claim that is tested.
         model: bundled model.
         method: a tuner's name, or ``"zero-shot"``.
         seed: of the few-shot sample and of the tuning.
@@ -93,6 +96,18 @@ def new_cells() -> Iterator[Cell]:
             yield Cell("new", model, method, 0, test_classes=half, classes="base")
 
 
+def precision_cells() -> Iterator[Cell]:
+    """Yield runs tuned in float32 and in ``precision="auto"``; everything else is equal."""
+    for seed in SEEDS:
+        for method in ("ampt", "capt", "nap"):
+            for model in MODELS:
+                for precision in PRECISIONS:
+                    # half of NAP's epochs: they take most of the time
+                    changes = {"precision": precision} | ({"epochs": 5} if method == "nap" else {})
+                    given: Any = {"eps": (PRECISION_EPS[model],), "changes": tuple(changes.items())}
+                    yield Cell("precision", model, method, seed, **given)
+
+
 def claim_cells() -> Iterator[Cell]:
     """Yield runs that test the papers' claims on the robust model, one changed setting each."""
 
@@ -115,5 +130,5 @@ def claim_cells() -> Iterator[Cell]:
 
 def all_cells() -> list[Cell]:
     """Return every cell, those of the main table first."""
-    cells = [*main_cells(), *shift_cells(), *new_cells(), *claim_cells()]
+    cells = [*main_cells(), *shift_cells(), *new_cells(), *precision_cells(), *claim_cells()]
     return list(dict.fromkeys(cells))

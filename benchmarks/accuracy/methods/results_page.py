@@ -11,7 +11,7 @@ from typing import Any
 from ...common.paths import ROOT
 from ...common.report import markdown
 from . import autoattack
-from .cells import METHODS, MODELS, SHIFTED, TEST_EPS, all_cells
+from .cells import METHODS, MODELS, PRECISION_EPS, PRECISIONS, SHIFTED, TEST_EPS, all_cells
 from .page_text import TEXT
 from .run import IMAGES, RESULT, SHOTS, rows_of
 
@@ -126,6 +126,35 @@ def new_table(cells: Sequence[Row]) -> str:
     return markdown(head, rows)
 
 
+def precision_pairs(cells: Sequence[Row], model: str, method: str, eps: str | None) -> list[Any]:
+    """Return the accuracy of each seed, tuned in float32 and in ``precision="auto"``."""
+    values = []
+    for precision in PRECISIONS:
+        key = ("precision", model, method)
+        own = [c for c in cells if (c["part"], c["model"], c["method"]) == key]
+        own = [c for c in own if c["changes"][0] == ["precision", precision]]
+        values.append(accuracies(sorted(own, key=lambda c: c["seed"]), eps))
+    return list(zip(*values, strict=True))
+
+
+def precision_table(cells: Sequence[Row]) -> str:
+    """Format the accuracies of all seeds in both precisions, and the mean of the differences."""
+    lines = []
+    for model, radius in PRECISION_EPS.items():
+        for method in METHODS:
+            for eps in (None, radius):
+                pairs = precision_pairs(cells, model, method, eps)
+                if not pairs:
+                    continue
+                seeds = (
+                    ", ".join(f"{value:.1f}" for value in one) for one in zip(*pairs, strict=True)
+                )
+                mean = statistics.mean(auto - own for own, auto in pairs)
+                lines.append([model, name_of(method), eps or "clean", *seeds, f"{mean:+.1f}"])
+    head = ["", "method", "accuracy", "float32", '`"auto"`', "mean difference"]
+    return markdown(head, lines)
+
+
 def claim_table(cells: Sequence[Row], claim: str) -> str:
     """Format one row for each changed setting."""
     rows = [
@@ -189,6 +218,7 @@ def page(path: Path = RESULT) -> str:
     tables = {f"main:{model}": main_table(cells, model) for model in MODELS}
     tables |= {f"shift:{model}": shift_table(cells, model) for model in MODELS}
     tables["new"] = new_table(cells)
+    tables["precision"] = precision_table(cells)
     tables |= {"strong": strong_table(), "strong images": str(autoattack.IMAGES)}
     for claim in ("mixture", "refiners", "layers", "balance", "depth"):
         tables[claim] = claim_table(cells, claim)

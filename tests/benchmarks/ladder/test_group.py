@@ -189,3 +189,20 @@ def test_the_clock_goes_on_when_it_is_told_to():
     clock.advance(1.5)
     clock.advance(2)
     assert clock.now() == 3.5
+
+
+def test_bfloat16_may_differ_as_eager_code_under_autocast_does():
+    eager = torch.ones(4)
+    double = {"eager": {"y": eager.double()}}
+
+    def found(careful, ours):
+        results = {"eager": {"y": eager}, "eager-careful": {"y": eager * (1 + careful)}}
+        results["fastprompt"] = {"y": eager * (1 + ours)}
+        low = dict.fromkeys(("eager-careful", "fastprompt"), torch.bfloat16)
+        return groups.Group({}, results, exact=lambda: double, dtypes=low).differences()
+
+    assert found(0.2, 0.29)["fastprompt"]["y"] == pytest.approx(0.29)
+    with pytest.raises(RungsDifferError, match=r"fastprompt.* 0\.3\b"):
+        found(0.2, 0.31)
+    with pytest.raises(RungsDifferError, match=r"fastprompt.* 0\.1\b"):
+        found(0.01, 0.11)
