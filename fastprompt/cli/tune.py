@@ -32,7 +32,7 @@ from ..tuning.renamed import renamed_config
 from ..tuning.tuner import Tuner
 from .parser import Parser, add_checks, add_model, add_names, device_name, model_of
 from .seeds import SeedsFolder, check_seeds, run_seeds
-from .words import images_of, token_classes
+from .words import classes_of, images_of
 
 _RADII: Any = list[float | int | str] | float | int | str | None
 _MOST_THREADS = 4096
@@ -326,7 +326,7 @@ def _run(
     drawn = f" ({data.source['few_shots']})" if "few_shots" in data.source else ""
     about = (
         f"{method} on {clip.name}, {data.name}: "
-        f"{token_classes(len(data.classnames), data.arguments['classes'])}, {images} training "
+        f"{classes_of(len(data.classnames), data.arguments['classes'])}, {images} training "
         f"images{drawn}; run folder {out}"
     )
     print(printable(about), flush=True)

@@ -3,7 +3,7 @@
 from ..evaluation import Evaluation
 
 
-def token_classes(n: int, classes: str | None) -> str:
+def classes_of(n: int, classes: str | None) -> str:
     """Return such as ``6 classes``, or ``3 base classes`` for a half of the data set's classes."""
     half = f"{classes} " if classes in ("base", "new") else ""
     return f"{n} {half}classes"
@@ -16,7 +16,7 @@ def images_of(result: Evaluation) -> str:
     drawn = f", drawn by seed {result.how['seed']}" if total > n else ""
     out_of = f" of {total:,}" if total > n else ""
     of = f" of {about['name']}" if about.get("name") else ""
-    classes = token_classes(len(about["classnames"] or ()), about.get("classes"))
+    classes = classes_of(len(about["classnames"] or ()), about.get("classes"))
     lost = about.get("unreadable")
     left = f", {lost} unreadable left out" if lost else ""
     splits = f"; {about['splits']}" if about.get("splits") else ""

@@ -154,7 +154,7 @@ def test_folders_of_imagenet_v2_are_numbered(tmp_path):
         load(tmp_path, "ImageNetV2")
 
 
-def test_two_token_classes_imagenet_share_a_name(tmp_path, bundled_clip):
+def test_two_classes_of_imagenet_share_a_name(tmp_path, bundled_clip):
     ids = (*IDS, "n04356057")
     write_classnames(tmp_path / "imagenet-sketch", ids)
     fill(tmp_path / "imagenet-sketch" / "images", (f"{wnid}/0.jpg" for wnid in ids))

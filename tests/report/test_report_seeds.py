@@ -207,7 +207,7 @@ def test_what_one_seed_failed_names_it(three):
     assert len(nap.sanity) == 5 + 1  # the check that another seed passed
 
 
-def test_token_classes_seeds_are_compared_image_by_image(tmp_path):
+def test_classes_of_seeds_are_compared_image_by_image(tmp_path):
     sets = ["1" * 60 + "0" * 60, "10" * 60]
     folders = [seed_run(tmp_path / str(s), s, flags=flags) for s, flags in enumerate(sets)]
     (table,) = class_tables(methods_of(*folders)[0], RADII[0])
