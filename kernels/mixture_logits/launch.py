@@ -212,7 +212,7 @@ def launch_mixture_logits_backward(
         dw,
         dscale_parts,
         *sizes[:3],
-        **_SMALL_OPTIONS,
+        **_SMALL_OPTIONS | {"num_warps": 8},
     )
     if wants_router or wants_along:
         kernel._marginals_kernel[(tiles.programs,)](
@@ -293,7 +293,7 @@ def _image_parts(
         BLOCK_C=block_c,
         BLOCK_D=block_d,
         num_stages=_stages(text),
-        **_OPTIONS | {"num_warps": 8 if block_b >= 64 else 4},
+        **_OPTIONS | {"num_warps": 8},
     )
     return parts
 

@@ -135,6 +135,7 @@ def _prefix_keys_backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Compute a chunk of queries' part of the prefix gradients, ``[chunks, 2, K, P, H, d]``.
@@ -155,8 +156,10 @@ def _prefix_keys_backward_kernel(
     scale = tl.cast(scale, tl.float32)
     k = load_rows(prefix_k_ptr, keys, pk_row, there, D, BLOCK_D)
     v = load_rows(prefix_v_ptr, keys, pv_row, there, D, BLOCK_D)
-    dk = tl.zeros([BLOCK_D, BLOCK_P], tl.float32)
-    dv = tl.zeros([BLOCK_D, BLOCK_P], tl.float32)
+    ROWS: tl.constexpr = BLOCK_D if TRANSPOSED else BLOCK_P
+    COLUMNS: tl.constexpr = BLOCK_P if TRANSPOSED else BLOCK_D
+    dk = tl.zeros([ROWS, COLUMNS], tl.float32)
+    dv = tl.zeros([ROWS, COLUMNS], tl.float32)
     end = tl.minimum((part + 1) * chunk, n_queries)
     for begin in range(part * chunk, end, BLOCK_M):
         rows = begin + tl.arange(0, BLOCK_M)
@@ -165,13 +168,19 @@ def _prefix_keys_backward_kernel(
         dout = load_rows(dout_ptr, rows, do_row, inside, D, BLOCK_D)
         lse = tl.load(lse_ptr + at + rows * heads, mask=inside, other=0.0) * LOG2E
         delta = tl.load(delta_ptr + at + rows * heads, mask=inside, other=0.0)
-        dk, dv = _prefix_gradients(
-            k, v, q, dout, inside[:, None], scale * LOG2E, lse, delta, dk, dv, PRECISION
-        )
+        if TRANSPOSED:
+            dk, dv = _prefix_gradients(
+                k, v, q, dout, inside[:, None], scale * LOG2E, lse, delta, dk, dv, PRECISION
+            )
+        else:
+            dk, dv = _key_gradients(
+                k, v, q, dout, inside[None, :], scale * LOG2E, lse, delta, dk, dv, PRECISION
+            )
     plane = tl.cast(n_prefix, tl.int64) * heads * D
     parts_ptr += (part * 2 * n_prompts + prompt) * plane + head * D
-    dk, dv = tl.trans(dk) * scale, tl.trans(dv)
-    store_rows(parts_ptr, keys, heads * D, there, dk, D, BLOCK_D)
+    if TRANSPOSED:
+        dk, dv = tl.trans(dk), tl.trans(dv)
+    store_rows(parts_ptr, keys, heads * D, there, dk * scale, D, BLOCK_D)
     store_rows(parts_ptr + n_prompts * plane, keys, heads * D, there, dv, D, BLOCK_D)
 
 

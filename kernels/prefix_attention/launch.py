@@ -28,7 +28,8 @@ class _Tiles:
         held: keys per tile of the backward kernels of the suffix and the prefix keys.
         passing: queries that the backward kernel of the suffix keys processes at a time.
         crossing: queries that the backward kernel of the prefix keys processes at a time.
-        own_stages, prefix_stages: pipeline stages of these two kernels.
+        own_stages: pipeline stages of the backward kernels of queries and suffix keys.
+        prefix_stages: pipeline stages of the backward kernel of the prefix keys.
     """
 
     queries: int
@@ -168,8 +169,9 @@ def launch_prefix_attention_backward(
         BLOCK_M=tiles.turning,
         BLOCK_N=tiles.keys,
         BLOCK_P=_block(n_prefix, tiles.keys),
-        num_stages=2,
-        **options,
+        num_stages=tiles.own_stages,
+        # more warps for fewer registers each, but wide heads would hold copies in each warp
+        **options | {"num_warps": 8 if q.dtype == torch.float32 and q.shape[-1] <= 64 else 4},
     )
     if need_kv:
         dk, dv = _suffix_keys_backward(
@@ -265,8 +267,10 @@ def _prefix_keys_backward(
         *_strides(dout, q, prefix_k, prefix_v),
         BLOCK_M=tiles.crossing,
         BLOCK_P=held,
+        # float32 products have smaller tiles, and would need more registers than there are
+        TRANSPOSED=q.element_size() == 2,
         num_stages=tiles.prefix_stages,
-        **options | {"num_warps": 8 if q.dtype == torch.float32 and d > 64 else 4},
+        **options,
     )
     # contiguous and separate tensors: an op's outputs must not share memory
     dprefix_k, dprefix_v = (
