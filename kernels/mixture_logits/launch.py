@@ -188,7 +188,7 @@ def launch_mixture_logits_backward(
     image, text, gram, inv_norm = (t.contiguous() for t in (image, text, gram, inv_norm))
     wants_along = wants_text and normalized
     # sums over both images and classes need more registers
-    tiles = _tiles(image, text, 64 if wants_along else 128)
+    tiles = _tiles(image, text, 64)
     small_b, small_c = _small_tiles(n_images, n_classes)
 
     def scratch(*shape: int, wanted: bool = True) -> Tensor | None:
@@ -268,12 +268,10 @@ def _image_parts(
     """Compute the image gradient in parts, each over some of the classes: ``[parts, B, D]``."""
     sizes = n_images, n_classes, _, width = _sizes(image, text)
     narrow = text.element_size() == 2
-    block_b = min(128 if narrow else 64, max(16, triton.next_power_of_2(n_images)))
-    block_c, block_d = _block(text, 64), 128 if narrow else 64
+    block_b = min(128 if narrow else 32, max(16, triton.next_power_of_2(n_images)))
+    block_c, block_d = (64, 128) if narrow else (16, 32)
     if narrow and n_images > 16:
         block_b = max(64, block_b)  # rows of a tensor core's product
-    if not narrow and block_b < 64:
-        block_c, block_d = 16, 32
     tiles = triton.cdiv(n_images, block_b) * triton.cdiv(width, block_d)
     steps = triton.cdiv(n_classes, block_c)
     n_steps = triton.cdiv(steps, min(steps, triton.cdiv(_PROGRAMS, tiles)))

@@ -104,8 +104,8 @@ def prefix_attention(
         prefix_k, prefix_v: those of the P shared tokens, ``[K or 1, P, H, d]``; P may be 0.
         cu_seqlens: start of each class's tokens, followed by N: int32 ``[C + 1]``, strictly
             increasing from 0. On a GPU the values are not checked; wrong ones read out of bounds.
-        classes: `token_classes` these ``cu_seqlens``, each token's class, int32 ``[N]``, which the
-            kernels read; computed at each call if not given. Its values are not checked.
+        classes: `token_classes` of these ``cu_seqlens``, int32 ``[N]``, which the kernels read;
+            computed in each call on a GPU if not given. Its values are not checked.
         last_only: whether ``q`` has only the last token of each class.
         scale: factor of the scores; ``d ** -0.5`` by default.
         impl: ``"triton"`` (GPU kernels, d up to 128), ``"torch"`` (plain implementation, any
