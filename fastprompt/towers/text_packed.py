@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.attention import attend, causal_mask
-from ..kernels import prefix_attention
+from ..kernels import prefix_attention, token_classes
 from .base import keep
 from .blocks import OpenText
 from .image_base import Refiners
@@ -34,6 +34,7 @@ class PackedChunk(nn.Module):
         order: classes in the packed order, ``[C]``.
         ids, positions: token ids and their positions in the prompt, ``[N]``.
         cu_seqlens: packed index of each prompt's first token, followed by N, ``[C + 1]``.
+        classes: index of each token's class in ``order``, ``[N]``.
         ends: packed index of each prompt's last token, ``[C]``.
         context: packed indices of context tokens, ``[n]``; empty if all are in the prefix.
         others: the other packed indices, ``[N - n]``.
@@ -45,6 +46,7 @@ class PackedChunk(nn.Module):
     ids: Tensor
     positions: Tensor
     cu_seqlens: Tensor
+    classes: Tensor
     ends: Tensor
     context: Tensor
     others: Tensor
@@ -64,12 +66,14 @@ class PackedChunk(nn.Module):
         number.scatter_(1, layout.context[order], torch.arange(n_ctx).expand(len(order), -1))
         sources, owners = number[used], order[:, None].expand_as(used)[used]
         context = (sources >= 0).nonzero().flatten()
+        cu_seqlens = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
         keep(
             self,
             order=order,
             ids=layout.ids[order][used],
             positions=places.expand_as(used)[used],
-            cu_seqlens=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int(),
+            cu_seqlens=cu_seqlens,
+            classes=token_classes(cu_seqlens, len(sources)),
             ends=lengths.cumsum(0) - 1,
             context=context,
             others=(sources < 0).nonzero().flatten(),
@@ -100,13 +104,20 @@ class PackedChunk(nn.Module):
             normed, shared = block.norm(x), (prefix[2 * i], prefix[2 * i + 1])
             if i + 1 < len(self.text.blocks):
                 q, k, v = block.qkv(normed)
-                x = block.leave(x, prefix_attention(q, k, v, *shared, self.cu_seqlens))
+                x = block.leave(x, self._attend(q, k, v, *shared))
                 continue
             k, v = block.keys_values(normed)
             q = block.queries(normed[:, self.ends])
-            mixed = prefix_attention(q, k, v, *shared, self.cu_seqlens, last_only=True)
+            mixed = self._attend(q, k, v, *shared, last_only=True)
             x = block.leave(x[:, self.ends], mixed)
         return x
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *prefix: Tensor, last_only: bool = False
+    ) -> Tensor:
+        starts, classes = self.cu_seqlens, self.classes
+        keys, values = prefix
+        return prefix_attention(q, k, v, keys, values, starts, classes=classes, last_only=last_only)
 
     def _refine(self, x: Tensor, refiner: Callable[[Tensor], Tensor]) -> Tensor:
         if not self.holds_context:

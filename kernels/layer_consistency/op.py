@@ -30,7 +30,7 @@ _forward = define(
     Layers,
     "(Tensor value, Tensor norms)",
     eager=eager.layer_consistency,
-    launch=".kernel:launch_layer_consistency",
+    launch=".launch:launch_layer_consistency",
     fake=_fake,
 )
 _backward = define(
@@ -38,7 +38,7 @@ _backward = define(
     LayersBackward,
     "Tensor[]",
     eager=eager.layer_consistency_backward,
-    launch=".kernel:launch_layer_consistency_backward",
+    launch=".launch:launch_layer_consistency_backward",
     fake=_fake_backward,
 )
 

@@ -6,7 +6,7 @@ Symbols are those of `eager`, tiles those of `kernel`.
 import triton
 import triton.language as tl
 
-from .tiles import _rounded
+from .tiles import _add_folded
 
 
 @triton.jit
@@ -22,11 +22,15 @@ def _image_gradient_kernel(
     D,
     n_steps,
     PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Compute ``sum_kc w_bk alpha_bc t^_kc`` over ``n_steps`` blocks of classes."""
+    """Compute ``sum_kc w_bk alpha_bc t^_kc`` over ``n_steps`` blocks of classes.
+
+    One product ``[B, classes * K] x [classes * K, D]``, with the weights in the first operand.
+    """
     program = tl.program_id(0).to(tl.int64)
     tiles_b, tiles_d = tl.cdiv(B, BLOCK_B), tl.cdiv(D, BLOCK_D)
     part = program // (tiles_b * tiles_d)
@@ -34,21 +38,19 @@ def _image_gradient_kernel(
     b = (rest % tiles_b) * BLOCK_B + tl.arange(0, BLOCK_B)
     d = (rest // tiles_b) * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
-    # one loop over classes and prompts, so that loads are pipelined across blocks of classes
-    for i in range(n_steps * K):
-        step = i // K
-        k = i - step * K
+    for step in range(n_steps):
         c = (part * n_steps + step) * BLOCK_C + tl.arange(0, BLOCK_C)
         a_mask = (b < B)[:, None] & (c < C)[None, :]
         t_mask = (c < C)[:, None] & (d < D)[None, :]
         alpha = tl.load(alpha_ptr + b[:, None] * C + c[None, :], mask=a_mask, other=0.0)
-        w_k = tl.load(weights_ptr + b * K + k, mask=b < B, other=0.0)
-        row = k * C + c
-        inv = tl.load(inv_norm_ptr + row, mask=c < C, other=0.0)
-        t = tl.load(text_ptr + row[:, None] * D + d[None, :], mask=t_mask, other=0.0)
-        # apply inv to the weight, not to t: bfloat16 and float16 values of t are exact in TF32
-        share = _rounded(alpha * w_k[:, None] * inv[None, :], PRECISION)
-        acc = tl.dot(share, t.to(tl.float32), acc, input_precision=PRECISION)
+        for k in range(K):
+            w_k = tl.load(weights_ptr + b * K + k, mask=b < B, other=0.0)
+            row = k * C + c
+            inv = tl.load(inv_norm_ptr + row, mask=c < C, other=0.0)
+            t = tl.load(text_ptr + row[:, None] * D + d[None, :], mask=t_mask, other=0.0)
+            # apply inv to the weight, not to t: its values are exact in the product's dtype
+            share = alpha * w_k[:, None] * inv[None, :]
+            acc = _add_folded(acc, share, t, PRECISION, WIDEN)
     to = parts_ptr + (part * B + b)[:, None] * D + d[None, :]
     tl.store(to, acc, mask=(b < B)[:, None] & (d < D)[None, :])
 
@@ -89,6 +91,7 @@ def _gamma_kernel(
 def _text_gradient_kernel(
     image_ptr,
     text_ptr,
+    gram_ptr,
     inv_norm_ptr,
     weights_ptr,
     alpha_ptr,
@@ -101,6 +104,7 @@ def _text_gradient_kernel(
     K,
     D,
     PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
     CLASSES: tl.constexpr,
     ROWS: tl.constexpr,
     SLICE: tl.constexpr,
@@ -110,6 +114,7 @@ def _text_gradient_kernel(
     """Compute a block of the text gradient's width for ``ROWS`` pairs of a prompt and a class.
 
     ``Gamma`` is block-diagonal in the ``CLASSES`` classes: multiply all rows by all, masked.
+    ``along`` has the marginals' sums, without the part of the Gram matrices.
     """
     program = tl.program_id(0).to(tl.int64)
     tiles_d = tl.cdiv(D, BLOCK_D)
@@ -131,8 +136,8 @@ def _text_gradient_kernel(
         flat = b[None, None, :]
         w = tl.load(weights_ptr + flat * K + prompt, mask=(prompt < K) & (flat < B), other=0.0)
         alpha = tl.load(alpha_ptr + flat * C + own, mask=(own < C) & (flat < B), other=0.0)
-        share = _rounded(tl.reshape(w * alpha, [ROWS, BLOCK_B]), PRECISION)
-        acc = tl.dot(share, f.to(tl.float32), acc, input_precision=PRECISION)
+        acc = _add_folded(acc, tl.reshape(w * alpha, [ROWS, BLOCK_B]), f, PRECISION, WIDEN)
+    along = tl.zeros([ROWS], tl.float32)
     # a few columns of Gamma at a time: all columns would not fit into registers
     for start in range(0, ROWS, SLICE):
         column = start + tl.arange(0, SLICE)
@@ -143,17 +148,18 @@ def _text_gradient_kernel(
         prompts = (k[:, None] * K + j[None, :]).to(tl.int64)
         mask = real[:, None] & real_j[None, :] & (local[:, None] == local_j[None, :])
         gamma = tl.load(gamma_ptr + prompts * C + c[:, None], mask=mask, other=0.0)
-        # apply inv to Gamma, not to t: bfloat16 and float16 values of t are exact in TF32
+        if along_ptr is not None:
+            gram = tl.load(gram_ptr + prompts * C + c[:, None], mask=mask, other=0.0)
+            along += tl.sum(gamma * gram, 1)
+        # apply inv to Gamma, not to t: its values are exact in the product's dtype
         inv_j = tl.load(inv_norm_ptr + row_j, mask=real_j, other=0.0)
-        gamma = _rounded(gamma * inv_j[None, :], PRECISION)
         mask_j = real_j[:, None] & (d < D)[None, :]
         t_j = tl.load(text_ptr + row_j[:, None] * D + d[None, :], mask=mask_j, other=0.0)
-        acc = tl.dot(gamma, t_j.to(tl.float32), acc, input_precision=PRECISION)
+        acc = _add_folded(acc, gamma * inv_j[None, :], t_j, PRECISION, WIDEN)
     row = k * C + c
     mask = real[:, None] & (d < D)[None, :]
     at = row[:, None] * D + d[None, :]
     if along_ptr is not None:
-        along = tl.zeros([ROWS], tl.float32)
         for tile_b in range(n_along):
             part = tl.cast(tile_b, tl.int64) * K * C
             along += tl.load(along_ptr + part + row, mask=real, other=0.0)

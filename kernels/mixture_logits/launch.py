@@ -1,5 +1,7 @@
 """Launchers of the mixture's kernels: grids and block sizes."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 from torch import Tensor
@@ -8,18 +10,47 @@ from .._dispatch import dot_precision, interpreted
 from . import gradient_kernel, kernel
 from .arguments import Mixture, MixtureBackward, Prompts
 
-# programs that fill a large GPU: with fewer, tiles are smaller, and sums are split
-_PROGRAMS = 256
-_SPLIT_PROGRAMS = 512
-_TILES = ((64, 64), (64, 32), (32, 32), (16, 32), (16, 16))
+# programs that fill a large GPU once: with fewer, tiles are smaller and sums are split
+_PROGRAMS = 128
 # pairs of a prompt and a class per program of the text gradient
 _ROWS = 64
 # the smallest size that `tl.dot` accepts
 _SLICE = 16
 # block of the width in the kernel that sums parts
 _SUM_BLOCK = 128
+# images and classes per tile of the kernels without products of features
+_SMALL_TILE = (16, 64)
 # set explicitly, since the defaults differ between Triton versions
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+_SMALL_OPTIONS = {
+    "SLICE": _SLICE,
+    "BLOCK_B": _SMALL_TILE[0],
+    "BLOCK_C": _SMALL_TILE[1],
+    "num_stages": 2,
+    **_OPTIONS,
+}
+
+
+class _Tiles(NamedTuple):
+    """Tiles of the kernels that multiply images by text features.
+
+    Attributes:
+        images, classes: sizes of a tile.
+        tiles_b, tiles_c: numbers of tiles.
+        n_prompts: prompts per program.
+        n_parts: programs per tile, each with other prompts.
+    """
+
+    images: int
+    classes: int
+    tiles_b: int
+    tiles_c: int
+    n_prompts: int
+    n_parts: int
+
+    @property
+    def programs(self) -> int:
+        return self.tiles_b * self.tiles_c * self.n_parts
 
 
 def _sizes(image: Tensor, text: Tensor) -> tuple[int, int, int, int]:
@@ -31,13 +62,22 @@ def _padded(n_prompts: int) -> int:
     return max(_SLICE, triton.next_power_of_2(n_prompts))
 
 
-def _tiles(n_images: int, n_classes: int) -> tuple[int, int, int, int]:
-    """Return the images and classes per tile, and the numbers of tiles."""
-    for block_b, block_c in _TILES:
-        tiles_b, tiles_c = triton.cdiv(n_images, block_b), triton.cdiv(n_classes, block_c)
-        if tiles_b * tiles_c >= _PROGRAMS:
-            break
-    return block_b, block_c, tiles_b, tiles_c
+def _tiles(image: Tensor, text: Tensor, most: int = 128) -> _Tiles:
+    """Return the tiles; the prompts are split as far as it takes to fill a GPU."""
+    n_images, n_classes, n_prompts, _ = _sizes(image, text)
+    # float32 takes three TF32 products, whose split operands need more registers
+    narrow = image.element_size() == 2
+    images = min(most if narrow else 32, max(16, triton.next_power_of_2(n_images)))
+    classes = most if narrow and n_classes > 64 else 64
+    tiles_b, tiles_c = triton.cdiv(n_images, images), triton.cdiv(n_classes, classes)
+    wanted = triton.cdiv(_PROGRAMS, tiles_b * tiles_c)
+    per_part = triton.cdiv(n_prompts, min(n_prompts, wanted))
+    return _Tiles(images, classes, tiles_b, tiles_c, per_part, triton.cdiv(n_prompts, per_part))
+
+
+def _small_tiles(n_images: int, n_classes: int) -> tuple[int, int]:
+    """Return the numbers of tiles of images and of classes of the kernels on small tiles."""
+    return triton.cdiv(n_images, _SMALL_TILE[0]), triton.cdiv(n_classes, _SMALL_TILE[1])
 
 
 def _block(features: Tensor, size: int) -> int:
@@ -52,20 +92,16 @@ def _stages(features: Tensor) -> int:
     return 2 if _block(features, 64) == 16 else 3
 
 
-def _tile_options(features: Tensor, block_b: int, block_c: int) -> dict[str, object]:
-    """Return the options shared by the forward and the marginals kernel."""
-    block_d = _block(features, 128 if block_b * block_c <= 1024 else 64)
-    if features.element_size() == 4 and block_b * block_c >= 1024:
-        block_d = 16
+def _tile_options(features: Tensor, tiles: _Tiles) -> dict[str, object]:
+    """Return the options of the products' and the marginals kernel."""
     return {
         "PRECISION": dot_precision(features.dtype),
         "WIDEN": interpreted(),
-        "SLICE": _SLICE,
-        "BLOCK_B": block_b,
-        "BLOCK_C": block_c,
-        "BLOCK_D": block_d,
+        "BLOCK_B": tiles.images,
+        "BLOCK_C": tiles.classes,
+        "BLOCK_D": _block(features, 64),
         "num_stages": _stages(features),
-        "num_warps": 8 if block_b * block_c > 2048 else 4,
+        "num_warps": 8,
         "enable_fp_fusion": True,
     }
 
@@ -105,22 +141,34 @@ def launch_mixture_logits(given: Mixture) -> tuple[Tensor, Tensor, Tensor, Tenso
     weights = torch.empty(n_images, n_prompts, dtype=torch.float32, device=image.device)
     if not n_images:
         return logits, weights, cosine, inverse
-    block_b, block_c, tiles_b, tiles_c = _tiles(n_images, n_classes)
-    kernel._mixture_logits_kernel[(tiles_b * tiles_c,)](
+    tiles = _tiles(image, text)
+    shape = tiles.n_parts, n_images, n_classes
+    parts = torch.empty(shape, dtype=torch.float32, device=image.device)
+    kernel._products_kernel[(tiles.programs,)](
         image.contiguous(),
         text.contiguous(),
         router.contiguous(),
-        scale,
-        gram.contiguous(),
         inv_norm.contiguous(),
-        logits,
         weights,
-        cosine,
-        inverse,
+        parts,
         temperature,
         *sizes,
+        tiles.n_prompts,
         KP=_padded(n_prompts),
-        **_tile_options(image, block_b, block_c),
+        **_tile_options(image, tiles),
+    )
+    small_b, small_c = _small_tiles(n_images, n_classes)
+    kernel._mixture_logits_kernel[(small_b * small_c,)](
+        parts,
+        weights,
+        scale,
+        gram.contiguous(),
+        logits,
+        cosine,
+        inverse,
+        tiles.n_parts,
+        *sizes[:3],
+        **_SMALL_OPTIONS,
     )
     return logits, weights, cosine, inverse
 
@@ -138,37 +186,49 @@ def launch_mixture_logits_backward(
     if not n_images:
         return dimage, dtext.zero_(), drouter, dscale.zero_()
     image, text, gram, inv_norm = (t.contiguous() for t in (image, text, gram, inv_norm))
-    block_b, block_c, tiles_b, tiles_c = _tiles(n_images, n_classes)
+    wants_along = wants_text and normalized
+    # sums over both images and classes need more registers
+    tiles = _tiles(image, text, 64)
+    small_b, small_c = _small_tiles(n_images, n_classes)
 
     def scratch(*shape: int, wanted: bool = True) -> Tensor | None:
         return torch.empty(shape, dtype=torch.float32, device=image.device) if wanted else None
 
-    alpha = scratch(n_images, n_classes, wanted=wants_image or wants_text)
+    alpha = scratch(n_images, n_classes, wanted=wants_image or wants_text or wants_router)
     twice_beta = scratch(n_images, n_classes, wanted=wants_text)
-    dw = scratch(tiles_c, n_images, n_prompts, wanted=wants_router)
-    along = scratch(tiles_b, n_prompts, n_classes, wanted=wants_text and normalized)
-    dscale_parts = scratch(tiles_b * tiles_c, wanted=wants_scale)
-    kernel._marginals_kernel[(tiles_b * tiles_c,)](
+    # sums over tiles of classes, of the first kernel's tiles, then of the second's
+    dw = scratch(small_c + tiles.tiles_c, n_images, n_prompts, wanted=wants_router)
+    along = scratch(tiles.tiles_b, n_prompts, n_classes, wanted=wants_along)
+    dscale_parts = scratch(small_b * small_c, wanted=wants_scale)
+    kernel._factors_kernel[(small_b * small_c,)](
         dlogits.contiguous(),
-        image,
-        text,
         scale,
         gram,
-        inv_norm,
         weights,
         cosine,
         inverse,
         alpha,
         twice_beta,
         dw,
-        along,
         dscale_parts,
-        *sizes,
-        # fewer than in the forward, since this kernel needs more registers
-        **_tile_options(image, block_b, block_c) | {"num_stages": 2},
+        *sizes[:3],
+        **_SMALL_OPTIONS | {"num_warps": 8},
     )
+    if wants_router or wants_along:
+        kernel._marginals_kernel[(tiles.programs,)](
+            image,
+            text,
+            inv_norm,
+            weights,
+            alpha,
+            None if dw is None else dw[small_c:],
+            along,
+            *sizes,
+            tiles.n_prompts,
+            **_tile_options(image, tiles),
+        )
     if wants_text:
-        _text_gradient(image, text, inv_norm, weights, alpha, twice_beta, along, dtext)
+        _text_gradient(image, text, gram, inv_norm, weights, alpha, twice_beta, along, dtext)
     parts = _image_parts(image, text, inv_norm, weights, alpha) if wants_image else None
     if wants_image or wants_router or wants_scale:
         blocks = triton.cdiv(width, _SUM_BLOCK) if wants_image else 1
@@ -183,8 +243,8 @@ def launch_mixture_logits_backward(
             dscale if wants_scale else None,
             temperature,
             0 if parts is None else len(parts),
-            tiles_c,
-            tiles_b * tiles_c,
+            0 if dw is None else len(dw),
+            small_b * small_c,
             n_images,
             n_prompts,
             width,
@@ -207,13 +267,14 @@ def _image_parts(
 ) -> Tensor:
     """Compute the image gradient in parts, each over some of the classes: ``[parts, B, D]``."""
     sizes = n_images, n_classes, _, width = _sizes(image, text)
-    block_b = 64 if n_images > 32 else 32 if n_images > 16 else 16
-    block_c, block_d = _block(text, 32), 64
-    if text.element_size() == 4 and block_b < 64:
-        block_c, block_d = 16, 32
+    narrow = text.element_size() == 2
+    block_b = min(128 if narrow else 32, max(16, triton.next_power_of_2(n_images)))
+    block_c, block_d = (64, 128) if narrow else (16, 32)
+    if narrow and n_images > 16:
+        block_b = max(64, block_b)  # rows of a tensor core's product
     tiles = triton.cdiv(n_images, block_b) * triton.cdiv(width, block_d)
     steps = triton.cdiv(n_classes, block_c)
-    n_steps = triton.cdiv(steps, min(steps, triton.cdiv(_SPLIT_PROGRAMS, tiles)))
+    n_steps = triton.cdiv(steps, min(steps, triton.cdiv(_PROGRAMS, tiles)))
     n_parts = triton.cdiv(steps, n_steps)
     parts = torch.empty(n_parts, n_images, width, dtype=torch.float32, device=text.device)
     gradient_kernel._image_gradient_kernel[(n_parts * tiles,)](
@@ -225,11 +286,12 @@ def _image_parts(
         *sizes,
         n_steps,
         PRECISION=dot_precision(text.dtype),
+        WIDEN=interpreted(),
         BLOCK_B=block_b,
         BLOCK_C=block_c,
         BLOCK_D=block_d,
         num_stages=_stages(text),
-        **_OPTIONS,
+        **_OPTIONS | {"num_warps": 8},
     )
     return parts
 
@@ -237,6 +299,7 @@ def _image_parts(
 def _text_gradient(
     image: Tensor,
     text: Tensor,
+    gram: Tensor,
     inv_norm: Tensor,
     weights: Tensor,
     alpha: Tensor | None,
@@ -258,11 +321,13 @@ def _text_gradient(
         **_OPTIONS,
     )
     classes = _ROWS // triton.next_power_of_2(n_prompts)
-    block_d = 128 if image.element_size() == 2 else 32
+    narrow = image.element_size() == 2
+    block_d = 128 if narrow else 32
     tiles = triton.cdiv(n_classes, classes) * triton.cdiv(width, block_d)
     gradient_kernel._text_gradient_kernel[(tiles,)](
         image,
         text,
+        gram,
         inv_norm,
         weights,
         alpha,
@@ -272,11 +337,12 @@ def _text_gradient(
         0 if along is None else len(along),
         *sizes,
         PRECISION=dot_precision(image.dtype),
+        WIDEN=interpreted(),
         CLASSES=classes,
         ROWS=_ROWS,
         SLICE=_SLICE,
         BLOCK_B=_block(image, 32),
         BLOCK_D=block_d,
         num_stages=_stages(text),
-        **_OPTIONS,
+        **_OPTIONS | {"num_warps": 8 if narrow else 4},
     )

@@ -13,6 +13,7 @@ class Attention(NamedTuple):
         k, v: ``[K, N, H, d]``.
         prefix_k, prefix_v: ``[K, P, H, d]``.
         cu_seqlens: ``[C + 1]``; the plain implementation reads its values.
+        classes: each token's class, ``[N]``; the plain implementation does not use it.
     """
 
     q: Tensor
@@ -21,6 +22,7 @@ class Attention(NamedTuple):
     prefix_k: Tensor
     prefix_v: Tensor
     cu_seqlens: Tensor
+    classes: Tensor | None
     last_only: bool
     scale: float
 
@@ -35,6 +37,7 @@ class AttentionBackward(NamedTuple):
     prefix_k: Tensor
     prefix_v: Tensor
     cu_seqlens: Tensor
+    classes: Tensor | None
     out: Tensor
     lse: Tensor
     last_only: bool

@@ -13,10 +13,11 @@ def check_arguments(
     prefix_k: Tensor,
     prefix_v: Tensor,
     cu_seqlens: Tensor,
+    classes: Tensor | None,
     last_only: bool,
     scale: float | None,
 ) -> None:
-    """Check shapes, dtypes and devices, but not the values of ``cu_seqlens``."""
+    """Check shapes, dtypes and devices, but not the values of ``cu_seqlens`` and ``classes``."""
     tensors = {"q": q, "k": k, "v": v, "prefix_k": prefix_k, "prefix_v": prefix_v}
     check_tensor(q, "q")
     check_floating(q, "q")
@@ -44,6 +45,8 @@ def check_arguments(
             )
     _check_prompts(tensors)
     _check_lengths(q, k, cu_seqlens, last_only)
+    if classes is not None:
+        _check_classes(classes, q, k)
     if q.shape[2] < 1 or q.shape[3] < 1:
         raise ValueError(
             "q must be [K or 1, tokens, heads, d] with at least 1 head and a width d of at least "
@@ -63,6 +66,18 @@ def _check_prompts(tensors: dict[str, Tensor]) -> None:
     if len(set(several.values())) > 1:
         name = ", ".join(several)
         raise ValueError(f"{name} must each have 1 prompt or the same number K, got {several}")
+
+
+def _check_classes(classes: Tensor, q: Tensor, k: Tensor) -> None:
+    check_tensor(classes, "classes")
+    if classes.dtype != torch.int32:
+        raise TypeError(f"classes must be int32, got {classes.dtype}; call .int()")
+    if classes.shape != k.shape[1:2]:
+        raise ValueError(
+            f"classes must be [{k.shape[1]}], one per token of k, got {list(classes.shape)}; "
+            "compute it with token_classes(cu_seqlens, tokens)"
+        )
+    check_device(classes, "classes", q, "q")
 
 
 def _check_lengths(q: Tensor, k: Tensor, cu_seqlens: Tensor, last_only: bool) -> None:

@@ -22,7 +22,7 @@ def prefix_attention(given: Attention) -> tuple[Tensor, Tensor]:
         A tensor like ``q``, and ``log sum exp`` of each query's scores, ``[K, M, H]``, at least
         float32.
     """
-    q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale = given
+    q, k, v, prefix_k, prefix_v, cu_seqlens, _, last_only, scale = given
     dtype, wide = q.dtype, wide_dtype(q)
     groups = group(cu_seqlens, k.shape[1], last_only)
     q = _take(q, groups.queries, wide)
@@ -80,8 +80,8 @@ def prefix_attention_backward(
     With ``w = exp(scores - lse)``: ``dv = w^T dout``, ``ds = w (dout v^T - sum(dout * out))``,
     ``dq = scale * ds k``, ``dk = scale * ds^T q``.
     """
-    dout, q, k, v, prefix_k, prefix_v, cu_seqlens, out, lse = given[:9]
-    last_only, scale, need_q, need_kv, need_prefix = given[9:]
+    dout, q, k, v, prefix_k, prefix_v, cu_seqlens, _, out, lse = given[:10]
+    last_only, scale, need_q, need_kv, need_prefix = given[10:]
     dtypes, wide = (q.dtype, k.dtype), lse.dtype
     groups = group(cu_seqlens, k.shape[1], last_only)
     q, dout, out = (_take(t, groups.queries, wide) for t in (q, dout, out))

@@ -1,8 +1,7 @@
 """Triton kernels over tiles of queries: no copy of the prefix, no padding, no stored weights.
 
 A tile holds consecutive packed queries of one or more classes. Its suffix keys range from the start
-of its first class to its last query, and a mask separates the classes. A token's class is found by
-binary search in ``cu_seqlens``.
+of its first class to its last query, and a mask separates the classes.
 """
 
 import triton
@@ -35,6 +34,7 @@ def _prefix_attention_kernel(
     prefix_k_ptr,
     prefix_v_ptr,
     cu_ptr,
+    classes_ptr,
     out_ptr,
     lse_ptr,
     scale,
@@ -42,8 +42,6 @@ def _prefix_attention_kernel(
     heads,
     n_queries,
     n_prefix,
-    n_classes,
-    steps,
     q_prompt,
     q_row,
     q_head,
@@ -70,7 +68,7 @@ def _prefix_attention_kernel(
     tile, head, prompt = place(tiles, heads)
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = rows < n_queries
-    first, last = span(rows, n_queries, cu_ptr, n_classes, steps, LAST_ONLY)
+    first, last = span(rows, n_queries, cu_ptr, classes_ptr, LAST_ONLY)
     q_ptr += prompt * q_prompt + head * q_head
     k_ptr += prompt * k_prompt + head * k_head
     v_ptr += prompt * v_prompt + head * v_head
@@ -121,6 +119,7 @@ def _query_backward_kernel(
     prefix_k_ptr,
     prefix_v_ptr,
     cu_ptr,
+    classes_ptr,
     out_ptr,
     lse_ptr,
     delta_ptr,
@@ -130,8 +129,6 @@ def _query_backward_kernel(
     heads,
     n_queries,
     n_prefix,
-    n_classes,
-    steps,
     do_prompt,
     do_row,
     do_head,
@@ -170,7 +167,7 @@ def _query_backward_kernel(
     at = (prompt * n_queries + rows) * heads + head
     tl.store(delta_ptr + at, delta, mask=inside)
     if dq_ptr is not None:
-        first, last = span(rows, n_queries, cu_ptr, n_classes, steps, LAST_ONLY)
+        first, last = span(rows, n_queries, cu_ptr, classes_ptr, LAST_ONLY)
         lse = tl.load(lse_ptr + at, mask=inside, other=0.0) * LOG2E
         q_ptr += prompt * q_prompt + head * q_head
         k_ptr += prompt * k_prompt + head * k_head

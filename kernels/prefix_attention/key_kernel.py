@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import LOG2E, class_of, load_rows, place, product, store_rows
+from .tiles import LOG2E, load_rows, place, product, store_rows
 
 
 @triton.jit
@@ -19,12 +19,28 @@ def _key_gradients(k, v, q, dout, seen, scale, lse, delta, dk, dv, PRECISION: tl
 
 
 @triton.jit
+def _prefix_gradients(k, v, q, dout, seen, scale, lse, delta, dk, dv, PRECISION: tl.constexpr):
+    """Like `_key_gradients`, with ``dk / scale`` and ``dv`` transposed, ``[d, keys]``.
+
+    A prefix has few keys: here a product's rows are queries or the head's width, not keys.
+    """
+    scores = product(q, tl.trans(k), PRECISION) * scale
+    weights = tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)
+    dv += product(tl.trans(dout), weights.to(q.dtype), PRECISION)
+    dweights = product(dout, tl.trans(v), PRECISION)
+    ds = weights * (dweights - delta[:, None])
+    dk += product(tl.trans(q), ds.to(q.dtype), PRECISION)
+    return dk, dv
+
+
+@triton.jit
 def _suffix_keys_backward_kernel(
     dout_ptr,
     q_ptr,
     k_ptr,
     v_ptr,
     cu_ptr,
+    classes_ptr,
     lse_ptr,
     delta_ptr,
     dk_ptr,
@@ -34,8 +50,6 @@ def _suffix_keys_backward_kernel(
     heads,
     n_queries,
     n_tokens,
-    n_classes,
-    steps,
     do_prompt,
     do_row,
     do_head,
@@ -61,7 +75,7 @@ def _suffix_keys_backward_kernel(
     there = keys < n_tokens
     # queries in [first, last) see a key; rows beyond the last key repeat it and are not stored
     token = tl.minimum(keys, n_tokens - 1)
-    own = class_of(token, cu_ptr, n_classes, steps)
+    own = tl.load(classes_ptr + token).to(tl.int64)
     if LAST_ONLY:
         first, last = own, own + 1
     else:
@@ -121,6 +135,7 @@ def _prefix_keys_backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Compute a chunk of queries' part of the prefix gradients, ``[chunks, 2, K, P, H, d]``.
@@ -141,8 +156,10 @@ def _prefix_keys_backward_kernel(
     scale = tl.cast(scale, tl.float32)
     k = load_rows(prefix_k_ptr, keys, pk_row, there, D, BLOCK_D)
     v = load_rows(prefix_v_ptr, keys, pv_row, there, D, BLOCK_D)
-    dk = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
+    ROWS: tl.constexpr = BLOCK_D if TRANSPOSED else BLOCK_P
+    COLUMNS: tl.constexpr = BLOCK_P if TRANSPOSED else BLOCK_D
+    dk = tl.zeros([ROWS, COLUMNS], tl.float32)
+    dv = tl.zeros([ROWS, COLUMNS], tl.float32)
     end = tl.minimum((part + 1) * chunk, n_queries)
     for begin in range(part * chunk, end, BLOCK_M):
         rows = begin + tl.arange(0, BLOCK_M)
@@ -151,11 +168,18 @@ def _prefix_keys_backward_kernel(
         dout = load_rows(dout_ptr, rows, do_row, inside, D, BLOCK_D)
         lse = tl.load(lse_ptr + at + rows * heads, mask=inside, other=0.0) * LOG2E
         delta = tl.load(delta_ptr + at + rows * heads, mask=inside, other=0.0)
-        dk, dv = _key_gradients(
-            k, v, q, dout, inside[None, :], scale * LOG2E, lse, delta, dk, dv, PRECISION
-        )
+        if TRANSPOSED:
+            dk, dv = _prefix_gradients(
+                k, v, q, dout, inside[:, None], scale * LOG2E, lse, delta, dk, dv, PRECISION
+            )
+        else:
+            dk, dv = _key_gradients(
+                k, v, q, dout, inside[None, :], scale * LOG2E, lse, delta, dk, dv, PRECISION
+            )
     plane = tl.cast(n_prefix, tl.int64) * heads * D
     parts_ptr += (part * 2 * n_prompts + prompt) * plane + head * D
+    if TRANSPOSED:
+        dk, dv = tl.trans(dk), tl.trans(dv)
     store_rows(parts_ptr, keys, heads * D, there, dk * scale, D, BLOCK_D)
     store_rows(parts_ptr + n_prompts * plane, keys, heads * D, there, dv, D, BLOCK_D)
 

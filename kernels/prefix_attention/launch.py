@@ -9,6 +9,7 @@ from torch import Tensor
 from .._dispatch import dot_precision
 from . import kernel, key_kernel
 from .arguments import Attention, AttentionBackward
+from .classes import token_classes
 
 # the prefix gradients' sum over queries is split into at most _CHUNKS chunks per head, to get about
 # _PROGRAMS programs in total if there is enough work
@@ -25,8 +26,10 @@ class _Tiles:
         turning: queries per tile of the backward kernel of the queries.
         keys: keys that these two kernels process at a time, of the suffixes or the prefix.
         held: keys per tile of the backward kernels of the suffix and the prefix keys.
-        passing: queries that these two kernels process at a time.
-        own_stages, prefix_stages: pipeline stages of these two kernels.
+        passing: queries that the backward kernel of the suffix keys processes at a time.
+        crossing: queries that the backward kernel of the prefix keys processes at a time.
+        own_stages: pipeline stages of the backward kernels of queries and suffix keys.
+        prefix_stages: pipeline stages of the backward kernel of the prefix keys.
     """
 
     queries: int
@@ -34,6 +37,7 @@ class _Tiles:
     keys: int
     held: int
     passing: int
+    crossing: int
     own_stages: int = 2
     prefix_stages: int = 2
 
@@ -43,9 +47,9 @@ def _tiles(q: Tensor, last_only: bool) -> _Tiles:
     wide = q.shape[-1] > 64
     if q.dtype == torch.float32:
         # float32 takes three TF32 products, whose split operands need more registers
-        tiles = _Tiles(16, 16, 16, 16, 16, 1, 1) if wide else _Tiles(32, 16, 16, 32, 16, 1)
+        tiles = _Tiles(16, 16, 16, 16, 16, 16, 1, 1) if wide else _Tiles(32, 16, 16, 32, 16, 16, 1)
     else:
-        tiles = _Tiles(64, 64, 32, 32, 32) if wide else _Tiles(64, 64, 32, 64, 32)
+        tiles = _Tiles(64, 64, 32, 32, 32, 64) if wide else _Tiles(64, 64, 32, 64, 32, 64)
     if last_only:
         # each query sees only its own class: most of a large tile would be masked
         tiles = replace(tiles, queries=16, turning=16, passing=16)
@@ -79,15 +83,15 @@ def _options(q: Tensor) -> dict[str, int | str | bool]:
     }
 
 
-def _classes(cu_seqlens: Tensor) -> tuple[int, int]:
-    """Return the number of classes and the number of steps of a binary search over them."""
-    classes = len(cu_seqlens) - 1
-    return classes, (classes - 1).bit_length()
+def _classes(given: Attention | AttentionBackward) -> Tensor:
+    if given.classes is None:
+        return token_classes(given.cu_seqlens, given.k.shape[1])
+    return given.classes.contiguous()
 
 
 def launch_prefix_attention(given: Attention) -> tuple[Tensor, Tensor]:
     """Launch the kernel of `eager.prefix_attention`."""
-    q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale = given
+    q, k, v, prefix_k, prefix_v, cu_seqlens, _, last_only, scale = given
     prompts, rows, heads, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
@@ -99,6 +103,7 @@ def launch_prefix_attention(given: Attention) -> tuple[Tensor, Tensor]:
     kernel._prefix_attention_kernel[(n_tiles * heads * prompts,)](
         *tensors,
         cu_seqlens.contiguous(),
+        _classes(given),
         out,
         lse,
         scale,
@@ -106,7 +111,6 @@ def launch_prefix_attention(given: Attention) -> tuple[Tensor, Tensor]:
         heads,
         rows,
         prefix_k.shape[1],
-        *_classes(cu_seqlens),
         *_strides(*tensors),
         LAST_ONLY=last_only,
         BLOCK_M=tiles.queries,
@@ -122,8 +126,8 @@ def launch_prefix_attention_backward(
     given: AttentionBackward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Launch the four backward kernels: queries, suffix keys, prefix keys, sum of prefix parts."""
-    dout, q, k, v, prefix_k, prefix_v, cu_seqlens, out, lse = given[:9]
-    last_only, scale, need_q, need_kv, need_prefix = given[9:]
+    dout, q, k, v, prefix_k, prefix_v, cu_seqlens, _, out, lse = given[:10]
+    last_only, scale, need_q, need_kv, need_prefix = given[10:]
     if not q.numel():
         kept = (need_q, need_kv, need_kv, need_prefix, need_prefix)
         inputs = (q, k, v, prefix_k, prefix_v)
@@ -133,7 +137,8 @@ def launch_prefix_attention_backward(
         return dq, dk, dv, dprefix_k, dprefix_v
     prompts, rows, heads, _ = q.shape
     dout, q, k, v, prefix_k, prefix_v = (_rows(t) for t in (dout, q, k, v, prefix_k, prefix_v))
-    cu_seqlens, n_prefix = cu_seqlens.contiguous(), prefix_k.shape[1]
+    cu_seqlens, classes = cu_seqlens.contiguous(), _classes(given)
+    n_prefix = prefix_k.shape[1]
     tiles, options = _tiles(q, last_only), _options(q)
     # unneeded gradients stay empty, but separate: an op's outputs must not share a tensor
     dq, dk, dv, dprefix_k, dprefix_v = (q.new_empty(0) for _ in range(5))
@@ -149,6 +154,7 @@ def launch_prefix_attention_backward(
         prefix_k,
         prefix_v,
         cu_seqlens,
+        classes,
         out,
         lse,
         delta,
@@ -158,18 +164,18 @@ def launch_prefix_attention_backward(
         heads,
         rows,
         n_prefix,
-        *_classes(cu_seqlens),
         *_strides(dout, q, k, v, prefix_k, prefix_v),
         LAST_ONLY=last_only,
         BLOCK_M=tiles.turning,
         BLOCK_N=tiles.keys,
         BLOCK_P=_block(n_prefix, tiles.keys),
-        num_stages=2,
-        **options,
+        num_stages=tiles.own_stages,
+        # more warps for fewer registers each, but wide heads would hold copies in each warp
+        **options | {"num_warps": 8 if q.dtype == torch.float32 and q.shape[-1] <= 64 else 4},
     )
     if need_kv:
         dk, dv = _suffix_keys_backward(
-            dout, q, k, v, cu_seqlens, lse, delta, last_only, scale, tiles, options
+            dout, q, k, v, cu_seqlens, classes, lse, delta, last_only, scale, tiles, options
         )
     if need_prefix:
         dprefix_k, dprefix_v = _prefix_keys_backward(
@@ -184,6 +190,7 @@ def _suffix_keys_backward(
     k: Tensor,
     v: Tensor,
     cu_seqlens: Tensor,
+    classes: Tensor,
     lse: Tensor,
     delta: Tensor,
     last_only: bool,
@@ -200,6 +207,7 @@ def _suffix_keys_backward(
         k,
         v,
         cu_seqlens,
+        classes,
         lse,
         delta,
         dk,
@@ -209,7 +217,6 @@ def _suffix_keys_backward(
         heads,
         q.shape[1],
         tokens,
-        *_classes(cu_seqlens),
         *_strides(dout, q, k, v),
         LAST_ONLY=last_only,
         BLOCK_M=tiles.passing,
@@ -238,7 +245,7 @@ def _prefix_keys_backward(
     blocks = triton.cdiv(n_prefix, held)
     wanted = min(_CHUNKS, max(1, _PROGRAMS // (blocks * heads * prompts)))
     # a chunk is a multiple of the tile of queries
-    chunk = triton.cdiv(triton.cdiv(rows, tiles.passing), wanted) * tiles.passing
+    chunk = triton.cdiv(triton.cdiv(rows, tiles.crossing), wanted) * tiles.crossing
     chunks = triton.cdiv(rows, chunk)
     shape = (chunks, 2, prompts, n_prefix, heads, d)
     parts = torch.empty(shape, dtype=torch.float32, device=q.device)
@@ -258,8 +265,10 @@ def _prefix_keys_backward(
         n_prefix,
         chunk,
         *_strides(dout, q, prefix_k, prefix_v),
-        BLOCK_M=tiles.passing,
+        BLOCK_M=tiles.crossing,
         BLOCK_P=held,
+        # float32 products have smaller tiles, and would need more registers than there are
+        TRANSPOSED=q.element_size() == 2,
         num_stages=tiles.prefix_stages,
         **options,
     )

@@ -9,6 +9,7 @@ from .._dispatch import Impl, define, once_differentiable, resolve, wide_dtype
 from . import eager
 from .arguments import Attention, AttentionBackward
 from .check import check_arguments
+from .classes import token_classes
 
 # the largest head width whose tiles fit into registers
 _WIDEST = 128
@@ -54,7 +55,7 @@ class _PrefixAttention(torch.autograd.Function):
     def forward(ctx: Any, impl: Impl, *arguments: Any) -> Tensor:
         given = Attention(*arguments)
         out, lse = _forward(impl, given)
-        ctx.save_for_backward(*given[:6], out, lse)
+        ctx.save_for_backward(*given[:7], out, lse)
         ctx.impl, ctx.settings = impl, (given.last_only, given.scale)
         return out
 
@@ -65,7 +66,7 @@ class _PrefixAttention(torch.autograd.Function):
         needs = need_q, need_k or need_v, need_pk or need_pv
         given = AttentionBackward._make((dout, *ctx.saved_tensors, *ctx.settings, *needs))
         found = zip(_backward(ctx.impl, given), ctx.needs_input_grad[1:6], strict=True)
-        return None, *(grad if need else None for grad, need in found), None, None, None
+        return None, *(grad if need else None for grad, need in found), None, None, None, None
 
 
 def prefix_attention(
@@ -76,6 +77,7 @@ def prefix_attention(
     prefix_v: Tensor,
     cu_seqlens: Tensor,
     *,
+    classes: Tensor | None = None,
     last_only: bool = False,
     scale: float | None = None,
     impl: Impl = "auto",
@@ -102,6 +104,8 @@ def prefix_attention(
         prefix_k, prefix_v: those of the P shared tokens, ``[K or 1, P, H, d]``; P may be 0.
         cu_seqlens: start of each class's tokens, followed by N: int32 ``[C + 1]``, strictly
             increasing from 0. On a GPU the values are not checked; wrong ones read out of bounds.
+        classes: `token_classes` of these ``cu_seqlens``, int32 ``[N]``, which the kernels read;
+            computed in each call on a GPU if not given. Its values are not checked.
         last_only: whether ``q`` has only the last token of each class.
         scale: factor of the scores; ``d ** -0.5`` by default.
         impl: ``"triton"`` (GPU kernels, d up to 128), ``"torch"`` (plain implementation, any
@@ -112,11 +116,11 @@ def prefix_attention(
         ``[K, N or C, H, d]``, dtype of ``q``.
 
     Raises:
-        TypeError: dtypes differ or are not floating, or ``cu_seqlens`` is not int32.
+        TypeError: dtypes differ or are not floating, or ``cu_seqlens`` or ``classes`` is not int32.
         ValueError: shapes or devices do not match, or, on the CPU, ``cu_seqlens`` is invalid.
         RuntimeError: ``impl="triton"`` cannot run.
     """
-    check_arguments(q, k, v, prefix_k, prefix_v, cu_seqlens, last_only, scale)
+    check_arguments(q, k, v, prefix_k, prefix_v, cu_seqlens, classes, last_only, scale)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     several = [len(t) for t in (q, k, v, prefix_k, prefix_v) if len(t) != 1]
     prompts = several[0] if several else 1
@@ -127,5 +131,9 @@ def prefix_attention(
             f"q must have a head width of at most {_WIDEST} with impl='triton', got "
             f"{q.shape[-1]}; use impl='auto' or 'torch'"
         )
-    given = Attention._make((*tensors, cu_seqlens, last_only, scale))
-    return _PrefixAttention.apply(resolve(impl, *tensors), *given)
+    chosen = resolve(impl, *tensors)
+    # computed once for the forward and the backward pass
+    if classes is None and (chosen == "triton" or (chosen == "auto" and q.is_cuda)):
+        classes = token_classes(cu_seqlens, k.shape[1])
+    given = Attention._make((*tensors, cu_seqlens, classes, last_only, scale))
+    return _PrefixAttention.apply(chosen, *given)

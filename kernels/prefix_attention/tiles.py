@@ -25,19 +25,6 @@ def place(tiles, heads):
 
 
 @triton.jit
-def class_of(tokens, cu_ptr, n_classes, steps):
-    """Return each packed token's class, the last that starts at or before it, by binary search."""
-    low = tokens * 0
-    high = low + n_classes
-    for _ in range(steps):
-        middle = (low + high) >> 1
-        before = tl.load(cu_ptr + middle) <= tokens
-        low = tl.where(before, middle, low)
-        high = tl.where(before, high, middle)
-    return low
-
-
-@triton.jit
 def load_rows(ptr, rows, stride, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Load ``[rows, BLOCK_D]``, with zeros beyond D and where ``inside`` is false."""
     columns = tl.arange(0, BLOCK_D)
@@ -58,7 +45,7 @@ def store_rows(ptr, rows, stride, inside, value, D: tl.constexpr, BLOCK_D: tl.co
 
 
 @triton.jit
-def span(rows, n_queries, cu_ptr, n_classes, steps, LAST_ONLY: tl.constexpr):
+def span(rows, n_queries, cu_ptr, classes_ptr, LAST_ONLY: tl.constexpr):
     """Return the first and the last token of their own class that these queries see.
 
     Rows beyond the last query see the same tokens as the last query, so no row is fully masked.
@@ -67,7 +54,7 @@ def span(rows, n_queries, cu_ptr, n_classes, steps, LAST_ONLY: tl.constexpr):
     if LAST_ONLY:
         return tl.load(cu_ptr + query).to(tl.int64), tl.load(cu_ptr + query + 1).to(tl.int64) - 1
     else:
-        own = class_of(query, cu_ptr, n_classes, steps)
+        own = tl.load(classes_ptr + query)
         return tl.load(cu_ptr + own).to(tl.int64), query
 
 

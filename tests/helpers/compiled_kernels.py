@@ -6,6 +6,7 @@ on 16 bytes, integers that 16 divides, ones and None as constants.
 """
 
 import importlib
+import math
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -46,11 +47,20 @@ _AMD_OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of a kernel: its name, its source with all specializations, its options."""
+    """One start of a kernel, with all that it is compiled for.
+
+    Attributes:
+        source: the kernel with its specializations.
+        options: warps, stages and the like.
+        given: the kernel's arguments by name.
+        programs: size of the grid.
+    """
 
     name: str
     source: ASTSource
     options: dict[str, Any]
+    given: dict[str, Any]
+    programs: int
 
 
 def launches(call: Callable[[], object], *, hip: bool = False) -> list[Launch]:
@@ -59,7 +69,7 @@ def launches(call: Callable[[], object], *, hip: bool = False) -> list[Launch]:
 
     def note(kernel: JITFunction, *values: Any, grid: Any, warmup: bool, **named: Any) -> None:
         assert all(int(n) > 0 for n in grid), f"{kernel.__name__}: grid {grid}"
-        found.append(_launch(kernel, values, named))
+        found.append(_launch(kernel, values, named, math.prod(grid)))
 
     with mock.patch.object(JITFunction, "run", note), _built_for_amd(hip):
         call()
@@ -72,21 +82,31 @@ def _built_for_amd(hip: bool) -> Iterator[None]:
         yield
 
 
-def _launch(kernel: JITFunction, values: tuple[Any, ...], named: dict[str, Any]) -> Launch:
+def _launch(
+    kernel: JITFunction, values: tuple[Any, ...], named: dict[str, Any], programs: int
+) -> Launch:
     own = [p.name for p in kernel.params]
     options = {k: v for k, v in named.items() if k not in own}
     given = dict(zip(own, values, strict=False)) | {k: v for k, v in named.items() if k in own}
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def kind_of(value: Any, place: tuple[int, ...], constant: bool) -> Any:
+        if isinstance(value, tuple) and not constant:
+            return tuple(kind_of(v, (*place, i), False) for i, v in enumerate(value))
+        kind, sixteen = _kind(value, constant)
+        if kind == "constexpr":
+            constants[place] = value
+        elif sixteen:
+            attributes[place] = [["tt.divisibility", 16]]
+        return kind
+
     for place, parameter in enumerate(kernel.params):
         value = given[parameter.name]
-        kind, sixteen = _kind(value, parameter.is_constexpr)
-        signature[parameter.name] = kind
-        if kind == "constexpr":
-            constants[parameter.name] = value
-        elif sixteen:
-            attributes[(place,)] = [["tt.divisibility", 16]]
+        signature[parameter.name] = kind_of(value, (place,), parameter.is_constexpr)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return Launch(kernel.__name__, source, options)
+    return Launch(kernel.__name__, source, options, given, programs)
 
 
 def _kind(value: Any, constant: bool) -> tuple[str, bool]:
@@ -110,14 +130,18 @@ def build(launch: Launch, target: str) -> Any:
 
 
 def usage(built: Any, target: str, folder: Path) -> dict[str, int]:
-    """Registers of a thread, bytes that it spills, bytes of shared memory of a block."""
+    """Registers of a thread, bytes that it spills, bytes of shared memory of a block.
+
+    Also 1 if the kernel multiplies with the asynchronous instructions of a whole warp group.
+    """
     if target.startswith("gfx"):
         text = built.asm["amdgcn"]
         numbers = {
             "registers": re.search(r"\.vgpr_count:\s+(\d+)", text),
             "spilled": re.search(r"\.private_segment_fixed_size:\s+(\d+)", text),
         }
-        return {k: int(v[1]) for k, v in numbers.items() if v} | {"shared": built.metadata.shared}
+        found = {k: int(v[1]) for k, v in numbers.items() if v}
+        return found | {"shared": built.metadata.shared, "wgmma": 0}
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(built.asm["cubin"])
     text = subprocess.run(
@@ -126,10 +150,30 @@ def usage(built: Any, target: str, folder: Path) -> dict[str, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     assert found, text
     registers, stack, _, local = (int(n) for n in found.groups())
-    return {"registers": registers, "spilled": stack + local, "shared": built.metadata.shared}
+    return {
+        "registers": registers,
+        "spilled": stack + local,
+        "shared": built.metadata.shared,
+        "wgmma": int(bool(re.search(r"wgmma\.mma|tcgen05\.mma", built.asm["ptx"]))),
+    }
 
 
-def _module(op: str) -> ModuleType:
+def slow_products(built: Any) -> list[str]:
+    """Products of 64 rows or more in 16 bits that do not use a warp group's instructions.
+
+    Those become ``ttng`` operations; a ``tt.dot`` that is left becomes ``mma.sync``.
+    """
+    shapes = re.findall(r"tt\.dot .*-> tensor<(\d+)x\d+xf32", built.asm["ttgir"])
+    lines = [line for line in built.asm["ttgir"].splitlines() if "tt.dot " in line]
+    assert len(shapes) == len(lines)
+    return [
+        line.strip()
+        for line, rows in zip(lines, shapes, strict=True)
+        if int(rows) >= 64 and re.search(r"x(bf16|f16)", line)
+    ]
+
+
+def module_of(op: str) -> ModuleType:
     """The launches of an op; pytest puts their folder on the path."""
     return importlib.import_module(f"launches_{op}")
 
@@ -139,7 +183,7 @@ def all_cases() -> Iterator[Any]:
     for path in sorted(AOT.glob("launches_*.py")):
         op = path.stem.removeprefix("launches_")
         for dtype in DTYPES:
-            for case in _module(op).cases(DTYPES[dtype]):
+            for case in module_of(op).cases(DTYPES[dtype]):
                 for target in TARGETS:
                     # compiling takes seconds each: one target runs in the fast tests
                     marks = [] if target == "sm_90" else [pytest.mark.slow]
@@ -149,7 +193,7 @@ def all_cases() -> Iterator[Any]:
 
 def compiled(op: str, case: str, dtype: str, target: str) -> list[tuple[str, ModuleType, Any]]:
     """Name, module of launches and compiled kernel of each launch."""
-    module = _module(op)
+    module = module_of(op)
     found = launches(module.cases(DTYPES[dtype])[case], hip=target.startswith("gfx"))
     assert found
     return [(launch.name, module, build(launch, target)) for launch in found]

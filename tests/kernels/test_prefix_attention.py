@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fastprompt.kernels import prefix_attention
+from fastprompt.kernels import prefix_attention, token_classes
 from fastprompt.kernels.prefix_attention.groups import group
 from fastprompt.kernels.prefix_attention.reference import prefix_attention as formula
 
@@ -181,7 +181,7 @@ def test_groups_of_a_sorted_list_are_slices():
 def test_opcheck(lengths, last_only):
     *tensors, cu_seqlens = inputs(lengths, last_only=last_only, dtype=torch.float32)
     forward = torch.ops.fastprompt.prefix_attention.default
-    torch.library.opcheck(forward, (*tensors, cu_seqlens, last_only, 0.5))
+    torch.library.opcheck(forward, (*tensors, cu_seqlens, None, last_only, 0.5))
     backward = torch.ops.fastprompt.prefix_attention_backward.default
     for needed in ((True, True, True), (False, True, False), (False, False, True)):
         torch.library.opcheck(backward, (*backward_arguments(last_only), last_only, 0.5, *needed))
@@ -189,8 +189,8 @@ def test_opcheck(lengths, last_only):
 
 def backward_arguments(last_only):
     *tensors, cu_seqlens = inputs(last_only=last_only, dtype=torch.float32)
-    out, lse = torch.ops.fastprompt.prefix_attention(*tensors, cu_seqlens, last_only, 0.5)
-    return (torch.ones_like(out), *tensors, cu_seqlens, out, lse)
+    out, lse = torch.ops.fastprompt.prefix_attention(*tensors, cu_seqlens, None, last_only, 0.5)
+    return (torch.ones_like(out), *tensors, cu_seqlens, None, out, lse)
 
 
 @LAST
@@ -308,3 +308,25 @@ def test_lengths_are_checked_on_the_cpu(wrong):
     *tensors, _ = inputs()
     with pytest.raises(ValueError, match=r"^cu_seqlens .*\[0, 1, 2\] \.\.\. \[8, 9, 10\]"):
         prefix_attention(*tensors, torch.arange(11, dtype=torch.int32))
+
+
+def test_classes_of_tokens():
+    starts = torch.tensor([0, 2, 3, 6], dtype=torch.int32)
+    assert token_classes(starts, 6).tolist() == [0, 0, 1, 2, 2, 2]
+    assert token_classes(starts, 6).dtype == torch.int32
+    assert token_classes(starts[:1], 0).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("classes", "error", "says"),
+    [
+        (torch.zeros(6, dtype=torch.int64), TypeError, "classes must be int32"),
+        (torch.zeros(5, dtype=torch.int32), ValueError, r"classes must be \[6\]"),
+        ([0] * 6, TypeError, "classes must be a tensor"),
+    ],
+)
+def test_wrong_classes(classes, error, says):
+    tokens, prefix = torch.zeros(1, 6, 2, 4), torch.zeros(1, 3, 2, 4)
+    starts = torch.tensor([0, 2, 3, 6], dtype=torch.int32)
+    with pytest.raises(error, match=says):
+        prefix_attention(tokens, tokens, tokens, prefix, prefix, starts, classes=classes)

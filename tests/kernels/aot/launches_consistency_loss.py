@@ -45,6 +45,10 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
         "consistency_loss": lambda: _forward(dtype, 32, 1000, each=True, other=False),
         "consistency_loss-reversed": lambda: _forward(dtype, 256, 1000, each=False, other=True),
         "consistency_loss-21000": lambda: _forward(dtype, 32, 21_000, each=True, other=False),
+        "consistency_loss-benchmark": lambda: _forward(dtype, 256, 1000, each=False, other=False),
+        "consistency_loss-benchmark-gradient": lambda: _backward(
+            dtype, 256, 1000, other=False, wanted=adv
+        ),
         "consistency_loss-gradient": lambda: _backward(dtype, 32, 1000, other=False, wanted=adv),
         "consistency_loss-gradients": lambda: _backward(
             dtype, 32, 21_000, other=True, wanted=every

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastprompt.kernels.layer_consistency import kernel
+from fastprompt.kernels.layer_consistency import launch
 from fastprompt.kernels.layer_consistency.arguments import Layers, LayersBackward
 
 ELEMENTWISE = {"_row_sums_kernel", "_row_gradient_kernel"}
@@ -18,7 +18,7 @@ def _layers(dtype: torch.dtype, rows: int, count: int) -> list[torch.Tensor]:
 
 def _forward(dtype: torch.dtype, rows: int, count: int) -> None:
     layers = _layers(dtype, rows, count)
-    kernel.launch_layer_consistency(Layers(layers, layers, _SAMPLES))
+    launch.launch_layer_consistency(Layers(layers, layers, _SAMPLES))
 
 
 def _backward(dtype: torch.dtype, rows: int, wanted: list[bool]) -> None:
@@ -26,14 +26,15 @@ def _backward(dtype: torch.dtype, rows: int, wanted: list[bool]) -> None:
     grad = torch.empty(_SAMPLES, device="meta")
     norms = torch.empty(rows * len(layers), 4, device="meta")
     given = LayersBackward(grad, norms, layers, layers, wanted)
-    kernel.launch_layer_consistency_backward(given)
+    launch.launch_layer_consistency_backward(given)
 
 
 def cases(dtype: torch.dtype) -> dict[str, Callable[[], None]]:
     """By name; each starts one or several kernels."""
     return {
-        "layer_consistency-list": lambda: _forward(dtype, _SAMPLES, 2),
+        "layer_consistency-list": lambda: _forward(dtype, _SAMPLES, 12),
         "layer_consistency-stack": lambda: _forward(dtype, 12 * _SAMPLES, 1),
-        "layer_consistency-gradients": lambda: _backward(dtype, 12 * _SAMPLES, [True, True]),
+        "layer_consistency-stack-gradients": lambda: _backward(dtype, 12 * _SAMPLES, [True, True]),
+        "layer_consistency-gradients": lambda: _backward(dtype, _SAMPLES, [True] * 24),
         "layer_consistency-one-gradient": lambda: _backward(dtype, _SAMPLES, [False, True]),
     }

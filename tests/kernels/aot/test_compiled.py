@@ -6,7 +6,7 @@ import re
 
 import pytest
 import triton
-from helpers.compiled_kernels import TABLE, all_cases, compiled, usage
+from helpers.compiled_kernels import TABLE, all_cases, compiled, slow_products, usage
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles for real targets", allow_module_level=True)
@@ -15,6 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 @pytest.mark.parametrize(("op", "case", "dtype", "target"), list(all_cases()))
 def test_compiles_for_a_gpu_that_is_not_here(op, case, dtype, target, tmp_path):
     table = json.loads(TABLE.read_text())
+    exact = table.get(triton.__version__, {})
     for name, module, built in compiled(op, case, dtype, target):
         ttir = built.asm["ttir"]
         assert "tt.addptr" in ttir
@@ -24,9 +25,12 @@ def test_compiles_for_a_gpu_that_is_not_here(op, case, dtype, target, tmp_path):
             assert built.asm["cubin"]
             if name in module.ELEMENTWISE:
                 assert re.search(r"ld\.global[\w.:]*\.v4\.b32", built.asm["ptx"]), "no 128-bit load"
+        if target in ("sm_90", "sm_100"):
+            assert not slow_products(built)
         found = usage(built, target, tmp_path)
-        known = table["kernels"][f"{case}/{name}/{dtype}/{target}"]
-        same = triton.__version__ == table["triton"]
+        row = f"{case}/{name}/{dtype}/{target}"
+        same = row in exact
+        known = next(rows[row] for rows in (exact, *table.values()) if row in rows)
         # another Triton brings another assembler, which allots registers a little otherwise
         slack = 0 if same else 64
         if name not in module.MAY_SPILL:

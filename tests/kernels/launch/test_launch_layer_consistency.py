@@ -5,6 +5,7 @@ import torch
 from helpers.kernel_place import DEVICE, DTYPE_IDS, DTYPES, EPSILON, INTERPRETED, MARKS, strided
 
 from fastprompt.kernels import layer_consistency
+from fastprompt.kernels.layer_consistency import launch
 
 pytestmark = MARKS
 
@@ -83,6 +84,27 @@ def test_rows_in_parts_beside_a_short_layer(length, dtype):
 
 def test_more_layers_than_one_block_takes():
     check(*layers(2, shapes=[(i % 5 + 2,) for i in range(35)]))
+
+
+@pytest.mark.parametrize("most", [2, 64])
+def test_equal_layers_in_one_or_several_launches(monkeypatch, most):
+    monkeypatch.setattr(launch, "_MAX_LAYERS", most)
+    check(*layers(3, shapes=[(5, 4)] * 5))
+
+
+def test_equal_layers_of_other_strides():
+    a, b = layers(3, shapes=[(5, 4)] * 4)
+    a[1] = torch.cat([a[1], a[1]], dim=1)[:, :5]
+    b[2] = torch.cat([b[2], b[2]], dim=1)[:, :5]
+    check(a, b)
+
+
+def test_layers_of_which_some_learn():
+    a, b = layers(2, shapes=[(5, 4)] * 4)
+    for learn in ((1, 2, 6), (0, 4), (7,)):
+        full = run(a, b, "triton")[1]
+        for got, i in zip(run(a, b, "triton", learn)[1], learn, strict=True):
+            torch.testing.assert_close(got, full[i], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)

@@ -103,7 +103,6 @@ def test_many_prompts_without_a_term_on_the_weights():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_big_tiles_in_one_part(monkeypatch, dtype):
     monkeypatch.setattr(launch, "_PROGRAMS", 1)
-    monkeypatch.setattr(launch, "_SPLIT_PROGRAMS", 1)
     check(batch(67, 127, 3, 65, dtype=dtype))
 
 

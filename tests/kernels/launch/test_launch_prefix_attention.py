@@ -13,7 +13,7 @@ from helpers.kernel_place import (
     worst,
 )
 
-from fastprompt.kernels import prefix_attention
+from fastprompt.kernels import prefix_attention, token_classes
 from fastprompt.kernels.prefix_attention.reference import prefix_attention as formula
 
 pytestmark = MARKS
@@ -227,6 +227,15 @@ def test_only_what_is_asked_for(wanted):
     out = prefix_attention(*leaves, starts, impl="triton")
     got = torch.autograd.grad(out, [leaves[i] for i in wanted], weights_like(out))
     assert all(torch.equal(g, everything[i]) for g, i in zip(got, wanted, strict=True))
+
+
+@LAST
+def test_classes_computed_before(last_only):
+    tensors, starts = inputs(UNEVEN, torch.float32, last_only=last_only)
+    classes = token_classes(starts, sum(UNEVEN))
+    given = run(tensors, starts, last_only=last_only, classes=classes)
+    for got, wanted in zip(given, run(tensors, starts, last_only=last_only), strict=True):
+        assert torch.equal(got, wanted)
 
 
 @DTYPE
