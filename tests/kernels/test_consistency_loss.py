@@ -297,7 +297,8 @@ def test_a_label_out_of_range_where_values_are_not_looked_at(monkeypatch):
         assert loss.isnan().tolist() == [False, False, True, False]
         assert grads[0][2].isnan().all()
         assert torch.equal(loss[[0, 1, 3]], expected[[0, 1, 3]])
-        assert torch.equal(grads[0][[0, 1, 3]], expected_grads[0][[0, 1, 3]])
+        rest = [t[0][[0, 1, 3]] for t in (grads, expected_grads)]  # masked, and in fewer passes
+        torch.testing.assert_close(*rest, rtol=1e-13, atol=1e-15)
 
 
 def test_empty_batch():
