@@ -34,9 +34,16 @@ TEMPLATES = ("a photo of a {}.",)
 _TEXT_BATCH = 256
 
 
+def _first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """Return ``next(module.parameters())`` without a walk through all modules."""
+    own = [p for p in module._parameters.values() if p is not None]
+    below = (_first_parameter(each) for each in module._modules.values() if each is not None)
+    return own[0] if own else next((p for p in below if p is not None), None)
+
+
 def _writes(module: nn.Module | None) -> int:
     """Return how often the module's first parameter was written, 0 if that is not counted."""
-    first = None if module is None else next(module.parameters(), None)
+    first = None if module is None else _first_parameter(module)
     return 0 if first is None or first.is_inference() else first._version
 
 

@@ -38,9 +38,11 @@ class Tower(nn.Module):
 
     def refresh(self) -> None:
         """Recompute the tensors derived from the weights, if the weights changed."""
-        version = self.clip.version
-        if torch.compiler.is_compiling() or self._derived_from == version:
+        if torch.compiler.is_compiling():
             return  # callers of compiled code refresh first
+        version = self.clip.version
+        if self._derived_from == version:
+            return
         self.derive()
         self.to(self.clip.device)
         # last: after an error, and meanwhile in other threads, the derived tensors are the old ones

@@ -39,6 +39,11 @@ class TextPath(enum.Enum):
     INPUT_EMBEDDINGS = "input embeddings"
 
 
+def _autocast_kind(device: torch.device) -> str:
+    """Return the device type for autocast, which the meta device does not have."""
+    return device.type if torch.amp.is_autocast_available(device.type) else "cpu"
+
+
 class TextTower(PromptedText):
     """Fast text tower with trainable context tokens; see `PromptedText` for the other arguments.
 
@@ -112,7 +117,7 @@ class TextTower(PromptedText):
             return
         self.to(self.clip.device)
         # a later step may record gradients, or be outside autocast
-        kind = self.clip.device.type
+        kind = _autocast_kind(self.clip.device)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
             self.start = self.lead(None, None, None)
 
@@ -204,7 +209,7 @@ class TextTower(PromptedText):
         if self.shared is None or self.rest is None:
             return []
         # autocast gives the other tokens' keys another dtype than that of `start`
-        known = refiners is None and not torch.is_autocast_enabled(context.device.type)
+        known = refiners is None and not torch.is_autocast_enabled(_autocast_kind(context.device))
         # replaced context tokens need no attention; without deep prompts, joining the first tokens
         # and the others would take longer than to compute the first again
         if known and (deep is not None or not self.rest.inside):

@@ -45,7 +45,7 @@ _ATTACKS = {
     "a number": (["pgd-1", 3], "string"),
     "None": (None, "None"),
     "no steps": (["pgd"], "pgd-N"),
-    "zero steps": (["pgd-0"], "pgd-N"),
+    "zero steps": (["pgd-0"], "pgd-20"),
     "negative steps": (["pgd--5"], "pgd-"),
     "10**30 steps": ([f"pgd-{10**30}"], "at most"),
     "10**30 queries": ([f"square-{10**30}"], "at most"),
