@@ -126,15 +126,18 @@ def new_table(cells: Sequence[Row]) -> str:
     return markdown(head, rows)
 
 
-def precision_pairs(cells: Sequence[Row], model: str, method: str, eps: str | None) -> list[Any]:
+def precision_pairs(
+    cells: Sequence[Row], model: str, method: str, eps: str | None
+) -> list[tuple[float, float]]:
     """Return the accuracy of each seed, tuned in float32 and in ``precision="auto"``."""
-    values = []
-    for precision in PRECISIONS:
-        key = ("precision", model, method)
-        own = [c for c in cells if (c["part"], c["model"], c["method"]) == key]
-        own = [c for c in own if c["changes"][0] == ["precision", precision]]
-        values.append(accuracies(sorted(own, key=lambda c: c["seed"]), eps))
-    return list(zip(*values, strict=True))
+    own: dict[int, dict[str, float]] = {}
+    for cell in cells:
+        if (cell["part"], cell["model"], cell["method"]) == ("precision", model, method):
+            (_, precision), *_ = cell["changes"]
+            own.setdefault(cell["seed"], {})[precision] = accuracies([cell], eps)[0]
+    first, second = PRECISIONS
+    # a seed whose second run is missing shows nothing
+    return [(own[k][first], own[k][second]) for k in sorted(own) if len(own[k]) == len(PRECISIONS)]
 
 
 def precision_table(cells: Sequence[Row]) -> str:
