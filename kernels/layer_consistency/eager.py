@@ -15,6 +15,7 @@ sums in five passes give all: ``n_b^2 = n_a^2 - 2 a.(a - b) + ||a - b||^2``, and
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .._dispatch import wide_dtype
 from .arguments import Layers, LayersBackward
@@ -37,8 +38,9 @@ def layer_consistency(layers: Layers) -> tuple[Tensor, Tensor]:
 def _row_norms(a: Tensor, b: Tensor) -> Tensor:
     """Return ``n_a, n_b, gap, 1 - cos`` of each row, ``[R, 4]``."""
     a, b = (t.flatten(1).to(wide_dtype(t)) for t in (a, b))
-    # reading values would synchronize with a GPU
-    if a.device.type == "cpu" and not torch.compiler.is_compiling():
+    # reading values would synchronize with a GPU; a tracer has none
+    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    if a.is_cpu and not traced:
         norms, near = _near_norms(a, b)
         if near.all():
             return norms
