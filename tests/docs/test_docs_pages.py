@@ -160,17 +160,21 @@ def test_the_drop_in_diffs_are_those_of_the_examples():
 
 
 def test_the_autoattack_table_is_the_committed_file():
-    """Twice as fast where few images stand, with no more of them, by fewer gradients."""
+    """Four times as fast where few images stand, by fewer gradients; no more images stand.
+
+    What stands after the search in a low precision takes its gradients twice.
+    """
     head, *rows = autoattack.lines()
     assert markdown(head, rows) in ROBUSTNESS
     for row in json.loads(autoattack.RESULT.read_text("utf-8"))["rows"]:
         ours, theirs = row["fastprompt"], row["torchattacks"]
         assert ours["standing"] <= theirs["standing"]
-        assert ours["gradients"] < theirs["gradients"]
+        assert theirs["seconds"] > 1.5 * ours["seconds"]
         assert {part["attack"] for part in ours["parts"]} == set(STANDARD)
         if row["eps"] == "4/255":
             assert ours["standing"] / row["images"] <= 0.15
-            assert theirs["seconds"] > 2 * ours["seconds"]
+            assert ours["gradients"] < theirs["gradients"]
+            assert theirs["seconds"] > 4 * ours["seconds"]
 
 
 def test_the_strength_table_is_the_committed_file():
