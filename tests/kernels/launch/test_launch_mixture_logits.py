@@ -96,6 +96,10 @@ def test_raw_mixtures(dtype):
     check(batch(5, 35, 3, 40, dtype=dtype), mix="raw")
 
 
+def test_more_parts_than_a_block_sums():
+    check(batch(130, 1000, 2, 3))
+
+
 def test_many_prompts_without_a_term_on_the_weights():
     check(batch(3, 4, 64, 24), of_weights=False)
 
