@@ -88,9 +88,9 @@ with the class names of that half only; `mean` is the harmonic mean.
 
 ## Precision of the tuning
 
-The same runs tuned in float32 and with `precision="auto"`, which is bfloat16 on this processor, for
-three seeds; all evaluated in float32, clean on all test images and under PGD-100 on <images>. NAP
-runs for half of its epochs here.
+The same runs tuned in float32 and with `precision="auto"`, which is bfloat16 on this processor; all
+evaluated in float32, clean on all test images and under PGD-100 on <images>, with one value for
+each seed that is measured. NAP runs for half of its epochs here.
 
 <precision>
 
