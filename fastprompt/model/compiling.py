@@ -26,7 +26,7 @@ def compiled(function: Callable[..., T]) -> Callable[..., T]:
     """
     assert isinstance(function, FunctionType)
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    # full and last batches, with and without gradients, for tuning, attack and validation need
+    # batches of two sizes, with and without gradients, for tuning, attack and validation need
     # more graphs than Dynamo's default limit of eight
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 32)

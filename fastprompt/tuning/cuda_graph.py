@@ -13,7 +13,7 @@ from ..attacks.ascent import Clamp, Gradient, ascend, pixel_gradient
 log = logging.getLogger(__name__)
 
 _WARM_UPS = 3  # eager runs before a capture, which initialize libraries and compile code
-_SHAPES = 4  # graphs kept: full batches and the smaller last batch, for training and validation
+_SHAPES = 4  # graphs kept, such as those of training and of validation
 
 
 class CapturedAscent:
