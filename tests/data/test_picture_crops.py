@@ -1,12 +1,12 @@
 """Exact crops: torchvision's bits from the original pictures; nothing but the draw counts."""
 
-import os
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.coop_trees import CUT, caltech
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import (
@@ -28,7 +28,6 @@ from fastprompt.data.splits import Form, TorchvisionImages
 CPU = torch.device("cpu")
 SIDE = 32
 ORDER = torch.tensor([7, 0, 3, 3, 5, 1])
-CUT = Path(__file__).parent / "coop"
 
 
 @pytest.fixture(scope="module")
@@ -316,12 +315,11 @@ def test_settings_out_of_range_are_refused(options, error, message):
 # ---- real pictures -----------------------------------------------------------------------------
 
 
-def test_fifty_real_pictures_are_cropped_as_by_torchvision():
-    place = os.environ.get("FASTPROMPT_DATA")
-    if not place or not (Path(place) / "caltech-101").is_dir():
-        pytest.skip("FASTPROMPT_DATA does not name a folder with caltech-101")
-    data = load_data("coop:Caltech101", root=place, image_size=224)
-    images, _ = data._source.read("train", data.form)
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("which", ["cut", "whole"])
+def test_fifty_real_pictures_are_cropped_as_by_torchvision(which, size):
+    data = load_data("coop:Caltech101", root=caltech(which), image_size=size)
+    images, _ = data._source.read("test", data.form)
     crops, step = RandomCrops(seed=1), len(images) // 50
     chosen = torch.arange(0, 50 * step, step)
     _, cut, _ = read(images, chosen, budget=0, crops=crops)
@@ -329,4 +327,4 @@ def test_fifty_real_pictures_are_cropped_as_by_torchvision():
     for row, crop in zip(chosen.tolist(), cut, strict=True):
         with Image.open(images.files[row]) as picture:
             box = crops.pixel_box(numbers[row].tolist(), picture.height, picture.width)
-            assert torch.equal(crop, torchvisions(picture.convert("RGB"), box, 224))
+            assert torch.equal(crop, torchvisions(picture.convert("RGB"), box, size))
