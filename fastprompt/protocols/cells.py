@@ -54,6 +54,7 @@ class Cell:
     def title(self) -> str:
         """The cell in words."""
         shots = "all images" if self.shots == "all" else f"{self.shots} shots"
+        shots = "1 shot" if self.shots == 1 else shots
         return f"{self.method} on {self.label}" + (
             f", {shots}, seed {self.seed}" if self.tuned else ""
         )

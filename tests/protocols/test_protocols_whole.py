@@ -12,7 +12,6 @@ from PIL import Image
 from fastprompt import protocols
 from fastprompt.evaluation import Evaluation
 
-SLOW = pytest.mark.slow
 MODEL = "tiny-shapes"
 FOLDER, IMAGES, SPLIT = "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"
 CLASSES = 20
@@ -76,7 +75,8 @@ def run(out, protocol, sets, data, methods="zero-shot,apt,nap", **changes):
     return table
 
 
-@SLOW
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_few_shot(sets, tmp_path):
     table = run(tmp_path / "out", "few-shot", sets, [])
     assert table.columns == ["1", "2", "4", "8", "16", "all"]
@@ -84,7 +84,8 @@ def test_few_shot(sets, tmp_path):
     assert len(list((tmp_path / "out/cells").iterdir())) == 1 + 6 * 2 * 2
 
 
-@SLOW
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_base_to_new(sets, tmp_path):
     table = run(tmp_path / "out", "base-to-new", sets, [sets["others"]], shots=(2,))
     assert table.columns == ["base", "new", "H"]
@@ -93,13 +94,15 @@ def test_base_to_new(sets, tmp_path):
     ]
 
 
-@SLOW
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_cross_dataset(sets, tmp_path):
     table = run(tmp_path / "out", "cross-dataset", sets, [sets["others"]], shots=(2,))
     assert table.columns == ["Caltech101", "others.csv", "average"]
 
 
-@SLOW
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_domain_shift(sets, tmp_path):
     table = run(tmp_path / "out", "domain-shift", sets, [sets["gray"]], shots=(2,))
     assert table.columns == ["Caltech101", "gray.csv", "average"]
