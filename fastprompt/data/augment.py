@@ -96,16 +96,16 @@ class RandomCrops:
             ``top, left, height, width`` and whether to mirror the crop.
         """
         down, along, mirrored = numbers[2 * _TRIES :]
+        low, high = self.ratio
         for area, ratio in zip(numbers[:_TRIES], numbers[_TRIES : 2 * _TRIES], strict=True):
             pixels = height * width * _between(*self.scale, area)
-            aspect = math.exp(_between(*map(math.log, self.ratio), ratio))
+            aspect = math.exp(_between(math.log(low), math.log(high), ratio))
             w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
             if 0 < w <= width and 0 < h <= height:
                 # a number just below 1 may be rounded up
                 top = min(int(down * (height - h + 1)), height - h)
                 left = min(int(along * (width - w + 1)), width - w)
                 return top, left, h, w, self.flip and mirrored < 0.5
-        low, high = self.ratio
         h = min(height, max(1, round(width / low)))
         w = min(width, max(1, round(height * high)))
         return (height - h) // 2, (width - w) // 2, h, w, self.flip and mirrored < 0.5
