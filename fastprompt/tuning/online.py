@@ -53,8 +53,8 @@ class OnlineConfig(TunerConfig):
         crop_min: area of the smallest crop, as a fraction of the image.
         crops: how the crops are cut. ``"fast"``: on the device, bilinearly, from the image that the
             model would see in an evaluation. The margins that its center crop leaves out are never
-            seen, and a small crop is more blurred. ``"exact"``: on the CPU, from the original
-            picture, with bicubic interpolation and antialiasing, as in public code.
+            seen, and a small crop is more blurred. ``"exact"``: by threads of the CPU, from the
+            original picture, bicubic with antialiasing, as in public code.
         workers: processes that decode images; 0 decodes in the main process.
     """
 
