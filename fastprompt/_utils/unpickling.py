@@ -72,7 +72,13 @@ def read_checkpoint(path: Path, *, name: str) -> Mapping[Any, Any]:
             with _only_these():
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler can raise any error on a foreign file
-        raise ValueError(f"{name}: {path} {_why(error)}") from error
+        raise ValueError(f"{name}: {path} {_why(error, _is_plain_pickle(path))}") from error
+    if isinstance(content, torch.Tensor):
+        raise ValueError(
+            f"{name}: {path} contains a bare tensor {list(content.shape)}, such as AdvPT's bank of "
+            "image features, not a checkpoint; pass the file with the state_dict, such as "
+            "prompt_learner/model.pth.tar-50"
+        )
     if not isinstance(content, Mapping):
         raise ValueError(f"{name}: {path} contains a {type(content).__name__}, not a checkpoint")
     return content
@@ -145,11 +151,27 @@ def _only_these() -> Iterator[None]:
         torch.serialization.add_safe_globals(before)
 
 
-def _why(error: Exception) -> str:
+_OLD = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)  # start of torch's old format
+
+
+def _is_plain_pickle(path: Path) -> bool:
+    """Return whether a file was written by pickle instead of torch."""
+    with path.open("rb") as file:
+        start = file.read(len(_OLD))
+    return start.startswith(b"\x80") and start != _OLD
+
+
+def _why(error: Exception, plain: bool) -> str:
     if named := re.search(r"\bGLOBAL ([\w.]+)", str(error)):
         return (
             f"contains a pickled {named[1].rstrip('.')}, which is never loaded or run; if you "
             'trust the file, save only its "state_dict" with the code that wrote it'
+        )
+    if plain:
+        return (
+            "is a plain pickle, such as a bank of AdvPT, which is never loaded or run; only files "
+            "of torch.save and safetensors are read: if it has a state_dict, save that with "
+            "torch.save"
         )
     # the text of such an error is a key of the file, or empty
     bare = isinstance(error, (LookupError, AttributeError, EOFError, AssertionError))

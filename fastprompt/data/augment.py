@@ -6,6 +6,7 @@ image depends neither on the split into batches nor on the device.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -63,16 +64,58 @@ class RandomCrops:
             image's side, and 1 for a mirrored image. Bitwise equal for equal seed and epoch.
         """
         check_count(n, "n", least=0)
+        generator = self._generator(epoch)
+        boxes = torch.empty(n, 5)
+        for part in boxes.split(_ROWS):
+            part.copy_(self._boxes(_uniform(len(part), generator)))
+        return boxes
+
+    def numbers(self, n: int, epoch: int) -> Tensor:
+        """Draw the numbers from which `draw` makes boxes, for `pixel_box`.
+
+        Args:
+            n, epoch: as for `draw`.
+
+        Returns:
+            float64 ``[n, 23]`` in [0, 1), on the CPU; row i belongs to image i.
+        """
+        return _uniform(check_count(n, "n", least=0), self._generator(epoch))
+
+    def pixel_box(
+        self, numbers: Sequence[float], height: int, width: int
+    ) -> tuple[int, int, int, int, bool]:
+        """Return the box of a picture in whole pixels, as torchvision rounds it.
+
+        The ratio is that of the box in pixels, also for a picture that is not square.
+
+        Args:
+            numbers: the picture's row of `numbers`.
+            height, width: of the picture.
+
+        Returns:
+            ``top, left, height, width`` and whether to mirror the crop.
+        """
+        down, along, mirrored = numbers[2 * _TRIES :]
+        low, high = self.ratio
+        for area, ratio in zip(numbers[:_TRIES], numbers[_TRIES : 2 * _TRIES], strict=True):
+            pixels = height * width * _between(*self.scale, area)
+            aspect = math.exp(_between(math.log(low), math.log(high), ratio))
+            w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                # a number just below 1 may be rounded up
+                top = min(int(down * (height - h + 1)), height - h)
+                left = min(int(along * (width - w + 1)), width - w)
+                return top, left, h, w, self.flip and mirrored < 0.5
+        h = min(height, max(1, round(width / low)))
+        w = min(width, max(1, round(height * high)))
+        return (height - h) // 2, (width - w) // 2, h, w, self.flip and mirrored < 0.5
+
+    def _generator(self, epoch: int) -> torch.Generator:
         check_count(epoch, "epoch", least=0, most=2**63)
         # torch's generator uses 32 bits of a seed: hash both numbers into them, so that the stream
         # differs from those seeded by a sum or product of the two, such as the image order's
         mixed = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
-        generator = torch.Generator().manual_seed(int(mixed[0]))
-        boxes = torch.empty(n, 5)
-        for part in boxes.split(_ROWS):
-            draws = (len(part), 2 * _TRIES + 3)
-            part.copy_(self._boxes(torch.rand(draws, generator=generator, dtype=torch.float64)))
-        return boxes
+        return torch.Generator().manual_seed(int(mixed[0]))
 
     def _boxes(self, uniform: Tensor) -> Tensor:
         """Compute the boxes from numbers uniform in [0, 1), one row per image."""
@@ -128,6 +171,14 @@ class RandomCrops:
         columns = _positions(left, width, images.shape[-1])  # [B, W]
         columns = torch.where(flip[:, None] > 0.5, columns.flip(1), columns)
         return _read(_read(images, rows, 2), columns, 3)
+
+
+def _uniform(n: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(n, 2 * _TRIES + 3, generator=generator, dtype=torch.float64)
+
+
+def _between(low: float, high: float, share: float) -> float:
+    return low + (high - low) * share
 
 
 def _rising(pair: tuple[float, float], name: str) -> tuple[float, float]:

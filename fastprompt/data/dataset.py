@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -59,6 +60,20 @@ class ImageTensors:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
+
+
+def original(data: ImageDataset, index: int) -> tuple[Image.Image, int]:
+    """Return an item's picture before it was resized, and its label.
+
+    That is what the data set's method ``picture`` returns; without one, the image of the item.
+    """
+    own = getattr(data, "picture", None)
+    if callable(own):
+        picture, label = own(index)
+        return picture, label
+    image, label = data[index]
+    pixels = image.movedim(0, -1).numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), label
 
 
 def fingerprint(data: ImageDataset, rows: Sequence[int] | None = None) -> str:

@@ -89,7 +89,7 @@ class Pictures:
                 not match the first one, or any error of the data set.
         """
         check_count(batch, "batch")
-        _check_order(order, len(self))
+        check_order(order, len(self))
         if not len(order):
             return iter(())
         if self._kept is not None:
@@ -118,7 +118,7 @@ class Pictures:
         """Read all images, uint8 ``[N, C, H, W]``, and labels to the device."""
         data = self._data
         if isinstance(data, ImageTensors):
-            _check_labels(data.labels, self._classes, self._name)
+            check_item_labels(data.labels, self._classes, self._name)
             return data.images.to(self._device), data.labels.to(self._device)
         images = torch.empty(len(data), *self._shape, dtype=torch.uint8, device=self._device)
         labels = torch.empty(len(data), dtype=torch.int64, device=self._device)
@@ -138,7 +138,7 @@ class Pictures:
         if isinstance(data, ImageTensors):
             for chunk in rows.split(batch):
                 images, labels = data.images[chunk], data.labels[chunk]
-                _check_labels(labels, self._classes, self._name)
+                check_item_labels(labels, self._classes, self._name)
                 if self._pinned:
                     images, labels = images.pin_memory(), labels.pin_memory()
                 yield images, labels
@@ -177,17 +177,18 @@ class _Joined:
                 )
         images, given = zip(*items, strict=True)
         labels = torch.tensor([whole_label(label, "data") for label in given])
-        _check_labels(labels, self.classes, self.name)
+        check_item_labels(labels, self.classes, self.name)
         return torch.stack(images), labels
 
 
-def _check_labels(labels: Tensor, classes: int | None, name: str) -> None:
-    # without a number of classes, the caller accepts any label
+def check_item_labels(labels: Tensor, classes: int | None, name: str) -> None:
+    """Check labels that were read; without a number of classes, the caller accepts any."""
     if classes is not None:
         check_labels(labels, len(labels), classes, f"labels of {name}")
 
 
-def _check_order(order: Tensor, n: int) -> None:
+def check_order(order: Tensor, n: int) -> None:
+    """Raise unless ``order`` has rows of a data set of ``n`` items."""
     if not isinstance(order, Tensor):
         raise TypeError(f"order must be a tensor, got {type(order).__name__}")
     if order.dtype != torch.int64 or order.ndim != 1 or order.device.type != "cpu":

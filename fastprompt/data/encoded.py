@@ -72,8 +72,13 @@ class EncodedImages:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.picture(index)
+        return self._transform(image), label
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        """Return a picture as it is decoded, not resized, and its label."""
         image = decode(self.place(index), self._read(index), as_stored=self._as_stored)
-        return self._transform(image), self.labels[index]
+        return image, self.labels[index]
 
     def _read(self, row: int) -> bytes:
         try:

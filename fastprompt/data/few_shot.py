@@ -4,11 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .._utils.checks import check_choice, check_classnames
 from .._utils.seeds import numbered_seed
-from .dataset import ImageDataset
+from .dataset import ImageDataset, original
 
 Classes = Literal["all", "base", "new"]
 
@@ -72,3 +73,8 @@ class Chosen:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.data[self.rows[index]]
         return image, label - self.first
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        """Return an item's picture before it was resized, and its label."""
+        picture, label = original(self.data, self.rows[index])
+        return picture, label - self.first

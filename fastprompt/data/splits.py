@@ -154,10 +154,17 @@ class TorchvisionImages:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._item(index, self._transform)
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        """Return a picture before it is resized, and its label."""
+        return self._item(index, lambda image: image)
+
+    def _item(self, index: int, change: Callable[[Any], Any]) -> tuple[Any, int]:
         row = self.rows[index]
         try:
             image, label = self.data[row]
-            image = self._transform(image)
+            image = change(image)
         except Exception as error:  # Pillow's plugins raise any error on a damaged file
             samples = getattr(self.data, "samples", None)
             which = samples[row][0] if samples else f"image {row} of {type(self.data).__name__}"

@@ -146,10 +146,7 @@ def _side(value: Any) -> Found:
 
 
 def _interpolation(value: Any) -> Found:
-    note = (
-        "evaluation images, if it is the model's; random crops are resized bilinearly from the "
-        "evaluation image, where Dassl resizes from the picture"
-    )
+    note = "random crops, and evaluation images if it is the model's"
     return only(("bicubic",), "remove it: open_clip's models use bicubic", note, value)
 
 
@@ -176,7 +173,7 @@ def _transforms(method: str, value: Any) -> Found:
         )
     if method == "advpt":  # the authors' bank too has images without augmentation
         return Found(note=f"{_NO_EFFECT}: the bank has the images without augmentation")
-    return Found({"augment": _CROP in kinds})
+    return Found({"augment": True, "crops": "exact"} if _CROP in kinds else {"augment": False})
 
 
 def _crop_scale(value: Any) -> Found:

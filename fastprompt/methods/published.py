@@ -28,6 +28,7 @@ COOP: Mapping[str, Any] = {
     "class_specific": False,
     "augment": True,
     "crop_min": 0.08,
+    "crops": "exact",
 }
 
 # jiamingzhang94/Adversarial-Prompt-Tuning at a6ada7e
@@ -54,6 +55,7 @@ APT: Mapping[str, Any] = {
     "clamp": "inputs",
     "augment": True,
     "crop_min": 0.08,
+    "crops": "exact",
 }
 
 # jiamingzhang94/MAPT at d26abda and 2b620a8
@@ -81,6 +83,7 @@ NAP: Mapping[str, Any] = {
     "clamp": "end",
     "augment": True,
     "crop_min": 0.08,
+    "crops": "exact",
     "schedule": "linear",
     "consistency": "cosine",
 }

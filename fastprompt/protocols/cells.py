@@ -53,10 +53,8 @@ class Cell:
     @property
     def title(self) -> str:
         """The cell in words."""
-        shots = "all images" if self.shots == "all" else f"{self.shots} shots"
-        return f"{self.method} on {self.label}" + (
-            f", {shots}, seed {self.seed}" if self.tuned else ""
-        )
+        own = "" if self.shots is None else f", {words_of_shots(self.shots)}, seed {self.seed}"
+        return f"{self.method} on {self.label}{own}"
 
     @property
     def folder(self) -> str:
@@ -64,6 +62,11 @@ class Cell:
         parts = [self.method, slug(self.label)]
         parts += [f"{self.shots}-shots", f"seed-{self.seed}"] if self.tuned else []
         return "-".join(parts)
+
+
+def words_of_shots(shots: Shots) -> str:
+    """Return a number of shots in words."""
+    return "all images" if shots == "all" else "1 shot" if shots == 1 else f"{shots} shots"
 
 
 def slug(label: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ..evaluation import Evaluation
 from ..report.comparison import radius
 from ..report.runs import check_one_scoring
-from .cells import Cell, Judged
+from .cells import Cell, Judged, words_of_shots
 from .plan import Plan
 
 AVERAGE, HARMONIC = "average", "H"
@@ -180,7 +180,7 @@ def _caption(plan: Plan, evaluations: Sequence[Evaluation], scoring: str) -> str
         if len(seeds) > 1
         else f"seed {seeds[0]}"
     )
-    draw = f", {facts['shots'][0]} shots" if len(facts["shots"]) == 1 else ""
+    draw = f", {words_of_shots(facts['shots'][0])}" if len(facts["shots"]) == 1 else ""
     images = sorted({evaluation.data["n"] for evaluation in evaluations})
     n = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     how = (

@@ -22,6 +22,7 @@ from ..attacks.ascent import Clamp
 from ..data.augment import RandomCrops
 from ..data.dataset import ImageDataset
 from ..data.device_images import Pictures
+from ..data.picture_crops import PictureCrops
 from .config import TunerConfig, parse_distances
 from .online_pgd import OnlinePGD
 from .step import Step
@@ -50,6 +51,10 @@ class OnlineConfig(TunerConfig):
             NAP's authors do.
         augment: apply random resized crops and horizontal flips to the training images.
         crop_min: area of the smallest crop, as a fraction of the image.
+        crops: how the crops are cut. ``"fast"``: on the device, bilinearly, from the image that the
+            model would see in an evaluation. The margins that its center crop leaves out are never
+            seen, and a small crop is more blurred. ``"exact"``: by threads of the CPU, from the
+            original picture, bicubic with antialiasing, as in public code.
         workers: processes that decode images; 0 decodes in the main process.
     """
 
@@ -62,6 +67,7 @@ class OnlineConfig(TunerConfig):
     clamp: Clamp = "always"
     augment: bool = True
     crop_min: float = 0.08
+    crops: Literal["fast", "exact"] = "fast"
     workers: int = 0
 
     _reach: ClassVar[float] = 2.0  # radii that all steps with the default alpha move at most
@@ -75,6 +81,7 @@ class OnlineConfig(TunerConfig):
             raise ValueError(f"eps_min must be at most eps={self.eps}, got {self.eps_min}")
         check_choice(self.clamp, "clamp", get_args(Clamp))
         check_number(self.crop_min, "crop_min", above=0, high=1)
+        check_choice(self.crops, "crops", ("fast", "exact"))
 
     @property
     def radius(self) -> float:
@@ -93,7 +100,7 @@ class OnlineTuner(Tuner):
     """Base class of the methods whose loss uses new adversarial images in each step; see `Step`.
 
     Images are decoded once and kept on the device if they fit into its memory; they are augmented
-    on the device. Validation uses the attack settings of training.
+    on the device, unless ``crops="exact"``. Validation uses the attack settings of training.
     """
 
     shots = 16
@@ -109,21 +116,18 @@ class OnlineTuner(Tuner):
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
     ) -> int:
         config, device = self.config, self.clip.device
+        options: dict[str, Any] = {"progress": progress, "classes": len(self.classnames)}
+        crops = RandomCrops((config.crop_min, 1.0), seed=config.seed)
+        exact = config.augment and config.crops == "exact"
+        self._exact = PictureCrops(train, device, crops, name="train", **options) if exact else None
+        self._crops = crops if config.augment else None
         self._pictures = {
-            name: Pictures(
-                data,
-                device,
-                workers=config.workers,
-                name=name,
-                progress=progress,
-                classes=len(self.classnames),
-            )
-            for name, data in (("train", train), ("val", val))
+            name: Pictures(data, device, workers=config.workers, name=name, **options)
+            for name, data in (("train", None if exact else train), ("val", val))
             if data is not None
         }
+        self._examples = len(train)
         self.model.batch = min(config.batch, len(train))
-        crops = RandomCrops((config.crop_min, 1.0), seed=config.seed)
-        self._crops = crops if config.augment else None
         self._attack = OnlinePGD(
             self.model,
             config.eps,
@@ -136,13 +140,9 @@ class OnlineTuner(Tuner):
         return len(train)
 
     def batches(self, order: Tensor, epoch: int) -> Iterator[tuple[int, Step]]:
-        config, device, pictures = self.config, self.clip.device, self._pictures["train"]
-        crops, examples = self._crops, len(pictures)  # more than the order's with `drop_last`
-        boxes = None if crops is None else crops.draw(examples, epoch).to(device)
-        radii = self._radii(examples, epoch)
-        for rows, images, labels in pictures.batches(order, config.batch):
-            if crops is not None and boxes is not None:
-                images = crops(images, boxes[rows])
+        config = self.config
+        radii = self._radii(self._examples, epoch)  # more than the order's with `drop_last`
+        for rows, images, labels in self._images(order, epoch):
             step = Step(
                 self.model,
                 self._attack,
@@ -157,8 +157,22 @@ class OnlineTuner(Tuner):
             if step.result is not None:
                 self.log(len(rows), stalled=step.result.health.stalled.float().mean())
 
+    def _images(self, order: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield rows, augmented images and labels, on the device."""
+        crops, batch = self._crops, self.config.batch
+        if self._exact is not None:
+            yield from self._exact.batches(order, batch, epoch)
+            return
+        pictures = self._pictures["train"]
+        boxes = None if crops is None else crops.draw(self._examples, epoch).to(self.clip.device)
+        for rows, images, labels in pictures.batches(order, batch):
+            if crops is not None and boxes is not None:
+                images = crops(images, boxes[rows])
+            yield rows, images, labels
+
     def release(self) -> None:
-        vars(self).pop("_pictures", None)
+        for name in ("_pictures", "_exact"):
+            vars(self).pop(name, None)
 
     def _radii(self, examples: int, epoch: int) -> Tensor | None:
         """Return each training image's radius, ``[N]``; it depends only on seed and epoch."""

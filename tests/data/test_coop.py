@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from helpers.coop_trees import (
+    CUT,
     DASSL,
     EACH,
     IDS,
     SPLIT_SETS,
+    caltech,
     dassl_draw,
     datum_class,
     entries,
@@ -29,7 +31,6 @@ from fastprompt._utils import unpickling
 from fastprompt.data.coop_sets import SETS
 from fastprompt.data.load import load_recorded
 
-CUT = Path(__file__).parent / "coop"
 PARTS = ("train", "val", "test")
 TEMPLATES = {
     "OxfordPets": "a photo of a {}, a type of pet.",
@@ -484,16 +485,8 @@ def test_the_cut_of_caltech101():
     assert found == CUT_HASHES
 
 
-@pytest.fixture(scope="module")
-def real() -> Path:
-    root = Path(os.environ.get("FASTPROMPT_DATA", ""))
-    if not os.environ.get("FASTPROMPT_DATA") or not (root / "caltech-101").is_dir():
-        pytest.skip("FASTPROMPT_DATA does not name a folder with caltech-101")
-    return root
-
-
-def test_the_real_caltech101(real):
-    data = load(real)
+def test_the_real_caltech101():
+    data = load(caltech("whole"))
     assert len(data.classnames) == 100
     assert data.classnames[:5] == ["face", "leopard", "motorbike", "accordion", "airplane"]
     assert data.classnames[18] == "car side"

@@ -1,14 +1,13 @@
 """Images are resized for evaluation as open_clip's own preprocessing does, bit for bit."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from helpers.coop_trees import SPLIT_SETS
+from helpers.coop_trees import SPLIT_SETS, caltech
 from helpers.models import small_model
 from PIL import Image
 from torch import Tensor
@@ -132,13 +131,15 @@ def test_gray_images_keep_their_values(tree):
         assert np.array_equal(data.test[row][0][0].numpy(), np.asarray(image.convert("L")))
 
 
-def test_fifty_real_pictures_are_resized_as_by_open_clip():
-    place = os.environ.get("FASTPROMPT_DATA")
-    if not place or not (Path(place) / "caltech-101").is_dir():
-        pytest.skip("FASTPROMPT_DATA does not name a folder with caltech-101")
-    data = load_data("coop:Caltech101", root=place, image_size=224)
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("which", ["cut", "whole"])
+def test_fifty_real_pictures_are_resized_as_by_open_clip(which, size):
+    root = caltech(which)
+    data = load_data("coop:Caltech101", root=root, image_size=size)
     images, _ = data._source.read("test", data.form)
-    wanted = open_clip.image_transform(224, is_train=False, mean=MEAN, std=STD)
-    for row in range(0, len(images), len(images) // 49):
+    wanted = open_clip.image_transform(size, is_train=False, mean=MEAN, std=STD)
+    rows = range(0, len(images), len(images) // 50)[:50]
+    assert len(rows) == 50
+    for row in rows:
         with Image.open(images.files[row]) as image:
             assert torch.equal(normalized(images[row][0]), wanted(image))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import random
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 from PIL import Image
 
 Entry = tuple[str, int, str]  # path, label, class name
@@ -70,6 +72,19 @@ SPLIT_SETS: Mapping[str, tuple[str, str, str, tuple[str, ...]]] = {
 }
 EACH = {"train": 6, "val": 5, "test": 2}
 IDS = ("n01440764", "n01443537", "n04356056")
+
+
+CUT = Path(__file__).parents[1] / "data" / "coop"  # 40 classes of Caltech101
+
+
+def caltech(which: str) -> Path:
+    """The root of Caltech101 in CoOp's layout: the committed ``"cut"``, or the ``"whole"`` set."""
+    if which == "cut":
+        return CUT
+    root = Path(os.environ.get("FASTPROMPT_DATA", ""))
+    if not os.environ.get("FASTPROMPT_DATA") or not (root / "caltech-101").is_dir():
+        pytest.skip("FASTPROMPT_DATA does not name a folder with caltech-101")
+    return root
 
 
 def picture() -> bytes:

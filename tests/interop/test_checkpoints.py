@@ -1,6 +1,7 @@
 """Prompts out of the checkpoints of CoOp, AdvPT, APT, MaPLe, FAP and NAP."""
 
 import os
+import pickle
 import re
 import sys
 import types
@@ -405,7 +406,7 @@ def test_a_text_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch.ones(3), "Tensor.* checkpoint"),
+        (torch.ones(3, 2), r"bare tensor \[3, 2\].* AdvPT's bank .*model\.pth\.tar-50"),
         ([1, 2], "list.* checkpoint"),
         ({"state_dict": [1]}, "list.* state_dict"),
         ({}, "ctx.* nothing"),
@@ -418,6 +419,16 @@ def test_a_file_without_prompts(tmp_path: Path, content: object, message: str) -
     torch.save(content, tmp_path / "odd.pt")
     with pytest.raises(ValueError, match=rf"^path.*odd\.pt .*{message}"):
         read_prompts(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("content", [torch.ones(3, 2), {"state_dict": {"ctx": torch.ones(3, 2)}}])
+def test_a_plain_pickle_is_refused(tmp_path: Path, content: object, protocol: int) -> None:
+    """As a bank of AdvPT may be: ``<set>_<backbone>.pkl``."""
+    path = tmp_path / "caltech101_vit_b16.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    with pytest.raises(ValueError, match=r"^path: .*b16\.pkl .* never loaded or run"):
+        read_prompts(path)
 
 
 def changed(**changes: Tensor | None) -> State:

@@ -44,6 +44,7 @@ COMMON = INPUT + OPTIM + LOADER + VIT_B32
 SETTINGS = {
     **{"optimizer": "sgd", "lr": 0.002, "epochs": 50, "warmup_epochs": 1, "warmup_lr": 1e-5},
     **{"weight_decay": 5e-4, "batch": 32, "workers": 8, "augment": True},
+    "crops": "exact",
 }
 MODEL = {"clip": "ViT-B-32", "pretrained": "openai", "image_size": 224, "eval_batch": 100}
 
@@ -94,7 +95,7 @@ CASES = {
         "    CLASS_TOKEN_POSITION: front\n    PREC: fp32\n"
         "DATASET:\n  TRAIN_EPS: 8\n  TEST_EPS: 16\n",
         {
-            **{k: v for k, v in SETTINGS.items() if k != "augment"},
+            **{k: v for k, v in SETTINGS.items() if k not in ("augment", "crops")},
             **{"n_ctx": 32, "ctx_init": None, "template": "{} [ctx].", "precision": "fp32"},
             "eps": "8/255",
         },

@@ -204,7 +204,7 @@ def test_killed_anywhere_and_resumed(two, tmp_path):
 
 
 @pytest.mark.parametrize("moment", [0, 1, 5, 11, 23])
-def test_a_full_disk_is_one_message_and_resumes(two, tmp_path, monkeypatch, capsys, moment):
+def test_a_full_disk_is_one_message_and_resumes(two, tmp_path, monkeypatch, moment):
     options = {**two, "seeds": (1,)}
     run(tmp_path / "whole", "few-shot", "zero-shot,coop", **options)
     real, writes = files._flush, []
@@ -224,6 +224,22 @@ def test_a_full_disk_is_one_message_and_resumes(two, tmp_path, monkeypatch, caps
     monkeypatch.setattr(files, "_flush", real)
     run(tmp_path / "out", "few-shot", "zero-shot,coop", resume=True, **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_line_of_the_command(two, tmp_path, monkeypatch, capsys):
+    def full(file, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = files._flush
+    where = [f"--data={two['data']}", f"--root={two['root']}", f"--out={tmp_path / 'out'}"]
+    monkeypatch.setattr(files, "_flush", full)
+    assert main(["protocol", "few-shot", *COMMAND, *where]) == 2
+    said = [x for x in capsys.readouterr().err.splitlines() if "space" in x or "rror" in x]
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
+    assert said[0].endswith(f"disk is full; free some space, then resume {tmp_path / 'out'}")
+    monkeypatch.setattr(files, "_flush", real)
+    assert main(["protocol", "few-shot", *COMMAND, *where]) == 0
 
 
 @POSIX

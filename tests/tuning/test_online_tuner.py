@@ -5,15 +5,19 @@ import gc
 import pytest
 import torch
 from helpers.models import small_model
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import hflip, resized_crop, to_pil_image, to_tensor
 
 from fastprompt import PGD, load_clip
 from fastprompt._utils.run_folder import RunFolder
 from fastprompt.attacks.random_start import random_start
 from fastprompt.data import ImageTensors
+from fastprompt.data.augment import RandomCrops
 from fastprompt.methods.ampt import AMPTTuner
 from fastprompt.methods.apt import APTTuner
 from fastprompt.methods.capt import CAPTTuner
 from fastprompt.methods.nap import NAPTuner
+from fastprompt.methods.registry import TUNERS as every
 from fastprompt.tuning.online import _VAL_DRAW, OnlineTuner
 
 NAMES = ["cat", "very small dog", "red fish"]
@@ -175,6 +179,64 @@ def test_crop_min_bounds_the_crops(small_clip):
     assert all(a or b for a, b in zip(whole, mirrored, strict=True))
     assert any(whole)
     assert any(mirrored)
+
+
+# ---- exact crops ----------------------------------------------------------------------------
+
+
+def test_exact_crops_depend_on_seed_epoch_and_image_alone(small_clip):
+    def drawn(batch=3, epoch=1, **changes):
+        return by_row(
+            steps_of(make(small_clip, batch=batch, crops="exact", **changes), epoch), "images"
+        )
+
+    wanted = drawn()
+    crops, numbers = RandomCrops(seed=0), RandomCrops(seed=0).numbers(10, 1)
+    for row, image in enumerate(wanted):
+        top, left, height, width, flip = crops.pixel_box(numbers[row].tolist(), 48, 48)
+        picture = to_pil_image(TRAIN.images[row])
+        cut = resized_crop(picture, top, left, height, width, [48, 48], InterpolationMode.BICUBIC)
+        assert torch.equal(image, to_tensor(hflip(cut) if flip else cut))
+    assert torch.equal(drawn(batch=5), wanted)
+    for other in (drawn(epoch=0), drawn(seed=1)):
+        assert (other != wanted).flatten(1).any(1).all()
+    # the fast ones have nearly the same boxes
+    fast = by_row(steps_of(make(small_clip, batch=3), 1), "images")
+    assert not torch.equal(fast, wanted)
+
+
+@METHODS
+def test_a_run_with_exact_crops_resumes_to_the_same_bits(small_clip, tmp_path, monkeypatch, method):
+    options = {"crops": "exact", "epochs": 3, "lr": 0.5}
+    whole = fit(make(small_clip, method, **options), tmp_path / "whole")
+    assert not hasattr(whole, "_exact")  # the pictures are let go
+    part, real = make(small_clip, method, **options), OnlineTuner.validate
+
+    def stop(self):
+        found = real(self)
+        if stop.epochs == 0:
+            raise KeyboardInterrupt
+        stop.epochs -= 1
+        return found
+
+    stop.epochs = 1
+    monkeypatch.setattr(OnlineTuner, "validate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(part, tmp_path / "part")
+    monkeypatch.setattr(OnlineTuner, "validate", real)
+    # on a host whose memory does not hold the pictures
+    monkeypatch.setattr("fastprompt.data.picture_crops.total_memory", lambda device: 0)
+    resumed = fit(make(small_clip, method, **options), tmp_path / "part", resume=True)
+    assert equal(prompts_of(resumed), prompts_of(whole))
+    assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
+    plain = fit(make(small_clip, method, **{**options, "crops": "fast"}))
+    assert not equal(prompts_of(plain), prompts_of(whole))
+
+
+def test_published_settings_have_exact_crops():
+    for method in ("apt", "nap", "coop"):
+        assert every[method].Config.published().crops == "exact"
+        assert every[method].Config().crops == "fast"
 
 
 # ---- radii ----------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ _NUMBERS = {
 _CHOICES = {
     NAPConfig: (
         *("optimizer", "keep", "engine", "precision", "clamp", "refiner_start", "coupling"),
-        *("map_start", "schedule", "consistency"),
+        *("map_start", "schedule", "consistency", "crops"),
     ),
     AdvPTConfig: ("start", "clamp"),
     CAPTConfig: ("balance", "ce", "train_kl", "frozen_kl", "coupling"),
