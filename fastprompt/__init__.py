@@ -11,6 +11,7 @@ Each folder imports only from the folders above it in this list (``lint-imports`
     defenses     input transforms, differentiable for adaptive attacks
     data         data sets: sources, splits, few-shot subsets
     evaluation   robust accuracy and sanity checks of it
+    hub          saved prompts to share: model card, Hugging Face Hub
     tuning       code that all methods share: settings, loop, attack in each step, run folders
     methods      one file per method: AdvPT, APT, AMPT, CAPT, NAP, CoOp
     interop      checkpoints of other code
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # at run time, `__getattr__` imports these names on first acc
     from .methods.advpt import AdvPTConfig, AdvPTTuner
     from .methods.ampt import AMPTConfig, AMPTTuner
     from .methods.apt import APTConfig, APTTuner
+    from .methods.auto import AutoTuner
     from .methods.capt import CAPTConfig, CAPTTuner
     from .methods.coop import CoOpConfig, CoOpTuner
     from .methods.nap import NAPConfig, NAPTuner
@@ -51,6 +53,7 @@ __all__ = [
     "AdvPTConfig",
     "AdvPTTuner",
     "AutoAttack",
+    "AutoTuner",
     "BitDepth",
     "CAPTConfig",
     "CAPTTuner",
@@ -85,6 +88,7 @@ _HOME = {
         "methods.advpt": "AdvPTConfig, AdvPTTuner",
         "methods.ampt": "AMPTConfig, AMPTTuner",
         "methods.apt": "APTConfig, APTTuner",
+        "methods.auto": "AutoTuner",
         "methods.capt": "CAPTConfig, CAPTTuner",
         "methods.coop": "CoOpConfig, CoOpTuner",
         "methods.nap": "NAPConfig, NAPTuner",

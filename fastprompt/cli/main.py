@@ -1,4 +1,4 @@
-"""The ``fastprompt`` command: tune, evaluate, protocol, report, import, data, doctor."""
+"""The ``fastprompt`` command: tune, evaluate, protocol, report, push, import, data, doctor."""
 
 import sys
 import traceback
@@ -9,7 +9,7 @@ from .._utils.names import unknown
 from .._utils.printable import printable_output
 from .._utils.progress import tell
 
-_COMMANDS = ("tune", "evaluate", "protocol", "report", "import", "data", "doctor")
+_COMMANDS = ("tune", "evaluate", "protocol", "report", "push", "import", "data", "doctor")
 _USAGE = """usage: fastprompt COMMAND [options]
 
 commands:
@@ -17,6 +17,7 @@ commands:
   evaluate RUN       evaluate a run's prompts under attack and check the result
   protocol NAME      tune and evaluate methods over data sets, shots and seeds; write tables
   report RUN...      write the results of runs as an HTML page, CSV, Markdown and LaTeX
+  push RUN ORG/NAME  upload a run's prompts and their model card to the Hugging Face Hub
   import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP
   data check ROOT    list which data sets of CoOp are in a folder, and what is missing
   doctor             print versions, devices and kernels; check the bundled models
@@ -44,6 +45,10 @@ def _call(command: str, arguments: Sequence[str]) -> int:
         from .report import report
 
         return report(arguments)
+    if command == "push":
+        from .push import push
+
+        return push(arguments)
     if command == "import":
         from .import_ import import_checkpoint
 

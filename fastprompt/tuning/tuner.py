@@ -30,11 +30,11 @@ from .config import TunerConfig, build
 from .identity import EXECUTION
 from .init_from import check_template
 from .loop import Loop
-from .saving import SavedTuner
+from .sharing import SharedTuner
 from .tracking import Tracker
 
 
-class Tuner(SavedTuner):
+class Tuner(SharedTuner):
     """Tunes prompts of a frozen CLIP model; base class of all methods.
 
     Args:
@@ -282,6 +282,7 @@ class Tuner(SavedTuner):
             tracker = Tracker(run.path) if run is not None and track else None
             # restart from the initial prompts: config.json must describe the run completely
             self._start()
+            self.folder = None
             examples = self.prepare(train, val, None if run is None else run.path, progress)
             best = Loop(self, run, key, examples, tracker, progress).run()
             if run is not None and best is not None:
@@ -291,6 +292,7 @@ class Tuner(SavedTuner):
                 self.prompts.load_state_dict(best)
             if run is not None:
                 self._write_prompts(run)
+                self.folder = run.path
         self.release()
         return self
 
