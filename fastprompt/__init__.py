@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # at run time, `__getattr__` imports these names on first acc
     from .methods.nap import NAPConfig, NAPTuner
     from .model import PromptedCLIP
     from .prompts import DeepPrompts, PromptMixture, TextContext, TokenRefiner
+    from .tuning.callbacks import Callback
     from .tuning.online_pgd import OnlinePGD
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ __all__ = [
     "BitDepth",
     "CAPTConfig",
     "CAPTTuner",
+    "Callback",
     "CoOpConfig",
     "CoOpTuner",
     "DeepPrompts",
@@ -94,6 +96,7 @@ _HOME = {
         "methods.nap": "NAPConfig, NAPTuner",
         "model": "PromptedCLIP",
         "prompts": "DeepPrompts, PromptMixture, TextContext, TokenRefiner",
+        "tuning.callbacks": "Callback",
         "tuning.online_pgd": "OnlinePGD",
     }.items()
     for name in names.split(", ")

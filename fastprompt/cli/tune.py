@@ -31,6 +31,7 @@ from ..interop.yacs import Translation, translate_yacs
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
+from ..tuning.tracking import split_trackers
 from ..tuning.tuner import Tuner
 from .parser import Parser, add_checks, add_model, add_names, device_name, model_of
 from .seeds import SeedsFolder, check_seeds, run_seeds
@@ -128,7 +129,11 @@ def tune_parser(method: str) -> Parser:
     )
     parser.add_argument("--eval_batch", type=int, default=100)
     add_checks(parser)
-    parser.add_argument("--track", type=bool, default=False, help="write TensorBoard curves")
+    parser.add_argument(
+        "--track",
+        type=str | None,
+        help="comma-separated trackers of each epoch's metrics: tensorboard,wandb,mlflow",
+    )
     parser.add_class_arguments(tuner.Config, help=f"settings of {method}")
     return parser
 
@@ -266,6 +271,7 @@ def _check_stored_job(
 
 def _check_job(job: Mapping[str, Any]) -> None:
     """Check the job, without its data, before a model is loaded and tuning starts."""
+    split_trackers(job["track"])
     check_search(job["search_precision"], torch.device(device_name(job["device"])))
     for name in ("image_weights", "pretrained"):
         if job[name] is not None:
@@ -366,7 +372,14 @@ def _run(
     began = time.perf_counter()
     facts = {"job": {k: v for k, v in job.items() if k not in _DATA_KEYS}}
     with RunFolder(out).locked("out"):  # until the end: no other process may evaluate the run
-        tuner.fit(data.train, data.val, out, resume=resume, job=facts, track=job["track"])
+        tuner.fit(
+            data.train,
+            data.val,
+            out,
+            resume=resume,
+            job=facts,
+            callbacks=split_trackers(job["track"]),
+        )
         tuned = time.perf_counter()
         result = tuner.evaluate(
             data.test,

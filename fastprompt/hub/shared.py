@@ -15,9 +15,9 @@ from ..evaluation import Evaluation
 
 _KEPT = ("method", "config", "classnames", "clip", "data", "imported", "layout", "versions")
 _LOCAL = ("root", "directory")  # arguments of `load_data` that hold paths
-# "hf:org/name", unlike "hf:./folder" and "hf:/folder", is a name
+# "hf:org/name", unlike "hf:./folder" and "hf:/folder", is a name; so are those of plugins
 _SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".csv", ".jsonl", ".tar")
-_NAMED = re.compile(r"hf:[\w-][\w.-]*(/[\w.-]+)?")
+_NAMED = re.compile(r"[a-z][\w-]+:[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
