@@ -22,7 +22,8 @@ commands:
   data check ROOT    list which data sets of CoOp are in a folder, and what is missing
   doctor             print versions, devices and kernels; check the bundled models
 
-fastprompt COMMAND --help lists the options of a command, fastprompt --version the version"""
+fastprompt COMMAND --help lists the options of a command, fastprompt --version the version;
+fastprompt --print_completion bash (or zsh, tcsh) prints a script that completes options"""
 
 
 def _call(command: str, arguments: Sequence[str]) -> int:
@@ -64,6 +65,15 @@ def _call(command: str, arguments: Sequence[str]) -> int:
     raise unknown("command", command, _COMMANDS)
 
 
+def _completion(shells: Sequence[str]) -> int:
+    if len(shells) != 1:
+        raise ValueError("--print_completion takes one shell: bash, zsh or tcsh")
+    from .completion import completion
+
+    print(completion(shells[0]))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     with printable_output():
@@ -78,6 +88,8 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"fastprompt {__version__}")
         return 0
     try:
+        if arguments[0] == "--print_completion":
+            return _completion(arguments[1:])
         return _call(arguments[0], arguments[1:])
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,12 +1,14 @@
 """``fastprompt tune METHOD``: tune prompts and evaluate them and the zero-shot classifier."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 
 from .._utils.checks import (
     MOST_THREADS,
@@ -55,6 +57,10 @@ _JOB_KEYS = (
     *("attacks", "eval_eps", "eval_limit", "eval_batch", "sanity", "track"),
     *("search_precision", "confirm"),
 )
+_OTHER_KEYS = (
+    *("out", "resume", "seeds"),
+    *("config", "print_config", "published", "yacs", "yacs_trainer"),
+)
 
 
 def tune_parser(method: str) -> Parser:
@@ -62,7 +68,12 @@ def tune_parser(method: str) -> Parser:
     tuner = TUNERS[method]
     about = (tuner.__doc__ or "").splitlines()[0]
     about += " A bundled model's preset replaces defaults of the settings; the run prints them."
-    parser = Parser(prog=f"fastprompt tune {method}", description=about, allow_abbrev=False)
+    parser = Parser(
+        prog=f"fastprompt tune {method}",
+        description=about,
+        allow_abbrev=False,
+        print_config=None,  # --print_config is our own: --config is, too
+    )
     job = tuner.job
     add_model(parser)
     parser.add_argument(
@@ -95,6 +106,11 @@ def tune_parser(method: str) -> Parser:
         "the runs",
     )
     parser.add_argument("--config", type=str | None, help="YAML or JSON file of the settings below")
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print the settings as a file for --config, and exit",
+    )
     parser.add_argument(
         "--published",
         action="store_true",
@@ -160,12 +176,15 @@ def tune(arguments: Sequence[str]) -> int:
     own = {k: v for k, v in given.items() if k in _JOB_KEYS}
     other = {"shots": TUNERS[method].shots} if "data" in {**foreign.job, **own} else {}
     job = {**_defaults(parser), **other, **foreign.job, **own}
-    apart = (*_JOB_KEYS, "out", "resume", "config", "published", "seeds", "yacs", "yacs_trainer")
+    apart = (*_JOB_KEYS, *_OTHER_KEYS)
     settings = {k: v for k, v in given.items() if k not in apart}
     published = as_dict(config.published()) if given.get("published") else foreign.base
     settings = {**published, **foreign.settings, **read, **settings}
     # refuses invalid settings before a model is loaded
-    config(**{**TUNERS[method].presets.get(job["clip"], {}), **settings})
+    whole = config(**{**TUNERS[method].presets.get(job["clip"], {}), **settings})
+    if given.get("print_config"):
+        print(yaml.safe_dump(as_dict(whole), sort_keys=False), end="")
+        return 0
     if not given.get("seeds"):
         _run(method, job, None, settings, out, resume=False)
         return 0
@@ -191,9 +210,11 @@ def _translated(method: str, given: Mapping[str, Any], read: Mapping[str, Any]) 
     if given.get("seeds"):
         elsewhere |= dict.fromkeys(("seed", "data_seed"), "--seeds")
     found = translate_yacs(method, given["yacs"], given.get("yacs_trainer"), given=elsewhere)
-    print(printable(f"{given['yacs']} as settings of {method}:"))
+    # the output of --print_config is a file
+    to = sys.stderr if given.get("print_config") else sys.stdout
+    print(printable(f"{given['yacs']} as settings of {method}:"), file=to)
     for line in str(found).splitlines():
-        print(printable(f"  {line}"))
+        print(printable(f"  {line}"), file=to)
     return found
 
 

@@ -78,7 +78,7 @@ class WandB(Tracker):
 
 
 class MLflow(Tracker):
-    """Writes a run of MLflow to ``MLFLOW_TRACKING_URI``, by default into ``folder / "mlruns"``."""
+    """Writes a run of MLflow to ``MLFLOW_TRACKING_URI``, or where MLflow writes by default."""
 
     module = package = "mlflow"
 
@@ -88,9 +88,7 @@ class MLflow(Tracker):
         settings: Mapping[str, Any] | None = None,
         experiment: str = "fastprompt",
     ) -> None:
-        own = (Path(folder) / "mlruns").absolute().as_uri()
-        mlflow = self.library()
-        self.client = mlflow.MlflowClient(None if mlflow.is_tracking_uri_set() else own)
+        self.client = self.library().MlflowClient()
         known = self.client.get_experiment_by_name(experiment)
         number = known.experiment_id if known else self.client.create_experiment(experiment)
         self.run = self.client.create_run(number, run_name=Path(folder).name).info.run_id
