@@ -89,10 +89,11 @@ class RunFolder:
             seeds = (self.path / "seeds.json").exists()
             more = "; it is a folder of runs: pass one of its seed-N folders" if seeds else ""
             raise FileNotFoundError(f"{self.path} is not a run folder: it has no config.json{more}")
-        config = read_json(self.config_file)
+        file = self.config_file
+        config = read_json(file)
         if config.get("format") != FORMAT:
             raise ValueError(
-                f"{self.config_file} has format {config.get('format')!r}, but this "
+                f"{file} has format {config.get('format')!r}, but this "
                 f"version of fastprompt reads format {FORMAT}; use the version that wrote it"
             )
         for key, kind in _CONFIG_TYPES.items():

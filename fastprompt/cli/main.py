@@ -67,7 +67,7 @@ def _call(command: str, arguments: Sequence[str]) -> int:
 
 def _completion(shells: Sequence[str]) -> int:
     if len(shells) != 1:
-        raise ValueError("--print_completion takes one shell: bash, zsh or tcsh")
+        raise ValueError("shell must be given: --print_completion bash, zsh or tcsh")
     from .completion import completion
 
     print(completion(shells[0]))

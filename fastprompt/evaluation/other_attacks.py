@@ -83,7 +83,7 @@ def _checked(make: Callable[..., Any], title: str) -> Callable[..., Attack]:
     def build(*arguments: Any, **options: Any) -> Attack:
         attack = make(*arguments, **options)
         if not isinstance(attack, Attack):
-            raise TypeError(f"{title} must make an Attack, got {shown(attack)}")
+            raise RuntimeError(f"{title} must make an Attack, got {shown(attack)}")
         return attack
 
     return build

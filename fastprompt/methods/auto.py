@@ -17,7 +17,7 @@ class AutoTuner:
     """Loads the tuner of the method that a folder names; it is not created itself."""
 
     def __init__(self) -> None:
-        raise TypeError("AutoTuner is not created: use AutoTuner.load or from_pretrained")
+        raise RuntimeError("AutoTuner is not created: call AutoTuner.load or from_pretrained")
 
     @staticmethod
     def load(
