@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from .._utils.checks import shown
-
-if TYPE_CHECKING:  # the tuner imports this module
-    from .tuner import Tuner
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +16,11 @@ log = logging.getLogger(__name__)
 class Callback:
     """Base class of callbacks; a subclass defines some of these methods.
 
-    An exception in one stops the run: prompts and run folder stay as after the last whole epoch.
+    Each gets the `Tuner`. An exception in one stops the run: prompts and run folder stay as after
+    the last whole epoch.
     """
 
-    def on_step(self, tuner: Tuner, step: int, loss: Tensor) -> None:
+    def on_step(self, tuner: Any, step: int, loss: Tensor) -> None:
         """Called after each optimizer step.
 
         Args:
@@ -31,14 +29,14 @@ class Callback:
                 Reading its value waits for a GPU.
         """
 
-    def on_epoch(self, tuner: Tuner, row: Mapping[str, Any]) -> None:
+    def on_epoch(self, tuner: Any, row: Mapping[str, Any]) -> None:
         """Called after each epoch, when the run folder has its line and state.
 
         Args:
             row: the line of ``metrics.jsonl``: ``epoch`` (from 1), ``loss``, ``lr`` and more.
         """
 
-    def on_end(self, tuner: Tuner, error: BaseException | None) -> None:
+    def on_end(self, tuner: Any, error: BaseException | None) -> None:
         """Called once at the end, after the prompts were written.
 
         Args:
