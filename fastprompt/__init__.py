@@ -11,6 +11,7 @@ Each folder imports only from the folders above it in this list (``lint-imports`
     defenses     input transforms, differentiable for adaptive attacks
     data         data sets: sources, splits, few-shot subsets
     evaluation   robust accuracy and sanity checks of it
+    hub          saved prompts to share: model card, Hugging Face Hub
     tuning       code that all methods share: settings, loop, attack in each step, run folders
     methods      one file per method: AdvPT, APT, AMPT, CAPT, NAP, CoOp
     interop      checkpoints of other code
@@ -31,11 +32,13 @@ if TYPE_CHECKING:  # at run time, `__getattr__` imports these names on first acc
     from .methods.advpt import AdvPTConfig, AdvPTTuner
     from .methods.ampt import AMPTConfig, AMPTTuner
     from .methods.apt import APTConfig, APTTuner
+    from .methods.auto import AutoTuner
     from .methods.capt import CAPTConfig, CAPTTuner
     from .methods.coop import CoOpConfig, CoOpTuner
     from .methods.nap import NAPConfig, NAPTuner
     from .model import PromptedCLIP
     from .prompts import DeepPrompts, PromptMixture, TextContext, TokenRefiner
+    from .tuning.callbacks import Callback
     from .tuning.online_pgd import OnlinePGD
 
 __version__ = "0.1.0"
@@ -51,9 +54,11 @@ __all__ = [
     "AdvPTConfig",
     "AdvPTTuner",
     "AutoAttack",
+    "AutoTuner",
     "BitDepth",
     "CAPTConfig",
     "CAPTTuner",
+    "Callback",
     "CoOpConfig",
     "CoOpTuner",
     "DeepPrompts",
@@ -85,11 +90,13 @@ _HOME = {
         "methods.advpt": "AdvPTConfig, AdvPTTuner",
         "methods.ampt": "AMPTConfig, AMPTTuner",
         "methods.apt": "APTConfig, APTTuner",
+        "methods.auto": "AutoTuner",
         "methods.capt": "CAPTConfig, CAPTTuner",
         "methods.coop": "CoOpConfig, CoOpTuner",
         "methods.nap": "NAPConfig, NAPTuner",
         "model": "PromptedCLIP",
         "prompts": "DeepPrompts, PromptMixture, TextContext, TokenRefiner",
+        "tuning.callbacks": "Callback",
         "tuning.online_pgd": "OnlinePGD",
     }.items()
     for name in names.split(", ")

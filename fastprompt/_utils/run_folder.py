@@ -1,6 +1,8 @@
 """The run folder: everything needed to repeat or resume a run, and its results.
 
 config.json          method, settings, model, data (the arguments of load_data), versions
+prompt_config.json   instead of config.json in a folder of `save_pretrained`, without this machine's
+                     paths; beside it README.md, prompts.safetensors, result.json
 images.json          the few-shot images: paths relative to the data set's folder
 metrics.jsonl        one line per epoch
 state.safetensors    the state of tuning, for --resume
@@ -35,6 +37,7 @@ from .locks import is_free, locked
 from .versions import versions
 
 FORMAT = 1
+CONFIG, SAVED_CONFIG = "config.json", "prompt_config.json"
 _CONFIG_TYPES = {"method": str, "config": dict, "classnames": list, "clip": dict}
 
 
@@ -45,9 +48,16 @@ class RunFolder:
         self.path = Path(path)
 
     @property
+    def config_file(self) -> Path:
+        """The file of the run's settings, that of a saved folder if there is only this one."""
+        saved = self.path / SAVED_CONFIG
+        own = self.path / CONFIG
+        return saved if saved.exists() and not own.exists() else own
+
+    @property
     def started(self) -> bool:
-        """Whether the folder contains a run."""
-        return (self.path / "config.json").exists()
+        """Whether the folder contains a run, or the saved prompts of one."""
+        return self.config_file.exists()
 
     def check_free(self, name: str) -> None:
         """Raise FileExistsError if the folder contains other files; ``name`` is the argument."""
@@ -62,10 +72,14 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write ``config.json``."""
-        write_json(self.path / "config.json", {"format": FORMAT, **config, "versions": versions()})
+        write_json(self.path / CONFIG, {"format": FORMAT, **config, "versions": versions()})
+
+    def write_saved_config(self, config: Mapping[str, Any]) -> None:
+        """Write ``prompt_config.json``; ``config`` has the versions of tuning."""
+        write_json(self.path / SAVED_CONFIG, {"format": FORMAT, **config})
 
     def read_config(self) -> dict[str, Any]:
-        """Read and check ``config.json``.
+        """Read and check ``config.json``, or ``prompt_config.json`` of a saved folder.
 
         Raises:
             FileNotFoundError: the folder is not a run folder.
@@ -75,10 +89,11 @@ class RunFolder:
             seeds = (self.path / "seeds.json").exists()
             more = "; it is a folder of runs: pass one of its seed-N folders" if seeds else ""
             raise FileNotFoundError(f"{self.path} is not a run folder: it has no config.json{more}")
-        config = read_json(self.path / "config.json")
+        file = self.config_file
+        config = read_json(file)
         if config.get("format") != FORMAT:
             raise ValueError(
-                f"{self.path / 'config.json'} has format {config.get('format')!r}, but this "
+                f"{file} has format {config.get('format')!r}, but this "
                 f"version of fastprompt reads format {FORMAT}; use the version that wrote it"
             )
         for key, kind in _CONFIG_TYPES.items():
@@ -99,8 +114,7 @@ class RunFolder:
         write_json(self.path / "images.json", {part: list(names) for part, names in files.items()})
 
     def _damaged(self, what: str) -> ValueError:
-        file = self.path / "config.json"
-        return ValueError(f"{file} has {what}; it is damaged: restore it from a copy")
+        return ValueError(f"{self.config_file} has {what}; it is damaged: restore it from a copy")
 
     def write_prompts(
         self, tensors: Mapping[str, Tensor], method: str, identity: str, name: str = "prompts"
@@ -125,8 +139,8 @@ class RunFolder:
             )
         if metadata.get("identity") != identity:
             raise ValueError(
-                f"{self.path}: {path.name} and config.json belong to different runs, or "
-                "config.json was changed; restore the original files"
+                f"{self.path}: {path.name} and {self.config_file.name} belong to different runs, "
+                f"or {self.config_file.name} was changed; restore the original files"
             )
         return tensors
 

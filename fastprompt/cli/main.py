@@ -1,4 +1,4 @@
-"""The ``fastprompt`` command: tune, evaluate, protocol, report, import, data, doctor."""
+"""The ``fastprompt`` command: tune, evaluate, protocol, report, push, import, data, doctor."""
 
 import sys
 import traceback
@@ -9,7 +9,7 @@ from .._utils.names import unknown
 from .._utils.printable import printable_output
 from .._utils.progress import tell
 
-_COMMANDS = ("tune", "evaluate", "protocol", "report", "import", "data", "doctor")
+_COMMANDS = ("tune", "evaluate", "protocol", "report", "push", "import", "data", "doctor")
 _USAGE = """usage: fastprompt COMMAND [options]
 
 commands:
@@ -17,11 +17,13 @@ commands:
   evaluate RUN       evaluate a run's prompts under attack and check the result
   protocol NAME      tune and evaluate methods over data sets, shots and seeds; write tables
   report RUN...      write the results of runs as an HTML page, CSV, Markdown and LaTeX
+  push RUN ORG/NAME  upload a run's prompts and their model card to the Hugging Face Hub
   import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP
   data check ROOT    list which data sets of CoOp are in a folder, and what is missing
   doctor             print versions, devices and kernels; check the bundled models
 
-fastprompt COMMAND --help lists the options of a command, fastprompt --version the version"""
+fastprompt COMMAND --help lists the options of a command, fastprompt --version the version;
+fastprompt --print_completion bash (or zsh, tcsh) prints a script that completes options"""
 
 
 def _call(command: str, arguments: Sequence[str]) -> int:
@@ -44,6 +46,10 @@ def _call(command: str, arguments: Sequence[str]) -> int:
         from .report import report
 
         return report(arguments)
+    if command == "push":
+        from .push import push
+
+        return push(arguments)
     if command == "import":
         from .import_ import import_checkpoint
 
@@ -57,6 +63,15 @@ def _call(command: str, arguments: Sequence[str]) -> int:
 
         return doctor(arguments)
     raise unknown("command", command, _COMMANDS)
+
+
+def _completion(shells: Sequence[str]) -> int:
+    if len(shells) != 1:
+        raise ValueError("shell must be given: --print_completion bash, zsh or tcsh")
+    from .completion import completion
+
+    print(completion(shells[0]))
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +88,8 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"fastprompt {__version__}")
         return 0
     try:
+        if arguments[0] == "--print_completion":
+            return _completion(arguments[1:])
         return _call(arguments[0], arguments[1:])
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

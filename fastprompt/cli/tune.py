@@ -1,12 +1,14 @@
 """``fastprompt tune METHOD``: tune prompts and evaluate them and the zero-shot classifier."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 
 from .._utils.checks import (
     MOST_THREADS,
@@ -31,6 +33,7 @@ from ..interop.yacs import Translation, translate_yacs
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
 from ..tuning.renamed import renamed_config
+from ..tuning.tracking import split_trackers
 from ..tuning.tuner import Tuner
 from .parser import Parser, add_checks, add_model, add_names, device_name, model_of
 from .seeds import SeedsFolder, check_seeds, run_seeds
@@ -54,6 +57,10 @@ _JOB_KEYS = (
     *("attacks", "eval_eps", "eval_limit", "eval_batch", "sanity", "track"),
     *("search_precision", "confirm"),
 )
+_OTHER_KEYS = (
+    *("out", "resume", "seeds"),
+    *("config", "print_config", "published", "yacs", "yacs_trainer"),
+)
 
 
 def tune_parser(method: str) -> Parser:
@@ -61,7 +68,12 @@ def tune_parser(method: str) -> Parser:
     tuner = TUNERS[method]
     about = (tuner.__doc__ or "").splitlines()[0]
     about += " A bundled model's preset replaces defaults of the settings; the run prints them."
-    parser = Parser(prog=f"fastprompt tune {method}", description=about, allow_abbrev=False)
+    parser = Parser(
+        prog=f"fastprompt tune {method}",
+        description=about,
+        allow_abbrev=False,
+        print_config=None,  # --print_config is our own: --config is, too
+    )
     job = tuner.job
     add_model(parser)
     parser.add_argument(
@@ -94,6 +106,11 @@ def tune_parser(method: str) -> Parser:
         "the runs",
     )
     parser.add_argument("--config", type=str | None, help="YAML or JSON file of the settings below")
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print the settings as a file for --config, and exit",
+    )
     parser.add_argument(
         "--published",
         action="store_true",
@@ -128,7 +145,11 @@ def tune_parser(method: str) -> Parser:
     )
     parser.add_argument("--eval_batch", type=int, default=100)
     add_checks(parser)
-    parser.add_argument("--track", type=bool, default=False, help="write TensorBoard curves")
+    parser.add_argument(
+        "--track",
+        type=str | None,
+        help="comma-separated trackers of each epoch's metrics: tensorboard,wandb,mlflow",
+    )
     parser.add_class_arguments(tuner.Config, help=f"settings of {method}")
     return parser
 
@@ -155,12 +176,15 @@ def tune(arguments: Sequence[str]) -> int:
     own = {k: v for k, v in given.items() if k in _JOB_KEYS}
     other = {"shots": TUNERS[method].shots} if "data" in {**foreign.job, **own} else {}
     job = {**_defaults(parser), **other, **foreign.job, **own}
-    apart = (*_JOB_KEYS, "out", "resume", "config", "published", "seeds", "yacs", "yacs_trainer")
+    apart = (*_JOB_KEYS, *_OTHER_KEYS)
     settings = {k: v for k, v in given.items() if k not in apart}
     published = as_dict(config.published()) if given.get("published") else foreign.base
     settings = {**published, **foreign.settings, **read, **settings}
     # refuses invalid settings before a model is loaded
-    config(**{**TUNERS[method].presets.get(job["clip"], {}), **settings})
+    whole = config(**{**TUNERS[method].presets.get(job["clip"], {}), **settings})
+    if given.get("print_config"):
+        print(yaml.safe_dump(as_dict(whole), sort_keys=False), end="")
+        return 0
     if not given.get("seeds"):
         _run(method, job, None, settings, out, resume=False)
         return 0
@@ -186,9 +210,11 @@ def _translated(method: str, given: Mapping[str, Any], read: Mapping[str, Any]) 
     if given.get("seeds"):
         elsewhere |= dict.fromkeys(("seed", "data_seed"), "--seeds")
     found = translate_yacs(method, given["yacs"], given.get("yacs_trainer"), given=elsewhere)
-    print(printable(f"{given['yacs']} as settings of {method}:"))
+    # the output of --print_config is a file
+    to = sys.stderr if given.get("print_config") else sys.stdout
+    print(printable(f"{given['yacs']} as settings of {method}:"), file=to)
     for line in str(found).splitlines():
-        print(printable(f"  {line}"))
+        print(printable(f"  {line}"), file=to)
     return found
 
 
@@ -266,6 +292,7 @@ def _check_stored_job(
 
 def _check_job(job: Mapping[str, Any]) -> None:
     """Check the job, without its data, before a model is loaded and tuning starts."""
+    split_trackers(job["track"])
     check_search(job["search_precision"], torch.device(device_name(job["device"])))
     for name in ("image_weights", "pretrained"):
         if job[name] is not None:
@@ -366,7 +393,14 @@ def _run(
     began = time.perf_counter()
     facts = {"job": {k: v for k, v in job.items() if k not in _DATA_KEYS}}
     with RunFolder(out).locked("out"):  # until the end: no other process may evaluate the run
-        tuner.fit(data.train, data.val, out, resume=resume, job=facts, track=job["track"])
+        tuner.fit(
+            data.train,
+            data.val,
+            out,
+            resume=resume,
+            job=facts,
+            callbacks=split_trackers(job["track"]),
+        )
         tuned = time.perf_counter()
         result = tuner.evaluate(
             data.test,

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from functools import partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+from .._utils import plugins
 from .._utils.checks import check_path
 from .._utils.names import unknown
 from ..clip.frozen import TEMPLATES
@@ -19,6 +21,7 @@ from .splits import Form, Source, Split
 from .torchvision_sets import TORCHVISION, torchvision_source
 
 BUILTIN = (*WORLDS, photos.NAME)
+_PREFIXES = (PREFIX.removesuffix(":"), hf_sets.PREFIX.removesuffix(":"))
 ROOT = Path("data")  # of CoOp's and torchvision's data sets
 
 
@@ -62,6 +65,8 @@ def find_source(
         return find_coop(text, place, only).source
     if text.startswith(hf_sets.PREFIX):
         return hf_sets.named_source(text, TEMPLATES)
+    if found := _plugin(text):
+        return _from_plugin(found, text, root, download)
     if text in TORCHVISION:  # checked before folders: a folder may have the same name
         return torchvision_source(text, place, download)
     if Path(name).is_dir():
@@ -76,7 +81,35 @@ def find_source(
     if isinstance(name, Path) or "/" in text or text.startswith("."):
         raise FileNotFoundError(f"data: the folder {text} does not exist")
     coop = [f"{PREFIX}{own}" for own in SETS]
+    others = plugins.plugins(plugins.DATA, _PREFIXES)
+    prefix, colon, _ = text.partition(":")
+    if colon and others:
+        raise unknown("prefix of data", f"{prefix}:", [f"{p}:" for p in (*_PREFIXES, *others)])
     raise unknown("data set or image folder", text, [*BUILTIN, *TORCHVISION, *coop])
+
+
+def _plugin(text: str) -> EntryPoint | None:
+    """Return the entry point of another package for the prefix of ``PREFIX:NAME``, if any."""
+    prefix, colon, _ = text.partition(":")
+    return plugins.plugins(plugins.DATA, _PREFIXES).get(prefix) if colon else None
+
+
+def _from_plugin(entry: EntryPoint, text: str, root: Path | None, download: bool) -> Source:
+    """Return the data set that another package gives for ``PREFIX:NAME``.
+
+    Its function is called with the name, ``root`` and ``download``, and returns a `Source`, or
+    anything that `load_data` takes, such as the path of a folder.
+    """
+    function = plugins.load(entry)
+    found = function(text.partition(":")[2], root=root, download=download)
+    if isinstance(found, Source):
+        return found
+    if isinstance(found, Path) or is_loaded(found):
+        return find_source(found, root, download)
+    raise RuntimeError(
+        f"{plugins.titled(entry)} must return a Path, a data set of the library datasets, or a "
+        f"Source, got {type(found).__name__}"
+    )
 
 
 def moved(given: Mapping[str, Any], directory: Path) -> dict[str, Any]:

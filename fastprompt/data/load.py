@@ -209,8 +209,9 @@ def load_data(
             ``split``; WebDataset shards: a ``.tar`` file, a pattern such as
             ``"train-{000..009}.tar"``, or a folder of these; ``"coop:Caltech101"`` or another set
             in CoOp's folders, with CoOp's splits and names; the name of a torchvision data set;
-            ``"hf:NAME"`` or ``"hf:FOLDER"``, which Hugging Face's `datasets` loads; or a
-            ``Dataset`` or ``DatasetDict`` that it has loaded. Images other than CoOp's and
+            ``"hf:NAME"`` or ``"hf:FOLDER"``, which Hugging Face's `datasets` loads;
+            ``"PREFIX:NAME"`` of another package's entry point ``fastprompt.data``; or a
+            ``Dataset`` or ``DatasetDict`` that `datasets` has loaded. Images other than CoOp's and
             torchvision's are turned as their EXIF orientation says, 16-bit gray values are scaled
             to 8 bits, and transparent areas become white. Sources with the same picture files and
             labels, in the same order within each class, give equal images, draws and fingerprints.

@@ -21,6 +21,7 @@ from ..attacks.autoattack import STANDARD, TARGETS
 from ..attacks.base import Attack
 from ..attacks.losses import cross_entropy, margin
 from ..model.classifier import CLIPClassifier
+from . import other_attacks
 
 KNOWN = (
     *("clean", "pgd-20", "pgd-100", "cw-100", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"),
@@ -200,6 +201,7 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
     - ``feature-pgd-N``: AdvPT's attack on the image encoder, N steps of size 1.25 eps/N.
     - ``tpgd-N``: N steps of size eps/4 on the divergence from the clean prediction.
     - ``mi-fgsm-N``, ``di-fgsm-N``, ``ti-fgsm-N``: N steps of size eps/N, as in their papers.
+    - ``NAME`` or ``NAME-N``: an attack that another package offers as ``fastprompt.attacks``.
     - any of these with the suffix ``@NAME``: crafted on that surrogate.
     """
     own, made_elsewhere, surrogate = name.partition("@")
@@ -212,6 +214,8 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
         path = "black-box"
     elif own.startswith("feature"):
         path = "transfer:image-encoder"
+    elif other := _other(own):
+        path = other.path
     if surrogate:
         path = f"transfer:{surrogate}"
         how = replace(how, stop=False)  # fooling the surrogate must not stop the attack
@@ -221,10 +225,29 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
     return Planned(name, path, eps, tuple(_stage(each, eps, how) for each in names), alone)
 
 
+def _other(name: str) -> other_attacks.OtherAttack | None:
+    """Return the attack of another package; None for one of our own or an unknown one."""
+    if name == "autoattack" or _NAME.fullmatch(name):
+        return None
+    return other_attacks.find_attack(name, _OWN)
+
+
 def _stage(name: str, eps: float, how: How) -> Stage:
     found = _NAME.fullmatch(name)
+    if other := _other(name):
+        steps = check_count(other.steps, "attacks: steps", most=MOST_STEPS)
+        settings = {"steps": steps, **_counts(how), "seed": how.seed, "package": other.origin}
+        inside = _run(other.make, eps, steps, how, samples=how.samples, stop=how.stop)
+
+        def checked(model: Any, images: Tensor, labels: Tensor, indices: Tensor) -> AttackResult:
+            result = inside(model, images, labels, indices)
+            other_attacks.check_ball(name, result.images, images, eps)
+            return result
+
+        return Stage(name, settings, checked)
     if not found or not (found["steps"] or found["kind"] in _STEPS):
-        raise unknown("attack", name, [*KNOWN, *(f"{kind}-N" for kind in _WITH_STEPS)])
+        others = other_attacks.names(_OWN)
+        raise unknown("attack", name, [*KNOWN, *(f"{kind}-N" for kind in _WITH_STEPS), *others])
     kind = found["kind"]
     steps = check_count(int(found["steps"] or _STEPS[kind]), "attacks: steps", most=MOST_STEPS)
     if found["alpha"] is None:
@@ -398,3 +421,4 @@ _MAKE: Mapping[str, Callable[[str, float, int, How], Made]] = {
     "tpgd": _tpgd,
     **dict.fromkeys(_TRANSFER, _transfer),
 }
+_OWN = ("clean", "autoattack", "apgd", *_MAKE)

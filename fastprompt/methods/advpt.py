@@ -91,6 +91,7 @@ class AdvPTTuner(Tuner):
     """
 
     method = "advpt"
+    paper = "https://arxiv.org/abs/2311.11261"
     Config = AdvPTConfig
     presets = presets.ADVPT
     score = "val_accuracy"  # accuracy on adversarial embeddings

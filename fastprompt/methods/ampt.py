@@ -66,6 +66,7 @@ class AMPTTuner(OnlineTuner):
     """
 
     method = "ampt"
+    paper = "https://arxiv.org/abs/2505.17509"
     Config = AMPTConfig
     presets = presets.AMPT
     config: AMPTConfig

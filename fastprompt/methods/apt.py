@@ -36,6 +36,7 @@ class APTTuner(OnlineTuner):
     """
 
     method = "apt"
+    paper = "https://arxiv.org/abs/2403.01849"
     Config = APTConfig
     presets = presets.APT
     config: APTConfig

@@ -93,6 +93,7 @@ class CAPTTuner(OnlineTuner):
     """
 
     method = "capt"
+    paper = "https://arxiv.org/abs/2405.11154"
     Config = CAPTConfig
     presets = presets.CAPT
     config: CAPTConfig

@@ -31,6 +31,7 @@ class CoOpTuner(APTTuner):
     """
 
     method = "coop"
+    paper = "https://arxiv.org/abs/2109.01134"
     Config = CoOpConfig
     score = "val_accuracy"
     config: CoOpConfig

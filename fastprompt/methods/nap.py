@@ -89,6 +89,7 @@ class NAPTuner(OnlineTuner):
     """
 
     method = "nap"
+    paper = "https://arxiv.org/abs/2506.12706"
     Config = NAPConfig
     presets = presets.NAP
     config: NAPConfig

@@ -171,7 +171,7 @@ def _read(folder: Path, name: str) -> Run:
     ]
     above = folder.resolve().parent
     home = above.parent if above.name == "evaluations" else folder  # an evaluation of a run
-    config = home / "config.json"
+    config = RunFolder(home).config_file
     return Run(
         name,
         folder,

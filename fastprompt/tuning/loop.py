@@ -16,8 +16,8 @@ from .._utils.run_folder import RunFolder
 from .._utils.seeds import numbered_seed
 from ..clip.frozen import FrozenCLIP
 from . import optimizers
+from .callbacks import CallbackError, Callbacks
 from .config import TunerConfig
-from .tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Loop:
         run: run folder to write; None writes nothing.
         key: hash of the run's settings, model and data; a saved state with another key is rejected.
         examples: number N of training examples.
-        tracker: also receives the metrics of each epoch.
+        callbacks: called after each step and epoch.
         progress: show a progress bar if the output is a terminal.
     """
 
@@ -63,11 +63,11 @@ class Loop:
         run: RunFolder | None,
         key: str,
         examples: int,
-        tracker: Tracker | None,
+        callbacks: Callbacks,
         progress: bool,
     ) -> None:
         self.tuner, self.run_folder, self.key = tuner, run, key
-        self.examples, self.tracker, self.progress = examples, tracker, progress
+        self.examples, self.callbacks, self.progress = examples, callbacks, progress
         self.config, self.prompts = tuner.config, tuner.prompts
         self.used = self.config.used(examples)
         self.optimizer = optimizers.make_optimizer(self.config, self.prompts.parameters())
@@ -120,12 +120,11 @@ class Loop:
         score = row.get(self.tuner.score)
         if score is not None and score > self.best.score:
             self.best = optimizers.Best(_copy(self.prompts.state_dict()), score, row["epoch"])
-        if self.tracker is not None:
-            self.tracker.add(row)
         if self.run_folder is not None:
             self.run_folder.append_metrics(row)
             state = optimizers.pack(self.prompts, self.optimizer, self.best)
             self.run_folder.write_state(state, row["epoch"], self.key)
+        self.callbacks.on_epoch(row)
 
     def _order(self, epoch: int) -> Tensor:
         """Return the examples of an epoch in order; they depend only on the seed and the epoch."""
@@ -139,7 +138,11 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.tuner.totals.clear()
-        losses = self._steps(order, epoch, good, bar)
+        try:
+            losses = self._steps(order, epoch, good, bar)
+        except CallbackError:
+            self.prompts.load_state_dict(good)
+            raise
         self._check_prompts(epoch, good)
         tuned = round(time.perf_counter() - began, 3)
         loss = float(losses.sum()) / self.used
@@ -157,7 +160,7 @@ class Loop:
         group = self.config.batch * self.config.accumulate
         device = self.tuner.clip.device
         losses = torch.zeros(math.ceil(len(order) / self.config.batch), device=device)
-        seen = 0
+        seen, first, step = 0, 0, epoch * math.ceil(len(order) / group)
         for i, (size, batch) in enumerate(self.tuner.batches(order, epoch)):
             if seen % group == 0:
                 self.optimizer.zero_grad(set_to_none=True)
@@ -171,6 +174,10 @@ class Loop:
                 self._check_finite(losses[: i + 1], order, epoch, good)
             if seen % group == 0 or seen == len(order):
                 self.optimizer.step()
+                step += 1
+                if self.callbacks:
+                    self.callbacks.on_step(step, losses[first : i + 1].sum() / together)
+                first = i + 1
             bar.update()
         self._check_finite(losses, order, epoch, good)
         return losses

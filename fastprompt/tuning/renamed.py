@@ -11,6 +11,8 @@ _VALUES = {
     ("sanity", "True"): "full",
     ("precision", "None"): "auto",
     ("sanity", "False"): "quick",
+    ("track", "True"): "tensorboard",
+    ("track", "False"): None,
 }
 # defaults of a job; earlier versions searched in the model's own precision
 _NEW = {

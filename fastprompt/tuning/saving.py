@@ -16,6 +16,7 @@ from .._utils.run_folder import RunFolder
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
 from ..data.dataset import ImageDataset, fingerprint
+from ..hub.shared import differing
 from .config import TunerConfig, as_dict, typed
 from .identity import (
     EXECUTION,
@@ -37,6 +38,7 @@ class SavedTuner(ABC):
     classnames: list[str]
     config: TunerConfig
     prompts: nn.Module
+    folder: Path | None = None  # run folder of the last `fit`, or the folder that was loaded
     _given: dict[str, Any]  # precision and execution as the user gave them; None by default
 
     def __init__(
@@ -109,13 +111,15 @@ class SavedTuner(ABC):
         if tuner.clip.fingerprint != known:
             raise ValueError(
                 f"clip: {run.path} was tuned on {config['clip']['name']} with weights "
-                f"{known[:12]}…, got a model with weights {tuner.clip.fingerprint[:12]}…; "
+                f"{known[:12]}…, got {tuner.clip.name} with weights "
+                f"{tuner.clip.fingerprint[:12]}…{differing(stored.get('parts'), tuner.clip)}; "
                 "pass the model of the run"
             )
         tuner.config = dataclasses.replace(tuner.config, init_from=origin)
         identity = digest_json(run_facts(identity_in(stored)))  # hashed with the names as stored
         tensors = run.read_prompts(cls.method, identity, which)
         tuner.prompts.load_state_dict(tensors)
+        tuner.folder = run.path
         return tuner
 
     # ---- a run's identity and its folder ---------------------------------------------------

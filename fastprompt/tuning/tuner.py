@@ -26,15 +26,16 @@ from ..evaluation import Evaluation, evaluate
 from ..model.classifier import CLIPClassifier
 from ..model.prompted import PromptedCLIP
 from ..towers.text_layout import word_context
-from .config import TunerConfig, build
+from .callbacks import Callback, Callbacks, check_callbacks
+from .config import TunerConfig, as_dict, build
 from .identity import EXECUTION
 from .init_from import check_template
 from .loop import Loop
-from .saving import SavedTuner
-from .tracking import Tracker
+from .sharing import SharedTuner
+from .tracking import check_tracker, with_trackers
 
 
-class Tuner(SavedTuner):
+class Tuner(SharedTuner):
     """Tunes prompts of a frozen CLIP model; base class of all methods.
 
     Args:
@@ -232,7 +233,7 @@ class Tuner(SavedTuner):
         *,
         resume: bool = False,
         job: Mapping[str, Any] | None = None,
-        track: bool = False,
+        callbacks: Sequence[Callback | str] = (),
         progress: bool = True,
     ) -> Self:
         """Tune the prompts and return the tuner.
@@ -247,7 +248,10 @@ class Tuner(SavedTuner):
                 run, also where ``"auto"`` would give another one.
             job: further entries of ``config.json``, which also records the arguments of
                 `load_data` if ``train`` comes from there.
-            track: also write TensorBoard curves to ``out``; requires the extra ``track``.
+            callbacks: called after each step, after each epoch and at the end, see `Callback`. A
+                name, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, is a tracker that writes
+                the lines of ``metrics.jsonl``, by default into ``out``; see
+                `fastprompt.tuning.tracking`.
             progress: show progress bars if the output is a terminal.
 
         Raises:
@@ -258,8 +262,11 @@ class Tuner(SavedTuner):
             FloatingPointError: the loss or the prompts are not finite. The state after the last
                 completed epoch stays in ``out`` and in the prompts. For a loss, the message gives
                 the step and the images.
+            RuntimeError: a callback failed (the message names it; the state is kept likewise), or
+                a tracker's package is not installed.
         """
-        for flag, given in (("resume", resume), ("track", track), ("progress", progress)):
+        called = check_callbacks(callbacks)
+        for flag, given in (("resume", resume), ("progress", progress)):
             check_flag(given, flag)
         for name, data in (("train", train), ("val", val)):
             if data is not None:
@@ -268,10 +275,10 @@ class Tuner(SavedTuner):
         if val is None and self.config.patience is not None:
             raise ValueError("patience needs val: pass validation images")
         run = None if (folder := check_folder(out, "out")) is None else RunFolder(folder)
-        if run is None and (track or resume):
-            raise ValueError(
-                f"out is needed with {'track' if track else 'resume'}: pass a run folder"
-            )
+        trackers = [check_tracker(name) for name in called if isinstance(name, str)]
+        if run is None and (trackers or resume):
+            needs = "resume" if resume else f"callbacks={trackers}"
+            raise ValueError(f"out is needed with {needs}: pass a run folder")
         key = self._key(train, val, self._precision_of(run, resume))
         with contextlib.nullcontext() if run is None else run.locked("out"):
             if run is not None:
@@ -279,20 +286,33 @@ class Tuner(SavedTuner):
                 files = {"train": files_of(train), "val": files_of(val)}
                 if any(files.values()):
                     run.write_images({part: names for part, names in files.items() if names})
-            tracker = Tracker(run.path) if run is not None and track else None
             # restart from the initial prompts: config.json must describe the run completely
             self._start()
-            examples = self.prepare(train, val, None if run is None else run.path, progress)
-            best = Loop(self, run, key, examples, tracker, progress).run()
-            if run is not None and best is not None:
-                for name, tensors in (("best", best), ("last", self.prompts.state_dict())):
-                    run.write_prompts(tensors, self.method, self._hash(), name)
-            if best is not None and self.config.keep == "best":
-                self.prompts.load_state_dict(best)
-            if run is not None:
-                self._write_prompts(run)
+            self.folder = None
+            settings = {"method": self.method, **as_dict(self.config)}
+            calls = Callbacks(self, with_trackers(called, folder, settings))
+            try:
+                self._tune(run, key, self.prepare(train, val, folder, progress), calls, progress)
+            except BaseException as error:
+                calls.on_end(error)
+                raise
+            calls.on_end(None)
         self.release()
         return self
+
+    def _tune(
+        self, run: RunFolder | None, key: str, examples: int, calls: Callbacks, progress: bool
+    ) -> None:
+        """Run the loop, and write the prompts."""
+        best = Loop(self, run, key, examples, calls, progress).run()
+        if run is not None and best is not None:
+            for name, tensors in (("best", best), ("last", self.prompts.state_dict())):
+                run.write_prompts(tensors, self.method, self._hash(), name)
+        if best is not None and self.config.keep == "best":
+            self.prompts.load_state_dict(best)
+        if run is not None:
+            self._write_prompts(run)
+            self.folder = run.path
 
     def evaluate(
         self,

@@ -25,6 +25,7 @@ from fastprompt.cli.evaluate import evaluate_parser
 from fastprompt.cli.import_ import import_parser
 from fastprompt.cli.main import main
 from fastprompt.cli.protocol import protocol_parser
+from fastprompt.cli.push import push_parser
 from fastprompt.cli.report import report_parser
 from fastprompt.cli.tune import tune_parser
 from fastprompt.clip import bundled
@@ -44,6 +45,7 @@ LOOP, ROBUSTNESS = page("docs/guides/own_loop.md"), page("docs/guides/robustness
 BUNDLED, BENCHMARKS, KERNELS = (page(f"docs/{n}.md") for n in ("bundled", "benchmarks", "kernels"))
 METHODS = page("docs/methods/index.md")
 PARSERS = {"evaluate": evaluate_parser, "import": import_parser, "report": report_parser}
+PARSERS["push"] = push_parser
 LITTLE = {"limit=400": "limit=8, sanity='off'"}  # of the evaluation
 
 

@@ -11,7 +11,7 @@ from fastprompt._utils.files import read_json, read_tensors
 from fastprompt.cli.main import main
 from fastprompt.evaluation import Evaluation
 from fastprompt.report.runs import read_runs
-from fastprompt.tuning.renamed import renamed, renamed_config
+from fastprompt.tuning.renamed import renamed, renamed_config, renamed_job
 
 OLD = Path(__file__).parents[1] / "data" / "run-0.1.0"
 
@@ -103,3 +103,8 @@ def test_only_names_that_changed_are_changed():
         "classnames": ["optimiser"],
         "job": None,
     }
+
+
+@pytest.mark.parametrize(("old", "today"), [(False, None), (True, "tensorboard")])
+def test_a_job_with_the_old_switch_names_its_tracker(old, today):
+    assert renamed_job({"track": old})["track"] == today

@@ -4,7 +4,15 @@ import dataclasses
 import json
 from typing import Any
 
-from fastprompt import AdvPTConfig, AMPTConfig, APTTuner, CAPTConfig, NAPConfig, NAPTuner
+from fastprompt import (
+    AdvPTConfig,
+    AMPTConfig,
+    APTTuner,
+    AutoTuner,
+    CAPTConfig,
+    NAPConfig,
+    NAPTuner,
+)
 from fastprompt.tuning.config import read_config
 
 from .rows import (
@@ -216,7 +224,15 @@ ROWS += [
     row("fit-train-images", lambda w: _fit(w, w.images), "train"),
     row("fit-val-a-number", lambda w: _fit(w, None, 3), "val"),
     row("fit-resume-without-out", lambda w: _fit(w, resume=True), "out"),
-    row("fit-track-without-out", lambda w: _fit(w, track=True), "out"),
+    row("fit-tracker-without-out", lambda w: _fit(w, callbacks=["tensorboard"]), "out"),
+    row("fit-tracker-unknown", lambda w: _fit(w, callbacks=["tensorbord"]), "track", "did you"),
+    row("fit-callbacks-a-name", lambda w: _fit(w, callbacks="tensorboard"), "callbacks"),
+    row("fit-callbacks-a-function", lambda w: _fit(w, callbacks=[print]), "callbacks", "Callback"),
+    *each("save_pretrained", "folder", lambda w, v: _tuner(w, n_ctx=1).save_pretrained(v), PATHS),
+    row("push_to_hub-no-org", lambda w: _tuner(w, n_ctx=1).push_to_hub("run"), "repo", "org/run"),
+    row("push_to_hub-a-path", lambda w: _tuner(w, n_ctx=1).push_to_hub("../../run"), "repo"),
+    row("push_to_hub-a-number", lambda w: _tuner(w, n_ctx=1).push_to_hub(3), "repo"),
+    *each("from_pretrained", "name", lambda w, v: AutoTuner.from_pretrained(v), PATHS),
     row("fit-out-occupied", lambda w: _fit(w, None, None, w.file("a/b").parent), "out", "other"),
     row("fit-out-a-file", lambda w: _fit(w, None, None, w.file("a")), "out"),
     *each("fit", "out", lambda w, value: _fit(w, None, None, value), PATHS),

@@ -1,0 +1,1 @@
+"""Tuned prompts as a small folder to share: its settings, its model card, the Hugging Face Hub."""
