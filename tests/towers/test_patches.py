@@ -30,7 +30,8 @@ def operands(request) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.fixture(autouse=True)
 def native(monkeypatch):
-    monkeypatch.setattr("fastprompt.towers.patches.multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(patches, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(patches, "_FEWEST_ON_CPU", 0)
 
 
 def exact(images: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,9 +120,14 @@ def test_other_precisions_are_as_they_were(weights, blocks, small_clip):
     assert torch.equal(*grads)
 
 
-def test_emulated_products_are_not_used(small_clip, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("multiplies_bf16", lambda device: False), ("_FEWEST_ON_CPU", 10**6)],
+    ids=["emulated", "small"],
+)
+def test_it_is_not_used_where_it_is_slower(name, value, small_clip, monkeypatch):
     assert ImageTower(small_clip, dtype=BF16).patch_halves is not None
-    monkeypatch.setattr("fastprompt.towers.patches.multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(patches, name, value)
     assert ImageTower(small_clip, dtype=BF16).patch_halves is None
 
 
