@@ -1,7 +1,19 @@
-.PHONY: test lint docs bench gpu-wheels
+.PHONY: test test-floor lint docs bench gpu-wheels
 
 test:
 	pytest -n auto -m "not slow"
+
+# the fast tests with the oldest versions that are supported, on the Python of GPU images; with
+# FLOOR_TESTS=tests/kernels/aot, only those
+FLOOR_PYTHON ?= python3.12
+FLOOR_TESTS ?= tests
+test-floor: .venv-floor/ready
+	.venv-floor/bin/python -m pytest -n auto -m "not slow" $(FLOOR_TESTS)
+
+.venv-floor/ready: pyproject.toml
+	$(FLOOR_PYTHON) -m venv .venv-floor
+	.venv-floor/bin/pip install --quiet "torch==2.11.*" "torchvision==0.26.*" -e ".[test]"
+	touch $@
 
 lint:
 	ruff check .
