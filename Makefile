@@ -3,8 +3,7 @@
 test:
 	pytest -n auto -m "not slow"
 
-# the fast tests with the oldest versions that are supported, on the Python of GPU images; with
-# FLOOR_TESTS=tests/kernels/aot, only those
+# the fast tests with the oldest supported torch and Triton, on the Python of images for GPUs
 FLOOR_PYTHON ?= python3.12
 FLOOR_TESTS ?= tests
 test-floor: .venv-floor/ready
