@@ -1,7 +1,18 @@
-.PHONY: test lint docs bench gpu-wheels
+.PHONY: test test-floor lint docs bench gpu-wheels
 
 test:
 	pytest -n auto -m "not slow"
+
+# the fast tests with the oldest supported torch and Triton, on the Python of images for GPUs
+FLOOR_PYTHON ?= python3.12
+FLOOR_TESTS ?= tests
+test-floor: .venv-floor/ready
+	.venv-floor/bin/python -m pytest -n auto -m "not slow" $(FLOOR_TESTS)
+
+.venv-floor/ready: pyproject.toml
+	$(FLOOR_PYTHON) -m venv .venv-floor
+	.venv-floor/bin/pip install --quiet "torch==2.11.*" "torchvision==0.26.*" -e ".[test]"
+	touch $@
 
 lint:
 	ruff check .

@@ -48,6 +48,11 @@ class Machine:
 FASTER = Machine(flops=620e12, bandwidth=3.0e12, values=48, launch=2e-6)
 SLOWER = Machine(flops=520e12, bandwidth=2.8e12, values=58, launch=5e-6)
 TEXT_KERNELS = 13  # small ones of a text block, forward and backward, of deep prompts
+# products of the patch embedding that `flop_model` does not count: three of halves instead of one
+MORE_PRODUCTS = 2
+# bytes of a pixel: read, written as halves (one of them twice), read; its gradient written in
+# bfloat16 and in float32, read between; only in an attack
+HALVES_BYTES, GRADIENT_BYTES = 4 + 6 + 6, 2 + 2 + 4
 LEARNED_COPIES = 7  # gradient, weight and both moments of AdamW, read or written
 
 
@@ -62,7 +67,11 @@ def parts(s: Sizes, machine: Machine) -> dict[str, float]:
         return tokens * layers * machine.values * width * BF16_BYTES / machine.bandwidth
 
     tokens = s.tokens + s.visual
-    pixels = s.batch * s.patches * s.pixels * 4
+    values = s.batch * s.patches * s.pixels
+    pixels = values * 4
+    passes = s.steps + s.passes
+    halves = passes * MORE_PRODUCTS * 2 * values * s.image_width / machine.flops
+    halves += values * (passes * HALVES_BYTES + s.steps * GRADIENT_BYTES) / machine.bandwidth
     attacked = pointwise(s.steps * s.batch * tokens, s.image_layers, s.image_width)
     seen = pointwise(s.passes * s.batch * tokens, s.image_layers, s.image_width)
     layers = s.passes * s.batch * tokens * s.image_width * BF16_BYTES * s.depth
@@ -73,6 +82,7 @@ def parts(s: Sizes, machine: Machine) -> dict[str, float]:
         "attack: matrix products": products("attack's images", "attack's logits"),
         "attack: pointwise operations and attention": attacked,
         "attack: start, sign steps": (3 + 4 * s.steps) * pixels / machine.bandwidth,
+        "patch embedding: pixels and weights in halves": halves,
         "loss: matrix products": products("loss's images", "loss's logits", "prompt maps"),
         "loss: pointwise operations and attention": seen,
         "loss: consistency of the layers": 3 * layers / machine.bandwidth,

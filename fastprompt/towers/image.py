@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._utils.attention import attend
@@ -18,6 +17,7 @@ from .blocks import OpenBlock, open_blocks
 from .cast import frozen_copy
 from .image_base import PromptedImage, Refiners
 from .image_prompts import ImagePrompts, keys_of, prompt_keys, refiner_weights
+from .patches import halves_of, patches, patches_bf16
 
 
 class ImageTower(PromptedImage):
@@ -29,19 +29,20 @@ class ImageTower(PromptedImage):
     Args:
         clip, layers: see `PromptedImage`.
         dtype: dtype of the blocks; by default that of the weights. The patch embedding always has
-            the dtype of the weights: in lower precision, rounding would cancel attack steps.
+            the precision of the weights: if pixels were rounded, attack steps would be lost.
     """
 
     visual: Any
     patch_weight: Tensor
     patch_bias: Tensor
+    patch_halves: Tensor | None
 
     def __init__(
         self, clip: FrozenCLIP, layers: Sequence[int] = (), *, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__(clip, layers)
         self._cast = dtype
-        keep(self, patch_weight=None, patch_bias=None)
+        keep(self, patch_weight=None, patch_bias=None, patch_halves=None)
         self.refresh()
 
     @property
@@ -60,6 +61,7 @@ class ImageTower(PromptedImage):
         folded = -(scaled * self.clip.mean).sum((1, 2, 3))
         bias = visual.conv1.bias  # None in open_clip's own models
         self.patch_bias = folded if bias is None else folded + bias.detach()
+        self.patch_halves = halves_of(self.patch_weight, self.patch_bias, self.dtype)
 
     def forward(
         self,
@@ -117,7 +119,9 @@ class ImageTower(PromptedImage):
 
     def _embed(self, images: Tensor) -> Tensor:
         visual = self.visual
-        x = patches(images.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias)
+        inputs = images.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias
+        halves = self.patch_halves
+        x = patches(*inputs) if halves is None else patches_bf16(*inputs, halves)
         x = x.to(self.dtype)
         first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
@@ -168,20 +172,6 @@ class ImageTower(PromptedImage):
         else:
             x = visual.ln_post(x.mean(dim=1) if average else x[:, 0])
         return x if visual.proj is None else x @ visual.proj.to(x.dtype)
-
-
-def patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve with a stride equal to the kernel size, ``[B, C, H, W]`` to ``[B, N, width]``.
-
-    Uses a matrix product: on the CPU, a convolution's forward pass and gradient with respect to the
-    pixels take four times as long (``benchmarks/ladder/test_fold.py``).
-    """
-    channels, height, width = weight.shape[-3:]
-    rows, columns = images.shape[-2] // height, images.shape[-1] // width
-    x = images[..., : rows * height, : columns * width]
-    x = x.reshape(len(x), channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
-    x = x.flatten(3).flatten(1, 2)  # [B, N, C * h * w]
-    return F.linear(x, weight.flatten(1), bias)
 
 
 def _refined(x: Tensor, *, weights: tuple[Tensor, ...]) -> Tensor:

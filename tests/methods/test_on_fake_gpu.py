@@ -4,10 +4,13 @@ import pytest
 import torch
 from helpers.fake_cuda import fake_cuda, no_waits, on_fake_cuda, put_attack
 from helpers.method_checks import NAMES, SETTINGS, order, tuner_of
+from torch.utils._pytree import tree_map
 
 from fastprompt.attacks import APGD, PGD
 from fastprompt.attacks.base import Batch, wrong_classes
 from fastprompt.attacks.climb import Climb
+from fastprompt.towers import ImageTower
+from fastprompt.towers.image_prompts import ImagePrompts
 from fastprompt.tuning import optimizers
 
 # one step of the attack repeats the other
@@ -53,6 +56,29 @@ def test_a_step_casts_each_refiner_once_and_its_gradient_once(steps, small_clip)
             tuner.loss(first).backward()
     for weight in (refiner.first.weight, refiner.second.weight):
         assert seen.casts[tuple(weight.shape)] == 2
+
+
+def test_visual_prompts_take_two_copies_a_layer_in_the_attack(small_clip):
+    visual = small_clip.model.visual
+    depth, width = len(visual.transformer.resblocks), visual.class_embedding.shape[-1]
+    launched = []
+    for layers in (range(depth), ()):
+        tower = ImageTower(small_clip, layers, dtype=torch.bfloat16)
+        prompts = tower.share(torch.ones(depth, 2, width) if layers else None).detached()
+        with fake_cuda() as put:
+            put(tower), put(tower.visual)
+            tokens, keys, refiners = prompts
+            moved = ImagePrompts(tree_map(put, tokens), tree_map(put, keys), refiners)
+            x = put(torch.rand(2, 3, 48, 48)).requires_grad_()
+            with no_waits() as forward:
+                out = tower(x, moved)
+            given = torch.ones_like(out)
+            with no_waits() as backward:
+                torch.autograd.grad(out, x, given)
+        launched.append((forward.launches, backward.launches))
+    (forward, backward), (plain, plain_backward) = launched
+    assert forward - plain == {"cat": 2 * depth}  # keys and values
+    assert backward == plain_backward
 
 
 ATTACKS = {

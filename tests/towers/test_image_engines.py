@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fastprompt import FrozenCLIP, load_clip
 from fastprompt.towers import ImageTower, ReferenceImageTower
 from fastprompt.towers.blocks import OpenBlock
-from fastprompt.towers.image import patches
+from fastprompt.towers.patches import patches
 
 DEPTH, WIDTH, PATCHES = 5, 32, 9
 LAYERS = {
