@@ -1,5 +1,6 @@
 """The ``fastprompt`` command: tune, evaluate, protocol, report, import, data, doctor."""
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -59,6 +60,12 @@ def _call(command: str, arguments: Sequence[str]) -> int:
     raise unknown("command", command, _COMMANDS)
 
 
+def _launched_together() -> bool:
+    """Return whether torchrun, or a launcher that sets its variables, started several processes."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    return count.isdecimal() and int(count) > 1 and "RANK" in os.environ
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     with printable_output():
@@ -73,7 +80,11 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"fastprompt {__version__}")
         return 0
     try:
-        return _call(arguments[0], arguments[1:])
+        if not _launched_together():
+            return _call(arguments[0], arguments[1:])
+        from .processes import run_together
+
+        return run_together(arguments[0], lambda: _call(arguments[0], arguments[1:]))
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

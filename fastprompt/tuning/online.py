@@ -17,6 +17,7 @@ from .._utils.checks import (
     check_count,
     check_number,
 )
+from .._utils.distributed import add_up_, is_first, own_part
 from .._utils.seeds import stream
 from ..attacks.ascent import Clamp
 from ..data.augment import RandomCrops
@@ -24,6 +25,7 @@ from ..data.dataset import ImageDataset
 from ..data.device_images import Pictures
 from .config import TunerConfig, parse_distances
 from .online_pgd import OnlinePGD
+from .parts import own_batch
 from .step import Step
 from .tuner import Tuner
 
@@ -115,13 +117,13 @@ class OnlineTuner(Tuner):
                 device,
                 workers=config.workers,
                 name=name,
-                progress=progress,
+                progress=progress and is_first(),
                 classes=len(self.classnames),
             )
             for name, data in (("train", train), ("val", val))
             if data is not None
         }
-        self.model.batch = min(config.batch, len(train))
+        self.model.batch = own_batch(min(config.batch, len(train)))
         crops = RandomCrops((config.crop_min, 1.0), seed=config.seed)
         self._crops = crops if config.augment else None
         self._attack = OnlinePGD(
@@ -140,7 +142,7 @@ class OnlineTuner(Tuner):
         crops, examples = self._crops, len(pictures)  # more than the order's with `drop_last`
         boxes = None if crops is None else crops.draw(examples, epoch).to(device)
         radii = self._radii(examples, epoch)
-        for rows, images, labels in pictures.batches(order, config.batch):
+        for rows, images, labels in pictures.batches(order, self.own_batch):
             if crops is not None and boxes is not None:
                 images = crops(images, boxes[rows])
             step = Step(
@@ -178,9 +180,8 @@ class OnlineTuner(Tuner):
             return {}
         prepared = self.model.prepare() if self.model.engine == "fast" else None
         hits = torch.zeros(3, dtype=torch.int64, device=self.clip.device)
-        for rows, images, labels in pictures.batches(
-            torch.arange(len(pictures)), self.config.batch
-        ):
+        order = own_part(torch.arange(len(pictures)))
+        for rows, images, labels in pictures.batches(order, self.own_batch):
             result = self._attack(images, labels, rows, prepared, draw=_VAL_DRAW)
             pair = self.model.pair(images, result.images, prepared)
             right = [(x.argmax(1) == labels) & ~x.isnan().any(1) for x in pair]
@@ -188,5 +189,6 @@ class OnlineTuner(Tuner):
             stalled = result.health.stalled
             robust = right[0] & right[1] & ~stalled
             hits += torch.stack([right[0].sum(), robust.sum(), stalled.sum()])
+        add_up_(hits)
         shares = (count / len(pictures) for count in hits.tolist())
         return dict(zip(("val_accuracy", "val_robust", "val_stalled"), shares, strict=True))
