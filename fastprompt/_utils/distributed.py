@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -100,8 +100,8 @@ def tensors_from_first(tensors: Mapping[str, Tensor] | None) -> Mapping[str, Ten
     if processes() == 1:
         assert tensors is not None
         return tensors
-    sent = b"" if tensors is None else _packed(tensors)
-    return tensors if tensors is not None else safetensors.torch.load(_broadcast(sent))
+    got = _broadcast(b"" if tensors is None else _packed(tensors))
+    return safetensors.torch.load(got) if tensors is None else tensors
 
 
 def gather_tensors(tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
@@ -142,7 +142,7 @@ def _broadcast(data: bytes) -> bytes:
     """Return the first process's bytes."""
     length = torch.tensor([len(data)], device=_place())
     dist.broadcast(length, 0)
-    buffer = _buffer([data], int(length))
+    buffer = _buffer(data, int(length))
     dist.broadcast(buffer, 0)
     return data or buffer.cpu().numpy().tobytes()
 
@@ -152,15 +152,11 @@ def _gather(data: bytes) -> list[bytes]:
     lengths = [torch.zeros(1, dtype=torch.int64, device=_place()) for _ in range(processes())]
     dist.all_gather(lengths, torch.tensor([len(data)], device=_place()))
     sizes = [int(length) for length in lengths]
-    buffers = [_buffer([], max(sizes)) for _ in sizes]
-    dist.all_gather(buffers, _buffer([data], max(sizes)))
+    buffers = [_buffer(b"", max(sizes)) for _ in sizes]
+    dist.all_gather(buffers, _buffer(data, max(sizes)))
     return [b.cpu().numpy()[:size].tobytes() for b, size in zip(buffers, sizes, strict=True)]
 
 
-def _buffer(data: Sequence[bytes], size: int) -> Tensor:
+def _buffer(data: bytes, size: int) -> Tensor:
     """Return ``size`` bytes on the group's device, of which ``data`` are the first."""
-    buffer = torch.zeros(size, dtype=torch.uint8)
-    for each in data:
-        if each:
-            buffer[: len(each)] = torch.frombuffer(bytearray(each), dtype=torch.uint8)
-    return buffer.to(_place())
+    return torch.frombuffer(bytearray(data.ljust(size, b"\0")), dtype=torch.uint8).to(_place())

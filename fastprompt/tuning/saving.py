@@ -208,9 +208,10 @@ class SavedTuner(ABC):
         adopted = ("precision", "compile", "class_chunk")
         known = {key: stored["config"][key] for key in adopted if key in stored["config"]}
         for name, value in known.items():
-            if self._given[name] is not None and getattr(self.config, name) != value:
+            given = self._given[name]  # the current value of class_chunk may be smaller
+            if given is not None and value not in (given, getattr(self.config, name)):
                 raise ValueError(
-                    f"{name}: {run.path} was started with {value!r}, got {self._given[name]!r}: "
+                    f"{name}: {run.path} was started with {value!r}, got {given!r}: "
                     "omit this setting"
                 )
         return known
