@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ OPTIONS = (
     "--data patterns --shots 1 --n_ctx 2 --steps 1 --batch 8 --lr 0.1 --precision fp64 "
     "--attacks clean --eval_limit 6 --sanity off"
 )
+LOAD = bundled.load
 TUNE = ["tune", "apt", *OPTIONS.split()]
 
 
@@ -118,6 +120,18 @@ def test_other_commands_run_in_one_process(tmp_path: Path) -> None:
 # ---- torchrun itself ---------------------------------------------------------------------------
 
 
+def ends_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs end, as if they were interrupted, when they have written so many epochs."""
+    finish = RunFolder.append_metrics
+
+    def stopped(run: RunFolder, row: dict[str, Any]) -> None:
+        if row["epoch"] > epochs:
+            raise KeyboardInterrupt
+        finish(run, row)
+
+    monkeypatch.setattr(RunFolder, "append_metrics", stopped)
+
+
 @contextlib.contextmanager
 def torchrun(count: int, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
@@ -142,7 +156,9 @@ def rank_of(pid: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-def test_torchrun_ends_all_if_one_is_killed_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_torchrun_ends_all_if_one_is_killed_and_three_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = [*TUNE, "--clip", "tiny-shapes", "--epochs", "100000", "--out", "run"]
     with torchrun(2, *line) as process:
         while not (tmp_path / "run" / "state.safetensors").exists():
@@ -157,6 +173,18 @@ def test_torchrun_ends_all_if_one_is_killed_and_the_run_goes_on(tmp_path: Path) 
     assert f"rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: {pids['1']})" in output
     assert not errors_of(output)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
-    run = RunFolder(tmp_path / "run")
-    epochs = len(run.read_metrics())
-    assert epochs >= 1
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    _, metadata = read_tensors(run / "state.safetensors", "state")
+    ends_after(int(metadata["epoch"]) + 2, monkeypatch)
+    monkeypatch.setattr(bundled, "load", LOAD)
+    resume = ["tune", "apt", "--resume", str(run)]
+    ended = commands(tmp_path, *[resume] * 3)
+    assert ended[0][0] == 130
+    assert "interrupted" in ended[0][1]
+    assert main([*line[:-1], str(alone)]) == 130
+    found, wanted = (read_tensors(f / "state.safetensors", "state") for f in (run, alone))
+    assert int(found[1]["epoch"]) == int(wanted[1]["epoch"]) == int(metadata["epoch"]) + 2
+    for name, tensor in wanted[0].items():
+        assert relative(found[0][name].double(), tensor.double()) < EXACT
+    rows, wanted_rows = (RunFolder(f).read_metrics() for f in (run, alone))
+    assert [row["epoch"] for row in rows] == [row["epoch"] for row in wanted_rows]
