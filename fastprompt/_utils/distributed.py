@@ -111,11 +111,12 @@ def gather_tensors(tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
     return [safetensors.torch.load(each) for each in _gather(_packed(tensors))]
 
 
-def check_same(facts: Mapping[str, Any]) -> None:
-    """Raise ValueError in all processes unless they have the same JSON values of ``facts``."""
+def check_same(facts: Callable[[], Mapping[str, Any]]) -> None:
+    """Raise ValueError in all processes unless ``facts`` returns equal JSON values in each."""
     if processes() == 1:
         return
-    said = [json.loads(each) for each in _gather(json.dumps([platform.node(), facts]).encode())]
+    own = json.dumps([platform.node(), facts()]).encode()
+    said = [json.loads(each) for each in _gather(own)]
     first_host, first = said[0]
     for number, (host, other) in enumerate(said):
         for name in first:

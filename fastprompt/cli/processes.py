@@ -41,7 +41,7 @@ def run_together(command: str, call: Callable[[], int]) -> int:
         with contextlib.nullcontext() if rank == 0 else _silent():
             if command != "tune":
                 raise ValueError(
-                    f"fastprompt {command} runs in one process, got {count}: start it without "
+                    f"command: {command} runs in one process, got {count}: start it without "
                     "torchrun"
                 )
             code = call()

@@ -230,7 +230,7 @@ def _resume(method: str, given: Mapping[str, Any], folder: Path) -> int:
 def _check_one_process() -> None:
     if processes() > 1:
         raise ValueError(
-            f"--seeds runs in one process, got {processes()}: start a run for each seed, or start "
+            f"--seeds needs one process, got {processes()}: start a run for each seed, or start "
             "it without torchrun"
         )
 

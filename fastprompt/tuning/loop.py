@@ -225,9 +225,10 @@ class Loop:
 
 def _part_of(parts: list[Part], number: int, size: int) -> Part:
     """Return this process's part of a batch of which the tuner has computed ``size`` examples."""
-    if number >= len(parts) or size != max(1, parts[number].size):
+    wanted = max(1, parts[number].size) if number < len(parts) else 0
+    if size != wanted:
         raise ValueError(
-            f"batches() returned {size} examples as batch {number}, not the part of this process: "
+            f"batch must have {wanted} examples, those of this process, got {size}: let batches() "
             "split the order into batches of Tuner.own_batch examples, or start one process"
         )
     return parts[number]

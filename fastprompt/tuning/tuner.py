@@ -302,10 +302,10 @@ class Tuner(SavedTuner):
             raise ValueError(
                 f"out is needed with {'track' if track else 'resume'}: pass a run folder"
             )
-        check_same(self._settings())
+        check_same(self._settings)
         run = RunFolder(folder) if folder is not None and is_first() else None
         key = self._key(train, val, from_first(lambda: self._precision_of(run, resume)))
-        check_same({"the content of train, val and init_from": key})
+        check_same(lambda: {"the content of train, val and init_from": key})
         with contextlib.nullcontext() if run is None else run.locked("out"):
             facts = {"data": source_of(train), **(job or {})}
             self._adopt(from_first(lambda: self._open(run, key, resume, facts)))

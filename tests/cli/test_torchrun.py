@@ -70,7 +70,7 @@ def test_one_run_in_two_processes_and_its_end_in_three(
     [
         (["--batch", "1"], ["batch must be at least the number of processes, 2, got 1"]),
         (["--class_shards", "3"], ["class_shards must be 1 or the number of processes, 2, got 3"]),
-        (["--seeds", "1", "2"], ["--seeds runs in one process, got 2"]),
+        (["--seeds", "1", "2"], ["--seeds needs one process, got 2"]),
         (["--data", "nowhere"], ["nowhere"]),
         (["--nonsense", "1"], ["unknown option --nonsense"]),
     ],
@@ -112,7 +112,7 @@ def test_other_commands_run_in_one_process(tmp_path: Path) -> None:
     ended = commands(tmp_path, *[["doctor"]] * 2)
     assert [code for code, _ in ended] == [2, 2]
     assert errors_of(ended[0][1]) == [
-        "error: fastprompt doctor runs in one process, got 2: start it without torchrun"
+        "error: command: doctor runs in one process, got 2: start it without torchrun"
     ]
     assert ended[1][1] == ""
 

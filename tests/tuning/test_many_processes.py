@@ -30,6 +30,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "capt-adv": ("capt", {"balance": "confidence", "ce": "adv", "augment": False}),
     "nap": ("nap", {"schedule": "fixed", "text_refiners": True}),
     "nap-mse": ("nap", {"schedule": "fixed", "consistency": "mse", "accumulate": 3}),
+    "nap-clean": ("nap", {"schedule": "linear"}),  # in the first epoch
     "apt-reference": ("apt", {"engine": "reference"}),
 }
 

@@ -87,7 +87,7 @@ def test_only_the_first_process_writes_and_any_number_resumes(above: Path, tmp_p
 
     errors = together(2, tmp_path / "two", begin)
     assert errors[0].startswith("KeyboardInterrupt")
-    assert "Connection closed" in errors[1]
+    assert errors[1].startswith("RuntimeError")  # its connection to the first one is lost
     assert len(RunFolder(run).read_metrics()) == 1
     assert RunFolder(run).read_config()["processes"] == 2
 
@@ -233,7 +233,7 @@ def test_batches_that_are_not_those_of_the_process(tmp_path: Path) -> None:
         tuner.batches = lambda order, epoch: ((4, rows) for rows in order.split(4))
         tuner.fit(data(), None, None, progress=False)
 
-    assert "ValueError: batches() returned 4" in refused(tmp_path, tune)
+    assert refused(tmp_path, tune).startswith("ValueError: batch must have 2 examples")
 
 
 @pytest.mark.parametrize("shards", [3, 7])
