@@ -1,5 +1,6 @@
 """The ``fastprompt`` command: tune, evaluate, protocol, report, push, import, data, doctor."""
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -74,6 +75,12 @@ def _completion(shells: Sequence[str]) -> int:
     return 0
 
 
+def _launched_together() -> bool:
+    """Return whether torchrun, or a launcher that sets its variables, started several processes."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    return count.isdecimal() and int(count) > 1 and "RANK" in os.environ
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     with printable_output():
@@ -90,7 +97,11 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         if arguments[0] == "--print_completion":
             return _completion(arguments[1:])
-        return _call(arguments[0], arguments[1:])
+        if not _launched_together():
+            return _call(arguments[0], arguments[1:])
+        from .processes import run_together
+
+        return run_together(arguments[0], lambda: _call(arguments[0], arguments[1:]))
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

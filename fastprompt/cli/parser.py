@@ -15,6 +15,7 @@ from ..clip import bundled
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
 from ..evaluation.search import SearchPrecision
+from .processes import own_device
 
 _LONGEST = 500  # characters of an error message
 
@@ -141,9 +142,12 @@ def model_of(job: Mapping[str, Any]) -> FrozenCLIP:
 def device_name(name: str | None) -> str:
     """Return the requested device, by default a GPU if one is available.
 
+    Of several processes, each gets its own GPU.
+
     Raises:
-        ValueError: ``name`` is not a device name, or no such device is supported or available.
+        ValueError: ``name`` is not a device name, or no such device is supported or available, or
+            it is a single GPU for several processes.
     """
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return str(usable_device(name))
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return str(usable_device(own_device(usable_device(name))))

@@ -19,6 +19,7 @@ from .._utils.checks import (
     check_seed,
     parse_fraction,
 )
+from .._utils.distributed import from_first, is_first, processes
 from .._utils.dtypes import AUTO, explain_auto
 from .._utils.locks import locked
 from .._utils.names import unknown
@@ -32,10 +33,12 @@ from ..evaluation.search import check_search
 from ..interop.yacs import Translation, translate_yacs
 from ..methods.registry import TUNERS
 from ..tuning.config import as_dict, read_config
+from ..tuning.parts import check_processes
 from ..tuning.renamed import renamed_config
 from ..tuning.tracking import split_trackers
 from ..tuning.tuner import Tuner
 from .parser import Parser, add_checks, add_model, add_names, device_name, model_of
+from .processes import leave
 from .seeds import SeedsFolder, check_seeds, run_seeds
 from .words import classes_of, images_of
 
@@ -188,6 +191,7 @@ def tune(arguments: Sequence[str]) -> int:
     if not given.get("seeds"):
         _run(method, job, None, settings, out, resume=False)
         return 0
+    _check_one_process()
     for name in ("seed", "data_seed"):
         if name in given:
             raise ValueError(f"--seeds sets the seed and the data_seed of each run: drop --{name}")
@@ -240,7 +244,8 @@ def _resume(method: str, given: Mapping[str, Any], folder: Path) -> int:
         raise ValueError(
             f"--resume takes all settings from the run's config.json; remove --{extra[0]}"
         )
-    if SeedsFolder.is_one(folder):
+    if is_first() and SeedsFolder.is_one(folder):
+        _check_one_process()
         seeds = SeedsFolder.read(folder, method)
         _check_stored_job(method, seeds.job, _JOB_KEYS, folder / "seeds.json")
         return run_seeds(seeds, _run, _resume_one)
@@ -248,15 +253,25 @@ def _resume(method: str, given: Mapping[str, Any], folder: Path) -> int:
     return 0
 
 
+def _check_one_process() -> None:
+    if processes() > 1:
+        raise ValueError(
+            f"--seeds needs one process, got {processes()}: start a run for each seed, or start "
+            "it without torchrun"
+        )
+
+
 def _resume_one(method: str, folder: Path) -> Evaluation:
     run = RunFolder(folder)
+    if not is_first():
+        return _resume_locked(method, run)
     run.read_config()  # raises, before the folder is created, if it has no run
     with locked(folder, "--resume"):
         return _resume_locked(method, run)
 
 
 def _resume_locked(method: str, run: RunFolder) -> Evaluation:
-    config = renamed_config(run.read_config())
+    config = renamed_config(from_first(run.read_config))
     if config["method"] != method:
         raise ValueError(f"--resume: {run.path} is a run of {config['method']!r}, not {method!r}")
     job = config.get("job")
@@ -275,7 +290,10 @@ def _resume_locked(method: str, run: RunFolder) -> Evaluation:
             "restore it from a copy, or start a new run"
         )
     torch.set_num_threads(threads)  # the result's bits depend on it
-    return _run(method, job, config["config"], {}, run.path, resume=True, source=source)
+    settings = config["config"]
+    if settings.get("class_shards", 1) != 1:  # there may be more or fewer processes now
+        settings = {**settings, "class_shards": processes()}
+    return _run(method, job, settings, {}, run.path, resume=True, source=source)
 
 
 def _check_stored_job(
@@ -364,7 +382,7 @@ def _run(
     _check_job(job)
     if source is None:
         _check_data(job)
-    if out is not None and not resume:
+    if out is not None and not resume and is_first():
         _check_free(out)
     tell(f"loading {job['data'] if source is None else source.get('name')} and {job['clip']}")
     data = _data(job) if source is None else load_recorded(source, download=job["download"])
@@ -377,7 +395,8 @@ def _run(
         else job["eval_eps"]
     )
     images = len(data.train)  # unreadable images are found before there is a folder
-    out = out or _new_folder(method)
+    check_processes(tuner.config.batch)
+    out = Path(from_first(lambda: str(out or _new_folder(method))))
     drawn = f" ({data.source['few_shots']})" if "few_shots" in data.source else ""
     about = (
         f"{method} on {clip.name}, {data.name}: "
@@ -392,7 +411,9 @@ def _run(
     print(f"precision: {_precision(tuner, given)}", flush=True)
     began = time.perf_counter()
     facts = {"job": {k: v for k, v in job.items() if k not in _DATA_KEYS}}
-    with RunFolder(out).locked("out"):  # until the end: no other process may evaluate the run
+    first = is_first()
+    # until the end: no other process may evaluate the run
+    with RunFolder(out).locked("out") if first else contextlib.nullcontext():
         tuner.fit(
             data.train,
             data.val,
@@ -401,6 +422,9 @@ def _run(
             job=facts,
             callbacks=split_trackers(job["track"]),
         )
+        leave()
+        if not first:  # the first process evaluates
+            raise SystemExit(0)
         tuned = time.perf_counter()
         result = tuner.evaluate(
             data.test,

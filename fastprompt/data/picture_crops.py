@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .._utils.checks import check_count
+from .._utils.distributed import processes
 from .._utils.memory import total_memory
 from .._utils.progress import Progress
 from .augment import RandomCrops
@@ -73,7 +74,8 @@ class PictureCrops:
         self._mode = "L" if len(data[0][0]) == 1 else "RGB"
         height, width = data[0][0].shape[1:]
         self._size = (width, height)
-        budget = total_memory(torch.device("cpu")) // _SHARE if budget is None else budget
+        if budget is None:
+            budget = total_memory(torch.device("cpu")) // (_SHARE * processes())
         check_count(budget, "budget", least=0, most=2**63)
         self._threads = min(8, os.cpu_count() or 1) if threads is None else threads
         check_count(self._threads, "threads")

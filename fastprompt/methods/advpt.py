@@ -23,6 +23,7 @@ from .._utils.checks import (
     check_labels,
     check_path,
 )
+from .._utils.distributed import add_up_, is_first, own_part
 from ..attacks import FeaturePGD
 from ..attacks.ascent import Clamp
 from ..attacks.random_start import Sides
@@ -138,7 +139,7 @@ class AdvPTTuner(Tuner):
                 progress=progress,
             )
             check_labels(bank.labels, len(data), len(self.classnames), f"labels of {name}")
-            for reason in bank.health.reasons:
+            for reason in bank.health.reasons if is_first() else ():
                 warnings.warn(f"the {name} bank is unreliable: {reason}", stacklevel=3)
             device = self.clip.device
             self._banks[name] = (bank.features.to(device), bank.labels.to(device))
@@ -155,7 +156,10 @@ class AdvPTTuner(Tuner):
         text = self.model.prepare().text
         out = {}
         for name, (features, labels) in self._banks.items():
-            parts = zip(features.split(_ROWS), labels.split(_ROWS), strict=True)
-            hits = sum((self.model.logits(f, text).argmax(dim=1) == y).sum() for f, y in parts)
+            own = (own_part(each).split(_ROWS) for each in (features, labels))
+            hits = torch.zeros((), dtype=torch.int64, device=self.clip.device)
+            for f, y in zip(*own, strict=True):
+                hits += (self.model.logits(f, text).argmax(dim=1) == y).sum()
+            add_up_(hits)
             out["accuracy" if name == "train" else "val_accuracy"] = float(hits / len(labels))
         return out

@@ -3,13 +3,21 @@
 import contextlib
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .._utils.distributed import (
+    from_first,
+    gather_tensors,
+    is_first,
+    processes,
+    rank,
+    tensors_from_first,
+)
 from .._utils.dtypes import at_least_float32
 from .._utils.files import read_tensors, remove_temporaries, write_tensors
 from .._utils.hashing import digest_json
@@ -75,7 +83,9 @@ def make_bank(
 
     The bank is written in shards while it is computed. After an interruption, the next call resumes
     after the last shard; its result is bit-identical to that of an uninterrupted call. Of several
-    processes that need the same bank, one computes it and the others wait.
+    processes that need the same bank, one computes it and the others wait. Processes that tune
+    together compute one shard each at a time, with the same bits as a single process; the first of
+    them reads and writes ``folder``.
 
     Args:
         clip: frozen model whose image encoder is attacked.
@@ -94,22 +104,48 @@ def make_bank(
 
     def compute(parts: Path | None) -> dict[str, Tensor]:
         """Attack all images, in parts of ``size``; finished parts are read from ``parts``."""
+        if is_first():
+            computed.append(from_first(lambda: True))
+        rows = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)]
         shards = []
-        with Progress(len(data), title, "img", show=progress) as bar:
-            for start in range(0, len(data), size):
-                rows = range(start, min(start + size, len(data)))
-                path = None if parts is None else parts / f"{start:09d}.safetensors"
-                if path is not None and path.exists():
-                    shard = _read(path, key, len(rows))
-                    bar.update(len(rows))
-                else:
-                    shard = _attack_rows(clip, data, attack, rows, batch, workers, bar)
-                    if path is not None:
+        with Progress(len(data), title, "img", show=progress and is_first()) as bar:
+            for start in range(0, len(rows), processes()):
+                now = rows[start : start + processes()]
+                paths = [None if parts is None else _part(parts, each) for each in now]
+                found = _found(paths)
+                shard: Mapping[str, Tensor] = {}
+                if rank() < len(now) and not found[rank()]:
+                    shard = _attack_rows(clip, data, attack, now[rank()], batch, workers, bar)
+                each_shard = zip(now, paths, found, gather_tensors(shard), strict=False)
+                for number, (each, path, there, shard) in enumerate(each_shard):
+                    if there:
+                        own = None if path is None else _read(path, key, len(each))
+                        shard = tensors_from_first(own)
+                    elif path is not None:
                         write_tensors(path, shard, {"kind": _KIND, "key": key})
-                shards.append(shard)
+                    if there or number != rank():
+                        bar.update(len(each))
+                    shards.append(shard)
         return _join(shards)
 
-    return _unpack(compute(None) if folder is None else _stored(folder, key, len(data), compute))
+    computed: list[bool] = []
+    if not is_first():
+        together = from_first(lambda: True)
+        return _unpack(compute(None) if together else tensors_from_first(None))
+    whole = compute(None) if folder is None else _stored(folder, key, len(data), compute)
+    if not computed:
+        from_first(lambda: False)
+        tensors_from_first(whole)
+    return _unpack(whole)
+
+
+def _part(parts: Path, rows: range) -> Path:
+    return parts / f"{rows.start:09d}.safetensors"
+
+
+def _found(paths: Sequence[Path | None]) -> list[bool]:
+    """Return which parts the first process has on its disk."""
+    return from_first(lambda: [path is not None and path.exists() for path in paths])
 
 
 def _stored(
@@ -136,7 +172,7 @@ def _stored(
     return whole
 
 
-def _join(shards: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _join(shards: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     whole = {name: torch.cat([s[name] for s in shards]) for name in shards[0] if name != "entries"}
     return {**whole, "entries": shards[0]["entries"]}
 
@@ -188,6 +224,6 @@ def _read(path: Path, key: str, rows: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _unpack(tensors: dict[str, Tensor]) -> Bank:
+def _unpack(tensors: Mapping[str, Tensor]) -> Bank:
     health = GradientHealth(tensors["zero"], tensors["nonfinite"], int(tensors["entries"][0]))
     return Bank(tensors["features"], tensors["labels"], health)

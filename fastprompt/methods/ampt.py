@@ -98,10 +98,10 @@ class AMPTTuner(OnlineTuner):
             loss = (1 - share) * loss + share * F.cross_entropy(clean.logits, batch.labels)
         if balance:
             weights = self.prompts.head.weights(F.normalize(adv.features, dim=-1))  # [B, K]
-            loss = loss + balance * load_balance(weights)
+            loss = loss + balance * load_balance(self.whole(weights.mean(dim=0)))
         return loss
 
 
-def load_balance(weights: Tensor) -> Tensor:
-    """Return ``K sum_k mean_b(w_bk)^2 - 1`` of mixture weights ``[B, K]``."""
-    return weights.shape[1] * torch.square(weights.mean(dim=0)).sum() - 1
+def load_balance(mean: Tensor) -> Tensor:
+    """Return ``K sum_k mean_b(w_bk)^2 - 1`` of the batch's mean mixture weights ``[K]``."""
+    return len(mean) * torch.square(mean).sum() - 1

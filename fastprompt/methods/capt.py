@@ -152,7 +152,7 @@ class CAPTTuner(OnlineTuner):
         """Return alpha, the weight of the consistency with the frozen model, as a scalar tensor."""
         kind = self.config.balance
         if kind == "confidence":
-            return confidence(frozen, labels)
+            return self.whole(confidence(frozen, labels))
         # filled on the device: a copy from the host would synchronize
         return frozen.new_full((), self.config.balance_value if kind == "constant" else progress)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._utils.distributed import add_up_, own_part
 from ..tuning.step import Step
 from . import published
 from .apt import APTConfig, APTTuner
@@ -48,7 +49,8 @@ class CoOpTuner(APTTuner):
             return {}
         prepared = self.model.prepare() if self.model.engine == "fast" else None
         right = torch.zeros((), dtype=torch.int64, device=self.clip.device)
-        order = torch.arange(len(pictures))
-        for _, images, labels in pictures.batches(order, self.config.batch):
+        order = own_part(torch.arange(len(pictures)))
+        for _, images, labels in pictures.batches(order, self.own_batch):
             right += (self.model.see(images, prepared).logits.argmax(1) == labels).sum()
+        add_up_(right)
         return {"val_accuracy": int(right) / len(pictures)}

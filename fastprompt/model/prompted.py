@@ -22,6 +22,7 @@ from ..towers import ImageTower
 from ..towers.base import Tower
 from ..towers.engines import make_image_tower, make_text_tower, resolve_precision
 from ..towers.template import DEFAULT
+from .class_shards import ClassShards
 from .classifier import CLIPClassifier, class_logits
 from .compiling import compilable, compiled
 from .outputs import Prepared, Seen, Visual
@@ -53,11 +54,15 @@ class PromptedCLIP(nn.Module):
         compile: compile the towers with `torch.compile`, as single graphs; by default only for the
             fast engine on a GPU. Encoders other than open_clip's transformers run uncompiled.
         class_chunk: see `TextTower`.
+        class_shards: 1, or the number of processes of `torch.distributed`'s default group: each
+            then encodes its part of the classes, and all get the features of all classes.
+            `prepare`, `class_features` and their backward pass need all the processes.
 
     Raises:
         ValueError: the prompts don't fit the towers (depth, width, room for the longest name,
             refiners or visual prompts for an encoder that supports none) or are on another device,
-            no engine reproduces an encoder, or the engine or precision is invalid.
+            no engine reproduces an encoder, the engine or precision is invalid, or
+            ``class_shards`` is neither 1 nor the number of processes.
     """
 
     def __init__(
@@ -73,9 +78,12 @@ class PromptedCLIP(nn.Module):
         class_specific: bool = False,
         compile: bool | None = None,
         class_chunk: int | None = None,
+        class_shards: int = 1,
     ) -> None:
         super().__init__()
         self.clip, self.classnames = clip, check_classnames(classnames)
+        self.class_specific = class_specific
+        self._shards = ClassShards(class_shards, len(self.classnames), engine)
         self.prompts, self.engine = prompts, engine
         self.precision = resolve_precision(clip, engine, precision)
         if compile and engine == "reference":
@@ -105,7 +113,7 @@ class PromptedCLIP(nn.Module):
         )
         self.text = make_text_tower(
             clip,
-            self.classnames,
+            self._shards.own_names(self.classnames),
             values.context.shape[-2],
             template=template,
             class_chunk=class_chunk,
@@ -169,8 +177,17 @@ class PromptedCLIP(nn.Module):
 
     def _check(self, values: PromptValues) -> None:
         """Check the prompt shapes against the towers before any computation."""
-        self.text.check(values.context, values.deep, self.text_refiners)
+        self.text.check(self._own_context(values), values.deep, self.text_refiners)
         self.image.check(values.visual, self.refiners)  # type: ignore[operator]
+
+    def _own_context(self, values: PromptValues) -> Tensor:
+        """Return the context of the classes that this process encodes."""
+        return self._shards.own(values.context) if self.class_specific else values.context
+
+    @property
+    def class_shards(self) -> int:
+        """Number of processes that divide the classes for the text tower."""
+        return self._shards.count
 
     @property
     def _full(self) -> int | None:
@@ -252,7 +269,9 @@ class PromptedCLIP(nn.Module):
         ``[K, C, D]``. Their dtype is at least float32.
         """
         values = values or self._values()
-        return self._run(PromptedCLIP._text_features, self.text, values.context, values.deep)
+        context = self._own_context(values)
+        features = self._run(PromptedCLIP._text_features, self.text, context, values.deep)
+        return self._shards.join(features)
 
     def image_features(self, images: Tensor, values: PromptValues | None = None) -> Tensor:
         """Compute unnormalized image features ``[B, D]``, at least float32."""

@@ -73,6 +73,9 @@ class TunerConfig:
         compile: run the encoders through `torch.compile`; by default with the fast engine on a GPU.
         class_chunk: number of classes whose text features are computed at once, which bounds the
             memory; by default it depends on the shapes and the device's memory.
+        class_shards: number of processes among which the classes are divided for the text encoder:
+            1, or the number of processes that tune together. Each then encodes its share of the
+            classes, and all get all class features.
     """
 
     epochs: int = 100
@@ -96,6 +99,7 @@ class TunerConfig:
     precision: Precision = AUTO
     compile: bool | None = None
     class_chunk: int | None = None
+    class_shards: int = 1
 
     default_n_ctx: ClassVar[int] = 16  # without ctx_init
     _published: ClassVar[Mapping[str, Any]]  # settings of the authors' code, if it is public
@@ -134,6 +138,7 @@ class TunerConfig:
         for name in ("epochs", "accumulate"):
             check_count(getattr(self, name), name, most=MOST_STEPS)
         check_count(self.batch, "batch")
+        check_count(self.class_shards, "class_shards")
         check_count(self.warmup_epochs, "warmup_epochs", least=0, most=MOST_STEPS)
         check_seed(self.seed)
         check_number(self.lr, "lr", above=0, high=MOST_WEIGHT)

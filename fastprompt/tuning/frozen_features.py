@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._utils.distributed import gather_rows, is_first, own_part
 from .._utils.dtypes import at_least_float32
 from .._utils.progress import Progress
 from ..data.dataset import ImageDataset, batches
@@ -24,7 +25,8 @@ def frozen_features(
     """Compute the features ``[N, D]`` of images without augmentation; row i belongs to image i.
 
     Each tuning step then reads rows of this table instead of encoding its images again. Augmented
-    images have no such table: encode them in the step, without a graph.
+    images have no such table: encode them in the step, without a graph. Several processes encode
+    their parts of the images.
 
     Args:
         encode: frozen encoder, maps pixels ``[B, C, H, W]`` in [0, 1] to features ``[B, D]``.
@@ -33,9 +35,12 @@ def frozen_features(
         batch: images encoded at once.
         workers: processes that decode images.
     """
+    # without images of its own, a process encodes one for the shape of the features
+    own = own_part(torch.arange(len(data)))
+    part = (own if len(own) else torch.zeros(1, dtype=torch.int64)).tolist()
     rows = []
-    with Progress(len(data), title, "img", show=progress) as bar:
-        for indices, images, _ in batches(data, range(len(data)), batch, workers):
+    with Progress(len(part), title, "img", show=progress and is_first()) as bar:
+        for indices, images, _ in batches(data, part, batch, workers):
             rows.append(at_least_float32(encode(images.to(device))))
             bar.update(len(indices))
-    return torch.cat(rows)
+    return gather_rows(torch.cat(rows)[: len(own)], len(data))

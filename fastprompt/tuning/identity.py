@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 # arguments of `load_clip`
 _SOURCE = ("model", "pretrained", "image_weights", "image_size", "mean", "std")
 # execution settings: their defaults depend on the machine; config.json stores their values
-EXECUTION = ("compile", "class_chunk")
+EXECUTION = ("compile", "class_chunk", "class_shards")
 
 
 def identity_in(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from .._utils.distributed import add_up_, from_first, is_first, processes, tensors_from_first
 from .._utils.progress import Progress
 from .._utils.run_folder import RunFolder
 from .._utils.seeds import numbered_seed
@@ -18,6 +19,7 @@ from ..clip.frozen import FrozenCLIP
 from . import optimizers
 from .callbacks import CallbackError, Callbacks
 from .config import TunerConfig
+from .parts import Part, own_order
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ class Tunable(Protocol):
 
     Attributes:
         totals: sums over an epoch's examples of the values passed to `Tuner.log`.
+        part: this process's part of the current batch, if several processes tune together.
     """
 
     method: ClassVar[str]
@@ -37,6 +40,7 @@ class Tunable(Protocol):
     config: TunerConfig
     prompts: nn.Module
     totals: dict[str, Tensor]
+    part: Part | None
 
     def batches(self, order: Tensor, epoch: int) -> Iterator[tuple[int, Any]]: ...
 
@@ -48,9 +52,12 @@ class Tunable(Protocol):
 class Loop:
     """Tunes the prompts of a tuner, from the start or from where a run stopped.
 
+    Several processes each compute their part of every batch. The gradients and losses are added up
+    before each optimizer step, so that all of them hold the same prompts and stop at the same time.
+
     Args:
         tuner: provides the prompts, batches, loss and validation.
-        run: run folder to write; None writes nothing.
+        run: run folder to write; None writes nothing. Only the first process has one.
         key: hash of the run's settings, model and data; a saved state with another key is rejected.
         examples: number N of training examples.
         callbacks: called after each step and epoch.
@@ -67,7 +74,8 @@ class Loop:
         progress: bool,
     ) -> None:
         self.tuner, self.run_folder, self.key = tuner, run, key
-        self.examples, self.callbacks, self.progress = examples, callbacks, progress
+        self.examples, self.callbacks = examples, callbacks
+        self.progress = progress and is_first()
         self.config, self.prompts = tuner.config, tuner.prompts
         self.used = self.config.used(examples)
         self.optimizer = optimizers.make_optimizer(self.config, self.prompts.parameters())
@@ -76,7 +84,7 @@ class Loop:
     def run(self) -> dict[str, Tensor] | None:
         """Run the remaining epochs; return the best prompts on the validation images."""
         start, epochs = self._restore(), self.config.epochs
-        if epochs <= self.config.warmup_epochs:
+        if epochs <= self.config.warmup_epochs and is_first():
             log.warning("all %d epochs use warmup_lr: lower warmup_epochs or raise epochs", epochs)
         batches = math.ceil(self.used / self.config.batch)
         title, done = f"tune {self.tuner.method}", start * batches
@@ -97,14 +105,11 @@ class Loop:
         """Restore the run folder's saved state; return the number of completed epochs."""
         run = self.run_folder
         state = None if run is None else run.read_state(self.key)
-        if run is None:
-            return 0
-        if state is None:
-            run.cut_metrics(0)
-            return 0
-        tensors, epochs = state
-        self.best = optimizers.unpack(tensors, self.prompts, self.optimizer)
-        if missing := run.cut_metrics(epochs):
+        epochs = from_first(lambda: 0 if state is None else state[1])
+        if epochs:
+            tensors = tensors_from_first(None if state is None else state[0])
+            self.best = optimizers.unpack(tensors, self.prompts, self.optimizer)
+        if run is not None and (missing := run.cut_metrics(epochs)):
             log.warning(
                 "%s has no line of the epochs %s, since it was changed or damaged; tuning resumes "
                 "from state.safetensors, which does not depend on it",
@@ -145,42 +150,53 @@ class Loop:
             raise
         self._check_prompts(epoch, good)
         tuned = round(time.perf_counter() - began, 3)
+        add_up_(*(self.tuner.totals[name] for name in sorted(self.tuner.totals)))
         loss = float(losses.sum()) / self.used
         terms = {name: float(total) / self.used for name, total in self.tuner.totals.items()}
-        return {
+        row = {
             **{"epoch": epoch + 1, "loss": loss, "lr": rate},
             **terms,
             **self.tuner.validate(),
             "tuning_seconds": tuned,
             "seconds": round(time.perf_counter() - began, 3),
         }
+        return from_first(lambda: row)  # the best epoch and the end are the same in all processes
 
     def _steps(self, order: Tensor, epoch: int, good: dict[str, Tensor], bar: Progress) -> Tensor:
         """Run the epoch's optimizer steps; return each batch's loss times its size, on device."""
         group = self.config.batch * self.config.accumulate
         device = self.tuner.clip.device
         losses = torch.zeros(math.ceil(len(order) / self.config.batch), device=device)
-        seen, first, step = 0, 0, epoch * math.ceil(len(order) / group)
-        for i, (size, batch) in enumerate(self.tuner.batches(order, epoch)):
+        seen, step, several = 0, epoch * math.ceil(len(order) / group), processes() > 1
+        own, parts = own_order(order, self.config.batch) if several else (order, [])
+        for i, (size, batch) in enumerate(self.tuner.batches(own, epoch)):
+            part = _part_of(parts, i, size) if several else Part(size, size)
+            self.tuner.part = part if several else None
             if seen % group == 0:
                 self.optimizer.zero_grad(set_to_none=True)
-                together = min(group, len(order) - seen)
+                together, begin = min(group, len(order) - seen), i
             loss = self.tuner.loss(batch)
             # a step's loss is the mean over its examples, even if its batches differ in size
-            (loss if size == together else loss * (size / together)).backward()
-            seen += size
-            losses[i] = loss.detach() * size
-            if device.type == "cpu":  # reading the loss does not synchronize
+            (loss if part.size == together else loss * (part.size / together)).backward()
+            seen += part.total
+            losses[i] = loss.detach() * part.size
+            last = seen % group == 0 or seen == len(order)
+            if several and last:
+                add_up_(*self._gradients(), losses[begin : i + 1])
+            # reading the loss does not synchronize
+            if device.type == "cpu" and (last or not several):
                 self._check_finite(losses[: i + 1], order, epoch, good)
-            if seen % group == 0 or seen == len(order):
+            if last:
                 self.optimizer.step()
                 step += 1
                 if self.callbacks:
-                    self.callbacks.on_step(step, losses[first : i + 1].sum() / together)
-                first = i + 1
+                    self.callbacks.on_step(step, losses[begin : i + 1].sum() / together)
             bar.update()
         self._check_finite(losses, order, epoch, good)
         return losses
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.prompts.parameters() if p.grad is not None]
 
     def _check_prompts(self, epoch: int, good: dict[str, Tensor]) -> None:
         """Raise if a non-finite gradient has made the prompts non-finite in this epoch."""
@@ -211,6 +227,17 @@ class Loop:
             f"lr, or inspect the training images {rows[:_SHOWN]}{more}; the state after epoch "
             f"{epoch} is kept"
         )
+
+
+def _part_of(parts: list[Part], number: int, size: int) -> Part:
+    """Return this process's part of a batch of which the tuner has computed ``size`` examples."""
+    wanted = max(1, parts[number].size) if number < len(parts) else 0
+    if size != wanted:
+        raise ValueError(
+            f"batch must have {wanted} examples, those of this process, got {size}: let batches() "
+            "split the order into batches of Tuner.own_batch examples, or start one process"
+        )
+    return parts[number]
 
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

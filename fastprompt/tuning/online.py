@@ -17,6 +17,7 @@ from .._utils.checks import (
     check_count,
     check_number,
 )
+from .._utils.distributed import add_up_, is_first, own_part
 from .._utils.seeds import stream
 from ..attacks.ascent import Clamp
 from ..data.augment import RandomCrops
@@ -25,6 +26,7 @@ from ..data.device_images import Pictures
 from ..data.picture_crops import PictureCrops
 from .config import TunerConfig, parse_distances
 from .online_pgd import OnlinePGD
+from .parts import own_batch
 from .step import Step
 from .tuner import Tuner
 
@@ -116,7 +118,10 @@ class OnlineTuner(Tuner):
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
     ) -> int:
         config, device = self.config, self.clip.device
-        options: dict[str, Any] = {"progress": progress, "classes": len(self.classnames)}
+        options: dict[str, Any] = {
+            "progress": progress and is_first(),
+            "classes": len(self.classnames),
+        }
         crops = RandomCrops((config.crop_min, 1.0), seed=config.seed)
         exact = config.augment and config.crops == "exact"
         self._exact = PictureCrops(train, device, crops, name="train", **options) if exact else None
@@ -127,7 +132,7 @@ class OnlineTuner(Tuner):
             if data is not None
         }
         self._examples = len(train)
-        self.model.batch = min(config.batch, len(train))
+        self.model.batch = own_batch(min(config.batch, len(train)))
         self._attack = OnlinePGD(
             self.model,
             config.eps,
@@ -159,7 +164,7 @@ class OnlineTuner(Tuner):
 
     def _images(self, order: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield rows, augmented images and labels, on the device."""
-        crops, batch = self._crops, self.config.batch
+        crops, batch = self._crops, self.own_batch
         if self._exact is not None:
             yield from self._exact.batches(order, batch, epoch)
             return
@@ -192,9 +197,8 @@ class OnlineTuner(Tuner):
             return {}
         prepared = self.model.prepare() if self.model.engine == "fast" else None
         hits = torch.zeros(3, dtype=torch.int64, device=self.clip.device)
-        for rows, images, labels in pictures.batches(
-            torch.arange(len(pictures)), self.config.batch
-        ):
+        order = own_part(torch.arange(len(pictures)))
+        for rows, images, labels in pictures.batches(order, self.own_batch):
             result = self._attack(images, labels, rows, prepared, draw=_VAL_DRAW)
             pair = self.model.pair(images, result.images, prepared)
             right = [(x.argmax(1) == labels) & ~x.isnan().any(1) for x in pair]
@@ -202,5 +206,6 @@ class OnlineTuner(Tuner):
             stalled = result.health.stalled
             robust = right[0] & right[1] & ~stalled
             hits += torch.stack([right[0].sum(), robust.sum(), stalled.sum()])
+        add_up_(hits)
         shares = (count / len(pictures) for count in hits.tolist())
         return dict(zip(("val_accuracy", "val_robust", "val_stalled"), shares, strict=True))

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import check_choice, check_folder, check_path, first_difference
+from .._utils.distributed import processes
 from .._utils.dtypes import AUTO, check_precision
 from .._utils.hashing import digest, digest_json
 from .._utils.run_folder import RunFolder
+from .._utils.versions import versions
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
 from ..data.dataset import ImageDataset, fingerprint
@@ -172,37 +174,53 @@ class SavedTuner(ABC):
             },
         }
 
-    def _open(self, run: RunFolder, key: str, resume: bool, job: Mapping[str, Any] | None) -> None:
+    def _settings(self) -> dict[str, Any]:
+        """Return what processes that tune together must have in common, besides the data."""
+        identity = run_facts(self._identity())
+        settings = {**identity.pop("config"), "class_shards": self.config.class_shards}
+        return {**versions(), **identity, **settings}
+
+    def _open(
+        self, run: RunFolder | None, key: str, resume: bool, job: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Start the run, or return the precision and execution settings of the run to resume."""
+        if run is None:
+            return {}
         if not run.started:
             run.check_free("out")
-            run.write_config(
-                {**self._identity(), "key": key, "threads": torch.get_num_threads(), **(job or {})}
-            )
-        elif not resume:
+            facts = {"key": key, "threads": torch.get_num_threads(), **job}
+            if processes() > 1:
+                facts["processes"] = processes()
+            run.write_config({**self._identity(), **facts})
+            return {}
+        if not resume:
             raise FileExistsError(
                 f"out: {run.path} already contains a run: resume it, or choose a new folder"
             )
-        elif (stored := run.read_config())["classnames"] != self.classnames:
+        if (stored := run.read_config())["classnames"] != self.classnames:
             raise ValueError(
                 f"resume: {run.path} was started with other classes: "
                 f"{first_difference(self.classnames, stored['classnames'])}; pass the same classes "
                 "in the same order"
             )
-        elif stored.get("key") != key:
+        if stored.get("key") != key:
             raise ValueError(
                 f"resume: {run.path} was started with other settings, another model or other data, "
                 "or by an earlier version: start a new run"
             )
-        else:
-            self._adopt(stored["config"], run.path)
-
-    def _adopt(self, stored: Mapping[str, Any], path: Path) -> None:
-        """Take over precision and execution of a resumed run, for bit-identical results."""
-        known = {key: stored[key] for key in ("precision", *EXECUTION) if key in stored}
-        for key, value in known.items():
-            if self._given[key] is not None and getattr(self.config, key) != value:
+        # not class_shards, which follows the number of processes
+        adopted = ("precision", "compile", "class_chunk")
+        known = {key: stored["config"][key] for key in adopted if key in stored["config"]}
+        for name, value in known.items():
+            given = self._given[name]  # the current value of class_chunk may be smaller
+            if given is not None and value not in (given, getattr(self.config, name)):
                 raise ValueError(
-                    f"{key}: {path} was started with {value!r}, got {self._given[key]!r}: "
+                    f"{name}: {run.path} was started with {value!r}, got {given!r}: "
                     "omit this setting"
                 )
-        self.config = dataclasses.replace(self.config, **typed(self.Config, known))
+        return known
+
+    def _adopt(self, known: Mapping[str, Any]) -> None:
+        """Take over settings of a resumed run, for bit-identical results."""
+        if known:
+            self.config = dataclasses.replace(self.config, **typed(self.Config, known))

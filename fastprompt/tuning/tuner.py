@@ -17,6 +17,7 @@ from .._utils.checks import (
     check_folder,
     first_difference,
 )
+from .._utils.distributed import check_same, from_first, is_first, total
 from .._utils.dtypes import AUTO, PRECISIONS
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import TEMPLATES, FrozenCLIP
@@ -31,6 +32,7 @@ from .config import TunerConfig, as_dict, build
 from .identity import EXECUTION
 from .init_from import check_template
 from .loop import Loop
+from .parts import Part, check_processes, own_batch
 from .sharing import SharedTuner
 from .tracking import check_tracker, with_trackers
 
@@ -104,7 +106,10 @@ class Tuner(SharedTuner):
 
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
-        """Return the scalar loss of a batch, the mean over its examples."""
+        """Return the scalar loss of a batch, the mean over its examples.
+
+        A function of the batch's mean that is not linear takes the mean from `whole`.
+        """
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
@@ -114,10 +119,12 @@ class Tuner(SharedTuner):
         """Yield an epoch's batches with their numbers of examples; by default batches of indices.
 
         Args:
-            order: indices of the training examples in the epoch's order, int64 ``[N]``, on the CPU.
+            order: indices of the training examples in the epoch's order, int64 ``[N]``, on the CPU;
+                with several processes, those of this process. Each batch takes the next
+                ``own_batch`` of them.
             epoch: the epoch, counted from 0.
         """
-        for rows in order.to(self.clip.device).split(self.config.batch):
+        for rows in order.to(self.clip.device).split(self.own_batch):
             yield len(rows), rows
 
     def release(self) -> None:  # optional
@@ -139,7 +146,8 @@ class Tuner(SharedTuner):
         if config.init_from is not None:
             self.prompts.load_state_dict(self._start_values(), strict=False)
             check_template(config.init_from, config.template)
-        self.model = self._prompted(self.classnames, config.class_chunk)
+        shards = {"class_shards": config.class_shards}
+        self.model = self._prompted(self.classnames, config.class_chunk, **shards)
         self.config = dataclasses.replace(
             config,
             precision=cast(Any, self.model.precision),
@@ -147,6 +155,7 @@ class Tuner(SharedTuner):
             class_chunk=self.model.class_chunk,
         )
         self.totals: dict[str, Tensor] = {}
+        self.part: Part | None = None
 
     def _prompted(
         self, classnames: Sequence[str], class_chunk: int | None, **changes: Any
@@ -188,8 +197,22 @@ class Tuner(SharedTuner):
         words = self.config.ctx_init
         return None if words is None else word_context(self.clip, words)[: self.n_ctx]
 
+    @property
+    def own_batch(self) -> int:
+        """Number of examples of a batch that this process computes; ``batch`` if it is alone."""
+        return own_batch(self.config.batch)
+
+    def whole(self, mean: Tensor) -> Tensor:
+        """Return the mean over the batch, given the mean over this process's examples of it.
+
+        It is differentiable. In a single process, it returns ``mean``.
+        """
+        return mean if self.part is None else total(mean * self.part.share)
+
     def log(self, examples: int, **terms: Tensor) -> None:
         """Log means over ``examples`` examples; ``metrics.jsonl`` contains the epoch's means."""
+        if self.part is not None and not self.part.size:
+            examples = 0
         for name, value in terms.items():
             value = value.detach() * examples
             self.totals[name] = self.totals[name] + value if name in self.totals else value
@@ -198,6 +221,8 @@ class Tuner(SharedTuner):
     def classifier(self) -> CLIPClassifier:
         """The tuned classifier; it maps pixels ``[B, C, H, W]`` in [0, 1] to logits ``[B, C]``."""
         self.prompts.to(self.clip.device)  # the model may have been moved since tuning
+        if self.model.class_shards > 1:  # which needs all processes
+            return self._prompted(self.classnames, None).classifier()
         return self.model.classifier()
 
     def classifier_for(
@@ -238,6 +263,9 @@ class Tuner(SharedTuner):
     ) -> Self:
         """Tune the prompts and return the tuner.
 
+        If `torch.distributed` is initialized, the processes of its default group tune together;
+        all of them must call this method with the same arguments. The first process writes ``out``.
+
         Args:
             train: map-style data set of uint8 images ``[C, H, W]`` and labels.
             val: validation data set of the same form, evaluated after each epoch; see the settings
@@ -251,12 +279,13 @@ class Tuner(SharedTuner):
             callbacks: called after each step, after each epoch and at the end, see `Callback`. A
                 name, ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``, is a tracker that writes
                 the lines of ``metrics.jsonl``, by default into ``out``; see
-                `fastprompt.tuning.tracking`.
+                `fastprompt.tuning.tracking`. Of several processes, only the first calls them.
             progress: show progress bars if the output is a terminal.
 
         Raises:
-            ValueError, TypeError: the data does not match the model or the class names, or the
-                device does not support the precision of the run in ``out``.
+            ValueError, TypeError: the data does not match the model or the class names, the
+                device does not support the precision of the run in ``out``, or the processes have
+                different settings, data or versions, or are more than a batch has examples.
             FileExistsError: ``out`` contains a run and ``resume`` is False.
             BlockingIOError: another process is writing to ``out``.
             FloatingPointError: the loss or the prompts are not finite. The state after the last
@@ -274,15 +303,20 @@ class Tuner(SharedTuner):
                 check_same_classes(data, name, self.classnames)
         if val is None and self.config.patience is not None:
             raise ValueError("patience needs val: pass validation images")
-        run = None if (folder := check_folder(out, "out")) is None else RunFolder(folder)
+        check_processes(self.config.batch)
+        folder = check_folder(out, "out")
         trackers = [check_tracker(name) for name in called if isinstance(name, str)]
-        if run is None and (trackers or resume):
+        if folder is None and (trackers or resume):
             needs = "resume" if resume else f"callbacks={trackers}"
             raise ValueError(f"out is needed with {needs}: pass a run folder")
-        key = self._key(train, val, self._precision_of(run, resume))
+        check_same(self._settings)
+        run = RunFolder(folder) if folder is not None and is_first() else None
+        key = self._key(train, val, from_first(lambda: self._precision_of(run, resume)))
+        check_same(lambda: {"the content of train, val and init_from": key})
         with contextlib.nullcontext() if run is None else run.locked("out"):
+            facts = {"data": source_of(train), **(job or {})}
+            self._adopt(from_first(lambda: self._open(run, key, resume, facts)))
             if run is not None:
-                self._open(run, key, resume, {"data": source_of(train), **(job or {})})
                 files = {"train": files_of(train), "val": files_of(val)}
                 if any(files.values()):
                     run.write_images({part: names for part, names in files.items() if names})
@@ -290,7 +324,7 @@ class Tuner(SharedTuner):
             self._start()
             self.folder = None
             settings = {"method": self.method, **as_dict(self.config)}
-            calls = Callbacks(self, with_trackers(called, folder, settings))
+            calls = Callbacks(self, with_trackers(called, folder, settings) if is_first() else ())
             try:
                 self._tune(run, key, self.prepare(train, val, folder, progress), calls, progress)
             except BaseException as error:

@@ -107,15 +107,16 @@ def test_every_option_changes_the_loss(option):
 
 def test_the_load_balance_is_the_squared_coefficient_of_variation():
     even = torch.full((4, K), 1 / K, dtype=torch.float64)
-    assert load_balance(even).abs() < 1e-12
-    assert load_balance(torch.eye(K)).abs() < 1e-6  # each has one image: alike on the average
+    assert load_balance(even.mean(dim=0)).abs() < 1e-12
+    each_has_one_image = torch.eye(K)  # alike on the average
+    assert load_balance(each_has_one_image.mean(dim=0)).abs() < 1e-6
     one = torch.zeros(5, K, dtype=torch.float64)
     one[:, 1] = 1
-    assert load_balance(one) == K - 1
+    assert load_balance(one.mean(dim=0)) == K - 1
     some = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], dtype=torch.float64)
     shares = some.mean(dim=0)
     wanted = shares.var(unbiased=False) / shares.mean() ** 2
-    assert relative(load_balance(some), wanted) < 1e-12
+    assert relative(load_balance(some.mean(dim=0)), wanted) < 1e-12
 
 
 # ---- one prompt is APT -----------------------------------------------------------------------

@@ -50,6 +50,7 @@ VALUES = {
     "precision": "fp32",
     "compile": True,
     "class_chunk": 7,
+    "class_shards": 3,
 }
 WANTED = AdvPTConfig(**VALUES)
 

@@ -312,6 +312,7 @@ ROWS += [
     *each("PromptedCLIP", "precision", lambda w, v: _prompted(w, precision=v), CHOICES),
     *each("PromptedCLIP", "template", lambda w, v: _prompted(w, template=v), TEXTS, without=()),
     *each("PromptedCLIP", "class_chunk", lambda w, v: _prompted(w, class_chunk=v), COUNTS),
+    *each("PromptedCLIP", "class_shards", lambda w, v: _prompted(w, class_shards=v), COUNTS),
     *each("DeepPrompts.for_clip", "n_ctx", lambda w, v: DeepPrompts.for_clip(w.clip, v), COUNTS),
     *each(
         "DeepPrompts.for_clip",

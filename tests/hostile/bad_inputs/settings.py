@@ -32,7 +32,10 @@ from .rows import (
 
 # settings of all methods are tested on NAP alone
 _COUNTS = {
-    NAPConfig: ("epochs", "batch", "accumulate", "patience", "n_ctx", "class_chunk", "steps"),
+    NAPConfig: (
+        *("epochs", "batch", "accumulate", "patience", "n_ctx", "class_chunk", "steps"),
+        "class_shards",
+    ),
     AdvPTConfig: ("steps", "attack_batch"),
     CAPTConfig: ("depth",),
     AMPTConfig: ("n_prompts", "router_width"),
@@ -211,6 +214,13 @@ ROWS += [
         lambda w: _tuner(w, engine="reference", class_chunk=2),
         "class_chunk",
     ),
+    row(
+        "APTTuner-reference-in-shards",
+        lambda w: _tuner(w, engine="reference", class_shards=2),
+        "class_shards",
+        "reference",
+    ),
+    row("APTTuner-shards-alone", lambda w: _tuner(w, class_shards=2), "class_shards", "torchrun"),
 ]
 
 
