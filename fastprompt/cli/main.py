@@ -1,4 +1,4 @@
-"""The ``fastprompt`` command: tune, evaluate, protocol, report, import, data, doctor."""
+"""The ``fastprompt`` command: tune, evaluate, predict, protocol, report, import, data, doctor."""
 
 import sys
 import traceback
@@ -9,12 +9,13 @@ from .._utils.names import unknown
 from .._utils.printable import printable_output
 from .._utils.progress import tell
 
-_COMMANDS = ("tune", "evaluate", "protocol", "report", "import", "data", "doctor")
+_COMMANDS = ("tune", "evaluate", "predict", "protocol", "report", "import", "data", "doctor")
 _USAGE = """usage: fastprompt COMMAND [options]
 
 commands:
   tune METHOD        tune prompts, then compare zero-shot and tuned accuracy
   evaluate RUN       evaluate a run's prompts under attack and check the result
+  predict RUN PATH   predict the classes of pictures
   protocol NAME      tune and evaluate methods over data sets, shots and seeds; write tables
   report RUN...      write the results of runs as an HTML page, CSV, Markdown and LaTeX
   import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP
@@ -36,6 +37,10 @@ def _call(command: str, arguments: Sequence[str]) -> int:
         from .evaluate import evaluate_run
 
         return evaluate_run(arguments)
+    if command == "predict":
+        from .predict import predict_pictures
+
+        return predict_pictures(arguments)
     if command == "protocol":
         from .protocol import protocol
 
