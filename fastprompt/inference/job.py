@@ -202,11 +202,11 @@ def _difference(found: Any, own: Mapping[str, Any]) -> str:
     """Name the first setting that differs; empty if none does."""
     if not isinstance(found, Mapping):
         return "its record is damaged"
+    if found.get("classes") != own["classes"]:
+        return f"now {first_difference(own['classes'], found.get('classes') or [])}"
     for key in _PLAIN:
         if found.get(key) != own[key]:
             return f"{key} was {found.get(key)!r}, now it is {own[key]!r}"
-    if found.get("classes") != own["classes"]:
-        return f"now {first_difference(own['classes'], found.get('classes') or [])}"
     if found.get("pictures") != own["pictures"]:
         return f"there were {found.get('pictures')} pictures, now there are {own['pictures']}"
     for key, words in (("picture_names", "pictures"), ("model", "model"), ("prompts", "prompts")):

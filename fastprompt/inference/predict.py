@@ -95,6 +95,7 @@ def predict(
     check_flag(progress, "progress")
     check_number(temperature, "temperature", above=0)
     names: list[str] = []
+    classifier = classifier.for_inference()
     if isinstance(images, Tensor):
         total: int | None = len(images)
         names = [f"image {i}" for i in range(len(images))]

@@ -119,7 +119,7 @@ def test_in_float64_the_probabilities_are_those_of_the_classifier(small_clip, fo
 
 def test_prompts_are_used(small_clip, folder):
     torch.manual_seed(1)
-    model = PromptedCLIP(small_clip, NAMES, TextContext(torch.randn(2, 24)))
+    model = PromptedCLIP(small_clip, NAMES, TextContext(2, 24))
     found = predict(model.classifier(), folder)
     wanted = model(pixels_of(model.classifier(), files_in(folder))).softmax(-1)
     assert torch.allclose(found.probabilities, wanted, rtol=1e-5)
@@ -130,9 +130,13 @@ def test_what_pillow_opens_is_read(classifier, folder, tmp_path):
     for kind in ("png", "bmp", "tiff", "gif", "webp", "ppm", "tga", "ico", "pcx"):
         image.save(tmp_path / f"a.{kind}")
     image.save(tmp_path / "without_ending", "PNG")
-    found = predict(classifier, [tmp_path, tmp_path / "a.pcx", tmp_path / "without_ending"])
+    every = {path.name for path in tmp_path.iterdir()}
+    found = predict(classifier, str(tmp_path / "*"))
     assert found.unread == {}
-    assert {Path(p).suffix for p in found.paths} >= {".png", ".tiff", ".webp", ".pcx", ".ico"}
+    assert {Path(path).name for path in found.paths} == every
+    # of a folder, those whose names end as those of pictures do in data sets
+    found = predict(classifier, tmp_path)
+    assert {Path(path).name for path in found.paths} == every - {"a.ico", "a.pcx", "without_ending"}
 
 
 def test_what_cannot_be_read_is_listed_and_the_others_are_predicted(classifier, folder, tmp_path):
