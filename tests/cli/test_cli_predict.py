@@ -205,6 +205,32 @@ def test_a_temperature_divides_the_logits(tuned, pictures, tmp_path):
     assert found != [row["probability"] for row in rows_of(tmp_path / "1.jsonl")]
 
 
+def test_a_calibrated_run_is_used_with_its_temperature(tmp_path, pictures, capsys):
+    words = "tune apt --device=cpu --data=patterns --shots=1 --epochs=1 --steps=1 --n_ctx=2"
+    folder, names = tmp_path / "run", tmp_path / "names.txt"
+    more = ["--attacks=clean", "--eval_limit=4", "--sanity=off"]
+    assert main([*words.split(), *more, f"--out={folder}"]) == 0
+    few = ["--attacks=pgd-1", "--eps=2/255", "--limit=6", "--sanity=off"]
+    assert main(["evaluate", "--calibrate", str(folder), *few]) in (0, 1)
+    assert "tuned: temperature" in capsys.readouterr().out
+    kept = json.loads((folder / "calibration.json").read_text())
+    assert kept["classnames"] == APTTuner.load(folder).classnames
+    assert {row["attack"] for row in kept["rows"]} == {"clean", "pgd-10"}
+    out = tmp_path / "a.jsonl"
+    assert run(folder, pictures, f"--out={out}") == 0
+    assert f"calibrated: temperature {kept['temperature']:.4g}" in capsys.readouterr().err
+    classifier = APTTuner.load(folder).classifier
+    wanted = predict(classifier, pictures, temperature=kept["temperature"])
+    found = [row["probability"] for row in rows_of(out)]
+    assert np.allclose(found, wanted.probabilities.max(-1).values, rtol=1e-5)
+    names.write_text("cat\ndog\n")
+    assert run(folder, pictures, f"--classes={names}") == 0
+    assert "not calibrated" in capsys.readouterr().err
+    (folder / "calibration.json").write_text('{"temperature": -1}')
+    assert run(folder, pictures) == 2
+    assert "calibration.json is damaged" in capsys.readouterr().err
+
+
 # ---- kills -------------------------------------------------------------------------------------
 
 
