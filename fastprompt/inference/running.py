@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +24,21 @@ from .sources import Picture
 Item: TypeAlias = Picture | Image.Image
 
 BATCH = 64
+
+
+@dataclass(frozen=True)
+class Group:
+    """Decoded pictures.
+
+    Attributes:
+        read: the places of the n pictures that were read, from 0.
+        images: uint8 ``[n, C, H, W]``; None if none was read.
+        unread: why each other picture could not be read, by place.
+    """
+
+    read: list[int]
+    images: Tensor | None
+    unread: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -65,16 +80,27 @@ def told(parts: Iterable[Part], bar: Progress) -> Iterator[Part]:
 def run(
     classifier: CLIPClassifier, items: Iterable[Item], batch: int, workers: int
 ) -> Iterator[Part]:
-    """Yield the outputs for batches of pictures, in order; the last batch may be smaller.
+    """Yield the outputs for batches of pictures, in order; see `decoded`."""
+    for group in decoded(classifier.preprocess, items, batch, workers):
+        yield _outputs(classifier, group)
+
+
+def decoded(
+    preprocess: Preprocess, items: Iterable[Item], batch: int, workers: int
+) -> Iterator[Group]:
+    """Yield batches of pictures, in order; the last batch may be smaller.
 
     Threads decode at most two batches ahead: Pillow decodes and resizes without the interpreter's
-    lock. A batch holds its pictures that can be read, so that its composition, on which rounding
-    depends, does not depend on where a run was started.
+    lock. A batch holds those of its pictures that can be read, so that its composition, on which
+    rounding depends, does not depend on where a run was started.
     """
-    pixels, done = classifier.preprocess, 0
+    done = 0
     with ThreadPoolExecutor(workers, "decode") as pool:
-        for group in _grouped(_ahead(pool, pixels, items, 2 * batch), batch):
-            yield _outputs(classifier, group, done)
+        found = _ahead(pool, preprocess, items, 2 * batch)
+        while group := list(islice(found, batch)):
+            read = {done + i: one for i, one in enumerate(group) if isinstance(one, Tensor)}
+            unread = {done + i: one for i, one in enumerate(group) if isinstance(one, str)}
+            yield Group(list(read), torch.stack(list(read.values())) if read else None, unread)
             done += len(group)
 
 
@@ -105,20 +131,13 @@ def _decoded(pixels: Preprocess, item: Item) -> Tensor | str:
         return (str(error) or type(error).__name__).removeprefix("data: ")
 
 
-def _grouped(found: Iterator[Tensor | str], batch: int) -> Iterator[list[Tensor | str]]:
-    while group := list(islice(found, batch)):
-        yield group
-
-
-def _outputs(classifier: CLIPClassifier, group: Sequence[Tensor | str], start: int) -> Part:
-    read = {start + i: one for i, one in enumerate(group) if isinstance(one, Tensor)}
-    unread = {start + i: one for i, one in enumerate(group) if isinstance(one, str)}
-    if read:
-        logits, features = outputs_of(classifier, torch.stack(list(read.values())).float() / 255)
+def _outputs(classifier: CLIPClassifier, group: Group) -> Part:
+    if group.images is not None:
+        logits, features = outputs_of(classifier, group.images.float() / 255)
     else:
         text = classifier.text_features
         logits, features = text.new_empty(0, text.shape[-2]), text.new_empty(0, text.shape[-1])
-    return Part(list(read), logits, features, unread)
+    return Part(group.read, logits, features, group.unread)
 
 
 # no_grad: what a tower caches in inference mode could not be used for an attack later

@@ -69,6 +69,10 @@ class PackedBlock(OpenBlock):
         super().__init__(block)
         self._products: dict[str, _Product] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # reordered weights cannot be copied: a copy makes its own
+        return {**self.__dict__, "_products": {}}
+
     def _packs(self, x: Tensor) -> bool:
         plain = torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu"
         return not plain and x.numel() >= _FEW * x.shape[-1]

@@ -73,6 +73,14 @@ def test_with_gradients_few_tokens_and_in_float64_it_is_the_plain_tower(products
     assert products == []
 
 
+def test_a_copy_makes_its_own_products(small_clip):
+    fast = small_clip.zero_shot(["a", "b"]).for_inference()
+    with torch.no_grad():
+        wanted = fast(IMAGES)
+        assert torch.equal(copy.deepcopy(fast)(IMAGES), wanted)
+    assert fast.for_inference() is fast
+
+
 def test_it_is_chosen_where_the_operations_are_right(small_clip, monkeypatch):
     classifier = small_clip.zero_shot(["a", "b"])
     assert type(classifier.for_inference().image_tower) is PackedImageTower
