@@ -15,6 +15,7 @@ Each folder imports only from the folders above it in this list (``lint-imports`
     tuning       code that all methods share: settings, loop, attack in each step, run folders
     methods      one file per method: AdvPT, APT, AMPT, CAPT, NAP, CoOp
     interop      checkpoints of other code
+    inference    predictions for pictures without labels
     report       HTML page and tables of evaluations
     protocols    plans of runs over data sets, shots and seeds
     cli          command line
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # at run time, `__getattr__` imports these names on first acc
     from .data import load_data
     from .defenses import JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad
     from .evaluation import Evaluation, evaluate
+    from .inference import Predictions, predict
     from .methods.advpt import AdvPTConfig, AdvPTTuner
     from .methods.ampt import AMPTConfig, AMPTTuner
     from .methods.apt import APTConfig, APTTuner
@@ -69,6 +71,7 @@ __all__ = [
     "NAPConfig",
     "NAPTuner",
     "OnlinePGD",
+    "Predictions",
     "PromptMixture",
     "PromptedCLIP",
     "RandomResizePad",
@@ -77,6 +80,7 @@ __all__ = [
     "evaluate",
     "load_clip",
     "load_data",
+    "predict",
 ]
 
 _HOME = {
@@ -87,6 +91,7 @@ _HOME = {
         "data": "load_data",
         "defenses": "JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad",
         "evaluation": "Evaluation, evaluate",
+        "inference": "Predictions, predict",
         "methods.advpt": "AdvPTConfig, AdvPTTuner",
         "methods.ampt": "AMPTConfig, AMPTTuner",
         "methods.apt": "APTConfig, APTTuner",

@@ -235,7 +235,7 @@ def check_label_range(largest: int, classes: int, name: str = "labels") -> None:
 
 
 # each is the name of two classes in ImageNet's usual lists of names
-_HOMONYMS = frozenset({"missile", "sunglasses"})
+HOMONYMS = frozenset({"missile", "sunglasses"})
 
 
 def check_classnames(classnames: Iterable[str]) -> list[str]:
@@ -261,7 +261,7 @@ def check_classnames(classnames: Iterable[str]) -> list[str]:
             raise ValueError("classnames must not contain a blank name")
         check_text(name, "classnames")
         spoken = name.replace("_", " ")
-        if spoken in seen and spoken not in _HOMONYMS:
+        if spoken in seen and spoken not in HOMONYMS:
             raise ValueError(f"classnames must be distinct ('_' counts as ' '), got {name!r} twice")
         seen.add(spoken)
     return [name.replace("_", " ") for name in names]

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,13 +31,25 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full, or the folder is not writable.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of ``path`` when the context ends without an error.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         # the kernel applies the umask to this mode; O_EXCL follows no link
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
-            _flush(file, data)
+            yield file
+            _flush(file)
         os.replace(temporary, path)
     except BaseException as error:  # including KeyboardInterrupt: leave no temporary file
         with contextlib.suppress(OSError):
@@ -57,13 +69,13 @@ def append_line(path: Path, line: str) -> None:
     """
     try:
         with path.open("ab") as file:
-            _flush(file, f"{line}\n".encode())
+            file.write(f"{line}\n".encode())
+            _flush(file)
     except OSError as error:
         raise OSError(error.errno, f"could not write {path}: {error.strerror}") from error
 
 
-def _flush(file: IO[bytes], data: bytes) -> None:
-    file.write(data)
+def _flush(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
 

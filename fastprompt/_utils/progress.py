@@ -26,7 +26,7 @@ class Progress:
     longer than 10 seconds, during which the program would appear to hang.
 
     Args:
-        total: the total number of steps.
+        total: the total number of steps; None if it is not known.
         title: the name of the task.
         unit: the unit of a step.
         initial: the number of steps already done.
@@ -34,7 +34,7 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, title: str, unit: str, *, initial: int = 0, show: bool = True
+        self, total: int | None, title: str, unit: str, *, initial: int = 0, show: bool = True
     ) -> None:
         self.total, self.title, self.unit, self.done = total, title, unit, initial
         self._note, self._began = "", time.monotonic()
@@ -66,7 +66,8 @@ class Progress:
     def line(self) -> str:
         """Return the current progress as one line."""
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
-        steps = f"{self.done} of {self.total} {self.unit}"
+        of = "" if self.total is None else f" of {self.total}"
+        steps = f"{self.done}{of} {self.unit}"
         note = f"; {self._note}" if self._note else ""
         return f"{self.title}: {steps}, {minutes}:{seconds:02}{note}"
 

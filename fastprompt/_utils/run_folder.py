@@ -12,11 +12,13 @@ last.safetensors     the prompts of the last epoch, if there are validation imag
 result.json          accuracies and how they were measured
 progress.jsonl       the completed part of the evaluation, for --resume
 examples.safetensors a few adversarial images
+calibration.json     the temperature of the logits, from fastprompt evaluate --calibrate
 .lock                empty; locked while a process writes to the folder
 evaluations/         further evaluations from fastprompt evaluate
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -161,6 +163,28 @@ class RunFolder:
                 "run's own file, or remove it to start over"
             )
         return tensors, int(metadata["epoch"])
+
+    def write_calibration(self, found: Mapping[str, Any]) -> None:
+        """Write ``calibration.json``: ``temperature``, ``n`` and ``classnames``."""
+        write_json(self.path / "calibration.json", found)
+
+    def read_calibration(self) -> dict[str, Any] | None:
+        """Read ``calibration.json``; None if the run was not calibrated.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.path / "calibration.json"
+        if not path.exists():
+            return None
+        found = read_json(path)
+        value = found.get("temperature")
+        number = isinstance(value, int | float) and 0 < value < math.inf
+        if not number or not isinstance(found.get("classnames"), list) or "n" not in found:
+            raise ValueError(
+                f"{path} is damaged: remove it, or run fastprompt evaluate --calibrate again"
+            )
+        return found
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""

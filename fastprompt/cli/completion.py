@@ -9,6 +9,7 @@ from .data import check_parser
 from .evaluate import evaluate_parser
 from .import_ import import_parser
 from .parser import Parser
+from .predict import predict_parser
 from .protocol import protocol_parser
 from .push import push_parser
 from .report import report_parser
@@ -47,6 +48,7 @@ def command_tree(files: Any) -> argparse.ArgumentParser:
 
     simple = {
         "evaluate": evaluate_parser,
+        "predict": predict_parser,
         "protocol": protocol_parser,
         "report": report_parser,
         "push": push_parser,

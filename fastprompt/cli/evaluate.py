@@ -21,6 +21,7 @@ from ..data.load import Data, load_data, load_recorded
 from ..defenses import Defended, parse_defenses
 from ..evaluation import Evaluation, evaluate
 from ..evaluation.api import Scoring
+from ..evaluation.calibration import calibration_lines
 from ..evaluation.plan import plan_attacks
 from ..evaluation.result import search_notes
 from ..evaluation.search import check_search
@@ -98,6 +99,12 @@ def evaluate_parser() -> Parser:
         "the last iterates alone, as most published code evaluates",
     )
     parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="fit a temperature of the probabilities on the validation images; the run's own, for "
+        "its own classes, is kept for fastprompt predict",
+    )
+    parser.add_argument(
         "--seeds",
         type=int,
         nargs="+",
@@ -132,6 +139,7 @@ def evaluate_run(arguments: Sequence[str]) -> int:
             write_json(out / "job.json", given)
         try:
             results = _all(models, data, given, out)
+            _keep_temperature(given, results[0])
         except KeyboardInterrupt:
             print(f"to resume: fastprompt evaluate --resume {out}", file=sys.stderr)
             raise
@@ -151,6 +159,17 @@ def _all(
         _evaluate(models, data, given, seed, folder)
         for seed, folder in zip(seeds, folders, strict=True)
     ]
+
+
+def _keep_temperature(given: Mapping[str, Any], result: Evaluation) -> None:
+    """Write the temperature of the tuned classifier of the run's own classes to the run folder."""
+    found = result.calibration.get("tuned")
+    if found is None or given["run"] is None:
+        return
+    run = RunFolder(given["run"])
+    names = result.data["classnames"]
+    if names == run.read_config()["classnames"]:
+        run.write_calibration({**found, "classnames": names})
 
 
 # ---- arguments ---------------------------------------------------------------------------------
@@ -322,6 +341,7 @@ def _evaluate(
         search_precision=given["search_precision"],
         confirm=given["confirm"],
         scoring=given["scoring"],
+        calibrate=data.val if given["calibrate"] else None,
         seed=seed,
         name=data.name,
         out=folder,
@@ -339,6 +359,8 @@ def _text(results: Sequence[Evaluation]) -> str:
         table = spread_table(spread(results), reasons, notes)
     checks = [s["verdict"] for result in results for s in result.sanity]
     counted = ", ".join(f"{checks.count(v)} {v}" for v in ("passed", "failed", "skipped"))
+    lines = [line for result in results for line in calibration_lines(result.calibration)]
+    table = "\n\n".join([table, *(["\n".join(lines)] if lines else [])])
     return (
         f"{table}\n\naccuracy on {images_of(results[0])} with 95 % intervals; checks: {counted}\n"
         "adaptive: gradients of the whole classifier; black-box: its logits only; transfer: made "

@@ -1,5 +1,6 @@
-"""The ``fastprompt`` command: tune, evaluate, protocol, report, push, import, data, doctor."""
+"""The ``fastprompt`` command: tune, evaluate, predict, protocol, report, push and others."""
 
+import importlib
 import os
 import sys
 import traceback
@@ -10,12 +11,23 @@ from .._utils.names import unknown
 from .._utils.printable import printable_output
 from .._utils.progress import tell
 
-_COMMANDS = ("tune", "evaluate", "protocol", "report", "push", "import", "data", "doctor")
+_COMMANDS = {  # the module and the function of each
+    "tune": ("tune", "tune"),
+    "evaluate": ("evaluate", "evaluate_run"),
+    "predict": ("predict", "predict_pictures"),
+    "protocol": ("protocol", "protocol"),
+    "report": ("report", "report"),
+    "push": ("push", "push"),
+    "import": ("import_", "import_checkpoint"),
+    "data": ("data", "data"),
+    "doctor": ("doctor", "doctor"),
+}
 _USAGE = """usage: fastprompt COMMAND [options]
 
 commands:
   tune METHOD        tune prompts, then compare zero-shot and tuned accuracy
   evaluate RUN       evaluate a run's prompts under attack and check the result
+  predict RUN PATH   predict the classes of pictures
   protocol NAME      tune and evaluate methods over data sets, shots and seeds; write tables
   report RUN...      write the results of runs as an HTML page, CSV, Markdown and LaTeX
   push RUN ORG/NAME  upload a run's prompts and their model card to the Hugging Face Hub
@@ -28,42 +40,14 @@ fastprompt --print_completion bash (or zsh, tcsh) prints a script that completes
 
 
 def _call(command: str, arguments: Sequence[str]) -> int:
-    if command in _COMMANDS and not {"-h", "--help"} & {*arguments} and "torch" not in sys.modules:
+    if command not in _COMMANDS:
+        raise unknown("command", command, _COMMANDS)
+    if not {"-h", "--help"} & {*arguments} and "torch" not in sys.modules:
         tell("loading torch and open_clip")
+    module, function = _COMMANDS[command]
     # imported lazily: the libraries of a command take seconds to import
-    if command == "tune":
-        from .tune import tune
-
-        return tune(arguments)
-    if command == "evaluate":
-        from .evaluate import evaluate_run
-
-        return evaluate_run(arguments)
-    if command == "protocol":
-        from .protocol import protocol
-
-        return protocol(arguments)
-    if command == "report":
-        from .report import report
-
-        return report(arguments)
-    if command == "push":
-        from .push import push
-
-        return push(arguments)
-    if command == "import":
-        from .import_ import import_checkpoint
-
-        return import_checkpoint(arguments)
-    if command == "data":
-        from .data import data
-
-        return data(arguments)
-    if command == "doctor":
-        from .doctor import doctor
-
-        return doctor(arguments)
-    raise unknown("command", command, _COMMANDS)
+    run = getattr(importlib.import_module(f".{module}", __package__), function)
+    return int(run(arguments))
 
 
 def _completion(shells: Sequence[str]) -> int:

@@ -98,7 +98,7 @@ class ImageFolder:
         if split not in self._listings:
             files, labels, folder = [], [], self.splits.get(split, self.path)
             for label, name in enumerate(self.classes):
-                for file in _pictures(folder / name):
+                for file in pictures(folder / name):
                     files.append(file)
                     labels.append(label)
             self._listings[split] = _Listing(files, torch.tensor(labels))
@@ -130,7 +130,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
             f"data: {loose[0]} must have one folder of pictures per class, but its pictures are "
             "not in folders"
         )
-    ignored = [folder.name for folder in others if next(_pictures(folder), None)] if named else []
+    ignored = [folder.name for folder in others if next(pictures(folder), None)] if named else []
     if ignored and set(named) == {"train"}:
         raise ValueError(
             f"data: {path} has a train folder beside {some(ignored)}: name the folder of the test "
@@ -151,7 +151,7 @@ def _class_folders(path: Path) -> list[str]:
     for folder in folders:
         if _has_pictures(folder):
             continue
-        inner = [sub.name for sub in visible_folders(folder) if next(_pictures(sub), None)]
+        inner = [sub.name for sub in visible_folders(folder) if next(pictures(sub), None)]
         if not inner:
             files = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
             raise ValueError(
@@ -182,7 +182,7 @@ def _has_pictures(folder: Path) -> bool:
         return any(is_picture(entry.name) and entry.is_file() for entry in entries)
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def pictures(folder: Path) -> Iterator[Path]:
     """Yield the pictures in ``folder`` and below it, in a fixed order."""
     for place, inner, names in os.walk(folder, followlinks=True):
         inner[:] = sorted(name for name in inner if not _skipped(name))

@@ -43,20 +43,23 @@ class Manifest:
         path: a ``.csv`` file with a header or a ``.jsonl`` file with one object per line. Its
             columns are ``path``; ``label``, ``classname`` or both; and ``split`` or none.
         root: the folder of relative paths. Default: that of the manifest.
+        labeled: False if labels and class names may be missing, and pictures need not exist.
 
     Raises:
         FileNotFoundError: the manifest or a picture does not exist.
         ValueError: a row is wrong; the message has the number of its line, from 1.
     """
 
-    def __init__(self, path: Path, root: Path | None) -> None:
+    def __init__(self, path: Path, root: Path | None, *, labeled: bool = True) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"data: the manifest {path} does not exist")
-        self.path, self.folder = path, root or path.parent
+        self.path, self.folder, self._labeled = path, root or path.parent, labeled
         self.rows = [self._row(*found) for found in self._read()]
         if not self.rows:
             raise ValueError(f"data: {path} lists no pictures")
         self._check_alike()
+        if not labeled:
+            return
         self._check_files()
         self.named = self.rows[0].classname is not None
         self.classes = class_names_of(
@@ -65,6 +68,11 @@ class Manifest:
             lambda row, why: self.wrong(self.rows[row].line, why),
             str(path),
         )
+
+    @property
+    def files(self) -> list[Path]:
+        """The pictures' files, in the order of the rows."""
+        return [self.folder / row.path for row in self.rows]
 
     def source(self, templates: tuple[str, ...]) -> Source:
         """Return the data set as `load_data` uses it."""
@@ -105,7 +113,8 @@ class Manifest:
 
     def _row(self, line: int, given: Mapping[str, Any]) -> _Row:
         strange = [str(key) for key in given if key not in _COLUMNS]
-        if strange or "path" not in given or not {"label", "classname"} & given.keys():
+        told = {"label", "classname"} & given.keys() or not self._labeled
+        if strange or "path" not in given or not told:
             raise self.wrong(line, f"the columns must be {_ROW}; got {', '.join(map(str, given))}")
         for key in ("path", "classname", "split"):
             value = given.get(key, "-")

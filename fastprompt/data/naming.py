@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from .._utils.checks import check_classnames, check_templates, some
+from .._utils.checks import HOMONYMS, check_classnames, check_templates, some
 
 ClassNames: TypeAlias = Mapping[str, str] | Sequence[str] | str | Path
 Templates: TypeAlias = Sequence[str] | str | Path
@@ -73,6 +73,39 @@ def templates_of(given: Templates) -> tuple[str, ...]:
 def listed_names(path: Path) -> list[str]:
     """Read the class names of a text file with one per line, in the order of the labels."""
     return check_classnames(_lines(_existing(path, "classnames"), "classnames"))
+
+
+def class_file(path: Path, name: str) -> list[str]:
+    """Read the class names of a text file with one per line, for prompts of other classes.
+
+    Args:
+        name: the argument, for messages.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is no UTF-8 text, has fewer than two names, or has a name twice; the
+            message has the numbers of the lines, from 1.
+    """
+    try:
+        lines = _existing(path, name).read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name}: {path} is not a UTF-8 text file") from None
+    seen: dict[str, int] = {}
+    names = []
+    for number, line in enumerate(lines, 1):
+        spoken = line.strip().replace("_", " ")
+        if spoken in seen and spoken not in HOMONYMS:
+            raise ValueError(
+                f"{name}: {path}, line {number}: {spoken!r} is in line {seen[spoken]} already; "
+                "remove one of them"
+            )
+        if spoken:
+            seen[spoken] = number
+            names.append(spoken)
+    if len(names) < 2:
+        found = f"has only the name {names[0]!r}" if names else "is empty"
+        raise ValueError(f"{name}: {path} {found}; give at least two class names, one per line")
+    return check_classnames(names)
 
 
 def _read(path: Path, folders: Sequence[str]) -> Mapping[str, str] | Sequence[str]:

@@ -54,7 +54,7 @@ def shards_source(name: str, templates: tuple[str, ...]) -> Source:
         ValueError: the shards are not local or compressed, only some belong to a split, a sample
             does not fit, or the labels have gaps.
     """
-    files = _find(name)
+    files = find_shards(name)
     _check_distinct(files)
     parts: dict[str, list[_Place]] = {}
     for part, path in _by_split(files, name):
@@ -125,8 +125,13 @@ def exists(name: str, directory: Path) -> bool:
     return any(glob.iglob(first, root_dir=directory)) or (directory / first).exists()
 
 
-def _find(name: str) -> list[Path]:
-    """Return the shards, in the order of the pattern and sorted within it."""
+def find_shards(name: str) -> list[Path]:
+    """Return the shards of a name, in the order of the pattern and sorted within it.
+
+    Raises:
+        FileNotFoundError: a shard does not exist.
+        ValueError: the shards are not local or compressed.
+    """
     if _REMOTE.match(name):
         raise ValueError(f"data: {name} is not a local file; download the shards first")
     if Path(name).is_dir():

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
-import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from .._utils.checks import check_choice, check_count, shown
+from ..clip.preprocess import Preprocess
 from .dataset import ImageDataset
 
 Split = tuple[ImageDataset, Tensor]  # a whole split and its labels
@@ -83,29 +82,16 @@ def check_preprocess(given: Any) -> dict[str, Any]:
 
 
 class _Resize:
-    """open_clip's preprocessing for evaluation, without the normalization; bit for bit."""
+    """The preprocessing of `Preprocess`, to 8-bit integers."""
 
     def __init__(self, form: Form) -> None:
-        self._form = form
-
-    @cached_property
-    def _steps(self) -> Callable[[Image.Image], Tensor]:
-        form = self._form
-        return open_clip.image_transform(
-            form.size,
-            is_train=False,
-            mean=(0.0, 0.0, 0.0),
-            std=(1.0, 1.0, 1.0),
-            resize_mode=form.resize_mode,
-            interpolation=form.interpolation,
-            fill_color=form.fill_color,
+        self._pixels = Preprocess(
+            form.size, form.channels, form.resize_mode, form.interpolation, form.fill_color
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        gray = self._form.channels == 1
         # exact: open_clip's values are 8-bit integers divided by 255
-        pixels = (self._steps(image.convert("L") if gray else image) * 255).round()
-        return pixels.to(torch.uint8)[: self._form.channels]
+        return (self._pixels(image) * 255).round().to(torch.uint8)
 
 
 class FewShots(Protocol):

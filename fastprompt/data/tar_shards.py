@@ -127,6 +127,20 @@ def samples(shard: Shard) -> tuple[Sample, ...]:
     return tuple(_sample(shard, key, files) for key, files in found.items())
 
 
+@lru_cache(maxsize=_INDEXED)
+def pictures(shard: Shard) -> tuple[Sample, ...]:
+    """Return all pictures in a tar file, in its order, without labels; the file is read once.
+
+    Raises:
+        ValueError: as `samples`, but for the samples and their labels.
+    """
+    return tuple(
+        Sample(member.name, member.offset_data, member.size, None, None)
+        for member in _members(shard)
+        if is_picture(PurePosixPath(member.name).name)
+    )
+
+
 def _members(shard: Shard) -> Iterator[tarfile.TarInfo]:
     """Yield the files of a shard; raise unless the tar file is whole and has nothing else."""
     start = shard.read(0, min(8, shard.size))

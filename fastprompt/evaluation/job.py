@@ -16,6 +16,7 @@ from .._utils.progress import Progress
 from .._utils.types import Model
 from ..attacks import PGD
 from ..data.dataset import fingerprint, source_of
+from .calibration import calibrate
 from .crafted import Crafted
 from .diagnostics import diagnose
 from .examples import Examples
@@ -57,6 +58,7 @@ class Job:
         sanity: depth of the sanity checks.
         folder: output folder; None writes nothing.
         name: name of the image set in the result.
+        val: validation images on which temperatures are fitted; None for no calibration.
     """
 
     targets: Mapping[str, Searched]
@@ -67,6 +69,7 @@ class Job:
     sanity: Sanity
     folder: Path | None
     name: str = ""
+    val: Images | None = None
 
     @property
     def models(self) -> dict[str, Model]:
@@ -111,6 +114,7 @@ class Job:
             models=self.described,
             how={**self.about["how"], "device": str(self.images.device), "sanity": self.sanity},
             diagnostics=self._diagnostics(labels),
+            calibration=self._calibration(progress),
         )
         if self.folder is not None:
             self._write_examples(examples, runs, ordered)
@@ -157,6 +161,7 @@ class Job:
                 "samples": {name: how.samples for name, how in self.hows.items()},
                 **search_facts(self.targets, self.other_targets),
             },
+            **({} if self.val is None else {"val": fingerprint(self.val.data)}),
         }
 
     @property
@@ -264,6 +269,25 @@ class Job:
             names = getattr(model, "classnames", [str(c) for c in range(max(labels) + 1)])
             about = {"attack": f"pgd-{_STEPS}", "eps": self.radius, "images": len(pixels)}
             found[name] = {**about, **diagnose(model, pixels, adv, targets, names)}
+        return found
+
+    def _calibration(self, progress: bool) -> dict[str, Any]:
+        """Calibrate each model; the attack has the largest radius, there is none without one."""
+        if self.val is None:
+            return {}
+        found, eps = {}, self.radius if self._plan else 0.0
+        passes = len(self.val.rows) + len(self.images.rows) * (2 if eps else 1)
+        with Progress(passes * len(self.models), "calibrate", "img", show=progress) as bar:
+            for name, model in self.models.items():
+                how = self.hows[name]
+                with random_numbers(how.seed, ("calibration", name), self.images.device):
+                    found[name] = calibrate(
+                        *(model, self.val, self.images),
+                        batch=how.batch,
+                        seed=how.seed,
+                        eps=eps,
+                        bar=bar,
+                    )
         return found
 
     def _write_examples(

@@ -31,6 +31,7 @@ class Evaluation:
         how: seed, batch, samples, device; ``search_precision`` by model (of surrogates by ``@`` and
             the name) and ``confirm`` if attacks searched in another precision than the models'.
         diagnostics: router weights and corrections of the refiners, by model.
+        calibration: by model, see `calibrate`; empty unless it was requested.
     """
 
     rows: list[dict[str, Any]]
@@ -40,6 +41,7 @@ class Evaluation:
     how: dict[str, Any] = field(default_factory=dict)
     diagnostics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
+    calibration: dict[str, Any] = field(default_factory=dict)
 
     @property
     def scoring(self) -> str:
@@ -88,6 +90,7 @@ class Evaluation:
             "models": self.models,
             "how": self.how,
             "diagnostics": self.diagnostics,
+            "calibration": self.calibration,
             "versions": self.versions,
         }
 
@@ -113,7 +116,7 @@ class Evaluation:
                 f"{FORMAT}; evaluate again"
             )
         _rename(found)
-        keys = ("rows", "sanity", "data", "models", "how", "diagnostics", "versions")
+        keys = ("rows", "sanity", "data", "models", "how", "diagnostics", "calibration", "versions")
         return cls(**{key: found[key] for key in keys if key in found})
 
     def table(self) -> str:

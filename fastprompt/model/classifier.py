@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from .._utils.checks import check_classnames, check_templates
 from .._utils.dtypes import AUTO, at_least_float32, check_precision, own_precision
 from ..clip.frozen import FrozenCLIP
+from ..clip.preprocess import Preprocess
+from ..towers import ImageTower
 from ..towers.engines import make_image_tower, resolve_precision
+from ..towers.packed import PackedImageTower, packs
 from ..towers.plain_text import encode_plain
 from ..towers.reference import ReferenceImageTower
 
@@ -92,6 +95,11 @@ class CLIPClassifier(nn.Module):
         """Whether the image features depend on visual prompts or token refiners."""
         return self.visual is not None or self.refiners is not None
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """The transform of a PIL image to the classifier's pixels, ``[C, H, W]`` in [0, 1]."""
+        return Preprocess.of(self.clip)
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Return unnormalized image features ``[B, D]``, at least in the text features' dtype."""
         features = at_least_float32(self.image_tower(images, self.visual, self.refiners))
@@ -126,6 +134,26 @@ class CLIPClassifier(nn.Module):
             engine=self.engine,
             precision=precision,
             image_tower=make_image_tower(clip, layers, engine=self.engine, precision=precision),
+            visual=self.visual,
+            refiners=self.refiners,
+            head=self.head,
+        )
+
+    def for_inference(self) -> CLIPClassifier:
+        """Return this classifier with the fastest image tower for use without gradients.
+
+        On a CPU in float32 that is a `PackedImageTower`, else this classifier is returned.
+        """
+        tower: Any = self.image_tower
+        if type(tower) is not ImageTower or tower.dtype != torch.float32 or not packs(self.clip):
+            return self
+        return CLIPClassifier(
+            self.clip,
+            self.text_features,
+            self.classnames,
+            engine=self.engine,
+            precision=self.precision,
+            image_tower=PackedImageTower(tower.clip, tower.layers),
             visual=self.visual,
             refiners=self.refiners,
             head=self.head,

@@ -115,6 +115,7 @@ def page_text(groups: Sequence[Group], methods: Sequence[Method]) -> str:
         grids=pictures.grids(methods, eps),
         routings=routings,
         corrections=[p for m in methods if (p := figures.corrections(m)) is not None],
+        calibrations=_calibrations(methods),
         sanity=[(m.label, m.sanity) for m in methods if m.sanity],
         settings=settings.settings(groups),
     )
@@ -193,6 +194,29 @@ def _seeds(methods: Sequence[Method], columns: Sequence[Column]) -> list[dict[st
 def _check_notes(method: Method, reasons: Sequence[str]) -> list[int]:
     texts = [f"{method.label}, {s['check']}: {s['reason']}" for s in method.failed]
     return sorted({reasons.index(text) + 1 for text in texts})
+
+
+def _calibrations(methods: Sequence[Method]) -> list[dict[str, Any]]:
+    """Return, for each calibrated model, its temperature, and its errors in per cent."""
+    return [
+        {
+            "label": method.label,
+            "temperature": f"{found['temperature']:.4g}",
+            "n": found["n"],
+            "rows": [
+                {
+                    "attack": row["attack"],
+                    "radius": radius(row["eps"]) if row["eps"] else "",
+                    "n": row["n"],
+                    "errors": [100 * row["before"], 100 * row["after"]],
+                }
+                for row in found["rows"]
+            ],
+        }
+        for method in methods
+        for source in method.first.sources
+        if (found := source.evaluation.calibration.get(method.model))
+    ]
 
 
 def _about(method: Method) -> str:

@@ -22,6 +22,10 @@ _MODEL_PARTS = {
     "routing": Maybe({"classes": [str], "clean": _ROUTING, "adversarial": _ROUTING}),
     "refiners": Maybe({"layers": [int], "clean": _SIZES, "adversarial": _SIZES}),
 }
+_CALIBRATION = {
+    **{"temperature": NUMBER, "n": int},
+    "rows": [{"attack": str, "eps": NUMBER, "n": int, "before": NUMBER, "after": NUMBER}],
+}
 _ROW = {
     **{"model": str, "attack": str, "path": str, "interval": [NUMBER], "reasons": [str]},
     **{"eps": NUMBER, "accuracy": NUMBER, "n": int, "correct": int, "trusted": bool},
@@ -43,6 +47,7 @@ _SHAPE = {
     "models": {ANY: {"weights": Maybe(str), "defenses": Maybe([str])}},
     "how": dict,
     "diagnostics": {ANY: _MODEL_PARTS},
+    "calibration": Maybe({ANY: _CALIBRATION}),
     "versions": dict,
 }
 

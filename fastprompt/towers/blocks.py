@@ -44,10 +44,14 @@ class OpenBlock:
         return self.block.ln_1(x)
 
     def _project(self, normed: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
-        rows = slice(first * self.width, last * self.width)
-        bias = self.attn.in_proj_bias
-        out = F.linear(normed, self.attn.in_proj_weight[rows], None if bias is None else bias[rows])
+        out = self._linear(normed, slice(first * self.width, last * self.width))
         return out.unflatten(-1, (last - first, self.heads, -1)).unbind(-3)
+
+    def _linear(self, normed: Tensor, rows: slice) -> Tensor:
+        bias = self.attn.in_proj_bias
+        return F.linear(
+            normed, self.attn.in_proj_weight[rows], None if bias is None else bias[rows]
+        )
 
     def _head_norm(self, name: str, x: Tensor) -> Tensor:
         norm = getattr(self.attn, name, None)
@@ -76,11 +80,14 @@ class OpenBlock:
         mixed = mixed.flatten(-2)
         if hasattr(attn, "ln_inner"):
             mixed = attn.ln_inner(mixed)
-        out = attn.out_proj(mixed)
+        out = self._out(mixed)
         if hasattr(block, "ln_attn"):
             out = block.ln_attn(out)
         x = x + block.ls_1(out)
         return x + block.ls_2(self._mlp(block.ln_2(x)))
+
+    def _out(self, mixed: Tensor) -> Tensor:
+        return self.attn.out_proj(mixed)
 
     def _mlp(self, x: Tensor) -> Tensor:
         mlp = self.block.mlp

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._utils.attention import attend
 from ..clip.frozen import FrozenCLIP
@@ -55,13 +55,17 @@ class ImageTower(PromptedImage):
         visual: Any = self.clip.model.visual
         # not registered in `nn.Module`: the weights are those of the clip, or a private copy
         object.__setattr__(self, "visual", frozen_copy(visual, self._cast))
-        self.blocks = open_blocks(self.visual.transformer)
+        self.blocks = self.open_blocks(self.visual.transformer)
         scaled = visual.conv1.weight.detach() / self.clip.std
         self.patch_weight = scaled
         folded = -(scaled * self.clip.mean).sum((1, 2, 3))
         bias = visual.conv1.bias  # None in open_clip's own models
         self.patch_bias = folded if bias is None else folded + bias.detach()
         self.patch_halves = halves_of(self.patch_weight, self.patch_bias, self.dtype)
+
+    def open_blocks(self, transformer: nn.Module) -> list[OpenBlock]:
+        """Wrap the blocks of the transformer."""
+        return open_blocks(transformer)
 
     def forward(
         self,

@@ -14,16 +14,18 @@ import pytest
 import torch
 from helpers.golden import TOLERANCE
 from helpers.models import small_model
+from torchvision.transforms.functional import to_pil_image
 
 from benchmarks.accuracy import advpt, autoattack, golden, strength
 from benchmarks.common.report import markdown
 from benchmarks.ladder import kernel_table, text_tower
-from fastprompt import APTTuner, NAPConfig, NAPTuner, load_clip, load_data
+from fastprompt import APTTuner, NAPConfig, NAPTuner, load_clip, load_data, predict
 from fastprompt.attacks.autoattack import STANDARD
 from fastprompt.cli.data import check_parser
 from fastprompt.cli.evaluate import evaluate_parser
 from fastprompt.cli.import_ import import_parser
 from fastprompt.cli.main import main
+from fastprompt.cli.predict import predict_parser
 from fastprompt.cli.protocol import protocol_parser
 from fastprompt.cli.push import push_parser
 from fastprompt.cli.report import report_parser
@@ -45,6 +47,7 @@ LOOP, ROBUSTNESS = page("docs/guides/own_loop.md"), page("docs/guides/robustness
 BUNDLED, BENCHMARKS, KERNELS = (page(f"docs/{n}.md") for n in ("bundled", "benchmarks", "kernels"))
 METHODS = page("docs/methods/index.md")
 PARSERS = {"evaluate": evaluate_parser, "import": import_parser, "report": report_parser}
+PARSERS["predict"] = predict_parser
 PARSERS["push"] = push_parser
 LITTLE = {"limit=400": "limit=8, sanity='off'"}  # of the evaluation
 
@@ -102,6 +105,30 @@ def test_the_readme_is_followed_as_it_stands(few_shapes, tmp_path, monkeypatch, 
         assert main(arguments) in (0, 1), capsys.readouterr().err
     assert (tmp_path / "runs/first/evaluations/1/result.json").exists()
     assert (tmp_path / "runs/second/evaluations/1/result.json").exists()
+
+
+def test_the_predictions_of_the_page_run(few_shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = load_data("shapes", shots=2)
+    tuner = NAPTuner(load_clip("tiny-shapes"), data.classnames, epochs=1, steps=1, batch=8)
+    tuner.fit(data.train, data.val, out="runs/first", progress=False)
+    Path("photos").mkdir()
+    for i in range(2):
+        to_pil_image(data.test[i][0]).save(f"photos/{i}.png")
+    to_pil_image(data.test[2][0]).save("a.jpg")
+    (block,) = (b for b in re.findall(r"```bash\n(.*?)```", README, flags=re.S) if "predict" in b)
+    guide = page("docs/guides/predict.md")
+    for line in block.strip().splitlines():
+        program, *arguments = shlex.split(line.partition("#")[0])
+        assert program == "fastprompt"
+        assert shlex.join([program, *arguments]) in guide
+        few = ["--limit=4", "--sanity=off"] if "evaluate" in arguments else []
+        assert main([*arguments, *few]) in (0, 1), capsys.readouterr().err
+    assert Path("predictions.csv").read_text().count("\n") == 3
+    assert "calibrated: temperature" in capsys.readouterr().err
+    names = {"NAPTuner": NAPTuner, "predict": predict}
+    exec(python_blocks(guide)[0], names)
+    assert len(names["found"]) == 3
 
 
 def test_the_tuning_loop_runs(few_shapes, capsys):

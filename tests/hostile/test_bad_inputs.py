@@ -15,6 +15,7 @@ from hostile.bad_inputs import (
     evaluation,
     kernels,
     models,
+    predictions,
     settings,
 )
 from hostile.bad_inputs.rows import Row, World
@@ -24,7 +25,7 @@ from fastprompt.cli import tune
 from fastprompt.cli.main import main
 from fastprompt.data import ImageTensors
 
-TABLES = (attacks, evaluation, settings, models, data, kernels, command_line)
+TABLES = (attacks, evaluation, predictions, settings, models, data, kernels, command_line)
 ROWS = [row for table in TABLES for row in table.ROWS]
 # what the documentation names; not their subclasses, such as UnicodeError, which no one raises on
 # purpose

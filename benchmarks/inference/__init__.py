@@ -1,0 +1,1 @@
+"""Predictions of pictures against the loop that open_clip's users write."""
