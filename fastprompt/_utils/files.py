@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -38,7 +39,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             _flush(file, data)
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException as error:  # including KeyboardInterrupt: leave no temporary file
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -60,6 +61,16 @@ def append_line(path: Path, line: str) -> None:
             _flush(file, f"{line}\n".encode())
     except OSError as error:
         raise OSError(error.errno, f"could not write {path}: {error.strerror}") from error
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    # Windows replaces no file that another process, such as a report, has open: wait for it
+    for seconds in (0.01, 0.1, 1.0) if os.name == "nt" else ():
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(temporary, path)
 
 
 def _flush(file: IO[bytes], data: bytes) -> None:
@@ -139,7 +150,8 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
     try:
         with safe_open(str(path), framework="pt") as file:
             header = (file.metadata() or {}).get(_HEADER, "{}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
+            # copies: safetensors maps the file into memory, and Windows replaces no mapped file
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a complete safetensors file ({error}); restore it from a copy, or "
