@@ -33,7 +33,8 @@ MOST_BYTES, MOST_PIXELS = 10_000_000, 40_000_000
 SHOWN = 256  # least side of the pictures on the page
 ABOUT = """# Zero-shot and tuned, before and after an attack
 PGD with {steps} steps attacks each classifier by itself, away from the class that it predicts for
-the clean picture. No pixel changes by more than ε. The run: `{method}` on `{model}`."""
+the clean picture. No pixel changes by more than ε. The difference is shown for each color by
+itself: -ε is dark, +ε is bright. The run: `{method}` on `{model}`."""
 
 
 def load(run: Path) -> Tuner:
@@ -149,9 +150,10 @@ def make_page(tuner: Tuner) -> gr.Blocks:
                         label = f"{title}, {when} the attack"
                         results.append(gr.Label(label=label, num_top_classes=5))
                     with gr.Row():
-                        for what in ("adversarial picture", "difference, ±ε as black and white"):
+                        for what in ("adversarial", "difference"):
+                            options: dict[str, Any] = {"min_width": 120, "buttons": ["fullscreen"]}
                             results.append(
-                                gr.Image(label=what, format="png", interactive=False, min_width=120)
+                                gr.Image(label=what, format="png", interactive=False, **options)
                             )
         button.click(answer, [picture, names, eps], results, api_name="compare")
     return page

@@ -15,6 +15,7 @@ import torch
 from helpers.golden import TOLERANCE
 from helpers.models import small_model
 
+import fastprompt
 from benchmarks.accuracy import advpt, autoattack, golden, strength
 from benchmarks.common.report import markdown
 from benchmarks.ladder import kernel_table, text_tower
@@ -331,3 +332,9 @@ def test_commands_are_understood(command, arguments):
         check_parser().parse_args(words)
     else:
         PARSERS[command]().parse_args(words)
+
+
+def test_the_stability_table_lists_the_public_names():
+    rows = re.findall(r"^\| (stable|provisional) \| (.*) \|$", page("docs/api/stability.md"), re.M)
+    names = [name for _, cell in rows for name in re.findall(r"`([\w.]+)`", cell)]
+    assert sorted(names) == sorted([*fastprompt.__all__, "fastprompt.kernels"])
