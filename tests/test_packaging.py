@@ -1,13 +1,18 @@
 """The package is found from everywhere, whole."""
 
+import re
+import shutil
 import stat
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fastprompt
 
@@ -62,3 +67,113 @@ def test_wheel_holds_kernels_and_models(tmp_path):
     assert not any(n.startswith(apart) for n in names)
     path = python("-c", SHOW, cwd=tmp_path, PYTHONPATH=str(unpacked))
     assert path == str(unpacked / "fastprompt/kernels/__init__.py")
+
+
+BUILD = (
+    "import sys; from setuptools import build_meta as backend\n"
+    "_, folder, *kinds = sys.argv\n"
+    "for kind in kinds: getattr(backend, f'build_{kind}')(folder)"
+)
+
+
+def built(folder, source, *kinds):
+    """The wheel or source distribution of a checkout."""
+    folder.mkdir()
+    python("-c", BUILD, str(folder), *kinds, cwd=source)
+    return [next(folder.glob({"wheel": "*.whl", "sdist": "*.tar.gz"}[kind])) for kind in kinds]
+
+
+def checkout(folder):
+    """The files of this one as git leaves them on Windows: a link is a text file of its target."""
+    skipped = shutil.ignore_patterns("__pycache__", "kernels", "*.egg-info")
+    shutil.copytree(ROOT / "fastprompt", folder / "fastprompt", ignore=skipped)
+    shutil.copytree(ROOT / "kernels", folder / "kernels", ignore=skipped)
+    (folder / "fastprompt" / "kernels").write_bytes(b"../kernels")
+    (folder / "tests").mkdir()
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copy(ROOT / "tests" / "test_packaging.py", folder / "tests")
+    return folder
+
+
+def contents(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        return {e.filename: e.CRC for e in file.infolist() if not e.filename.endswith("RECORD")}
+
+
+@pytest.mark.slow
+def test_windows_and_the_source_distribution_give_the_same_wheel(tmp_path):
+    plain = checkout(tmp_path / "linux")
+    (plain / "fastprompt" / "kernels").unlink()
+    (plain / "fastprompt" / "kernels").symlink_to("../kernels")
+    wanted, sdist = built(tmp_path / "a", plain, "wheel", "sdist")
+    (from_windows,) = built(tmp_path / "b", checkout(tmp_path / "windows"), "wheel")
+    with tarfile.open(sdist) as file:
+        members = file.getmembers()
+        file.extractall(tmp_path / "unpacked", filter="data")
+    assert all(member.isfile() or member.isdir() for member in members), "a link"
+    assert {Path(member.name).parts[1] for member in members[1:]} <= {
+        *("fastprompt", "kernels", "fastprompt.egg-info", "PKG-INFO", "LICENSE", "README.md"),
+        *("pyproject.toml", "setup.py", "setup.cfg", "MANIFEST.in"),
+    }
+    (source,) = (tmp_path / "unpacked").iterdir()
+    (from_source,) = built(tmp_path / "c", source, "wheel")
+    assert wanted.name == f"fastprompt-{fastprompt.__version__}-py3-none-any.whl"
+    assert "fastprompt/kernels/pgd_step/kernel.py" in contents(wanted)
+    assert contents(wanted) == contents(from_windows) == contents(from_source)
+
+
+def extras():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return project["dependencies"], project["optional-dependencies"]
+
+
+def name_of(requirement):
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+
+
+def test_heavy_test_packages_stand_in_an_extra_of_their_own():
+    """Whose versions are those of the extra `test`, where both name a package."""
+    needed, extra = extras()
+    light = {name_of(r): r for r in (*needed, *extra["test"])}
+    heavy = [name_of(r) for r in extra["test-use"]]
+    assert len({*heavy}) == len(heavy)
+    assert {"gradio", "playwright"} <= {*heavy}
+    assert not {*heavy} & {*light}
+    assert not {"gradio", "playwright"} & {name_of(r) for r in extra["dev"]}
+
+
+def test_a_cpu_build_of_torch_needs_no_triton():
+    needed, extra = extras()
+    assert "triton" not in map(name_of, needed)
+    (of_tests,) = [r for r in extra["test"] if name_of(r) == "triton"]
+    assert of_tests.endswith("platform_system == 'Linux'")
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_says_that_it_has_not_run_and_pins_its_actions(path):
+    text = path.read_text("utf-8")
+    assert "has not been run yet" in text.split("name:")[0]
+    for job in yaml.safe_load(text)["jobs"].values():
+        for step in job["steps"]:
+            assert "uses" not in step or re.search(r"@v\d+\.\d+\.\d+$", step["uses"])
+
+
+def test_the_matrix_has_every_system_and_every_python_that_is_declared():
+    matrix = yaml.safe_load(WORKFLOWS[0].read_text("utf-8"))["jobs"]["matrix"]["strategy"]["matrix"]
+    assert [name.split("-")[0] for name in matrix["os"]] == ["ubuntu", "macos", "windows"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = [c.split()[-1] for c in project["classifiers"] if "Python :: 3." in c]
+    assert matrix["python"] == declared
+
+
+def test_only_the_job_that_publishes_may_sign_in():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text("utf-8"))["jobs"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert jobs["publish"]["environment"]["name"] == "pypi"
+    assert "permissions" not in jobs["build"]
+    assert not any("run" in step for step in jobs["publish"]["steps"])
+    assert "secrets." not in str(jobs)

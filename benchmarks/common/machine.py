@@ -50,7 +50,12 @@ def grow_heap(most: int = 7 << 30) -> int:
 
     Otherwise the first code that needs as much memory, the eager implementation of the largest
     group, would pay for the page faults of all later ones.
+
+    Raises:
+        RuntimeError: the system does not report its free memory: it is not Linux.
     """
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        raise RuntimeError("free memory needs Linux's os.sysconf")
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     size = min(most, free // 2)  # leave half of the free memory to other processes
     torch.zeros(size, dtype=torch.uint8).fill_(1)

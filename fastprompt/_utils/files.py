@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +51,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             yield file
             _flush(file)
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException as error:  # including KeyboardInterrupt: leave no temporary file
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -73,6 +74,16 @@ def append_line(path: Path, line: str) -> None:
             _flush(file)
     except OSError as error:
         raise OSError(error.errno, f"could not write {path}: {error.strerror}") from error
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    # Windows replaces no file that another process, such as a report, has open: wait for it
+    for seconds in (0.01, 0.1, 1.0) if os.name == "nt" else ():
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(temporary, path)
 
 
 def _flush(file: IO[bytes]) -> None:
@@ -151,7 +162,8 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
     try:
         with safe_open(str(path), framework="pt") as file:
             header = (file.metadata() or {}).get(_HEADER, "{}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
+            # copies: safetensors maps the file into memory, and Windows replaces no mapped file
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a complete safetensors file ({error}); restore it from a copy, or "

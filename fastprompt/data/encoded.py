@@ -116,8 +116,15 @@ class FileImages(EncodedImages):
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """Return the paths of some files, relative to the data set's folder."""
+        return [_relative(self.files[row], self._folder) for row in rows]
+
+
+def _relative(file: Path, folder: Path) -> str:
+    try:
         # a manifest may list files outside of its folder
-        return [Path(os.path.relpath(self.files[row], self._folder)).as_posix() for row in rows]
+        return Path(os.path.relpath(file, folder)).as_posix()
+    except ValueError:  # on Windows, from another drive
+        return file.resolve().as_posix()
 
 
 @dataclass

@@ -7,6 +7,7 @@ the file's key: ``0001.jpg`` and ``0001.cls`` are the image and the label of sam
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -68,7 +69,7 @@ class Shard:
             OSError: the file has changed since it was listed, or cannot be read.
         """
         file = _opened(os.getpid(), self)
-        found = os.pread(file.number, size, offset)
+        found = file.read(offset, size)
         if len(found) != size:
             raise OSError(f"{self.path} ends before byte {offset + size}")
         return found
@@ -78,7 +79,16 @@ class _File:
     """An open file; closed when neither the cache nor a thread uses it."""
 
     def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        self.number, self._lock = os.open(path, flags), threading.Lock()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return at most ``size`` bytes from ``offset``."""
+        if hasattr(os, "pread"):
+            return os.pread(self.number, size, offset)
+        with self._lock:  # Windows has only reads that move the position
+            os.lseek(self.number, offset, os.SEEK_SET)
+            return os.read(self.number, size)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):

@@ -1,6 +1,7 @@
 """Compilation of the towers with `torch.compile`."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -17,6 +18,11 @@ def compilable(tower: Tower) -> bool:
     if isinstance(tower, TextTower):
         return tower.path is not TextPath.INPUT_EMBEDDINGS
     return isinstance(tower, ImageTower)
+
+
+def why_uncompiled() -> str:
+    """Return why `torch.compile` cannot generate code for a GPU, or an empty string."""
+    return "" if find_spec("triton") else "Triton is not installed"
 
 
 def compiled(function: Callable[..., T]) -> Callable[..., T]:

@@ -24,7 +24,7 @@ from ..towers.engines import make_image_tower, make_text_tower, resolve_precisio
 from ..towers.template import DEFAULT
 from .class_shards import ClassShards
 from .classifier import CLIPClassifier, class_logits
-from .compiling import compilable, compiled
+from .compiling import compilable, compiled, why_uncompiled
 from .outputs import Prepared, Seen, Visual
 from .padding import cut, padded
 
@@ -52,7 +52,8 @@ class PromptedCLIP(nn.Module):
             ``precision`` is ``"fp64"``.
         class_specific: if True, each class has a separate context.
         compile: compile the towers with `torch.compile`, as single graphs; by default only for the
-            fast engine on a GPU. Encoders other than open_clip's transformers run uncompiled.
+            fast engine on a GPU, where Triton is installed. Encoders other than open_clip's
+            transformers run uncompiled.
         class_chunk: see `TextTower`.
         class_shards: 1, or the number of processes of `torch.distributed`'s default group: each
             then encodes its part of the classes, and all get the features of all classes.
@@ -61,8 +62,8 @@ class PromptedCLIP(nn.Module):
     Raises:
         ValueError: the prompts don't fit the towers (depth, width, room for the longest name,
             refiners or visual prompts for an encoder that supports none) or are on another device,
-            no engine reproduces an encoder, the engine or precision is invalid, or
-            ``class_shards`` is neither 1 nor the number of processes.
+            no engine reproduces an encoder, the engine or precision is invalid, ``compile`` is True
+            on a GPU without Triton, or ``class_shards`` is neither 1 nor the number of processes.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class PromptedCLIP(nn.Module):
                 "once"
             )
         if compile is None:
-            compile = engine == "fast" and clip.device.type == "cuda"
+            compile = engine == "fast" and clip.device.type == "cuda" and not why_uncompiled()
+        elif compile and clip.device.type == "cuda" and (reason := why_uncompiled()):
+            raise ValueError(f"compile must be False on {clip.device}: {reason}")
         if not callable(getattr(prompts, "values", None)):
             raise TypeError(
                 f"prompts must be a module with a method values(), such as DeepPrompts, got "

@@ -16,6 +16,7 @@ from helpers.golden import TOLERANCE
 from helpers.models import small_model
 from torchvision.transforms.functional import to_pil_image
 
+import fastprompt
 from benchmarks.accuracy import advpt, autoattack, golden, strength
 from benchmarks.common.report import markdown
 from benchmarks.ladder import kernel_table, text_tower
@@ -360,3 +361,9 @@ def test_commands_are_understood(command, arguments):
         check_parser().parse_args(words)
     else:
         PARSERS[command]().parse_args(words)
+
+
+def test_the_stability_table_lists_the_public_names():
+    rows = re.findall(r"^\| (stable|provisional) \| (.*) \|$", page("docs/api/stability.md"), re.M)
+    names = [name for _, cell in rows for name in re.findall(r"`([\w.]+)`", cell)]
+    assert sorted(names) == sorted([*fastprompt.__all__, "fastprompt.kernels"])

@@ -13,8 +13,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-_CONTEXT: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-_CONTEXT.set_forkserver_preload(["torch", "open_clip"])
+import pytest
+
+POSIX = os.name == "posix"  # Windows forks no process
+_CONTEXT: Any = multiprocessing.get_context("forkserver" if POSIX else "spawn")
+if POSIX:
+    _CONTEXT.set_forkserver_preload(["torch", "open_clip"])
 
 
 def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
@@ -25,8 +29,10 @@ def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
 
 
 @contextlib.contextmanager
-def locking(folder: Path, then: Callable[[], object] = signal.pause) -> Iterator[int]:
+def locking(folder: Path, then: Callable[[], object] | None = None) -> Iterator[int]:
     """A process that holds the lock of a folder until it is killed; its number."""
+    if not POSIX:
+        pytest.skip("needs os.fork")
     from fastprompt._utils.locks import locked
 
     here, there = os.pipe()
@@ -35,7 +41,7 @@ def locking(folder: Path, then: Callable[[], object] = signal.pause) -> Iterator
         try:
             with locked(folder, "out"):
                 os.write(there, b"1")
-                then()
+                (then or signal.pause)()
         finally:
             os._exit(1)
     try:
