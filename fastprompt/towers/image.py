@@ -119,7 +119,7 @@ class ImageTower(PromptedImage):
         visual = self.visual
         x = patches(images.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias)
         x = x.to(self.dtype)
-        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        first = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
         return visual.ln_pre(x)
 
@@ -138,7 +138,7 @@ class ImageTower(PromptedImage):
             # prompt tokens that the next layer replaces need no output
             follow = extra is not None and (keep or not (last or i + 1 in tokens))
             if follow and extra is not None:
-                x = torch.cat([x, extra.expand(len(x), *extra.shape[-2:])], dim=1)
+                x = torch.cat([x, extra.expand(x.shape[0], *extra.shape[-2:])], dim=1)
             known = () if follow or extra is None else keys.get(i) or keys_of(block, extra)
             if last and not keep:
                 return self._last(block, x, known), kept
@@ -179,7 +179,7 @@ def patches(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     channels, height, width = weight.shape[-3:]
     rows, columns = images.shape[-2] // height, images.shape[-1] // width
     x = images[..., : rows * height, : columns * width]
-    x = x.reshape(len(x), channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+    x = x.reshape(x.shape[0], channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
     x = x.flatten(3).flatten(1, 2)  # [B, N, C * h * w]
     return F.linear(x, weight.flatten(1), bias)
 
@@ -192,5 +192,5 @@ def _joined(k: Tensor, v: Tensor, known: tuple[Tensor, ...]) -> tuple[Tensor, Te
     """Append the prompts' keys and values, if any, to those of the other tokens."""
     if not known:
         return k, v
-    shape = (len(k), *known[0].shape[-3:])
+    shape = (k.shape[0], *known[0].shape[-3:])
     return torch.cat([k, known[0].expand(shape)], 1), torch.cat([v, known[1].expand(shape)], 1)
