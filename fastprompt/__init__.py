@@ -13,7 +13,7 @@ Each folder imports only from the folders above it in this list (``lint-imports`
     evaluation   robust accuracy and sanity checks of it
     tuning       code that all methods share: settings, loop, attack in each step, run folders
     methods      one file per method: AdvPT, APT, AMPT, CAPT, NAP, CoOp
-    interop      checkpoints of other code
+    interop      checkpoints of other code, exported files, transformers
     report       HTML page and tables of evaluations
     protocols    plans of runs over data sets, shots and seeds
     cli          command line
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # at run time, `__getattr__` imports these names on first acc
     from .data import load_data
     from .defenses import JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad
     from .evaluation import Evaluation, evaluate
+    from .interop.exporting import export
     from .methods.advpt import AdvPTConfig, AdvPTTuner
     from .methods.ampt import AMPTConfig, AMPTTuner
     from .methods.apt import APTConfig, APTTuner
@@ -70,6 +71,7 @@ __all__ = [
     "TextContext",
     "TokenRefiner",
     "evaluate",
+    "export",
     "load_clip",
     "load_data",
 ]
@@ -82,6 +84,7 @@ _HOME = {
         "data": "load_data",
         "defenses": "JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad",
         "evaluation": "Evaluation, evaluate",
+        "interop.exporting": "export",
         "methods.advpt": "AdvPTConfig, AdvPTTuner",
         "methods.ampt": "AMPTConfig, AMPTTuner",
         "methods.apt": "APTConfig, APTTuner",

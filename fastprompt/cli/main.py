@@ -1,4 +1,4 @@
-"""The ``fastprompt`` command: tune, evaluate, protocol, report, import, data, doctor."""
+"""The ``fastprompt`` command: tune, evaluate, protocol, report, import, export, data, doctor."""
 
 import sys
 import traceback
@@ -9,7 +9,7 @@ from .._utils.names import unknown
 from .._utils.printable import printable_output
 from .._utils.progress import tell
 
-_COMMANDS = ("tune", "evaluate", "protocol", "report", "import", "data", "doctor")
+_COMMANDS = ("tune", "evaluate", "protocol", "report", "import", "export", "data", "doctor")
 _USAGE = """usage: fastprompt COMMAND [options]
 
 commands:
@@ -18,6 +18,7 @@ commands:
   protocol NAME      tune and evaluate methods over data sets, shots and seeds; write tables
   report RUN...      write the results of runs as an HTML page, CSV, Markdown and LaTeX
   import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP
+  export RUN         write a tuned classifier as an ONNX file, a torch program or class features
   data check ROOT    list which data sets of CoOp are in a folder, and what is missing
   doctor             print versions, devices and kernels; check the bundled models
 
@@ -48,6 +49,10 @@ def _call(command: str, arguments: Sequence[str]) -> int:
         from .import_ import import_checkpoint
 
         return import_checkpoint(arguments)
+    if command == "export":
+        from .export_ import export_run
+
+        return export_run(arguments)
     if command == "data":
         from .data import data
 

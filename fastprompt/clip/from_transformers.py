@@ -15,6 +15,7 @@ from .._utils.unpickling import check_sizes, first_line
 from .transformers_layout import to_open_clip
 
 _ACTIVATIONS = ("quick_gelu", "gelu")
+_SOURCE = "source='transformers'"
 _OLD_EOS = 2  # of configurations that pool the token with the highest id
 _STANDARD_VOCABULARY = 49408
 # a wrong activation or a missing bias differs by far more, float32 rounding by less
@@ -70,7 +71,7 @@ def convert(model: Any, tokenizer: Any = None, cache_dir: str | None = None) -> 
         FileNotFoundError: the folder or one of its files does not exist.
         RuntimeError: it could not be downloaded.
     """
-    transformers = _transformers()
+    transformers = require_transformers()
     if isinstance(model, (str, Path)):
         name = str(model)
         theirs = _load(name, cache_dir)
@@ -105,12 +106,17 @@ def check_end(model: Any, tokenizer: Any, name: str) -> None:
         )
 
 
-def _transformers() -> Any:
+def require_transformers(what: str = _SOURCE) -> Any:
+    """Import and return transformers; ``what`` needs it.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
     try:
         import transformers
     except ImportError as error:
         raise ImportError(
-            f"source='transformers' needs transformers ({error}): pip install 'fastprompt[hf]'"
+            f"{what} needs transformers ({error}): pip install 'fastprompt[hf]'"
         ) from error
     return transformers
 
@@ -119,7 +125,7 @@ def _transformers() -> Any:
 
 
 def _load(name: str, cache_dir: str | None) -> Any:
-    transformers = _transformers()
+    transformers = require_transformers()
     folder = Path(name).is_dir()
     if not folder and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(
@@ -170,7 +176,7 @@ def _tokenizer(name: str, config: Any, cache_dir: str | None) -> Any:
     ):
         return None
     try:
-        return _transformers().AutoTokenizer.from_pretrained(name, cache_dir=cache_dir)
+        return require_transformers().AutoTokenizer.from_pretrained(name, cache_dir=cache_dir)
     except Exception as error:  # a foreign file can cause any error
         if config.text_config.vocab_size == _STANDARD_VOCABULARY and not Path(name).is_dir():
             return None
@@ -182,7 +188,7 @@ def _tokenizer(name: str, config: Any, cache_dir: str | None) -> Any:
 def _preprocessing(name: str, cache_dir: str | None) -> dict[str, Any]:
     """Return attributes of open_clip's image encoders from ``preprocessor_config.json``, if any."""
     try:
-        found, _ = _transformers().CLIPImageProcessor.get_image_processor_dict(
+        found, _ = require_transformers().CLIPImageProcessor.get_image_processor_dict(
             name, cache_dir=cache_dir
         )
     except OSError:

@@ -60,7 +60,8 @@ def to_open_clip(
     Raises:
         ValueError: a tensor is missing, or there is one that is not understood.
     """
-    left, out = dict(state), {}
+    left = dict(state)
+    out: dict[str, Tensor] = {}
     try:
         for theirs, ours, form in names(image_layers, text_layers):
             if form == "joined":
@@ -85,7 +86,8 @@ def to_transformers(
     Raises:
         ValueError: a tensor is missing, or there is one that is not understood.
     """
-    left, out = dict(state), {}
+    left = dict(state)
+    out: dict[str, Tensor] = {}
     try:
         for theirs, ours, form in names(image_layers, text_layers):
             tensor = left.pop(ours)

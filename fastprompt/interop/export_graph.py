@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 from .._utils.unpickling import first_line
 from ..model.classifier import CLIPClassifier
 from ..prompts.mixture import MixtureHead, PlainMixtureHead
-from ..towers.engines import make_image_tower
+from ..towers import ImageTower, make_image_tower
+from ..towers.image_prompts import ImagePrompts
 
 _TOLERANCE = 1e-4  # of logits, against rounding: in float32, logits reach 100
 _PLAIN = ("aten", "prims", "_operator", "builtins", "math")  # namespaces of operators
@@ -39,26 +40,45 @@ class ExportGraph(nn.Module):
         clip = copy.deepcopy(classifier.clip).cpu().float()
         layers = getattr(classifier.image_tower, "layers", ())
         self.tower = make_image_tower(clip, layers, precision="fp32")
-        # a tower does not own the weights: registered, they are parameters of the graph
-        tower: Any = self.tower
-        self.weights = clip.model.visual
-        self.own = getattr(tower, "visual", None) or getattr(tower, "model", None)
+        self.weights = clip.model.visual  # a tower does not own them; here they are registered
         self.refiners = _copied(classifier.refiners)
         head = classifier.head
         self.head = MixtureGraph(head, classifier.text_features) if _mixes(head) else _copied(head)
-        for name in ("mean", "std"):
-            self.register_buffer(f"pixel_{name}", getattr(clip, name))
-        self.register_buffer("class_features", classifier.text_features.detach().cpu().float())
-        visual = classifier.visual
-        self.register_buffer("visual_prompts", None if visual is None else visual.cpu().float())
-        self.register_buffer("logit_scale", clip.logit_scale.detach())
-        bias = clip.logit_bias
-        self.register_buffer("logit_bias", None if bias is None else bias.detach())
+        constants: dict[str, Tensor | None] = {"class_features": classifier.text_features}
+        constants |= {"logit_scale": clip.logit_scale, "logit_bias": clip.logit_bias}
+        constants["visual_prompts"] = classifier.visual
+        for name, tensor in constants.items():
+            plain = None if tensor is None else tensor.detach().cpu().float()
+            self.register_buffer(name, plain)
+        self._share_prompts()
         self.eval().requires_grad_(False)
+
+    def _share_prompts(self) -> None:
+        """Compute what depends on the visual prompts alone, as constants of the graph."""
+        self._keys: list[int] | None = None
+        if not isinstance(self.tower, ImageTower):
+            return
+        with torch.no_grad():
+            shared = self.tower.share(self.visual_prompts)
+        self._keys = [len(pair) for pair in shared.keys]
+        for i, (tokens, pair) in enumerate(zip(shared.tokens, shared.keys, strict=True)):
+            for k, tensor in enumerate((tokens, *pair)):
+                # own memory: saving views of one storage gives a warning
+                self.register_buffer(f"prompt{i}_{k}", tensor.clone())
+        self.visual_prompts = None
+
+    def _prompts(self) -> Tensor | ImagePrompts | None:
+        if self._keys is None:
+            return self.visual_prompts
+        each = [
+            [getattr(self, f"prompt{i}_{k}") for k in range(n + 1)]
+            for i, n in enumerate(self._keys)
+        ]
+        return ImagePrompts(tuple(t[0] for t in each), tuple(tuple(t[1:]) for t in each), ())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels ``[B, C, H, W]`` in [0, 1] to logits ``[B, classes]``."""
-        image = F.normalize(self.tower(pixels, self.visual_prompts, self.refiners), dim=-1)
+        image = F.normalize(self.tower(pixels, self._prompts(), self.refiners), dim=-1)
         if self.head is None:
             logits = self.logit_scale * (image @ self.class_features.T)
         else:
@@ -83,10 +103,11 @@ class MixtureGraph(nn.Module):
         self.router, self.temperature = _copied(plain.router), plain.temperature
         text = text_features.detach().cpu().double()
         text = F.normalize(text, dim=-1) if plain.mix == "normalized" else text
-        self.register_buffer("text", text.float())
+        self.register_buffer("text", text.float().contiguous())
         # of the rounded features: the norm is that of the mixture which is multiplied
         text = self.text.double()
-        self.register_buffer("gram", torch.einsum("kcd,lcd->klc", text, text).float())
+        gram = torch.einsum("kcd,lcd->klc", text, text)
+        self.register_buffer("gram", gram.float().contiguous())
 
     def forward(self, image: Tensor, _: Tensor, scale: Tensor) -> Tensor:
         """Compute logits ``[B, C]`` of L2-normalized image features ``[B, D]``."""
@@ -127,7 +148,8 @@ def trace(classifier: CLIPClassifier) -> ExportedProgram:
             f"classifier: {name} cannot be exported: it uses the custom operator {custom[0]}"
         )
     with torch.no_grad():
-        own = classifier.in_precision("fp32") if classifier.precision != "fp64" else classifier
+        single = classifier.precision in ("fp32", "fp64")
+        own = classifier if single else classifier.in_precision("fp32")
         wanted = own(pixels.to(own.clip.device)).cpu()
     apart = float((traced.double() - wanted.double()).abs().max())
     if not apart <= _TOLERANCE * max(1.0, float(wanted.abs().max()) / 100):
@@ -149,5 +171,5 @@ def _copied(module: Any) -> Any:
 def _operators(program: ExportedProgram) -> set[str]:
     """Return the program's operators that are not torch's own."""
     targets = {n.target for n in program.graph.nodes if n.op == "call_function"}
-    names = {getattr(t, "namespace", getattr(t, "__module__", "")) or "": t for t in targets}
-    return {str(target) for space, target in names.items() if space not in _PLAIN}
+    spaces = {t: getattr(t, "namespace", getattr(t, "__module__", "")) for t in targets}
+    return {str(target) for target, space in spaces.items() if space not in _PLAIN}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import tempfile
@@ -42,6 +43,11 @@ def check_opset(opset: int) -> int:
     return check_count(opset, "opset", most=int(onnx.defs.onnx_opset_version()))
 
 
+def check_runtime() -> None:
+    """Raise ImportError if ONNX Runtime, which quantizes and runs files, is not installed."""
+    _import("onnxruntime")
+
+
 def to_onnx(program: ExportedProgram, opset: int, metadata: Mapping[str, str]) -> bytes:
     """Return the ONNX file of a traced classifier.
 
@@ -68,6 +74,7 @@ def to_onnx(program: ExportedProgram, opset: int, metadata: Mapping[str, str]) -
     got = next(i.version for i in model.opset_import if i.domain in ("", "ai.onnx"))
     if got != opset:
         raise ValueError(f"opset: torch wrote opset {got} instead of {opset}; pass opset={got}")
+    _name_batch(model)
     return _finished(onnx, model, metadata)
 
 
@@ -110,6 +117,16 @@ def runner(content: bytes) -> Callable[[Tensor], Tensor]:
     return run
 
 
+def _name_batch(model: Any) -> None:
+    """Call the batch dimension ``batch``; torch numbers it."""
+    graph = model.graph
+    (own,) = (v.type.tensor_type.shape.dim[0].dim_param for v in graph.input)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = dim.dim_param.replace(own, "batch")
+
+
 def _finished(onnx: Any, model: Any, metadata: Mapping[str, str]) -> bytes:
     onnx.helper.set_model_props(model, dict(metadata))
     model.producer_name = "fastprompt"
@@ -126,8 +143,6 @@ def _finished(onnx: Any, model: Any, metadata: Mapping[str, str]) -> bytes:
 
 
 def _import(name: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:

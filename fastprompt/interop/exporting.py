@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from .. import __version__
 from .._utils.checks import check_choice, check_flag, check_path
-from .._utils.files import write_bytes, write_tensors
+from .._utils.files import write_bytes
 from ..clip.frozen import FrozenCLIP
 from ..model.classifier import CLIPClassifier
 from ..tuning.saving import SavedTuner
@@ -22,7 +23,6 @@ from .export_onnx import DEFAULT_OPSET, check_opset, to_int8, to_onnx
 Format = Literal["onnx", "torch", "safetensors"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 KEY = "fastprompt"  # of the metadata in each format, a JSON object
-KIND = "class features"
 
 
 def export(
@@ -35,11 +35,12 @@ def export(
 ) -> Path:
     """Write a classifier to a file that needs no fastprompt.
 
-    ``"onnx"`` and ``"torch"`` (a program of `torch.export`) hold the image encoder with its prompts,
-    token refiners and router, and the class features: float32 pixels ``[B, 3, H, W]`` in [0, 1],
-    normalized inside, to logits ``[B, classes]``, for any B, up to rounding those of the classifier
-    in float32. ``"safetensors"`` holds the class features ``[classes, D]`` alone, L2-normalized, and
-    ``logit_scale``: logits are ``logit_scale * normalize(image_features) @ class_features.T``.
+    ``"onnx"`` and ``"torch"`` (a program of `torch.export`) hold the image encoder with its
+    prompts, token refiners and router, and the class features: float32 pixels ``[B, 3, H, W]`` in
+    [0, 1], normalized inside, to logits ``[B, classes]`` for any B, up to rounding those of the
+    classifier in float32. ``"safetensors"`` holds only the class features ``[classes, D]``,
+    L2-normalized, and ``logit_scale``: logits are
+    ``logit_scale * normalize(image_features) @ class_features.T``.
 
     The metadata of each file has the key ``fastprompt``, a JSON object: how pictures become pixels,
     class names, method, name and fingerprint of the model, fastprompt's version.
@@ -47,8 +48,8 @@ def export(
     Args:
         model: a tuner, or a `CLIPClassifier`. It is not changed.
         path: the file to write, which must not exist: ``.onnx``, ``.pt2`` or ``.safetensors``.
-        format: ``"onnx"`` (extra ``export``), ``"torch"`` or ``"safetensors"``. Default: that of the
-            path.
+        format: ``"onnx"`` (extra ``export``), ``"torch"`` or ``"safetensors"``. Default: that of
+            the path.
         opset: version of the ONNX operators, from 18.
         int8: store the weights of an ONNX file's matrix products in 8 bits (dynamic quantization by
             ONNX Runtime, which must be installed). The logits differ: compare the accuracy.
@@ -63,29 +64,33 @@ def export(
         ImportError: a package is missing; the message names the extra.
         FileExistsError: ``path`` exists.
     """
-    classifier, method = _classifier_of(model)
     path, kind = check_target(path, format, int8=int8)
     if kind == "onnx":
-        check_opset(opset)
+        write_bytes(path, onnx_files(model, opset, int8=int8)[-1])
+        return path
+    classifier, method = _classifier_of(model)
     about = describe(classifier, method)
     if kind == "safetensors":
         _write_features(classifier, path, about)
-    elif kind == "torch":
+    else:
         buffer, extra = io.BytesIO(), {KEY: json.dumps(about)}
         torch.export.save(trace(classifier), buffer, extra_files=extra)
         write_bytes(path, buffer.getvalue())
-    else:
-        write_bytes(path, onnx_bytes(classifier, about, opset, int8=int8)[-1])
     return path
 
 
-def onnx_bytes(
-    classifier: CLIPClassifier, about: dict[str, Any], opset: int, *, int8: bool
-) -> list[bytes]:
-    """Return the ONNX file in float32 and, if requested, that in int8."""
+def onnx_files(model: Any, opset: int = DEFAULT_OPSET, *, int8: bool = False) -> list[bytes]:
+    """Return the ONNX file that `export` writes in float32 and, with ``int8``, that in int8.
+
+    Raises:
+        TypeError, ValueError, ImportError: see `export`.
+    """
+    check_opset(opset)
+    classifier, method = _classifier_of(model)
+    about = describe(classifier, method)
     files = [to_onnx(trace(classifier), opset, {KEY: json.dumps(about)})]
     if int8:
-        quantized = {**about, "quantization": "int8 weights, dynamic"}
+        quantized = {**about, "quantization": "weights of matrix products in int8, dynamic"}
         files.append(to_int8(files[0], {KEY: json.dumps(quantized)}))
     return files
 
@@ -180,5 +185,6 @@ def _write_features(classifier: CLIPClassifier, path: Path, about: dict[str, Any
     }
     if clip.logit_bias is not None:
         tensors["logit_bias"] = clip.logit_bias.float()
-    strings = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
-    write_tensors(path, tensors, {**strings, "kind": KIND})
+    # each tensor once, contiguous: safetensors rejects views
+    whole = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    write_bytes(path, save(whole, metadata={KEY: json.dumps(about)}))

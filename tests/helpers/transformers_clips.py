@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import torch
 import transformers
+
 from helpers.engine_checks import perturb
 
 SIZES: dict[str, dict[str, Any]] = {
