@@ -40,6 +40,7 @@ class ExportGraph(nn.Module):
         clip = copy.deepcopy(classifier.clip).cpu().float()
         layers = getattr(classifier.image_tower, "layers", ())
         self.tower = make_image_tower(clip, layers, precision="fp32")
+        self.tower.refresh()
         self.weights = clip.model.visual  # a tower does not own them; here they are registered
         self.refiners = _copied(classifier.refiners)
         head = classifier.head

@@ -8,7 +8,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .._utils.unpickling import first_line
 OLDEST_OPSET = 18  # the oldest that torch's exporter writes
 DEFAULT_OPSET = 18
 _MOST_BYTES = 2**31 - 1  # of a protobuf message
+_PRODUCTS = ("MatMul", "Gemm")
 INPUT, OUTPUT = "pixels", "logits"
 
 
@@ -54,7 +55,7 @@ def to_onnx(program: ExportedProgram, opset: int, metadata: Mapping[str, str]) -
     Raises:
         ValueError: torch cannot convert the program to this opset, or the file is above 2 GB.
     """
-    onnx = _import("onnx")
+    onnx, optimizer = _import("onnx"), _import("onnxscript.optimizer")
     try:
         with _quiet():
             converted = torch.onnx.export(
@@ -65,8 +66,12 @@ def to_onnx(program: ExportedProgram, opset: int, metadata: Mapping[str, str]) -
                 output_names=[OUTPUT],
                 verbose=False,
             )
-        assert converted is not None
-        model = converted.model_proto
+            assert converted is not None
+            # by default, large weights are transposed in each run, and so not quantized
+            limits = {"input_size_limit": _MOST_BYTES, "output_size_limit": _MOST_BYTES}
+            optimizer.fold_constants(converted.model, **limits)
+            optimizer.remove_unused_nodes(converted.model)
+            model = converted.model_proto
     except Exception as error:  # of the exporter and its optimizer
         raise ValueError(
             f"opset: the export to opset {opset} failed: {first_line(error)}"
@@ -79,7 +84,10 @@ def to_onnx(program: ExportedProgram, opset: int, metadata: Mapping[str, str]) -
 
 
 def to_int8(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Return the ONNX file with the weights of its products in int8, quantized dynamically.
+    """Return the ONNX file with the weights of the image encoder's blocks in int8.
+
+    The products are quantized dynamically. The patch embedding and what follows the image
+    encoder stay in float32: they are small, and rounding there costs most.
 
     Raises:
         ImportError: onnxruntime is not installed.
@@ -95,7 +103,8 @@ def to_int8(content: bytes, metadata: Mapping[str, str]) -> bytes:
             given,
             made,
             weight_type=QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm"],
+            op_types_to_quantize=list(_PRODUCTS),
+            nodes_to_exclude=_in_float(onnx.load_from_string(content).graph.node),
             per_channel=True,
         )
         return _finished(onnx, onnx.load(made), metadata)
@@ -115,6 +124,13 @@ def runner(content: bytes) -> Callable[[Tensor], Tensor]:
         return torch.from_numpy(logits)
 
     return run
+
+
+def _in_float(nodes: Sequence[Any]) -> list[str]:
+    """Return the names of the first product and of those after the features' normalization."""
+    end = next((i for i, node in enumerate(nodes) if node.op_type == "ReduceL2"), len(nodes))
+    products = [(i, node.name) for i, node in enumerate(nodes) if node.op_type in _PRODUCTS]
+    return [name for k, (i, name) in enumerate(products) if k == 0 or i > end]
 
 
 def _name_batch(model: Any) -> None:
