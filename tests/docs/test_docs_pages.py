@@ -22,6 +22,7 @@ from fastprompt import APTTuner, NAPConfig, NAPTuner, load_clip, load_data
 from fastprompt.attacks.autoattack import STANDARD
 from fastprompt.cli.data import check_parser
 from fastprompt.cli.evaluate import evaluate_parser
+from fastprompt.cli.export_ import export_parser
 from fastprompt.cli.import_ import import_parser
 from fastprompt.cli.main import main
 from fastprompt.cli.protocol import protocol_parser
@@ -43,7 +44,12 @@ README = page("README.md")
 LOOP, ROBUSTNESS = page("docs/guides/own_loop.md"), page("docs/guides/robustness.md")
 BUNDLED, BENCHMARKS, KERNELS = (page(f"docs/{n}.md") for n in ("bundled", "benchmarks", "kernels"))
 METHODS = page("docs/methods/index.md")
-PARSERS = {"evaluate": evaluate_parser, "import": import_parser, "report": report_parser}
+PARSERS = {
+    "evaluate": evaluate_parser,
+    "import": import_parser,
+    "export": export_parser,
+    "report": report_parser,
+}
 LITTLE = {"limit=400": "limit=8, sanity='off'"}  # of the evaluation
 
 
