@@ -14,7 +14,7 @@ Each folder imports only from the folders above it in this list (``lint-imports`
     hub          saved prompts to share: model card, Hugging Face Hub
     tuning       code that all methods share: settings, loop, attack in each step, run folders
     methods      one file per method: AdvPT, APT, AMPT, CAPT, NAP, CoOp
-    interop      checkpoints of other code
+    interop      checkpoints of other code, exported files, transformers
     inference    predictions for pictures without labels
     report       HTML page and tables of evaluations
     protocols    plans of runs over data sets, shots and seeds
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # at run time, `__getattr__` imports these names on first acc
     from .defenses import JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad
     from .evaluation import Evaluation, evaluate
     from .inference import Predictions, predict
+    from .interop.exporting import export
     from .methods.advpt import AdvPTConfig, AdvPTTuner
     from .methods.ampt import AMPTConfig, AMPTTuner
     from .methods.apt import APTConfig, APTTuner
@@ -78,6 +79,7 @@ __all__ = [
     "TextContext",
     "TokenRefiner",
     "evaluate",
+    "export",
     "load_clip",
     "load_data",
     "predict",
@@ -92,6 +94,7 @@ _HOME = {
         "defenses": "JPEG, BitDepth, Defended, GaussianSmoothing, RandomResizePad",
         "evaluation": "Evaluation, evaluate",
         "inference": "Predictions, predict",
+        "interop.exporting": "export",
         "methods.advpt": "AdvPTConfig, AdvPTTuner",
         "methods.ampt": "AMPTConfig, AMPTTuner",
         "methods.apt": "APTConfig, APTTuner",

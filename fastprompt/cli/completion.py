@@ -7,6 +7,7 @@ from .._utils.names import unknown
 from ..methods.registry import TUNERS
 from .data import check_parser
 from .evaluate import evaluate_parser
+from .export_ import export_parser
 from .import_ import import_parser
 from .parser import Parser
 from .predict import predict_parser
@@ -53,6 +54,7 @@ def command_tree(files: Any) -> argparse.ArgumentParser:
         "report": report_parser,
         "push": push_parser,
         "import": import_parser,
+        "export": export_parser,
     }
     for name, build in simple.items():
         _copy(build(), added(commands, name), files)

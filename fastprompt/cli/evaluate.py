@@ -41,7 +41,7 @@ _ABOUT = (
 )
 _RADII: Any = list[float | int | str] | float | int | str
 # arguments of load_data; a run's own are used unless they are given
-_DATA = ("classes", "root", "download", "classnames", "templates", "on_error")
+DATA = ("classes", "root", "download", "classnames", "templates", "on_error")
 SURROGATE = "zero-shot"
 
 
@@ -248,7 +248,7 @@ def _of_run(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
     if config["method"] not in TUNERS:
         raise unknown("method", config["method"], TUNERS)
     _check_model(given, config["clip"]["name"])
-    data = _data_of_run(given, config)
+    data = data_of_run(given, config)
     tuner: Tuner = TUNERS[config["method"]].load(given["run"], _clip(given, config))
     if given["image_size"] not in (None, tuner.clip.image_size):
         raise ValueError(
@@ -294,10 +294,10 @@ def _zero_shot(given: Mapping[str, Any]) -> tuple[dict[str, Model], Data]:
 
 
 def _given(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: given[key] for key in _DATA if given[key] is not None}
+    return {key: given[key] for key in DATA if given[key] is not None}
 
 
-def _data_of_run(given: Mapping[str, Any], config: Mapping[str, Any]) -> Data:
+def data_of_run(given: Mapping[str, Any], config: Mapping[str, Any]) -> Data:
     """Load the data of ``--data``, else that of the run; the options override the run's."""
     source, job = config.get("data") or {}, config.get("job")
     own = source.get("type")

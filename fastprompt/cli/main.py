@@ -19,6 +19,7 @@ _COMMANDS = {  # the module and the function of each
     "report": ("report", "report"),
     "push": ("push", "push"),
     "import": ("import_", "import_checkpoint"),
+    "export": ("export_", "export_run"),
     "data": ("data", "data"),
     "doctor": ("doctor", "doctor"),
 }
@@ -32,6 +33,7 @@ commands:
   report RUN...      write the results of runs as an HTML page, CSV, Markdown and LaTeX
   push RUN ORG/NAME  upload a run's prompts and their model card to the Hugging Face Hub
   import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP
+  export RUN         write a tuned classifier as an ONNX file, a torch program or class features
   data check ROOT    list which data sets of CoOp are in a folder, and what is missing
   doctor             print versions, devices and kernels; check the bundled models
 

@@ -18,6 +18,7 @@ from ..evaluation.search import SearchPrecision
 from .processes import own_device
 
 _LONGEST = 500  # characters of an error message
+_TRANSFORMERS = "transformers:"  # begins the names of models of transformers
 
 
 class Parser(ArgumentParser):
@@ -72,7 +73,12 @@ class Parser(ArgumentParser):
 
 def add_model(parser: Parser) -> None:
     """Add the options that `model_of` reads."""
-    parser.add_argument("--clip", type=str, default=bundled.DEFAULT, help="CLIP model")
+    parser.add_argument(
+        "--clip",
+        type=str,
+        default=bundled.DEFAULT,
+        help="CLIP model: a name of open_clip's, or transformers:FOLDER or transformers:ORG/NAME",
+    )
     parser.add_argument("--pretrained", type=str | None, help="open_clip weight tag or checkpoint")
     parser.add_argument("--image_weights", type=str | None, help="weight file of the image encoder")
     parser.add_argument(
@@ -130,11 +136,13 @@ def add_checks(parser: Parser) -> None:
 
 def model_of(job: Mapping[str, Any]) -> FrozenCLIP:
     """Load the model that the options select."""
+    theirs = job["clip"].startswith(_TRANSFORMERS)
     return load_clip(
-        job["clip"],
+        job["clip"].removeprefix(_TRANSFORMERS),
         job["pretrained"],
         image_weights=job["image_weights"],
         image_size=job["image_size"],
+        source="transformers" if theirs else "open_clip",
         device=device_name(job["device"]),
     )
 

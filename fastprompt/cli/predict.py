@@ -13,7 +13,7 @@ from .._utils.progress import tell
 from .._utils.run_folder import RunFolder
 from ..data.naming import class_file
 from ..inference.job import Job
-from ..inference.predict import probabilities_of
+from ..inference.predicting import probabilities_of
 from ..inference.running import BATCH, Part, run, usable_workers
 from ..inference.sources import Picture, find_pictures
 from ..inference.tables import check_format

@@ -5,19 +5,20 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .._utils.checks import check_image_size, check_numbers, check_path, shown
+from .._utils.checks import check_choice, check_image_size, check_numbers, check_path, shown
 from .._utils.devices import usable_device
 from .._utils.files import read_json
 from .._utils.names import unknown
 from .._utils.unpickling import check_sizes, first_line
 from . import bundled
+from .from_transformers import check_end, convert
 from .frozen import FrozenCLIP, Tokenizer
 from .image_weights import load_image_weights
 from .parts import input_channels
@@ -34,6 +35,7 @@ def load_clip(
     std: Sequence[float] | None = None,
     image_weights: str | Path | Mapping[str, Tensor] | None = None,
     image_size: int | Sequence[int] | None = None,
+    source: Literal["open_clip", "transformers"] = "open_clip",
     device: str | torch.device | None = None,
     cache_dir: str | None = None,
 ) -> FrozenCLIP:
@@ -59,18 +61,26 @@ def load_clip(
         image_size: another input size of the image encoder, for a model name: a side in pixels, or
             ``(height, width)``, each from 16 to 4096. The position embeddings are interpolated, as
             open_clip's ``force_image_size`` does. Default: the model's own.
+        source: ``"transformers"`` for a transformers ``CLIPModel`` with a Vision Transformer:
+            ``model`` is the object (copied), the folder of its ``save_pretrained``, or
+            ``"org/name"`` (downloaded). The weights are mapped to open_clip's ``CLIP``; the
+            features are the same. A folder's tokenizer and normalization are used. Requires the
+            extra ``hf``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``. Default: the CPU, or a model
             object's current device.
-        cache_dir: the directory of open_clip's downloads.
+        cache_dir: the directory of the downloads.
 
     Raises:
         ValueError: the name is unknown (the message suggests similar ones), or the weights do not
-            fit the model, or ``mean``, ``std`` or ``image_size`` do not.
-        TypeError: ``model`` is not a name or an open_clip model.
+            fit the model, or ``mean``, ``std`` or ``image_size`` do not; or a model of
+            transformers has an option that open_clip's ``CLIP`` lacks (the message names it).
+        TypeError: ``model`` is not a name or a model of ``source``.
+        ImportError: ``source`` is ``"transformers"``, and transformers is not installed.
         RuntimeError: the weights could not be downloaded.
         FileNotFoundError: a given file does not exist.
     """
-    source: dict[str, Any] | None = None
+    check_choice(source, "source", ("open_clip", "transformers"))
+    reload: dict[str, Any] | None = None
     pretrained = None if pretrained is None else str(check_path(pretrained, "pretrained"))
     if tokenizer is not None and not callable(tokenizer):
         raise TypeError(f"tokenizer must be callable, got {type(tokenizer).__name__}")
@@ -84,7 +94,16 @@ def load_clip(
         if extra:
             raise ValueError(f"model is already a FrozenCLIP; do not pass {', '.join(extra)}")
         return model if device is None else model.to(device)
-    if isinstance(model, nn.Module):
+    if source == "transformers":
+        if isinstance(model, (str, Path)) and tokenizer is None:
+            reload = {"model": str(check_path(model, "model")), "source": source}
+        for key, value in (("pretrained", pretrained), ("image_size", image_size)):
+            if value is not None:
+                raise ValueError(f"{key} must be None with source='transformers', got {value!r}")
+        inner, tokenizer, name = convert(model, tokenizer, cache_dir)
+        tokenizer = tokenizer or _standard_tokenizer(inner)
+        check_end(inner, tokenizer, name)
+    elif isinstance(model, nn.Module):
         if pretrained is not None:
             raise ValueError("pretrained must be None for a model object; it needs a model name")
         if image_size is not None:
@@ -99,12 +118,12 @@ def load_clip(
         size = None if image_size is None else check_image_size(image_size)
         inner, found = _by_name(model, pretrained, cache_dir, size)
         _require_clip(inner)
-        source = {"model": model, "pretrained": pretrained} if tokenizer is None else None
+        reload = {"model": model, "pretrained": pretrained} if tokenizer is None else None
         tokenizer = tokenizer or found
         name = model if pretrained is None else f"{model}:{pretrained}"
         if size is not None:
             _check_patches(inner, model, size)
-            source = None if source is None else {**source, "image_size": image_size}
+            reload = None if reload is None else {**reload, "image_size": image_size}
             name += f" at {size if isinstance(size, int) else 'x'.join(map(str, size))}"
     else:
         raise TypeError(
@@ -114,13 +133,13 @@ def load_clip(
     if image_weights is not None:
         load_image_weights(inner, image_weights, resize=image_size is not None)
         named = isinstance(image_weights, (str, Path))
-        source = dict(source, image_weights=str(image_weights)) if source and named else None
+        reload = dict(reload, image_weights=str(image_weights)) if reload and named else None
     own_mean = _normalization(inner, "mean", mean, open_clip.OPENAI_DATASET_MEAN)
     own_std = _normalization(inner, "std", std, open_clip.OPENAI_DATASET_STD)
     if mean is not None or std is not None:
         numbers = {k: v for k, v in {"mean": mean, "std": std}.items() if v is not None}
-        source = None if source is None else {**source, **numbers}
-    clip = FrozenCLIP(inner, tokenizer, own_mean, own_std, name=name, source=source)
+        reload = None if reload is None else {**reload, **numbers}
+    clip = FrozenCLIP(inner, tokenizer, own_mean, own_std, name=name, source=reload)
     clip.to(next(inner.parameters()).device if device is None else device)
     # compares the towers with the model's own forward pass, so that a difference is logged now
     clip.why_no_text_prompts()
@@ -282,9 +301,10 @@ def _require_clip(model: nn.Module) -> None:
         if not hasattr(model, part)
     ]
     if missing:
+        theirs = type(model).__module__.startswith("transformers.")
         raise TypeError(
             f"model must be an open_clip CLIP or CustomTextCLIP, but {type(model).__name__} has no "
-            f"{', '.join(missing)}"
+            f"{', '.join(missing)}{'; pass source=' + repr('transformers') if theirs else ''}"
         )
 
 

@@ -1,5 +1,5 @@
 """Predictions for pictures without labels."""
 
-from .predict import Predictions, predict
+from .predicting import Predictions, predict
 
 __all__ = ["Predictions", "predict"]

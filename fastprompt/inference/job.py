@@ -24,7 +24,7 @@ from .._utils.hashing import digest, digest_texts
 from .._utils.locks import holding
 from .._utils.progress import Progress
 from ..model.classifier import CLIPClassifier
-from .predict import probabilities_of
+from .predicting import probabilities_of
 from .running import Part, run, told
 from .sources import Picture
 from .tables import Best, write_embeddings, write_table

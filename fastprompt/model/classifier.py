@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from ..towers.engines import make_image_tower, resolve_precision
 from ..towers.packed import PackedImageTower, packs
 from ..towers.plain_text import encode_plain
 from ..towers.reference import ReferenceImageTower
+
+if TYPE_CHECKING:  # return type
+    from ..interop.to_transformers import InTransformers
 
 
 class CLIPClassifier(nn.Module):
@@ -158,6 +161,25 @@ class CLIPClassifier(nn.Module):
             refiners=self.refiners,
             head=self.head,
         )
+
+    def to_transformers(self) -> InTransformers:
+        """Return a ``CLIPModel`` of transformers and class features that give these logits.
+
+        They are ``model.logit_scale.exp() * normalize(image_features) @ text_embeds.T``, with the
+        model's image features of normalized pixels. The model keeps the frozen weights and its
+        dtype; it is a copy. Requires the extra ``hf``.
+
+        Returns:
+            ``(model, text_embeds, classnames)``, ``text_embeds`` L2-normalized, ``[C, D]``.
+
+        Raises:
+            ImportError: transformers is not installed.
+            ValueError: the classifier has visual prompts, token refiners or a router, or the model
+                has no counterpart in transformers; the message says why.
+        """
+        from ..interop.to_transformers import to_transformers  # avoids a circular import
+
+        return to_transformers(self)
 
     def routing_weights(self, images: Tensor) -> Tensor:
         """Return the router's weights of the K prompts for each image, ``[B, K]``.

@@ -127,7 +127,7 @@ class ImageTower(PromptedImage):
         halves = self.patch_halves
         x = patches(*inputs) if halves is None else patches_bf16(*inputs, halves)
         x = x.to(self.dtype)
-        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        first = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
         return visual.ln_pre(x)
 
@@ -146,7 +146,7 @@ class ImageTower(PromptedImage):
             # prompt tokens that the next layer replaces need no output
             follow = extra is not None and (keep or not (last or i + 1 in tokens))
             if follow and extra is not None:
-                x = torch.cat([x, extra.expand(len(x), *extra.shape[-2:])], dim=1)
+                x = torch.cat([x, extra.expand(x.shape[0], *extra.shape[-2:])], dim=1)
             known = () if follow or extra is None else keys.get(i) or keys_of(block, extra)
             if last and not keep:
                 return self._last(block, x, known), kept
@@ -186,5 +186,5 @@ def _joined(k: Tensor, v: Tensor, known: tuple[Tensor, ...]) -> tuple[Tensor, Te
     """Append the prompts' keys and values, if any, to those of the other tokens."""
     if not known:
         return k, v
-    shape = (len(k), *known[0].shape[-3:])
+    shape = (k.shape[0], *known[0].shape[-3:])
     return torch.cat([k, known[0].expand(shape)], 1), torch.cat([v, known[1].expand(shape)], 1)

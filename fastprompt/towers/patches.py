@@ -60,7 +60,7 @@ def _rows(images: Tensor, weight: Tensor) -> Tensor:
     channels, height, width = weight.shape[-3:]
     rows, columns = images.shape[-2] // height, images.shape[-1] // width
     x = images[..., : rows * height, : columns * width]
-    x = x.reshape(len(x), channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+    x = x.reshape(x.shape[0], channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
     return x.flatten(3).flatten(1, 2)
 
 

@@ -109,7 +109,7 @@ class ReferenceImageTower(PromptedImage):
             x = self._patches(((images - clip.mean) / clip.std).to(clip.dtype))
             n = x.shape[1]
             if 0 in own:
-                x = torch.cat([x, own[0].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+                x = torch.cat([x, own[0].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
             x = visual.ln_pre(x)
             kept = []
             for i, block in enumerate(blocks):
@@ -117,7 +117,7 @@ class ReferenceImageTower(PromptedImage):
                 if refiners is not None and 0 < i <= len(refiners):
                     tokens = refiners[i - 1](tokens)
                 if i > 0 and i in own:
-                    extra = own[i].to(x.dtype).expand(len(x), -1, -1)
+                    extra = own[i].to(x.dtype).expand(x.shape[0], -1, -1)
                 x = run_block(visual.transformer, block, torch.cat([tokens, extra], dim=1))
                 kept.append(x)
             pooled, _ = visual._pool(x[:, :n])
@@ -128,6 +128,6 @@ class ReferenceImageTower(PromptedImage):
         """Compute class and patch tokens with positional embeddings, before ``ln_pre``."""
         visual: Any = self.clip.model.visual
         x = visual.conv1(pixels).flatten(2).transpose(1, 2)
-        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        first = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
         return visual.patch_dropout(x)

@@ -11,7 +11,7 @@ from ..clip.load import load_clip
 log = logging.getLogger(__name__)
 
 # arguments of `load_clip`
-_SOURCE = ("model", "pretrained", "image_weights", "image_size", "mean", "std")
+_SOURCE = ("model", "pretrained", "image_weights", "image_size", "mean", "std", "source")
 # execution settings: their defaults depend on the machine; config.json stores their values
 EXECUTION = ("compile", "class_chunk", "class_shards")
 

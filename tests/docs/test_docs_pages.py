@@ -24,6 +24,7 @@ from fastprompt import APTTuner, NAPConfig, NAPTuner, load_clip, load_data, pred
 from fastprompt.attacks.autoattack import STANDARD
 from fastprompt.cli.data import check_parser
 from fastprompt.cli.evaluate import evaluate_parser
+from fastprompt.cli.export_ import export_parser
 from fastprompt.cli.import_ import import_parser
 from fastprompt.cli.main import main
 from fastprompt.cli.predict import predict_parser
@@ -50,6 +51,12 @@ METHODS = page("docs/methods/index.md")
 PARSERS = {"evaluate": evaluate_parser, "import": import_parser, "report": report_parser}
 PARSERS["predict"] = predict_parser
 PARSERS["push"] = push_parser
+PARSERS = {
+    "evaluate": evaluate_parser,
+    "import": import_parser,
+    "export": export_parser,
+    "report": report_parser,
+}
 LITTLE = {"limit=400": "limit=8, sanity='off'"}  # of the evaluation
 
 

@@ -19,6 +19,7 @@ def _option(command: list[str], option: str, value: str, *words: str) -> Any:
     return line(f"{command[0]}-{option}-{shown}", arguments, *(words or [option.rstrip("s")]))
 
 
+_EXPORT = ["export", "missing", "--out", "model.pt2"]
 _WHOLE = ("0x10", "1_0", "010", "1:30", "1e3", "1.5", "three", "9" * 5000, "-1", "[1]")
 _ONE = ("0x10", "three", "nan", "inf", "-1", "1e308", "1_0.5")
 ROWS = [
@@ -52,6 +53,11 @@ ROWS = [
     *(_option(_TUNE, "n_ctx", value) for value in ("0", "1_0", str(10**9))),
     *(_option(_TUNE, "config", value) for value in ("missing.yaml", "", ".")),
     *(_option(_TUNE, "resume", value) for value in ("missing", "")),
+    *(_option(_EXPORT, "limit", value) for value in ("0", "-1", "0x10", "1_0", str(10**30))),
+    *(_option(_EXPORT, "format", value) for value in ("tflite", "3", "")),
+    *(_option(_EXPORT, "out", value, "path") for value in ("", "model.bin", "a\0.onnx")),
+    *(_option(_EXPORT, "opset", value) for value in ("three", "1_8", "1.5")),
+    _option(_EXPORT, "int8", "true", "int8"),
     *(_option(_EVALUATE, "eps", value) for value in ("four", "4/0", "0x1", "300", "nan")),
     *(_option(_EVALUATE, "limit", value) for value in ("0", "-1", "0x10", "1_0", str(10**30))),
     *(_option(_EVALUATE, "batch", value) for value in ("0", "-1", "0x10", "null")),

@@ -22,6 +22,7 @@ from fastprompt import (
     RandomResizePad,
     TextContext,
     TokenRefiner,
+    export,
     load_clip,
 )
 from fastprompt.clip.image_weights import load_image_weights
@@ -114,6 +115,24 @@ for name in ("mean", "std"):
 ROWS += [
     row("load_clip-std-zero", lambda w: load_clip(w.clip.model, std=[0, 1, 1]), "std", "positive"),
     row("load_clip-tokenizer", lambda w: load_clip(w.clip.model, tokenizer=3), "tokenizer"),
+    row("load_clip-source", lambda w: load_clip("tiny-shapes", source="keras"), "source"),
+    row("load_clip-no-folder", lambda w: load_clip("a", source="transformers"), "model", "folder"),
+    row("load_clip-empty-folder", lambda w: load_clip("", source="transformers"), "model"),
+    row(
+        "load_clip-transformers-size",
+        lambda w: load_clip("a/b", image_size=48, source="transformers"),
+        "image_size",
+    ),
+    row(
+        "export-no-classifier",
+        lambda w: export(w.clip, w.place / "a.pt2"),
+        "model",
+        "CLIPClassifier",
+    ),
+    row("export-suffix", lambda w: export(w.clip, w.place / "a.h5"), "path", ".pt2"),
+    row("export-path", lambda w: export(w.clip, 3), "path"),
+    row("export-format", lambda w: export(w.clip, w.place / "a.pt2", format="tf"), "format"),
+    row("export-int8", lambda w: export(w.clip, w.place / "a.onnx", int8="yes"), "int8"),
     row("load_clip-twice", lambda w: load_clip(w.clip, mean=[0] * 3), "model", "mean"),
     row("load_clip-bundled-tag", lambda w: load_clip("tiny-shapes", "openai"), "pretrained"),
     row("load_clip-tag-of-an-object", lambda w: load_clip(w.clip.model, "a"), "pretrained"),
