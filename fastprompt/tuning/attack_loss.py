@@ -12,7 +12,7 @@ from .._utils.seeds import stream
 from ..attacks.apgd import per_image_loss
 from ..attacks.autoattack import TARGETS
 from ..attacks.base import wrong_order
-from ..attacks.losses import kl_divergence
+from ..attacks.losses import dlr, kl_divergence, margin
 from ..attacks.random_start import random_start
 
 AttackLoss = Literal["ce", "margin", "dlr", "targeted-dlr", "kl", "mixed"]
@@ -119,5 +119,17 @@ def attack_losses(name: AttackLoss, logits: Tensor, goal: Goal) -> Tensor:
         assert goal.kinds is not None
         each = torch.stack([attack_losses(kind, logits, goal) for kind in MIXED])  # [4, B]
         return each.gather(0, goal.kinds[None]).squeeze(0)
+    if name == "dlr":
+        return _dlr(logits, goal.labels)
     targets = goal.targets if name == "targeted-dlr" else None
     return per_image_loss(name, logits, goal.labels, targets)
+
+
+def _dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute DLR, or the margin where the true class ranks third.
+
+    There, DLR is 1 whatever the logits, and its gradient consists of rounding errors. APGD stops at
+    such an image, which is misclassified; tuning attacks it.
+    """
+    third = (logits > logits.gather(1, labels[:, None])).sum(dim=1) == 2
+    return torch.where(third, margin(logits, labels), dlr(logits, labels))

@@ -55,8 +55,9 @@ class OnlinePGD:
             ``"targeted-dlr"``, the losses of APGD-DLR and APGD-T, the latter with one target per
             image, drawn from the 9 wrong classes with the largest clean logits; ``"kl"``, the
             divergence KL(p(clean) || p(adv)) of TRADES, which needs a random start; ``"mixed"``,
-            one of the first four for each image. ``"targeted-dlr"``, ``"kl"`` and ``"mixed"`` run
-            the model once more, on the clean images, without gradients.
+            one of the first four for each image. Where the true class ranks third, ``"dlr"`` is the
+            margin: DLR is constant there. ``"targeted-dlr"``, ``"kl"`` and ``"mixed"`` run the
+            model once more, on the clean images, without gradients.
         random_start: start at a uniformly random point of the ball, instead of at the clean image.
         clamp: when to clamp the pixels to [0, 1]: ``"always"``, at the random start and in each
             step; ``"steps"``, in each step only; ``"inputs"``, only in the model's input and after
