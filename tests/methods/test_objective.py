@@ -18,6 +18,7 @@ from helpers.method_checks import (
 
 from fastprompt import AMPTConfig, APTConfig, APTTuner, CAPTConfig, CoOpConfig, NAPConfig
 from fastprompt._utils.run_folder import RunFolder
+from fastprompt.cli.tune import tune_parser
 from fastprompt.methods.registry import TUNERS
 from fastprompt.tuning.online_pgd import OnlinePGD
 
@@ -133,6 +134,16 @@ def test_a_run_with_mixed_losses_and_trades_resumes_to_the_same_bits(
     assert {name: config[name] for name in wanted} == wanted
     loaded = TUNERS[method].load(tmp_path / "stopped", small_clip)
     assert all(torch.equal(p, whole[n]) for n, p in loaded.prompts.state_dict().items())
+
+
+def test_the_settings_are_options_of_the_command(capsys):
+    parser = tune_parser("nap")
+    given = parser.parse_args(["--attack_loss=targeted-dlr", "--objective=trades"])
+    assert (given.attack_loss, given.objective, given.trades_beta) == ("targeted-dlr", "trades", 6)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name} " in shown for name in ("attack_loss", "objective", "trades_beta"))
 
 
 @pytest.mark.parametrize("options", [{"attack_loss": "mixed"}, TRADES], ids=["mixed", "trades"])
