@@ -52,7 +52,12 @@ def fooled(logits: Tensor, labels: Tensor, *, targeted: bool = False) -> Tensor:
 def wrong_classes(model: Model, images: Tensor, labels: Tensor, size: int | None = None) -> Tensor:
     """Return the wrong classes of each image, the most likely first, ``[B, C - 1]``."""
     parts = images.split(size or max(1, len(images)))
-    order = torch.cat([model(x) for x in parts]).argsort(dim=1, descending=True, stable=True)
+    return wrong_order(torch.cat([model(x) for x in parts]), labels)
+
+
+def wrong_order(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the wrong classes of each image by decreasing logit, ``[B, C - 1]``."""
+    order = logits.argsort(dim=1, descending=True, stable=True)
     # a mask as the index would make the host wait for the device
     places = (order == labels[:, None]).int().argsort(dim=1, stable=True)[:, :-1]
     return order.gather(1, places)

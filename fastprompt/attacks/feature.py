@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._utils.checks import (
@@ -21,14 +20,9 @@ from .._utils.dtypes import at_least_float32
 from .ascent import Clamp, ascend, evaluating
 from .base import checked_indices
 from .health import GradientHealth
+from .losses import kl_divergence
 from .random_start import Sides, random_start
 from .result import AttackResult
-
-
-def feature_kl(clean: Tensor, adv: Tensor) -> Tensor:
-    """Compute ``KL(softmax(clean) || softmax(adv))`` of raw features, ``[B, D]`` to ``[B]``."""
-    log_adv, log_clean = F.log_softmax(adv, dim=-1), F.log_softmax(clean, dim=-1)
-    return F.kl_div(log_adv, log_clean, reduction="none", log_target=True).sum(dim=-1)
 
 
 class FeaturePGD:
@@ -103,7 +97,7 @@ class FeaturePGD:
             with torch.no_grad():
                 clean = at_least_float32(self.encode(x))
             adv = ascend(
-                lambda adv: feature_kl(clean, at_least_float32(self.encode(adv))).sum(),
+                lambda adv: kl_divergence(clean, at_least_float32(self.encode(adv))).sum(),
                 x,
                 start,
                 alpha=self.alpha,

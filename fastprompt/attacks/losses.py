@@ -10,6 +10,12 @@ from torch import Tensor
 _TINY = 1e-12  # from the DLR authors; avoids division by zero if all logits are equal
 
 
+def kl_divergence(clean: Tensor, adv: Tensor) -> Tensor:
+    """Compute ``KL(softmax(clean) || softmax(adv))`` of logits or raw features, ``[B]``."""
+    log_adv, log_clean = F.log_softmax(adv, dim=-1), F.log_softmax(clean, dim=-1)
+    return F.kl_div(log_adv, log_clean, reduction="none", log_target=True).sum(dim=-1)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute the cross-entropy of each image, ``[B]``."""
     return F.cross_entropy(logits, labels, reduction="none")

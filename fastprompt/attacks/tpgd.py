@@ -11,8 +11,8 @@ from .._utils.types import Model
 from ..kernels import pgd_step
 from .base import Batch
 from .climb import Ascent
-from .feature import feature_kl
 from .iterated import IteratedAttack
+from .losses import kl_divergence
 from .random_start import random_start
 from .slots import State
 
@@ -91,7 +91,7 @@ class _TPGDAscent:
         }
 
     def loss(self, logits: Tensor, state: State) -> Tensor:
-        return feature_kl(state["clean"], logits)
+        return kl_divergence(state["clean"], logits)
 
     def advance(self, state: State, loss: Tensor, grad: Tensor, first: list[int]) -> None:
         state["adv"] = pgd_step(

@@ -32,7 +32,8 @@ class AMPTConfig(OnlineConfig):
             (``"raw"``).
         router_width: hidden width of the router; by default a quarter of the feature dimension.
         clean_share: weight of the cross-entropy on the clean images, in [0, 1]; the cross-entropy
-            on the adversarial images has the weight ``1 - clean_share``.
+            on the adversarial images has the weight ``1 - clean_share``. With
+            ``objective="trades"`` it must be above 0; 1/2 gives both terms the ratio of TRADES.
         load_balance: weight of the load-balancing loss ``K sum_k mean_b(w_bk)^2 - 1``, the squared
             coefficient of variation of the prompts' mean mixture weights (Shazeer et al., ICLR
             2017). It is 0 if all prompts have the same mean weight.
@@ -55,6 +56,8 @@ class AMPTConfig(OnlineConfig):
         if self.router_width is not None:
             check_count(self.router_width, "router_width", most=MOST_WIDTH)
         check_number(self.clean_share, "clean_share", low=0, high=1)
+        if self.clean_share == 0:
+            self._need_clean_images("clean_share=0", "set clean_share above 0, such as 0.5")
         check_number(self.load_balance, "load_balance", low=0, high=MOST_WEIGHT)
 
 
@@ -87,14 +90,15 @@ class AMPTTuner(OnlineTuner):
         )
 
     def loss(self, batch: Step) -> Tensor:
-        """Return the adversarial cross-entropy with the optional clean and load-balancing terms."""
+        """Return the adversarial cross-entropy with the optional clean and load-balancing terms.
+
+        With ``objective="trades"``, ``(1 - share) beta KL(p_clean || p_adv) + share CE(clean)``
+        with the optional load-balancing term.
+        """
         share, balance = self.config.clean_share, self.config.load_balance
-        if share:
-            clean, adv = batch.both()
-        else:
-            adv = batch.attacked()
-        loss = F.cross_entropy(adv.logits, batch.labels)
-        if share:
+        clean, adv = batch.both() if share else (None, batch.attacked())
+        loss = self.adversarial_loss(adv, clean, batch.labels)
+        if clean is not None:
             loss = (1 - share) * loss + share * F.cross_entropy(clean.logits, batch.labels)
         if balance:
             weights = self.prompts.head.weights(F.normalize(adv.features, dim=-1))  # [B, K]

@@ -54,5 +54,12 @@ class APTTuner(OnlineTuner):
         )
 
     def loss(self, batch: Step) -> Tensor:
-        """Return the cross-entropy on the adversarial images."""
-        return F.cross_entropy(batch.attacked().logits, batch.labels)
+        """Return the cross-entropy on the adversarial images.
+
+        With ``objective="trades"``, ``CE(clean) + beta KL(p_clean || p_adv)``.
+        """
+        if self.config.objective == "ce":
+            return self.adversarial_loss(batch.attacked(), None, batch.labels)
+        clean, adv = batch.both()
+        loss = F.cross_entropy(clean.logits, batch.labels)
+        return loss + self.adversarial_loss(adv, clean, batch.labels)

@@ -50,7 +50,7 @@ class CAPTConfig(OnlineConfig):
             frozen model's mean probability of the true classes on the clean images of the batch.
         balance_value: value of alpha with ``balance="constant"``.
         ce: images of the cross-entropy term: ``"clean"``, the likelier reading of the paper, or
-            ``"adv"``.
+            ``"adv"``. ``objective="trades"`` needs ``"clean"``.
         train_kl: direction of the divergence to the tuned model's clean prediction:
             ``"adv||target"`` is KL(adv || target), ``"target||adv"`` is KL(target || adv).
         frozen_kl: direction of the divergence to the frozen model's prediction, as ``train_kl``.
@@ -80,6 +80,8 @@ class CAPTConfig(OnlineConfig):
         check_choice(self.balance, "balance", get_args(Balance))
         check_number(self.balance_value, "balance_value", low=0, high=1)
         check_choice(self.ce, "ce", ("adv", "clean"))
+        if self.ce == "adv":
+            self._need_clean_images("ce='adv'", "set ce='clean'")
         check_templates(self.guide_template, "guide_template")
         for name in ("train_kl", "frozen_kl"):
             check_choice(getattr(self, name), name, get_args(Direction))
@@ -157,7 +159,11 @@ class CAPTTuner(OnlineTuner):
         return frozen.new_full((), self.config.balance_value if kind == "constant" else progress)
 
     def loss(self, batch: Step) -> Tensor:
-        """Return ``CE + lam [(1 - alpha) KL(p_adv, p_clean) + alpha KL(p_adv, p_frozen)]``."""
+        """Return ``CE + lam [(1 - alpha) KL(p_adv, p_clean) + alpha KL(p_adv, p_frozen)]``.
+
+        ``objective="trades"`` adds ``beta KL(p_clean || p_adv)``, whose gradient reaches both; the
+        consistency terms stay, with their own directions and targets.
+        """
         config, labels = self.config, batch.labels
         if config.lam == 0 and config.ce == "adv" and config.engine == "fast":
             return F.cross_entropy(batch.attacked().logits, labels)  # the other terms are zero
@@ -186,7 +192,11 @@ class CAPTTuner(OnlineTuner):
         )
         ce, train, frozen_term = terms.mean(dim=0).unbind()
         self.log(len(labels), ce=ce, kl_train=train, kl_frozen=frozen_term, alpha=alpha)
-        return loss.mean()
+        if config.objective == "ce":
+            return loss.mean()
+        trades = self.adversarial_loss(adv, clean, labels)
+        self.log(len(labels), trades=trades)
+        return loss.mean() + trades
 
 
 def confidence(frozen: Tensor, labels: Tensor) -> Tensor:

@@ -23,6 +23,14 @@ class CoOpConfig(APTConfig):
 
     _published = published.COOP
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective != "ce":
+            raise ValueError(
+                f"objective must be 'ce' for CoOp, which attacks no images, got "
+                f"{self.objective!r}: use APT"
+            )
+
 
 class CoOpTuner(APTTuner):
     """CoOp (Context Optimization): tunes a text context on clean images, without an attack.

@@ -45,7 +45,7 @@ class NAPConfig(OnlineConfig):
         schedule: weight w of the adversarial loss: ``"linear"`` is the fraction of completed
             epochs, ``"fixed"`` is ``adv_share``.
         adv_share: value of w with ``schedule="fixed"``. An earlier version of the authors' code
-            uses 1/2.
+            uses 1/2. With ``objective="trades"`` it must be below 1.
         consistency: distance between the image layers' outputs on clean and adversarial images,
             ``"cosine"`` or ``"mse"``; ``"none"`` omits the consistency term, as an earlier version
             of the authors' code does.
@@ -78,6 +78,8 @@ class NAPConfig(OnlineConfig):
         check_choice(self.map_start, "map_start", get_args(MapStart))
         check_choice(self.schedule, "schedule", ("linear", "fixed"))
         check_number(self.adv_share, "adv_share", low=0, high=1)
+        if self.schedule == "fixed" and self.adv_share == 1:
+            self._need_clean_images("adv_share=1", "set adv_share below 1, such as 0.5")
         check_choice(self.consistency, "consistency", get_args(Consistency))
 
 
@@ -115,7 +117,11 @@ class NAPTuner(OnlineTuner):
         )
 
     def loss(self, batch: Step) -> Tensor:
-        """Return ``(1 - w) CE(clean) + w CE(adv) + w sum_l (1 - cos(F_l(clean), F_l(adv)))``."""
+        """Return ``(1 - w) CE(clean) + w CE(adv) + w sum_l (1 - cos(F_l(clean), F_l(adv)))``.
+
+        With ``objective="trades"``, ``beta KL(p_clean || p_adv)`` replaces ``CE(adv)``; schedule
+        and consistency term stay.
+        """
         config, labels = self.config, batch.labels
         w = batch.progress if config.schedule == "linear" else config.adv_share
         if w == 0 and config.engine == "fast":  # the adversarial terms are zero
@@ -125,7 +131,7 @@ class NAPTuner(OnlineTuner):
         clean, adv = batch.both(keep_layers=config.consistency != "none")
         losses = {
             "clean": F.cross_entropy(clean.logits, labels),
-            "adv": F.cross_entropy(adv.logits, labels),
+            "adv": self.adversarial_loss(adv, clean, labels),
         }
         loss = (1 - w) * losses["clean"] + w * losses["adv"]
         if config.consistency != "none":

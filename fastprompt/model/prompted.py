@@ -228,16 +228,13 @@ class PromptedCLIP(nn.Module):
         features, layers = self.image(images, visual, self.refiners, keep_layers=True)
         return at_least_float32(features), layers
 
-    def _attack_loss(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        text: Tensor,
-        visual: Visual,
-        *prepared: Tensor,
+    def _attack_logits(
+        self, images: Tensor, text: Tensor, visual: Visual, *prepared: Tensor
     ) -> Tensor:
-        logits = self.logits(self._image_features(images, visual), text, *prepared)
-        return F.cross_entropy(logits, labels, reduction="sum")
+        return self.logits(self._image_features(images, visual), text, *prepared)
+
+    def _attack_loss(self, images: Tensor, labels: Tensor, *fixed: Any) -> Tensor:
+        return F.cross_entropy(self._attack_logits(images, *fixed), labels, reduction="sum")
 
     # methods that tuners call
 
@@ -245,8 +242,12 @@ class PromptedCLIP(nn.Module):
         """Return the summed cross-entropy; ``fixed`` is the output of `Prepared.detached`."""
         return self._run(PromptedCLIP._attack_loss, self.image, images, labels, *fixed)
 
+    def attack_logits(self, images: Tensor, *fixed: Any) -> Tensor:
+        """Return the logits ``[B, C]``, from which other losses than `attack_loss` follow."""
+        return self._run(PromptedCLIP._attack_logits, self.image, images, *fixed)
+
     def attack_reads(self) -> list[Tensor]:
-        """Return the tensors that `attack_loss` reads besides its arguments.
+        """Return the tensors that `attack_loss` and `attack_logits` read besides their arguments.
 
         The list is kept until the weights change: in each step, only its addresses are compared.
         """

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._utils.checks import (
     MOST_STEPS,
+    MOST_WEIGHT,
     MOST_WORKERS,
     Fraction,
     check_choice,
@@ -20,15 +22,20 @@ from .._utils.checks import (
 from .._utils.distributed import add_up_, is_first, own_part
 from .._utils.seeds import stream
 from ..attacks.ascent import Clamp
+from ..attacks.losses import kl_divergence
 from ..data.augment import RandomCrops
 from ..data.dataset import ImageDataset
 from ..data.device_images import Pictures
 from ..data.picture_crops import PictureCrops
+from ..model.outputs import Seen
+from .attack_loss import AttackLoss, check_attack_loss, check_enough_classes
 from .config import TunerConfig, parse_distances
 from .online_pgd import OnlinePGD
 from .parts import own_batch
 from .step import Step
 from .tuner import Tuner
+
+Objective = Literal["ce", "trades"]
 
 _VAL_DRAW = 2**32 - 1  # `draw` of the random starts on validation images; no epoch uses it
 
@@ -51,6 +58,15 @@ class OnlineConfig(TunerConfig):
             in each step; ``"steps"``, in each step only; ``"inputs"``, only in the model's input
             and after the last step, as APT's authors do; ``"end"``, only after the last step, as
             NAP's authors do.
+        attack_loss: loss that the attack increases: ``"ce"``, ``"margin"``, ``"dlr"``,
+            ``"targeted-dlr"``, ``"kl"`` or ``"mixed"``, see `OnlinePGD`. By default ``"ce"``, as
+            published, and with ``objective="trades"`` ``"kl"``, as in TRADES.
+        objective: ``"ce"``, the method's own loss, or ``"trades"`` (Zhang et al., ICML 2019): in
+            place of the cross-entropy of the adversarial images, with the same weight, the loss has
+            ``trades_beta * KL(p(x) || p(x'))`` of the clean image x and the adversarial image x'.
+            The cross-entropy of the clean images keeps its weight and must not be 0; where the
+            method has none, it is added with the weight 1. All other terms of the method stay.
+        trades_beta: weight of the divergence, above 0. TRADES uses 1 and 6.
         augment: apply random resized crops and horizontal flips to the training images.
         crop_min: area of the smallest crop, as a fraction of the image.
         crops: how the crops are cut. ``"fast"``: on the device, bilinearly, from the image that the
@@ -67,6 +83,9 @@ class OnlineConfig(TunerConfig):
     alpha: Fraction | None = None
     random_start: bool = True
     clamp: Clamp = "always"
+    attack_loss: AttackLoss | None = None
+    objective: Objective = "ce"
+    trades_beta: float = 6.0
     augment: bool = True
     crop_min: float = 0.08
     crops: Literal["fast", "exact"] = "fast"
@@ -82,6 +101,9 @@ class OnlineConfig(TunerConfig):
         if self.eps_min is not None and float(self.eps_min) > self.radius:
             raise ValueError(f"eps_min must be at most eps={self.eps}, got {self.eps_min}")
         check_choice(self.clamp, "clamp", get_args(Clamp))
+        check_choice(self.objective, "objective", get_args(Objective))
+        check_number(self.trades_beta, "trades_beta", above=0, high=MOST_WEIGHT)
+        check_attack_loss(self.attacked_loss, random_start=self.random_start)
         check_number(self.crop_min, "crop_min", above=0, high=1)
         check_choice(self.crops, "crops", ("fast", "exact"))
 
@@ -96,6 +118,21 @@ class OnlineConfig(TunerConfig):
         if self.alpha is None:
             return min(1.0, self._reach / self.steps) * self.radius
         return float(self.alpha)
+
+    @property
+    def attacked_loss(self) -> AttackLoss:
+        """attack_loss, or its default value if attack_loss is None."""
+        if self.attack_loss is None:
+            return "kl" if self.objective == "trades" else "ce"
+        return self.attack_loss
+
+    def _need_clean_images(self, setting: str, remedy: str) -> None:
+        """Raise if the objective is TRADES, which ``setting`` would leave without clean images."""
+        if self.objective == "trades":
+            raise ValueError(
+                f"objective='trades' needs the cross-entropy of clean images, but {setting} leaves "
+                f"none: {remedy}"
+            )
 
 
 class OnlineTuner(Tuner):
@@ -113,6 +150,21 @@ class OnlineTuner(Tuner):
     @abstractmethod
     def loss(self, batch: Step) -> Tensor:
         """Return the method's loss of a step, the mean over its images."""
+
+    def _start(self) -> None:
+        check_enough_classes(self.config.attacked_loss, len(self.classnames))
+        super()._start()
+
+    def adversarial_loss(self, adv: Seen, clean: Seen | None, labels: Tensor) -> Tensor:
+        """Return the loss's term of adversarial images, the mean over the images.
+
+        It is the cross-entropy, or with ``objective="trades"`` the weighted divergence from the
+        clean prediction, whose gradient reaches both.
+        """
+        if self.config.objective == "ce":
+            return F.cross_entropy(adv.logits, labels)
+        assert clean is not None
+        return self.config.trades_beta * kl_divergence(clean.logits, adv.logits).mean()
 
     def prepare(
         self, train: ImageDataset, val: ImageDataset | None, out: Path | None, progress: bool
@@ -138,6 +190,7 @@ class OnlineTuner(Tuner):
             config.eps,
             config.step_size,
             config.steps,
+            attack_loss=config.attacked_loss,
             random_start=config.random_start,
             clamp=config.clamp,
             seed=config.seed,

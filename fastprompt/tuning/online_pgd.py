@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._utils.checks import (
@@ -26,11 +25,20 @@ from ..attacks.result import AttackResult
 from ..model.outputs import Prepared
 from ..model.padding import padded, padded_labels
 from ..model.prompted import PromptedCLIP
+from .attack_loss import (
+    AttackLoss,
+    Goal,
+    attack_losses,
+    check_attack_loss,
+    check_enough_classes,
+    goal_of,
+    needs_clean_logits,
+)
 from .cuda_graph import CapturedAscent
 
 
 class OnlinePGD:
-    """White-box PGD on the cross-entropy, through the current prompts, for each tuning step.
+    """White-box PGD through the current prompts, for each tuning step.
 
     On the fast engine, the class features are computed once, without a graph, and each gradient
     step differentiates with respect to the pixels only. No operation synchronizes with the device;
@@ -42,15 +50,26 @@ class OnlinePGD:
         eps: radius in pixel units: a float, or a string such as ``"4/255"``.
         alpha: step size in pixel units, in the same formats as ``eps``.
         steps: gradient steps.
+        attack_loss: loss that the steps increase, summed over the images: ``"ce"``, the
+            cross-entropy; ``"margin"``, the largest wrong logit minus the true one; ``"dlr"`` and
+            ``"targeted-dlr"``, the losses of APGD-DLR and APGD-T, the latter with one target per
+            image, drawn from the 9 wrong classes with the largest clean logits; ``"kl"``, the
+            divergence KL(p(clean) || p(adv)) of TRADES, which needs a random start; ``"mixed"``,
+            one of the first four for each image. Where the true class ranks third, ``"dlr"`` is the
+            margin: DLR is constant there. ``"targeted-dlr"``, ``"kl"`` and ``"mixed"`` run the
+            model once more, on the clean images, without gradients.
         random_start: start at a uniformly random point of the ball, instead of at the clean image.
         clamp: when to clamp the pixels to [0, 1]: ``"always"``, at the random start and in each
             step; ``"steps"``, in each step only; ``"inputs"``, only in the model's input and after
             the last step; ``"end"``, only after the last step.
-        seed: seed of the random starts, which depend only on (seed, image index, draw).
+        seed: seed of the random starts, targets and mixed losses, which depend only on (seed,
+            image index, draw).
         capture: if False, never capture a CUDA graph.
 
     Raises:
-        ValueError, TypeError: an argument has an invalid value or type.
+        ValueError, TypeError: an argument has an invalid value or type, or the model has too few
+            classes for ``attack_loss``: ``"margin"`` and ``"kl"`` need 2, ``"dlr"`` 3,
+            ``"targeted-dlr"`` and ``"mixed"`` 4.
     """
 
     def __init__(
@@ -60,6 +79,7 @@ class OnlinePGD:
         alpha: Fraction = 1 / 255,
         steps: int = 3,
         *,
+        attack_loss: AttackLoss = "ce",
         random_start: bool = True,
         clamp: Clamp = "always",
         seed: int = 0,
@@ -74,8 +94,11 @@ class OnlinePGD:
         self.random_start, self.seed = check_flag(random_start, "random_start"), check_seed(seed)
         check_choice(clamp, "clamp", get_args(Clamp))
         self.clamp: Clamp = clamp
+        self.attack_loss = check_attack_loss(attack_loss, random_start=random_start)
+        if attack_loss != "ce":
+            check_enough_classes(attack_loss, len(model.classnames))
         self._ascent = CapturedAscent(
-            model.attack_loss,
+            model.attack_loss if attack_loss == "ce" else _loss_of(model, attack_loss),
             model.attack_reads,
             alpha=self.alpha,
             eps=self.eps,
@@ -103,7 +126,8 @@ class OnlinePGD:
             indices: indices of the images in their data set, int64 ``[B]``.
             prepared: result of `PromptedCLIP.prepare`, to share it with the step's loss; by default
                 computed here. The reference engine does not use it.
-            draw: index that varies the random start, e.g. the epoch.
+            draw: index that varies the random start and the draws of ``attack_loss``, e.g. the
+                epoch.
             radius: radius per image instead of eps, float ``[B]``, at most eps; alpha is scaled by
                 ``radius / eps``.
 
@@ -131,19 +155,29 @@ class OnlinePGD:
             )
         with torch.enable_grad():
             if self.model.engine == "reference":
-                adv, counts = self._through_everything(x, start, labels, radius)
+                goal = self._goal(x, labels, indices, None, draw)
+                adv, counts = self._through_everything(x, start, goal, radius)
             else:
                 with self.model.frozen_prompts():
-                    fixed = (prepared or self.model.prepare()).detached()
-                    adv, counts = self._fast(x, start, labels, fixed, radius)
+                    prepared = prepared or self.model.prepare()
+                    goal = self._goal(x, labels, indices, prepared, draw)
+                    adv, counts = self._fast(x, start, goal, prepared.detached(), radius)
         entries = self.steps * images[0].numel() if len(images) else 0
         return AttackResult(adv, None, GradientHealth(counts[:, 0], counts[:, 1], entries))
+
+    @torch.no_grad()
+    def _goal(
+        self, x: Tensor, labels: Tensor, indices: Tensor, prepared: Prepared | None, draw: int
+    ) -> Goal:
+        needed = needs_clean_logits(self.attack_loss)
+        clean = self.model.see(x, prepared).logits if needed else None
+        return goal_of(self.attack_loss, labels, indices, clean, seed=self.seed, draw=draw)
 
     def _fast(
         self,
         x: Tensor,
         start: Tensor,
-        labels: Tensor,
+        goal: Goal,
         fixed: tuple[Any, ...],
         radius: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
@@ -153,18 +187,20 @@ class OnlinePGD:
         n, x, start = len(x), padded(x, size), padded(start, size)
         if radius is not None:
             radius = padded(radius, size)
-        labels = padded_labels(labels, size)
-        adv, counts = self._ascent(x, start, labels, *fixed, radius=radius)
+        if self.attack_loss == "ce":
+            aim: Tensor | Goal = padded_labels(goal.labels, size)
+        else:
+            aim = Goal._make(None if t is None else padded(t, size) for t in goal)
+        adv, counts = self._ascent(x, start, aim, *fixed, radius=radius)
         return adv[:n], counts[:n]
 
     def _through_everything(
-        self, x: Tensor, start: Tensor, labels: Tensor, radius: Tensor | None
+        self, x: Tensor, start: Tensor, goal: Goal, radius: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         learning = [p for p in self.model.prompts.parameters() if p.requires_grad]
 
         def loss_of(images: Tensor) -> Tensor:
-            logits = self.model(images)
-            return F.cross_entropy(logits, labels, reduction="sum")
+            return attack_losses(self.attack_loss, self.model(images), goal).sum()
 
         def gradient(loss_of: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
             images = images.detach().requires_grad_(True)
@@ -181,3 +217,12 @@ class OnlinePGD:
             gradient=gradient,
         )
         return ascent(x, start, radius=radius)
+
+
+def _loss_of(model: PromptedCLIP, name: AttackLoss) -> Callable[..., Tensor]:
+    """Return the loss of images that have a `Goal`, summed over them."""
+
+    def loss_of(images: Tensor, goal: Goal, *fixed: Any) -> Tensor:
+        return attack_losses(name, model.attack_logits(images, *fixed), goal).sum()
+
+    return loss_of

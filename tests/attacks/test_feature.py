@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fastprompt.attacks import FeaturePGD
-from fastprompt.attacks.feature import feature_kl
+from fastprompt.attacks.losses import kl_divergence
 from fastprompt.attacks.random_start import random_start
 
 
-def test_feature_kl_equals_its_definition():
+def test_kl_divergence_equals_its_definition():
     gen = torch.Generator().manual_seed(0)
     clean, adv = torch.randn(2, 3, 7, generator=gen, dtype=torch.float64)
     for row in range(3):
@@ -18,7 +18,7 @@ def test_feature_kl_equals_its_definition():
         q = [math.exp(v) for v in adv[row].tolist()]
         p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
         slow = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-        assert feature_kl(clean, adv)[row].item() == pytest.approx(slow, rel=1e-12)
+        assert kl_divergence(clean, adv)[row].item() == pytest.approx(slow, rel=1e-12)
 
 
 def test_raises_the_loss_and_stays_inside(small_clip, images):
@@ -27,8 +27,8 @@ def test_raises_the_loss_and_stays_inside(small_clip, images):
     assert attack.alpha == pytest.approx(1.25 * 8 / 255 / 5)
     result = attack.run(images)
     start = random_start(images, 8 / 255, torch.arange(4), seed=0, sides="two-sided")
-    before = feature_kl(clean, small_clip.encode_image(start))
-    after = feature_kl(clean, small_clip.encode_image(result.images))
+    before = kl_divergence(clean, small_clip.encode_image(start))
+    after = kl_divergence(clean, small_clip.encode_image(result.images))
     assert (after > before).all()
     assert result.trusted
     assert (result.images - images).abs().max() <= 8 / 255 + 1e-7
@@ -59,7 +59,7 @@ def test_pixels_are_clamped_when_the_setting_says(small_clip, images, clamp):
             adv = adv.clamp(0, 1)
         for _ in range(3):
             seen = (adv.clamp(0, 1) if clamp == "inputs" else adv).detach().requires_grad_()
-            loss = feature_kl(encode(x).detach(), encode(seen)).sum()
+            loss = kl_divergence(encode(x).detach(), encode(seen)).sum()
             adv = adv + alpha * torch.autograd.grad(loss, seen)[0].sign()
             adv = x + (adv - x).clamp(-eps, eps)
             adv = adv.clamp(0, 1) if clamp in ("always", "steps") else adv

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.method_checks import SETTINGS, data, first_step, relative, tuner_of
 from helpers.models import small_model
 
 from fastprompt._utils.run_folder import RunFolder
@@ -41,6 +42,17 @@ def test_the_method_of_the_page_is_a_command(trades, tmp_path, capsys):
     assert not torch.equal(
         loaded.prompts.tokens, trades(loaded.clip, loaded.classnames, n_ctx=2).prompts.tokens
     )
+
+
+def test_its_loss_is_that_of_the_objective(trades):
+    plain = tuner_of("apt", objective="trades", trades_beta=3.0, attack_loss="ce")
+    settings = {**SETTINGS["apt"], "beta": 3.0}
+    tuner = trades(plain.clip, plain.classnames, **settings)
+    tuner.prompts.load_state_dict(plain.prompts.state_dict())
+    tuner.prepare(data(), None, None, False)
+    step, wanted = first_step(tuner), first_step(plain)
+    assert torch.equal(step.adv, wanted.adv)
+    assert relative(tuner.loss(step), plain.loss(wanted)) <= 1e-12
 
 
 def test_every_file_that_the_page_names_is_there():

@@ -82,6 +82,14 @@ CASES = {
     "nap-text_refiners-only": ("nap", 1, {"refiners": False, "text_refiners": True}),
     "nap-linear_start": ("nap", 1, {"refiner_start": "linear"}),
     "nap-depth_1": ("nap", 1, {"depth": 1}),
+    "apt-margin": ("apt", 1, {"attack_loss": "margin"}),
+    "apt-trades": ("apt", 1, {"objective": "trades"}),
+    "ampt-targeted_dlr": ("ampt", 1, {"attack_loss": "targeted-dlr"}),
+    "ampt-trades": ("ampt", 1, {"objective": "trades", "clean_share": 0.3, "load_balance": 0.5}),
+    "capt-mixed": ("capt", 1, {"attack_loss": "mixed"}),
+    "capt-trades": ("capt", 1, {"objective": "trades", "trades_beta": 2.0}),
+    "nap-dlr": ("nap", 1, {"attack_loss": "dlr"}),
+    "nap-trades-mixed": ("nap", 1, {"objective": "trades", "attack_loss": "mixed"}),
     "nap-published": (
         *("nap", 1),
         {k: v for k, v in published.NAP.items() if k not in ("batch", "precision")},
@@ -195,6 +203,11 @@ FAST = {
     "nap-text_refiners": (C, [B, B, 2 * B], 3),
     "nap-fixed": (C, [B, B, 2 * B], 3),
     "nap-first": (C, [B], 1),
+    # the clean logits of the attack's loss
+    "apt-margin": (C, [B, B, B], 2),
+    "apt-trades": (C, [B, B, B, 2 * B], 2),
+    "capt-mixed": (C, [B, B, B, 2 * B], 3),
+    "nap-trades-mixed": (C, [B, B, B, 2 * B], 3),
 }
 
 
@@ -227,6 +240,7 @@ REFERENCE = {
     "capt-confidence": (2, 2, 1),
     "nap": (5, 2, 1),
     "nap-first": (5, 2, 1),
+    "apt-trades": (3, 3, 1),  # one of them for the clean logits of the attack's loss
 }
 
 

@@ -1,5 +1,7 @@
 """Steps of tuning and of attacks on fake GPU tensors: the host neither waits nor copies."""
 
+from typing import get_args
+
 import pytest
 import torch
 from helpers.fake_cuda import fake_cuda, no_waits, on_fake_cuda, put_attack
@@ -12,6 +14,7 @@ from fastprompt.attacks.climb import Climb
 from fastprompt.towers import ImageTower
 from fastprompt.towers.image_prompts import ImagePrompts
 from fastprompt.tuning import optimizers
+from fastprompt.tuning.attack_loss import AttackLoss
 
 # one step of the attack repeats the other
 ONE = {"eps_min": "1/255", "steps": 1, "precision": "bf16"}
@@ -31,9 +34,18 @@ def step(tuner, optimizer, batches, first) -> None:
     next(batches)
 
 
-@pytest.mark.parametrize("method", sorted(SETTINGS))
-def test_a_tuning_step_never_waits_for_the_device(method, small_clip):
-    options = {"precision": "bf16"} if method == "advpt" else ONE
+LOSSES: dict[str, tuple[str, dict]] = {
+    **{method: (method, {}) for method in sorted(SETTINGS)},
+    **{f"apt-{name}": ("apt", {"attack_loss": name}) for name in get_args(AttackLoss)},
+    "ampt-trades": ("ampt", {"objective": "trades", "clean_share": 0.5}),
+    "capt-trades": ("capt", {"objective": "trades", "attack_loss": "mixed"}),
+    "nap-trades": ("nap", {"objective": "trades"}),
+}
+
+
+@pytest.mark.parametrize(("method", "given"), LOSSES.values(), ids=LOSSES)
+def test_a_tuning_step_never_waits_for_the_device(method, given, small_clip):
+    options = {"precision": "bf16"} if method == "advpt" else {**ONE, **given}
     tuner = tuner_of(method, clip=small_clip, **options)
     with fake_cuda() as put:
         on_fake_cuda(tuner, put)

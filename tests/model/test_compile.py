@@ -85,10 +85,10 @@ def graphs() -> int:
 class Step:
     """Prompts, attack and optimizer: what a tuning step needs."""
 
-    def __init__(self, clip, **options) -> None:
+    def __init__(self, clip, attack_loss="ce", **options) -> None:
         self.prompts = learner(clip)
         self.model = PromptedCLIP(clip, NAMES, self.prompts, **options)
-        self.attack = OnlinePGD(self.model, "4/255", "2/255", 2)
+        self.attack = OnlinePGD(self.model, "4/255", "2/255", 2, attack_loss=attack_loss)
         self.optimizer = torch.optim.SGD(self.prompts.parameters(), lr=0.1, momentum=0.9)
 
     def __call__(self, images, labels, indices, draw):
@@ -139,6 +139,16 @@ def test_a_tuning_step_is_compiled_whole_and_seldom_and_changes_nothing(traced, 
     # the smaller last batch: images and attack are compiled once more, for any size
     assert per_epoch[0] - after_first <= (0 if padding else 2)
     assert per_epoch[1] == per_epoch[0]
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("name", ["dlr", "mixed", "kl"])
+def test_other_losses_of_the_attack_follow_compiled_logits(traced, name):
+    clip = tiny_clip(2, 2)
+    compiled, plain = Step(clip, name, compile=True), Step(clip, name)
+    assert_same_step(compiled, plain, next(epoch(0)))
+    # text and image features, the attack's logits; the clean images' features have no gradient
+    assert graphs() == (3 if name == "dlr" else 4)
     assert not counters["graph_break"]
 
 

@@ -1,6 +1,7 @@
 """Batches of a tuner: padded to one size where each size would be compiled or captured."""
 
 from collections import defaultdict
+from typing import get_args
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from helpers.method_checks import EXACT, SETTINGS, gradients, order, relative, t
 
 from fastprompt.model import prompted
 from fastprompt.model.padding import cut, padded, padded_labels
+from fastprompt.tuning.attack_loss import AttackLoss
 
 ONLINE = sorted(set(SETTINGS) - {"advpt"})
 
@@ -52,6 +54,15 @@ def test_padding_changes_nothing_and_leaves_one_size(method, sizes):
             assert relative(a, b) <= EXACT
     assert sizes["_attack_loss"] == {4}
     assert all(len(found) == 1 for found in sizes.values()), dict(sizes)
+
+
+@pytest.mark.parametrize("name", [name for name in get_args(AttackLoss) if name != "ce"])
+def test_other_losses_of_the_attack_are_padded_too(name, sizes):
+    plain, whole = (tuner_of("apt", batch=4, attack_loss=name) for _ in range(2))
+    whole.model.compiled = True
+    for theirs, mine in zip(steps(plain, 1), steps(whole, 1), strict=True):
+        assert relative(mine[0], theirs[0]) <= EXACT
+    assert sizes["_attack_logits"] == sizes["_image_features"] == {4}
 
 
 def test_validation_compiles_no_text_and_no_attack_of_its_own(sizes):

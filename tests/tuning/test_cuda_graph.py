@@ -13,6 +13,7 @@ from fastprompt.attacks.ascent import Clamp
 from fastprompt.model.prompted import PromptedCLIP
 from fastprompt.prompts.deep import DeepPrompts
 from fastprompt.tuning import cuda_graph as capture
+from fastprompt.tuning.attack_loss import AttackLoss
 from fastprompt.tuning.cuda_graph import CapturedAscent
 from fastprompt.tuning.online_pgd import OnlinePGD
 
@@ -366,14 +367,17 @@ def test_a_replay_follows_its_radii(recorder):
 # ---- an attack on prompts -------------------------------------------------------------------
 
 
-def prompted(clip, device: str = "cpu") -> PromptedCLIP:
+NAMES = ["cat", "dog", "red fish"]
+
+
+def prompted(clip, device: str = "cpu", names=NAMES) -> PromptedCLIP:
     """Prompts and refiners, none at its start value."""
     prompts = DeepPrompts(2, 3, 24, 32, refiners=1, seed=2)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for p in prompts.parameters():
             p += 0.1 * torch.randn(p.shape, generator=generator)
-    return PromptedCLIP(clip, ["cat", "dog", "red fish"], prompts.to(device), precision="fp32")
+    return PromptedCLIP(clip, names, prompts.to(device), precision="fp32")
 
 
 def batch(device: str = "cpu", n: int = 4):
@@ -435,6 +439,37 @@ def test_a_smaller_batch_uses_the_graph_of_the_tuners_batches(recorder):
         torch.testing.assert_close(ours.images, theirs.images, rtol=0, atol=1e-12)
         assert torch.equal(ours.health.zero, theirs.health.zero)
     assert len(recorder.captured) == 1
+
+
+def check_other_losses_are_captured(model: PromptedCLIP, name, captures, device: str = "cpu"):
+    """The labels, targets, kinds and clean logits of a replay are those of its call."""
+    attack, plain = (
+        OnlinePGD(model, "8/255", "2/255", 3, attack_loss=name, capture=c) for c in (True, False)
+    )
+    x, y, indices = batch(device)
+    for labels, rows, draw in ((y, indices, 0), (y, indices + 9, 1), (2 - y, indices, 0)):
+        ours, theirs = (a(x, labels, rows, draw=draw) for a in (attack, plain))
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.health.zero, theirs.health.zero)
+    assert captures(attack) == 1
+
+
+OTHERS = pytest.mark.parametrize("name", [name for name in get_args(AttackLoss) if name != "ce"])
+
+
+@OTHERS
+def test_other_losses_are_captured(recorder, small_clip, name):
+    model = prompted(small_clip, names=[*NAMES, "tree", "car"])
+    check_other_losses_are_captured(model, name, lambda attack: len(recorder.captured))
+
+
+@pytest.mark.gpu
+@OTHERS
+def test_other_losses_are_captured_on_a_gpu(name):
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        clip = load_clip(small_model(), device="cuda")
+        model = prompted(clip, "cuda", [*NAMES, "tree", "car"])
+        check_other_losses_are_captured(model, name, lambda a: len(a._ascent._graphs), "cuda")
 
 
 def test_the_tensors_that_an_attack_reads_are_searched_once(monkeypatch):

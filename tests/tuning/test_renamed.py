@@ -33,6 +33,7 @@ def test_the_committed_run_has_the_old_names():
 def test_a_run_is_loaded_and_judges_as_it_did(bundled_clip):
     tuner = AMPTTuner.load(OLD, bundled_clip)
     assert (tuner.config.optimizer, tuner.config.mix) == ("adamw", "normalized")
+    assert (tuner.config.attacked_loss, tuner.config.objective) == ("ce", "ce")
     tensors, _ = read_tensors(OLD / "prompts.safetensors", "prompts")
     assert torch.equal(tuner.prompts.tokens, tensors["tokens"])
     stored = Evaluation.load(OLD / "result.json")

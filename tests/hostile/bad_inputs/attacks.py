@@ -60,6 +60,7 @@ for name, values in (
     ("seed", SEEDS),
     ("random_start", FLAGS),
     ("clamp", CHOICES),
+    ("attack_loss", CHOICES),
 ):
     ROWS += each("OnlinePGD", name, lambda w, v, name=name: _online(w, **{name: v}), values)
 ROWS += [

@@ -42,14 +42,16 @@ _COUNTS = {
 }
 _ZERO = {NAPConfig: ("warmup_epochs", "workers"), AdvPTConfig: ("workers",)}
 _NUMBERS = {
-    NAPConfig: ("lr", "momentum", "weight_decay", "warmup_lr", "adv_share", "crop_min"),
+    NAPConfig: (
+        *("lr", "momentum", "weight_decay", "warmup_lr", "adv_share", "crop_min", "trades_beta"),
+    ),
     CAPTConfig: ("lam", "balance_value"),
     AMPTConfig: ("temperature", "clean_share", "load_balance"),
 }
 _CHOICES = {
     NAPConfig: (
         *("optimizer", "keep", "engine", "precision", "clamp", "refiner_start", "coupling"),
-        *("map_start", "schedule", "consistency", "crops"),
+        *("map_start", "schedule", "consistency", "crops", "attack_loss", "objective"),
     ),
     AdvPTConfig: ("start", "clamp"),
     CAPTConfig: ("balance", "ce", "train_kl", "frozen_kl", "coupling"),
@@ -93,6 +95,20 @@ ROWS += each("NAPConfig", "template", _with(NAPConfig, "template"), _TEMPLATES)
 ROWS += [
     row("NAPConfig-momentum-2", lambda w: NAPConfig(momentum=2), "momentum", "between 0 and 1"),
     row("NAPConfig-adv_share-2", lambda w: NAPConfig(adv_share=2), "adv_share", "between 0 and 1"),
+    row(
+        "NAPConfig-trades-without-clean-images",
+        lambda w: NAPConfig(objective="trades", schedule="fixed", adv_share=1),
+        "objective",
+        "adv_share",
+    ),
+    row("AMPTConfig-trades", lambda w: AMPTConfig(objective="trades"), "objective", "clean_share"),
+    row("CAPTConfig-trades", lambda w: CAPTConfig(objective="trades", ce="adv"), "objective", "ce"),
+    row(
+        "NAPConfig-kl-without-random-start",
+        lambda w: NAPConfig(attack_loss="kl", random_start=False),
+        "attack_loss",
+        "random_start=True",
+    ),
     row("NAPConfig-eps_min-large", lambda w: NAPConfig(eps=0.1, eps_min=0.2), "eps_min", "eps"),
     row("CAPTConfig-guide_template-bare", lambda w: CAPTConfig(guide_template="a cat"), "guide"),
     row("AMPTConfig-published", lambda w: AMPTConfig.published(), "AMPTConfig", "no published"),
@@ -190,6 +206,19 @@ ROWS += [
 ]
 ROWS += [
     row("APTTuner-override-typo", lambda w: _tuner(w, epoch=1), "epoch", "epochs"),
+    row(
+        "APTTuner-dlr-two-classes",
+        lambda w: _tuner(w, ["cat", "dog"], attack_loss="dlr"),
+        "attack_loss",
+        "at least 3 classes, got 2",
+        "'margin'",
+    ),
+    row(
+        "APTTuner-mixed-three-classes",
+        lambda w: _tuner(w, attack_loss="mixed"),
+        "attack_loss",
+        "at least 4 classes, got 3",
+    ),
     row("APTTuner-clip-none", lambda w: APTTuner(None, _NAMES), "model"),
     row("APTTuner-clip-unknown", lambda w: APTTuner("tiny-shape", _NAMES), "model", "tiny-shapes"),
     row("APTTuner-n_ctx-beyond-the-text", lambda w: _tuner(w, n_ctx=77), "n_ctx", "77"),
