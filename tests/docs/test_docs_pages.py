@@ -49,14 +49,13 @@ README = page("README.md")
 LOOP, ROBUSTNESS = page("docs/guides/own_loop.md"), page("docs/guides/robustness.md")
 BUNDLED, BENCHMARKS, KERNELS = (page(f"docs/{n}.md") for n in ("bundled", "benchmarks", "kernels"))
 METHODS = page("docs/methods/index.md")
-PARSERS = {"evaluate": evaluate_parser, "import": import_parser, "report": report_parser}
-PARSERS["predict"] = predict_parser
-PARSERS["push"] = push_parser
 PARSERS = {
     "evaluate": evaluate_parser,
+    "predict": predict_parser,
+    "report": report_parser,
+    "push": push_parser,
     "import": import_parser,
     "export": export_parser,
-    "report": report_parser,
 }
 LITTLE = {"limit=400": "limit=8, sanity='off'"}  # of the evaluation
 
