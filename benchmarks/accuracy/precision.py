@@ -66,21 +66,32 @@ def measure(
 ) -> None:
     """Evaluate the classifiers of both bundled models with both searches; write the file.
 
-    ``emulated`` is for a processor without native bfloat16: see `Emulated`. Its times say nothing.
+    Rows of other classifiers, measured with the same settings, stay in the file. ``emulated`` is
+    for a processor without native bfloat16: see `Emulated`. Its times say nothing.
 
     Raises:
         RuntimeError: the images that stand differ by more than 1 in 200.
     """
+    about: dict[str, Any] = {"images": images, "precision": precision, "device": device}
+    about |= {"emulated": emulated, "threads": torch.get_num_threads()}
     rows = []
     for cell in main_cells():
         if cell.model in models and cell.method in methods and not cell.seed:
             with Emulated() if emulated else nullcontext():
                 rows += _compare(cell, images, precision, attacks, device)
-    about = {"images": images, "precision": precision, "device": device, "emulated": emulated}
-    write(Path(out), {**about, "threads": torch.get_num_threads(), "rows": rows})
+    write(Path(out), {**about, "rows": [*_others(Path(out), about, rows), *rows]})
     show(out)
     if beyond := [row for row in rows if not held(row)]:
         raise RuntimeError(f"the images that stand differ by more than 1 in 200: {beyond}")
+
+
+def _others(file: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the file's rows of classifiers that ``rows`` lack."""
+    found = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    if any(found.get(key) != value for key, value in about.items()):
+        return []
+    new = {(row["model"], row["method"]) for row in rows}
+    return [row for row in found["rows"] if (row["model"], row["method"]) not in new]
 
 
 def _compare(

@@ -67,6 +67,20 @@ def test_every_row_is_a_cell_that_was_judged_as_said():
         assert all(r["n"] == run.IMAGES for r in attacks)
 
 
+def test_tuning_in_low_precision_gives_the_same_accuracy():
+    """The mean difference over three seeds is at most one point, clean and under PGD-100."""
+    for model, radius in cells.PRECISION_EPS.items():
+        for method in ("ampt", "capt", "nap"):
+            for eps in (None, radius):
+                pairs = results_page.precision_pairs(ROWS, model, method, eps)
+                assert len(pairs) == len(cells.SEEDS) == 3
+                assert abs(statistics.mean(auto - own for own, auto in pairs)) <= 1
+    assert all(
+        auto < own
+        for own, auto in results_page.precision_pairs(ROWS, "tiny-shapes", "nap", "1/255")
+    )
+
+
 def test_presets_are_those_that_were_measured():
     """A change of a preset makes the committed results another setting's."""
     ignored = {"compile", "class_chunk", "seed", "precision"}

@@ -1,8 +1,12 @@
 """The comparison of searches in two precisions."""
 
+import json
+
 import torch
 from torch import nn
 
+from benchmarks.accuracy import precision
+from benchmarks.accuracy.methods.cells import METHODS, MODELS
 from benchmarks.accuracy.precision import Emulated, held
 
 
@@ -27,3 +31,34 @@ def test_one_in_two_hundred():
     assert held(row)
     for worse in ({"only_low": 2}, {"only_own": 2}, {"low": 82}):
         assert not held({**row, **worse})
+
+
+def test_the_committed_comparison_held_for_each_classifier():
+    rows = json.loads(precision.RESULT.read_text("utf-8"))["rows"]
+    assert {(row["model"], row["method"]) for row in rows} == {
+        (model, method) for model in MODELS for method in METHODS
+    }
+    assert all(held(row) for row in rows)
+    assert all(row["n"] == 200 for row in rows)
+
+
+def test_rows_of_other_classifiers_stay_in_the_file(tmp_path, monkeypatch):
+    def compare(cell, *_):
+        counts = {"attacked": 9, "own": 4, "low": 4, "only_low": 0, "only_own": 0}
+        row = {"model": cell.model, "method": cell.method, "attack": "pgd-2", "eps": 0.1, "n": 9}
+        return [row | counts | {"confirmed": {"fell": 0}}]
+
+    monkeypatch.setattr(precision, "_compare", compare)
+    file = tmp_path / "result.json"
+
+    def found(**options):
+        precision.measure(out=str(file), **options)
+        rows = json.loads(file.read_text("utf-8"))["rows"]
+        return [(row["model"], row["method"]) for row in rows]
+
+    first, second = MODELS
+    assert found(models=[first], methods=["zero-shot"]) == [(first, "zero-shot")]
+    both = [(first, "zero-shot"), (second, "zero-shot")]
+    assert found(models=[second], methods=["zero-shot"]) == both
+    assert found(models=[second], methods=["zero-shot"]) == both
+    assert found(models=[second], methods=["nap"], images=5) == [(second, "nap")]
