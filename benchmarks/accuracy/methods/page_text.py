@@ -90,8 +90,8 @@ with the class names of that half only; `mean` is the harmonic mean.
 
 The same runs tuned in float32 and with `precision="auto"`, which is bfloat16 on this processor; all
 evaluated in float32, clean on all test images and under PGD-100 on <images>, with one value for
-each of three seeds. NAP runs for half of its epochs here. No mean difference is above 1 point; NAP's
-robust accuracy on tiny-shapes is lower at each seed.
+each of three seeds. NAP runs for half of its epochs here. No mean difference is above 1 point;
+NAP's robust accuracy on tiny-shapes is lower at each seed.
 
 <precision>
 
