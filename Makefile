@@ -6,12 +6,14 @@ test:
 # the fast tests with the oldest supported torch and Triton, on the Python of images for GPUs
 FLOOR_PYTHON ?= python3.12
 FLOOR_TESTS ?= tests
-test-floor: .venv-floor/ready
-	.venv-floor/bin/python -m pytest -n auto -m "not slow" $(FLOOR_TESTS)
+# an environment for each Python
+FLOOR_VENV = .venv-floor-$(notdir $(FLOOR_PYTHON))
+test-floor: $(FLOOR_VENV)/ready
+	$(FLOOR_VENV)/bin/python -m pytest -n auto -m "not slow" $(FLOOR_TESTS)
 
-.venv-floor/ready: pyproject.toml
-	$(FLOOR_PYTHON) -m venv .venv-floor
-	.venv-floor/bin/pip install --quiet "torch==2.11.*" "torchvision==0.26.*" -e ".[test]"
+$(FLOOR_VENV)/ready: pyproject.toml
+	$(FLOOR_PYTHON) -m venv $(FLOOR_VENV)
+	$(FLOOR_VENV)/bin/pip install --quiet "torch==2.11.*" "torchvision==0.26.*" -e ".[test]"
 	touch $@
 
 lint:

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 import fastprompt
 from fastprompt.attacks.base import Batch
 from fastprompt.attacks.slots import Run
-from fastprompt.data import device_images
+from fastprompt.data import device_images, picture_crops
 from fastprompt.tuning.cuda_graph import CapturedAscent
 from fastprompt.tuning.tuner import Tuner
 from helpers.plain_autograd import plain_autograd
@@ -147,7 +147,10 @@ def fake_cuda() -> Iterator[Callable[[Any], Any]]:
         mock.patch.object(CapturedAscent, "obstacle", return_value="fake tensors have no graph"),
         mock.patch.object(F, "scaled_dot_product_attention", _attention),
         # reads a tensor on the CPU, once per epoch
-        mock.patch.object(device_images, "_check_order", return_value=None),
+        *(
+            mock.patch.object(module, "check_order", return_value=None)
+            for module in (device_images, picture_crops)
+        ),
     )
     with ExitStack() as stack:
         for replacement in replaced:

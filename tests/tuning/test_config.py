@@ -319,10 +319,12 @@ def different(config: TunerConfig) -> set[str]:
 
 def test_published_settings_differ_from_the_defaults_where_the_pages_say():
     assert different(AdvPTConfig.published()) == {"start", "clamp"}
-    assert different(APTConfig.published()) == {"epochs", "drop_last", "keep", "alpha", "clamp"}
+    assert different(APTConfig.published()) == {
+        *("epochs", "drop_last", "keep", "alpha", "clamp", "crops"),
+    }
     assert different(NAPConfig.published()) == {
         *("drop_last", "warmup_lr", "weight_decay", "keep", "precision", "refiner_start"),
-        *("map_start", "random_start", "clamp"),
+        *("map_start", "random_start", "clamp", "crops"),
     }
 
 
