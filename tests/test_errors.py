@@ -23,6 +23,7 @@ SAID = (
 )
 # what names no argument of a call, and why
 KNOWN = {
+    "clip/transformers_layout.py": "load_clip and to_transformers put the model in front",
     "interop/checkpoints.py": "read_prompts puts the path in front",
     "interop/words.py": "import_prompts puts the path in front",
     "evaluation/search.py": "searched puts search_precision and the model in front",

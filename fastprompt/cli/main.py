@@ -29,12 +29,12 @@ commands:
   tune METHOD        tune prompts, then compare zero-shot and tuned accuracy
   evaluate RUN       evaluate a run's prompts under attack and check the result
   predict RUN PATH   predict the classes of pictures
-  protocol NAME      tune and evaluate methods over data sets, shots and seeds; write tables
+  protocol NAME      compare methods over data sets, shots and seeds in tables
   report RUN...      write the results of runs as an HTML page, CSV, Markdown and LaTeX
-  push RUN ORG/NAME  upload a run's prompts and their model card to the Hugging Face Hub
+  push RUN ORG/NAME  upload a run's prompts to the Hugging Face Hub
   import CHECKPOINT  convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP
-  export RUN         write a tuned classifier as an ONNX file, a torch program or class features
-  data check ROOT    list which data sets of CoOp are in a folder, and what is missing
+  export RUN         write a run as an ONNX file, a torch program or class features
+  data check ROOT    list CoOp's data sets in a folder, and what is missing
   doctor             print versions, devices and kernels; check the bundled models
 
 fastprompt COMMAND --help lists the options of a command, fastprompt --version the version;

@@ -46,8 +46,8 @@ def check_attack_loss(name: str, *, random_start: bool) -> AttackLoss:
     check_choice(name, "attack_loss", get_args(AttackLoss))
     if name == "kl" and not random_start:
         raise ValueError(
-            "attack_loss='kl' needs random_start=True: its gradient is zero at the clean image; "
-            "choose 'ce' to start there"
+            "attack_loss needs random_start=True with 'kl', whose gradient is zero at the clean "
+            "image; choose 'ce' to start there"
         )
     return cast(AttackLoss, name)
 
@@ -58,7 +58,7 @@ def check_enough_classes(name: AttackLoss, classes: int) -> None:
     if classes < least:
         fit = " or ".join(repr(loss) for loss, n in _LEAST.items() if n <= classes)
         raise ValueError(
-            f"attack_loss={name!r} needs at least {least} classes, got {classes}: use {fit}"
+            f"attack_loss needs at least {least} classes with {name!r}, got {classes}: use {fit}"
         )
 
 

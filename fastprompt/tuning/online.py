@@ -130,8 +130,8 @@ class OnlineConfig(TunerConfig):
         """Raise if the objective is TRADES, which ``setting`` would leave without clean images."""
         if self.objective == "trades":
             raise ValueError(
-                f"objective='trades' needs the cross-entropy of clean images, but {setting} leaves "
-                f"none: {remedy}"
+                f"objective needs the cross-entropy of clean images with 'trades', but {setting} "
+                f"leaves none: {remedy}"
             )
 
 

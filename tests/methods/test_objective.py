@@ -169,9 +169,9 @@ def test_losses_and_gradients_of_low_precision_towers_are_float32(small_clip):
 @pytest.mark.parametrize(
     ("config", "settings", "message"),
     [
-        (AMPTConfig, {}, r"clean images, but clean_share=0 .*above 0"),
+        (AMPTConfig, {}, r"clean images with .*, but clean_share=0 .*above 0"),
         (NAPConfig, {"schedule": "fixed", "adv_share": 1}, r"clean .*adv_share=1 .*below 1"),
-        (CAPTConfig, {"ce": "adv"}, r"clean images, but ce='adv' .*ce='clean'"),
+        (CAPTConfig, {"ce": "adv"}, r"clean images with .*, but ce='adv' .*ce='clean'"),
         (CoOpConfig, {}, r"must be 'ce' for CoOp.*'trades'"),
     ],
 )
@@ -183,14 +183,14 @@ def test_trades_without_clean_images_is_refused(config, settings, message):
 def test_trades_needs_no_more_than_some_clean_images():
     assert NAPConfig(objective="trades", adv_share=1).schedule == "linear"
     assert AMPTConfig(objective="trades", clean_share=0.1).attacked_loss == "kl"
-    with pytest.raises(ValueError, match=r"^attack_loss='kl' .*random_start=True"):
+    with pytest.raises(ValueError, match=r"^attack_loss needs random_start=True with 'kl'"):
         APTConfig(objective="trades", random_start=False)
     assert APTConfig(objective="trades", random_start=False, attack_loss="dlr")
     assert NAPConfig.published(objective="trades", attack_loss="ce").objective == "trades"
 
 
 def test_a_tuner_for_too_few_classes_is_refused_before_it_tunes():
-    with pytest.raises(ValueError, match=r"^attack_loss='dlr' needs at least 3 .* got 2: use 'ce'"):
+    with pytest.raises(ValueError, match=r"^attack_loss needs at least 3 .*'dlr', got 2: use 'ce'"):
         APTTuner(clip_of(), NAMES[:2], attack_loss="dlr")
-    with pytest.raises(ValueError, match=r"^attack_loss='mixed' needs at least 4 .* got 3"):
+    with pytest.raises(ValueError, match=r"^attack_loss needs at least 4 .*'mixed', got 3"):
         APTTuner(clip_of(), NAMES[:3], attack_loss="mixed")
