@@ -124,11 +124,20 @@ def _ahead(
 def _decoded(pixels: Preprocess, item: Item) -> Tensor | str:
     """Return the picture as uint8 ``[C, H, W]``, or why it could not be read."""
     try:
-        image = item.open() if isinstance(item, Picture) else item
-        # exact: the values are 8-bit integers divided by 255
-        return (pixels(image) * 255).round_().to(torch.uint8)
-    except Exception as error:  # Pillow raises any error on a damaged picture
-        return (str(error) or type(error).__name__).removeprefix("data: ")
+        image = item.open() if isinstance(item, Picture) else _loaded(item)
+    except ValueError as error:
+        return str(error).removeprefix("data: ")
+    # exact: the values are 8-bit integers divided by 255
+    return (pixels(image) * 255).round_().to(torch.uint8)
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Decode what Pillow has only opened; raise ValueError if it is damaged."""
+    try:
+        image.load()
+    except Exception as error:  # Pillow's plugins raise any error on a damaged file
+        raise ValueError(str(error) or type(error).__name__) from None
+    return image
 
 
 def _outputs(classifier: CLIPClassifier, group: Group) -> Part:

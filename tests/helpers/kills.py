@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 Run = Callable[[Path], object]  # starts what writes to the folder, or resumes it
 
@@ -78,6 +79,8 @@ def attempt(run: Run, folder: Path, strike: Strike) -> bool:
             os.dup2(handle, 1)
             os.dup2(handle, 2)
             arm(strike, pytest.MonkeyPatch())
+            # torch replaces its pool here; two threads that use it first would collide
+            torch.set_num_threads(torch.get_num_threads())
             run(folder)
             code = 0
         except BaseException:
@@ -130,7 +133,8 @@ def torture(run: Run, above: Path, kills: int, seed: str) -> None:
         found = contents(folder)
         about = f"seed {seed!r}, after {strikes}"
         assert found.keys() == wanted.keys(), about
-        assert [name for name in wanted if found[name] != wanted[name]] == [], about
+        differ = {k: (wanted[k], found[k]) for k in wanted if found[k] != wanted[k]}
+        assert not differ, f"{about}: {differ!s:.2000}"
         shutil.rmtree(folder)
 
 

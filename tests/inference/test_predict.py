@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.transforms.functional import normalize
 
 from fastprompt import TextContext, load_clip, predict
+from fastprompt.clip.preprocess import Preprocess
 from fastprompt.inference.sources import find_pictures
 from fastprompt.model import PromptedCLIP
 
@@ -199,3 +200,15 @@ def test_an_attack_follows_a_prediction():
     images = torch.rand(2, 3, 48, 48)
     predict(classifier, images)
     assert PGD(classifier, 4 / 255, 1 / 255, 1).run(images, torch.tensor([0, 1])).images.shape
+
+
+def test_an_error_that_is_not_the_pictures_stops_the_prediction(classifier, monkeypatch):
+    """Otherwise the pictures would be missing without a sign."""
+
+    def broken(*_):
+        raise RuntimeError("of the machine")
+
+    picture = Image.new("RGB", (8, 8))
+    monkeypatch.setattr(Preprocess, "__call__", broken)
+    with pytest.raises(RuntimeError, match="of the machine"):
+        predict(classifier, [picture])
