@@ -64,34 +64,35 @@ def measure(
     emulated: bool = False,
     out: str = str(RESULT),
 ) -> None:
-    """Evaluate the classifiers of both bundled models with both searches; write the file.
+    """Evaluate the classifiers of both bundled models with both searches.
 
-    Rows of other classifiers, measured with the same settings, stay in the file. ``emulated`` is
-    for a processor without native bfloat16: see `Emulated`. Its times say nothing.
+    The file is written after each classifier; those that it has, measured with the same settings,
+    are not measured again. ``emulated`` is for a processor without native bfloat16: see `Emulated`.
+    Its times say nothing.
 
     Raises:
         RuntimeError: the images that stand differ by more than 1 in 200.
     """
     about: dict[str, Any] = {"images": images, "precision": precision, "device": device}
     about |= {"emulated": emulated, "threads": torch.get_num_threads()}
-    rows = []
+    rows = _known(Path(out), about)
+    done = {(row["model"], row["method"]) for row in rows}
     for cell in main_cells():
-        if cell.model in models and cell.method in methods and not cell.seed:
+        known = cell.seed or (cell.model, cell.method) in done
+        if cell.model in models and cell.method in methods and not known:
             with Emulated() if emulated else nullcontext():
                 rows += _compare(cell, images, precision, attacks, device)
-    write(Path(out), {**about, "rows": [*_others(Path(out), about, rows), *rows]})
+            write(Path(out), {**about, "rows": rows})
     show(out)
     if beyond := [row for row in rows if not held(row)]:
         raise RuntimeError(f"the images that stand differ by more than 1 in 200: {beyond}")
 
 
-def _others(file: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the file's rows of classifiers that ``rows`` lack."""
+def _known(file: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the file's rows, if it has the same settings."""
     found = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    if any(found.get(key) != value for key, value in about.items()):
-        return []
-    new = {(row["model"], row["method"]) for row in rows}
-    return [row for row in found["rows"] if (row["model"], row["method"]) not in new]
+    same = all(found.get(key) == value for key, value in about.items())
+    return list(found["rows"]) if same else []
 
 
 def _compare(
