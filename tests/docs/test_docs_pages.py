@@ -18,7 +18,7 @@ from helpers.models import small_model
 from torchvision.transforms.functional import to_pil_image
 
 import fastprompt
-from benchmarks.accuracy import advpt, autoattack, golden, strength
+from benchmarks.accuracy import advpt, autoattack, golden, precision, strength
 from benchmarks.common.report import markdown
 from benchmarks.ladder import kernel_table, text_tower
 from fastprompt import APTTuner, AutoTuner, NAPConfig, NAPTuner, load_clip, load_data, predict
@@ -227,6 +227,14 @@ def test_the_strength_table_is_the_committed_file():
         luck = row["attack"] == "square"  # its random numbers differ
         assert max(row["fastprompt"]) <= max(row["torchattacks"]) + luck
         assert row["attack"] != "pgd" or row["equal_images"]
+
+
+def test_what_the_page_says_of_the_searches():
+    rows = json.loads(precision.RESULT.read_text("utf-8"))["rows"]
+    assert not any(row["only_low"] or row["only_own"] for row in rows)
+    assert {row["n"] for row in rows} == {200}
+    more = max(row["confirmed"]["fell"] for row in rows)
+    assert f"up to\n{more} more would have stood" in ROBUSTNESS
 
 
 def test_the_table_of_errors_is_the_committed_file():
