@@ -187,12 +187,23 @@ def _tokenizer(name: str, config: Any, cache_dir: str | None) -> Any:
 
 def _preprocessing(name: str, cache_dir: str | None) -> dict[str, Any]:
     """Return attributes of open_clip's image encoders from ``preprocessor_config.json``, if any."""
+    file = Path(name) / "preprocessor_config.json"
+    if Path(name).is_dir() and not file.exists():
+        return {}
     try:
         found, _ = require_transformers().CLIPImageProcessor.get_image_processor_dict(
             name, cache_dir=cache_dir
         )
-    except OSError:
-        return {}
+        sound = isinstance(found, dict)
+    except Exception as error:  # a foreign file can cause any error
+        if _is_absent(error):
+            return {}
+        raise ValueError(
+            f"model: {file} is not readable ({first_line(error)}); restore or remove it"
+        ) from error
+    if not sound:
+        raise ValueError(f"model: {file} is not a mapping of settings; restore or remove it")
+    _check_preprocessing(file, found)
     out: dict[str, Any] = {
         key: tuple(found[key]) for key in ("image_mean", "image_std") if found.get(key)
     }
@@ -200,9 +211,36 @@ def _preprocessing(name: str, cache_dir: str | None) -> dict[str, Any]:
     squashed = isinstance(size, Mapping) and "height" in size and not found.get("do_center_crop")
     out["preprocess_cfg"] = {
         "resize_mode": "squash" if squashed else "shortest",
-        "interpolation": _INTERPOLATION.get(found.get("resample", 3), "bicubic"),
+        "interpolation": _INTERPOLATION[found.get("resample", 3)],
     }
     return out
+
+
+def _check_preprocessing(file: Path, found: Mapping[str, Any]) -> None:
+    """Raise ValueError for settings that open_clip's preprocessing does not have."""
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        if not found.get(key, True):
+            raise ValueError(f"model: {file} has {key}=false, which is not supported; remove it")
+    if (resample := found.get("resample", 3)) not in _INTERPOLATION:
+        raise ValueError(
+            f"model: {file} has resample={resample!r}; only 2 (bilinear) and 3 (bicubic) are "
+            "supported"
+        )
+    edges = found.get("size"), found.get("crop_size")
+    sides = [
+        edge.get("shortest_edge", edge.get("height")) if isinstance(edge, Mapping) else edge
+        for edge in edges
+    ]
+    if found.get("do_center_crop", True) and None not in sides and sides[0] != sides[1]:
+        raise ValueError(
+            f"model: {file} has size {edges[0]} and crop_size {edges[1]}, which must be equal: "
+            "pictures are resized to the side that is cropped"
+        )
+
+
+def _is_absent(error: Exception) -> bool:
+    """Return whether a repository has no such file."""
+    return isinstance(error, OSError) and "not appear to have a file named" in str(error)
 
 
 # ---- weights -----------------------------------------------------------------------------------

@@ -70,6 +70,8 @@ def decode(path: Path, content: bytes | None = None, *, as_stored: bool = False)
     except Image.DecompressionBombError as error:
         why = str(error)
         remedy = "reduce or remove it, or raise PIL.Image.MAX_IMAGE_PIXELS"
+    except MemoryError:  # of the machine
+        raise
     except Exception as error:  # Pillow's plugins raise any error on a damaged file
         why = str(error) or type(error).__name__
     raise ValueError(f"data: {path} is unreadable ({why}); {remedy}")

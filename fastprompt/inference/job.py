@@ -141,6 +141,8 @@ class Job:
 
     def _predict(self, progress: bool) -> None:
         if not (self.parts / "job.json").exists():
+            # batches without settings: their removal was stopped
+            shutil.rmtree(self.parts, ignore_errors=True)
             write_json(self.parts / "job.json", {"settings": self.settings})
         remove_temporaries(self.parts)
         left = [start for start in self._starts() if not self._part(start).exists()]

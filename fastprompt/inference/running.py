@@ -113,7 +113,9 @@ def _ahead(
         for item in items:
             if len(waiting) >= most:
                 yield waiting.popleft().result()
-            waiting.append(pool.submit(_decoded, pixels, item))
+            # the caller may seek or use a PIL image meanwhile
+            own = item if isinstance(item, Picture) else _copied(item)
+            waiting.append(pool.submit(_decoded, pixels, own))
         while waiting:
             yield waiting.popleft().result()
     finally:
@@ -121,30 +123,33 @@ def _ahead(
             future.cancel()
 
 
-def _decoded(pixels: Preprocess, item: Item) -> Tensor | str:
+def _decoded(pixels: Preprocess, item: Item | str) -> Tensor | str:
     """Return the picture as uint8 ``[C, H, W]``, or why it could not be read."""
     try:
-        image = item.open() if isinstance(item, Picture) else _loaded(item)
+        image = item.open() if isinstance(item, Picture) else item
     except ValueError as error:
         return str(error).removeprefix("data: ")
+    if isinstance(image, str):
+        return image
     # exact: the values are 8-bit integers divided by 255
     return (pixels(image) * 255).round_().to(torch.uint8)
 
 
-def _loaded(image: Image.Image) -> Image.Image:
-    """Decode what Pillow has only opened; raise ValueError if it is damaged."""
+def _copied(image: Image.Image) -> Image.Image | str:
+    """Return a copy of the image, decoded if Pillow has only opened it, or why it is damaged."""
     try:
-        image.load()
+        return image.copy()
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's plugins raise any error on a damaged file
-        raise ValueError(str(error) or type(error).__name__) from None
-    return image
+        return str(error) or type(error).__name__
 
 
 def _outputs(classifier: CLIPClassifier, group: Group) -> Part:
     if group.images is not None:
         logits, features = outputs_of(classifier, group.images.float() / 255)
     else:
-        text = classifier.text_features
+        text = classifier.text_features.cpu()
         logits, features = text.new_empty(0, text.shape[-2]), text.new_empty(0, text.shape[-1])
     return Part(group.read, logits, features, group.unread)
 

@@ -18,6 +18,8 @@ from ..data.shards import find_shards, has_shards, is_shards
 from ..data.tar_shards import Shard
 from ..data.tar_shards import pictures as pictures_in
 
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -50,7 +52,7 @@ class Picture:
             if not self.path.is_file():  # reading a pipe would wait for ever
                 raise FileNotFoundError("no such file")
             return decode(self.path, self.path.read_bytes())
-        except OSError as error:  # of the file system; `decode` raises ValueError
+        except _MISSING as error:  # others are of the machine; `decode` raises ValueError
             raise ValueError(f"{self.path} is unreadable ({error.strerror or error})") from None
 
 
@@ -87,10 +89,11 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Picture]:
 def _at(given: str) -> Iterator[Picture]:
     path = Path(given)
     if path.is_dir():
-        if has_shards(path):
-            yield from _in_shards(given)
+        own = [Picture(file) for file in pictures(path)]
+        if own or not has_shards(path):  # an archive may lie beside pictures
+            yield from own
         else:
-            yield from map(Picture, pictures(path))
+            yield from _in_shards(given)
     elif os.path.lexists(path):
         yield from _in_file(path)
     elif is_shards(given):  # a pattern, with braces too
@@ -100,8 +103,8 @@ def _at(given: str) -> Iterator[Picture]:
         if not matches:
             raise FileNotFoundError(f"path: nothing matches {given}")
         for match in matches:
-            # "**" matches folders too, whose files match it themselves
-            if "**" not in given or not Path(match).is_dir():
+            # a last "**" matches folders too, whose files match it themselves
+            if Path(given).name != "**" or not Path(match).is_dir():
                 yield from _at(match)
     else:
         raise FileNotFoundError(f"path: {given} does not exist")

@@ -16,6 +16,7 @@ from .._utils.dtypes import AUTO, at_least_float32, check_precision, own_precisi
 from ..clip.frozen import FrozenCLIP
 from ..clip.preprocess import Preprocess
 from ..towers import ImageTower
+from ..towers.compare import same
 from ..towers.engines import make_image_tower, resolve_precision
 from ..towers.packed import PackedImageTower, packs
 from ..towers.plain_text import encode_plain
@@ -145,22 +146,29 @@ class CLIPClassifier(nn.Module):
     def for_inference(self) -> CLIPClassifier:
         """Return this classifier with the fastest image tower for use without gradients.
 
-        On a CPU in float32 that is a `PackedImageTower`, else this classifier is returned.
+        On a CPU in float32 that is a `PackedImageTower`, if its features are the same up to
+        rounding; else this classifier is returned.
         """
         tower: Any = self.image_tower
         if type(tower) is not ImageTower or tower.dtype != torch.float32 or not packs(self.clip):
             return self
-        return CLIPClassifier(
+        fast = PackedImageTower(tower.clip, tower.layers)
+        packed = CLIPClassifier(
             self.clip,
             self.text_features,
             self.classnames,
             engine=self.engine,
             precision=self.precision,
-            image_tower=PackedImageTower(tower.clip, tower.layers),
+            image_tower=fast,
             visual=self.visual,
             refiners=self.refiners,
             head=self.head,
         )
+        # blocks with hooks, adapters or other layers may compute more than their weights say
+        images = torch.rand(fast.fewest, *self.clip.pixel_shape, generator=torch.Generator())
+        with torch.no_grad():
+            ours, own = packed.encode_image(images), self.encode_image(images)
+        return packed if same(self.clip, ours, own) else self
 
     def to_transformers(self) -> InTransformers:
         """Return a ``CLIPModel`` of transformers and class features that give these logits.

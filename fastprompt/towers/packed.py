@@ -131,6 +131,11 @@ def _activation(module: nn.Module) -> tuple[float, str, str] | None:
 class PackedImageTower(ImageTower):
     """`ImageTower` for use without gradients; its features differ from those by rounding."""
 
+    @property
+    def fewest(self) -> int:
+        """The number of images from which on the packed products are used."""
+        return -(-_FEW // len(self.visual.positional_embedding))
+
     def open_blocks(self, transformer: nn.Module) -> list[OpenBlock]:
         """Wrap the blocks of the transformer."""
         return [PackedBlock(block) for block in transformer.resblocks]  # type: ignore[union-attr]

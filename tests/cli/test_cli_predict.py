@@ -257,3 +257,13 @@ def test_killed_and_started_again_it_writes_the_same_files(tuned, pictures, tmp_
     process = processes.start(tortured, tuned, pictures, tmp_path, kills)
     process.join()
     assert (tmp_path / "done").exists(), "see the process's standard error"
+
+
+def test_batches_without_settings_are_not_used(tuned, pictures, tmp_path):
+    """Their removal was stopped, and they may be of other settings."""
+    out, parts = tmp_path / "a.csv", tmp_path / ".a.csv.parts"
+    parts.mkdir()
+    (parts / "00000000.safetensors").write_bytes(b"of another run")
+    assert run(tuned, pictures, f"--out={out}") == 0
+    assert len(rows_of(out)) == 6
+    assert not parts.exists()

@@ -151,3 +151,20 @@ def test_weights_that_lack_a_tensor(tmp_path):
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"for example visual_projection\.weight"):
         load_clip(folder, source="transformers")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"image_mean": [0.5, ', "is not readable"),
+        ("[1]", "is not a mapping"),
+        ('{"do_normalize": false}', "do_normalize"),
+        ('{"resample": 1}', "resample=1"),
+        ('{"size": {"shortest_edge": 64}, "crop_size": 48}', "must be equal"),
+    ],
+)
+def test_preprocessing_that_is_not_understood_is_refused(tmp_path, content, message):
+    folder = their_folder(tmp_path / "model")
+    (folder / "preprocessor_config.json").write_text(content)
+    with pytest.raises(ValueError, match=f"^model: .*preprocessor_config.json .*{message}"):
+        load_clip(str(folder), source="transformers")

@@ -1,5 +1,6 @@
 """`fastprompt.predict`: equal predictions of every kind of source, and what cannot be read."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import open_clip
 import pytest
 import torch
 from helpers import picture_sources
-from PIL import Image
+from PIL import Image, ImageSequence
 from torchvision.transforms.functional import normalize
 
 from fastprompt import TextContext, load_clip, predict
@@ -212,3 +213,42 @@ def test_an_error_that_is_not_the_pictures_stops_the_prediction(classifier, monk
     monkeypatch.setattr(Preprocess, "__call__", broken)
     with pytest.raises(RuntimeError, match="of the machine"):
         predict(classifier, [picture])
+
+
+def test_each_frame_of_an_iterator_is_predicted(classifier, tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randint(0, 256, (6, 40, 40, 3), generator=generator).byte().numpy()
+    frames = [Image.fromarray(one).quantize(64) for one in noise]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.gif") as gif:
+        found = predict(classifier, ImageSequence.Iterator(gif), batch=2)
+        copies = [frame.copy() for frame in ImageSequence.Iterator(gif)]
+    wanted = predict(classifier, copies, batch=2)
+    assert len(found) == 6
+    assert torch.equal(found.probabilities, wanted.probabilities)
+
+
+def test_an_image_may_be_given_several_times(classifier, folder):
+    image = Image.open(files_in(folder)[1])
+    found = predict(classifier, [image] * 8, workers=8)
+    assert len(found) == 8
+    assert found.unread == {}
+
+
+def test_pictures_beside_an_archive_and_in_folders_of_a_pattern_are_found(folder, tmp_path):
+    picture = files_in(folder)[0]
+    for place in (tmp_path, tmp_path / "a" / "2024"):
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, place)
+    (tmp_path / "some.tar").touch()
+    assert len(find_pictures([tmp_path])) == 2
+    assert [p.path.parent.name for p in find_pictures([str(tmp_path / "**" / "2024")])] == ["2024"]
+
+
+def test_an_error_of_the_machine_is_not_the_pictures(classifier, folder, monkeypatch):
+    def full(self):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_bytes", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        predict(classifier, folder)

@@ -90,3 +90,29 @@ def test_it_is_chosen_where_the_operations_are_right(small_clip, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert classifier.for_inference() is classifier
     packed._works.cache_clear()
+
+
+class Adapted(torch.nn.Linear):
+    """A layer that computes more than its weight says."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("how", ["hook", "subclass"])
+def test_it_is_not_chosen_where_blocks_compute_more_than_their_weights_say(how):
+    clip = clip_of()
+    mlp = clip.model.visual.transformer.resblocks[0].mlp
+    if how == "hook":
+        mlp.register_forward_hook(lambda module, given, out: 2 * out)
+    else:
+        layer = Adapted(*reversed(mlp.c_fc.weight.shape))
+        layer.load_state_dict(mlp.c_fc.state_dict())
+        mlp.c_fc = layer
+    clip = load_clip(clip.model)
+    classifier = clip.zero_shot(["a", "b"])
+    fast = classifier.for_inference()
+    with torch.no_grad():
+        assert torch.allclose(fast(IMAGES), classifier(IMAGES), rtol=1e-5, atol=1e-5)
+    if type(classifier.image_tower) is ImageTower:
+        assert fast is classifier
