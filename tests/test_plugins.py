@@ -11,8 +11,11 @@ from PIL import Image
 
 from fastprompt import PGD, AutoTuner, evaluate, load_data
 from fastprompt._utils import plugins
+from fastprompt.cli.completion import command_tree
 from fastprompt.cli.main import main
+from fastprompt.cli.tune import tune_parser
 from fastprompt.clip import bundled
+from fastprompt.evaluation.plan import plan_attacks
 from fastprompt.methods import registry
 
 
@@ -177,3 +180,18 @@ def test_names_that_are_taken(tmp_path, monkeypatch, caplog):
 
 def _method(name: str) -> dict[str, dict[str, str]]:
     return {"fastprompt.methods": {name: f"{name}_plugin:Tuner"}}
+
+
+def test_a_method_without_docstring_and_an_attack_named_as_a_feature_attack(tmp_path, monkeypatch):
+    code = TOY.replace('    """Tunes a text context with APT\'s loss times a factor."""\n', "")
+    assert code != TOY
+    entries = {
+        "fastprompt.methods": {"toy": "toy_plugin:ToyTuner"},
+        "fastprompt.attacks": {"feature-mim": "toy_plugin:HalfSteps"},
+    }
+    monkeypatch.syspath_prepend(package(tmp_path / "site", code=code, entries=entries))
+    registry.add_plugins()
+    command_tree(None)
+    assert "Tune toy prompts." in tune_parser("toy").format_help()
+    (planned,) = [each for each in plan_attacks(["feature-mim-3"], "1/255") if each.eps]
+    assert planned.path == "adaptive"

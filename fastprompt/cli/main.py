@@ -83,7 +83,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         if arguments[0] == "--print_completion":
             return _completion(arguments[1:])
-        if not _launched_together():
+        if not _launched_together() or {"-h", "--help"} & {*arguments}:
             return _call(arguments[0], arguments[1:])
         from .processes import run_together
 

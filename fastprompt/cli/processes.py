@@ -28,6 +28,13 @@ def run_together(command: str, call: Callable[[], int]) -> int:
     Raises:
         ValueError: ``command`` runs in a single process.
     """
+    if command != "tune":  # before the others are waited for
+        if os.environ["RANK"] != "0":
+            return 2
+        raise ValueError(
+            f"command: {command} runs in one process, got {os.environ['WORLD_SIZE']}: start it "
+            "without torchrun"
+        )
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -39,11 +46,6 @@ def run_together(command: str, call: Callable[[], int]) -> int:
         torch.cuda.set_device(own)
     try:
         with contextlib.nullcontext() if rank == 0 else _silent():
-            if command != "tune":
-                raise ValueError(
-                    f"command: {command} runs in one process, got {count}: start it without "
-                    "torchrun"
-                )
             code = call()
         leave()
     except (Exception, SystemExit, KeyboardInterrupt) as error:

@@ -69,7 +69,7 @@ _OTHER_KEYS = (
 def tune_parser(method: str) -> Parser:
     """Build the parser of a method: the options of the job, then the method's settings."""
     tuner = TUNERS[method]
-    about = (tuner.__doc__ or "").splitlines()[0]
+    about = next(iter((tuner.__doc__ or "").splitlines()), f"Tune {method} prompts.")
     about += " A bundled model's preset replaces defaults of the settings; the run prints them."
     parser = Parser(
         prog=f"fastprompt tune {method}",

@@ -258,7 +258,7 @@ def _check_encoders(
     plan: Sequence[Planned], models: Mapping[str, Model], surrogates: Mapping[str, Model]
 ) -> None:
     for attack in plan:
-        if attack.stages[0].name.startswith("feature"):
+        if attack.stages[0].name.startswith("feature-pgd"):
             made_on = surrogates if attack.surrogate else models
             without = [name for name, model in made_on.items() if not hasattr(model, "clip")]
             if without:

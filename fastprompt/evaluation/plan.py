@@ -212,7 +212,7 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
     path = "adaptive"
     if own.startswith("square"):
         path = "black-box"
-    elif own.startswith("feature"):
+    elif own.startswith("feature-pgd"):
         path = "transfer:image-encoder"
     elif other := _other(own):
         path = other.path

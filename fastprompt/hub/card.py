@@ -13,11 +13,15 @@ from ..evaluation import Evaluation
 from ..evaluation.result import THREAT_MODEL
 
 # settings of an attack while tuning, which methods without one do not have
-_ATTACK = ("eps", "eps_min", "steps", "alpha", "random_start")
+_ATTACK = ("eps", "eps_min", "steps", "alpha", "random_start", "clamp", "attack_loss", "objective")
 
 
 def write_card(
-    config: Mapping[str, Any], result: Evaluation | None, repo: str | None, paper: str
+    config: Mapping[str, Any],
+    result: Evaluation | None,
+    repo: str | None,
+    paper: str,
+    attacked: bool,
 ) -> str:
     """Return the card in Markdown, with the Hub's metadata in front.
 
@@ -26,6 +30,7 @@ def write_card(
         result: the evaluation of the prompts; without one the card says that there is none.
         repo: the repository, such as ``"org/run"``; None for a folder.
         paper: address of the method's paper; may be empty.
+        attacked: whether the method tunes on adversarial images.
     """
     from huggingface_hub import ModelCardData
 
@@ -47,7 +52,7 @@ def write_card(
         source=_json(clip["source"]),
         classes=len(config["classnames"]),
         classnames=_plain(some(config["classnames"])),
-        attack=_json({key: settings[key] for key in _ATTACK if settings.get(key) is not None}),
+        attack=_json(_attack(settings)) if attacked else None,
         data=_data(config.get("data")),
         repo=repo or "path/to/this/folder",
         paper=paper,
@@ -56,6 +61,12 @@ def write_card(
         versions=_json(config.get("versions")),
     )
     return printable(text, keep="\n")
+
+
+def _attack(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the attack while tuning."""
+    keys = (*_ATTACK, "trades_beta") if settings.get("objective") == "trades" else _ATTACK
+    return {key: settings[key] for key in keys if settings.get(key) is not None}
 
 
 def _hub_id(clip: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from .._utils.checks import check_path, check_text
 from .._utils.run_folder import SAVED_CONFIG
 
-FILES = (SAVED_CONFIG, "prompts.safetensors", "README.md", "result.json")
+FILES = (SAVED_CONFIG, "prompts.safetensors", "README.md", "result.json", "calibration.json")
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w-][\w.-]*")
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -92,6 +92,7 @@ def upload(
             repo_id=repo,
             folder_path=folder,
             allow_patterns=list(FILES),
+            delete_patterns=list(FILES),  # such as the result of other prompts
             revision=revision,
             commit_message=message,
         )

@@ -29,6 +29,8 @@ def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
     out = {key: config[key] for key in _KEPT if config.get(key) is not None}
     if origin := out["config"].get("init_from"):
         out["config"] = {**out["config"], "init_from": _last(origin)}
+    if out["config"].get("bank_dir"):
+        out["config"] = {**out["config"], "bank_dir": None}
     source = out["clip"]["source"]
     if source is not None and _is_local(source):
         out["clip"] = {**out["clip"], "source": None}

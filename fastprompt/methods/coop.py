@@ -40,6 +40,7 @@ class CoOpTuner(APTTuner):
     """
 
     method = "coop"
+    attacks_images = False
     paper = "https://arxiv.org/abs/2109.01134"
     Config = CoOpConfig
     score = "val_accuracy"

@@ -32,6 +32,9 @@ def _loaded(entry: EntryPoint) -> type[Tuner]:
     title = plugins.titled(entry)
     if not (inspect.isclass(tuner) and issubclass(tuner, Tuner)):
         raise RuntimeError(f"{title} must be a subclass of Tuner, got {tuner!r}")
+    for name in ("Config", "score"):
+        if not hasattr(tuner, name):
+            raise RuntimeError(f"{title} does not define {name}")
     if inspect.isabstract(tuner):
         missing = ", ".join(sorted(tuner.__abstractmethods__))
         raise RuntimeError(f"{title} does not define {missing}")

@@ -51,8 +51,14 @@ class CallbackError(RuntimeError):
 class Callbacks:
     """Calls the callbacks of a run, in the order given."""
 
-    def __init__(self, tuner: Any, callbacks: Iterable[Callback] = ()) -> None:
-        self._tuner, self._all = tuner, list(callbacks)
+    def __init__(self, tuner: Any) -> None:
+        self._tuner = tuner
+        self._all: list[Callback] = []
+
+    def extend(self, callbacks: Iterable[Callback]) -> None:
+        """Add callbacks one by one: an error leaves those before it, which get `on_end`."""
+        for one in callbacks:
+            self._all.append(one)
 
     def __bool__(self) -> bool:
         return bool(self._all)

@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 class SharedTuner(SavedTuner):
     """The part of `Tuner` that shares tuned prompts."""
 
-    paper: ClassVar[str] = ""  # address of the method's paper, for the model card
+    # for the model card: address of the method's paper, whether it tunes on adversarial images
+    paper: ClassVar[str] = ""
+    attacks_images: ClassVar[bool] = True
 
     def save_pretrained(
         self, folder: str | Path, *, result: Evaluation | None = None, repo: str | None = None
@@ -57,13 +59,14 @@ class SharedTuner(SavedTuner):
                 raise FileExistsError(
                     f"folder: {run.path} contains another run: choose a new folder"
                 )
-            text = card.write_card(config, result, repo, self.paper)
+            text = card.write_card(config, result, repo, self.paper, self.attacks_images)
             run.write_saved_config({**config, "parts": parts_of(self.clip)})
             run.write_prompts(self.prompts.state_dict(), self.method, identity)
             if result is not None:
                 shareable_result(result).save(run.path / "result.json")
             else:  # of an earlier version of these prompts
                 (run.path / "result.json").unlink(missing_ok=True)
+            self._copy_calibration(run)
             write_bytes(run.path / "README.md", text.encode())
         return run.path
 
@@ -125,9 +128,7 @@ class SharedTuner(SavedTuner):
         found = [p for p in (self.folder / "result.json", *newest) if p.exists()]
         if not found:
             return None
-        run = RunFolder(self.folder)
-        identity = digest_json(run_facts(identity_in(run.read_config())))
-        if digest(run.read_prompts(self.method, identity)) != digest(self.prompts.state_dict()):
+        if not self._folder_has_these():
             log.warning(
                 "result: %s is of other prompts than these and is left out; pass their evaluation "
                 "as result",
@@ -135,6 +136,23 @@ class SharedTuner(SavedTuner):
             )
             return None
         return Evaluation.load(found[0])
+
+    def _folder_has_these(self) -> bool:
+        """Return whether the tuner's folder has the same prompts as the tuner."""
+        if self.folder is None:
+            return False
+        run = RunFolder(self.folder)
+        identity = digest_json(run_facts(identity_in(run.read_config())))
+        return digest(run.read_prompts(self.method, identity)) == digest(self.prompts.state_dict())
+
+    def _copy_calibration(self, run: RunFolder) -> None:
+        """Copy the temperature of ``fastprompt evaluate --calibrate``, or remove an earlier one."""
+        folder = self.folder if self._folder_has_these() else None
+        found = None if folder is None else RunFolder(folder).read_calibration()
+        if found is None:
+            (run.path / "calibration.json").unlink(missing_ok=True)
+        else:
+            run.write_calibration(found)
 
 
 def _is_other(run: RunFolder, identity: str) -> bool:

@@ -1,7 +1,7 @@
 """Callbacks that write each epoch's line of ``metrics.jsonl`` to an experiment tracker."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -108,16 +108,25 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB
 
 def with_trackers(
     callbacks: Sequence[Callback | str], folder: Path | None, settings: Mapping[str, Any]
-) -> list[Callback]:
-    """Return the callbacks, with names replaced by trackers of the run folder."""
-    made: list[Callback] = []
+) -> Iterator[Callback]:
+    """Yield the callbacks, with names replaced by trackers of the run folder.
+
+    Raises:
+        RuntimeError: a tracker could not start; the message names it.
+    """
     for one in callbacks:
-        if isinstance(one, str):
-            assert folder is not None
-            made.append(TRACKERS[one](folder, settings))
-        else:
-            made.append(one)
-    return made
+        if not isinstance(one, str):
+            yield one
+            continue
+        assert folder is not None
+        try:
+            tracker = TRACKERS[one](folder, settings)
+        except Exception as error:  # such as no login, or no server
+            raise RuntimeError(
+                f"callbacks: {one} could not start ({type(error).__name__}: {error}); repair it or "
+                "leave it out, and resume"
+            ) from error
+        yield tracker
 
 
 def split_trackers(names: str | None) -> list[str]:

@@ -19,6 +19,7 @@ from .._utils.checks import (
 )
 from .._utils.distributed import check_same, from_first, is_first, total
 from .._utils.dtypes import AUTO, PRECISIONS
+from .._utils.hashing import digest
 from .._utils.run_folder import RunFolder
 from ..clip.frozen import TEMPLATES, FrozenCLIP
 from ..clip.load import load_clip
@@ -322,10 +323,13 @@ class Tuner(SharedTuner):
                     run.write_images({part: names for part, names in files.items() if names})
             # restart from the initial prompts: config.json must describe the run completely
             self._start()
+            check_same(lambda: {"the prompts at the start": digest(self.prompts.state_dict())})
             self.folder = None
             settings = {"method": self.method, **as_dict(self.config)}
-            calls = Callbacks(self, with_trackers(called, folder, settings) if is_first() else ())
+            calls = Callbacks(self)
             try:
+                if is_first():
+                    calls.extend(with_trackers(called, folder, settings))
                 self._tune(run, key, self.prepare(train, val, folder, progress), calls, progress)
             except BaseException as error:
                 calls.on_end(error)

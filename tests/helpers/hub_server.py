@@ -27,6 +27,8 @@ class Hub:
 
     def find(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         commits = self.commits[repo]
+        if not commits:  # of a repository that was just created
+            return "0" * 40, {}
         names = {self.sha(repo, i): i for i in range(len(commits))}
         names |= {"main": len(commits) - 1}
         if revision not in names:
@@ -110,8 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
             for line in lines
             if line["key"] == "file"
         }
+        gone = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
         commits = self.hub.commits[repo]
-        commits.append({**(commits[-1] if commits else {}), **new})
+        before = commits[-1] if commits else {}
+        commits.append({**{k: v for k, v in before.items() if k not in gone}, **new})
         sha = self.hub.sha(repo, len(commits) - 1)
         return self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{sha}", "commitOid": sha})
 

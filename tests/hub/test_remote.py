@@ -6,7 +6,7 @@ import torch
 from helpers.hub_server import TOKEN, serving
 from helpers.models import small_model
 
-from fastprompt import APTTuner, AutoTuner
+from fastprompt import APTTuner, AutoTuner, evaluate, load_data
 from fastprompt.cli.main import main
 from fastprompt.clip import bundled
 from fastprompt.hub import remote
@@ -141,3 +141,15 @@ def test_the_command(hub, tuner, tmp_path, monkeypatch, capsys):
     assert f"uploaded: {hub.url}/org/run" in capsys.readouterr().out
     assert "org/run" in hub.private
     assert set(hub.commits["org/run"][0]) <= set(remote.FILES)
+
+
+def test_a_push_without_a_result_leaves_none_of_other_prompts(hub):
+    data = load_data("patterns", shots=1)
+    tuner = APTTuner("tiny-shapes", data.classnames, n_ctx=2)
+    result = evaluate(tuner.classifier, data.test, ["clean"], limit=3, progress=False)
+    tuner.push_to_hub("org/run", token=TOKEN, result=result)
+    assert "result.json" in hub.commits["org/run"][-1]
+    tuner.push_to_hub("org/run", token=TOKEN)
+    files = hub.commits["org/run"][-1]
+    assert sorted(files) == ["README.md", "prompt_config.json", "prompts.safetensors"]
+    assert b"without an evaluation" in files["README.md"]

@@ -3,13 +3,14 @@
 import json
 import pickle
 import re
+import shutil
 
 import pytest
 import torch
 import yaml
 from helpers.models import small_model
 
-from fastprompt import APTTuner, AutoTuner, CoOpTuner, Evaluation, load_clip, load_data
+from fastprompt import AdvPTTuner, APTTuner, AutoTuner, CoOpTuner, Evaluation, load_clip, load_data
 from fastprompt._utils.run_folder import RunFolder
 from fastprompt.cli.main import main
 from fastprompt.clip import bundled
@@ -239,3 +240,34 @@ def test_the_command_writes_a_folder(run, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: repo: ")
     assert main(["push", str(run), "no-org"]) == 2
     assert "org/run" in capsys.readouterr().err
+
+
+def test_the_card_says_what_was_attacked_while_tuning(data, tmp_path):
+    def card_of(kind, **settings):
+        tuner = kind("tiny-shapes", data.classnames, n_ctx=2, **settings)
+        folder = tuner.save_pretrained(tmp_path / kind.method / str(len(settings)))
+        return (folder / "README.md").read_text("utf-8")
+
+    clean = card_of(CoOpTuner)
+    assert "on clean images" in clean
+    assert "Attack while tuning: none" in clean
+    assert '"objective": "ce"' in card_of(APTTuner)
+    trades = card_of(APTTuner, objective="trades")
+    assert "to withstand adversarial images" in trades
+    assert '"objective": "trades", "trades_beta": 6.0' in trades
+
+
+def test_the_temperature_goes_with_the_prompts_and_the_bank_stays(data, tmp_path, run):
+    shutil.copytree(run, tmp_path / "run")
+    found = {"temperature": 2.5, "n": 6, "classnames": list(data.classnames)}
+    RunFolder(tmp_path / "run").write_calibration(found)
+    tuner = APTTuner.load(tmp_path / "run")
+    saved = tuner.save_pretrained(tmp_path / "saved")
+    assert RunFolder(saved).read_calibration() == found
+    with torch.no_grad():
+        tuner.prompts.tokens.mul_(2)
+    assert RunFolder(tuner.save_pretrained(tmp_path / "saved")).read_calibration() is None
+    advpt = AdvPTTuner("tiny-shapes", data.classnames, n_ctx=2, bank_dir=str(tmp_path / "banks"))
+    content = (advpt.save_pretrained(tmp_path / "advpt") / "prompt_config.json").read_text("utf-8")
+    assert str(tmp_path) not in content
+    assert AutoTuner.from_pretrained(tmp_path / "advpt").config.bank_dir is None

@@ -231,3 +231,20 @@ def test_names_are_split():
     for bad in ("true", "", "tensorboard,"):
         with pytest.raises(ValueError, match="track"):
             tracking.split_trackers(bad)
+
+
+def test_a_tracker_that_cannot_start_is_named_and_the_others_end(
+    small_clip, data, tmp_path, monkeypatch
+):
+    class Broken(tracking.Tracker):
+        module = package = "torch"
+
+        def __init__(self, folder, settings=None):
+            raise OSError("no server")
+
+    monkeypatch.setitem(tracking.TRACKERS, "mlflow", Broken)
+    seen, tuner = Seen(), APTTuner(small_clip, data.classnames, **FAST)
+    with pytest.raises(RuntimeError, match=r"^callbacks: mlflow could not start .*no server"):
+        tuner.fit(data.train, out=tmp_path / "run", callbacks=[seen, "mlflow"], progress=False)
+    assert seen.calls == ["RuntimeError"]
+    tuner.fit(data.train, out=tmp_path / "run", resume=True, progress=False)
