@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from .. import __version__
 from .._utils.checks import check_choice, check_flag, check_path
 from .._utils.files import write_bytes
+from .._utils.versions import versions
 from ..clip.frozen import FrozenCLIP
 from ..model.classifier import CLIPClassifier
 from ..tuning.saving import SavedTuner
@@ -123,7 +123,7 @@ def describe(classifier: CLIPClassifier, method: str | None) -> dict[str, Any]:
     clip = classifier.clip
     channels, height, width = clip.pixel_shape
     return {
-        "fastprompt": __version__,
+        "fastprompt": versions()["fastprompt"],
         "method": method,
         "classnames": classifier.classnames,
         "model": {"name": clip.name, "source": clip.source, "fingerprint": clip.fingerprint},
