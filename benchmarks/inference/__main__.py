@@ -1,7 +1,7 @@
 """Times predictions on 1,000 pictures, or prints the table of the results.
 
 python -m benchmarks.inference measure             # both models, writes the JSON file
-python -m benchmarks.inference measure --images 64 --rounds 1 --out /tmp/try.json   # a small check
+python -m benchmarks.inference measure --images 64 --rounds 1 --out try.json   # a small check
 python -m benchmarks.inference table               # prints the file's table
 """
 

@@ -190,12 +190,14 @@ def test_torchrun_ends_all_if_one_is_killed_and_three_go_on(
     assert [row["epoch"] for row in rows] == [row["epoch"] for row in wanted_rows]
 
 
-@pytest.mark.parametrize(("rank", "code"), [("0", 2), ("1", 2)])
-def test_another_command_waits_for_no_process(rank, code, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_another_command_waits_for_no_process(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", "1")  # no process listens there
-    assert main(["doctor"]) == code
+    assert main(["doctor"]) == 2
     said = capsys.readouterr().err
     assert ("runs in one process, got 2" in said) == (rank == "0")
     assert main(["tune", "apt", "--help"]) == 0

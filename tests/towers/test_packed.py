@@ -114,5 +114,5 @@ def test_it_is_not_chosen_where_blocks_compute_more_than_their_weights_say(how):
     fast = classifier.for_inference()
     with torch.no_grad():
         assert torch.allclose(fast(IMAGES), classifier(IMAGES), rtol=1e-5, atol=1e-5)
-    if type(classifier.image_tower) is ImageTower:
-        assert fast is classifier
+    assert type(classifier.image_tower) is ImageTower
+    assert fast is classifier
