@@ -40,7 +40,7 @@ from .photo_model import (
     zero_shot_accuracy,
 )
 from .photo_words import CALTECH101, PHOTOS64
-from .training import contrastive_loss, make_optimizer, set_rate
+from .training import contrastive_loss, make_optimizers, set_rate
 
 _KIND = "pretraining"
 _SAVE_SECONDS, _LOG_STEPS, _JUDGE_EPOCHS, _JUDGED = 180, 100, 5, 500
@@ -73,7 +73,7 @@ class Run:
     """The state of a stage: all that a checkpoint holds. ``log`` has what was printed."""
 
     model: Any
-    optimizer: torch.optim.AdamW
+    optimizers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
 
@@ -141,10 +141,11 @@ def _checkpoint(out: Path, stage: Stage) -> Path:
 
 
 def save_checkpoint(run: Run, out: Path, settings: Settings) -> None:
-    """Write weights, optimizer, step and log as one file."""
+    """Write weights, optimizers, step and log as one file."""
     tensors = {f"model/{k}": v for k, v in run.model.state_dict().items()}
-    for row, values in run.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{row}/{k}": v for k, v in values.items()}
+    for place, optimizer in enumerate(run.optimizers):
+        for row, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{place}/{row}/{k}": v for k, v in values.items()}
     facts = {"step": run.step, "log": run.log, "settings": asdict(settings)}
     metadata = {"kind": _KIND} | {k: json.dumps(v) for k, v in facts.items()}
     write_tensors(_checkpoint(out, settings.stage), tensors, metadata)
@@ -165,12 +166,13 @@ def resume(run: Run, out: Path, settings: Settings) -> None:
             f"{file} was made with {found}; use these settings, or another folder as out"
         )
     run.step, run.log = json.loads(metadata["step"]), json.loads(metadata["log"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer/"):
-            _, row, name = key.split("/")
-            state.setdefault(int(row), {})[name] = tensor
-    run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": state})
+    for place, optimizer in enumerate(run.optimizers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith(f"optimizer/{place}/"):
+                row, name = key.split("/")[2:]
+                state.setdefault(int(row), {})[name] = tensor
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     run.model.load_state_dict(
         {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
     )
@@ -191,11 +193,11 @@ def begin(out: Path, settings: Settings) -> tuple[Run, Loss]:
     torch.manual_seed(settings.seed)
     if settings.stage == "plain":
         model = make_model(settings.patch_dropout).train()
-        run = Run(model, make_optimizer(list(model.named_parameters()), settings.lr))
+        run = Run(model, make_optimizers(list(model.named_parameters()), settings.lr))
         return run, plain_loss(model)
     model = load_stage(out, "plain", settings.patch_dropout).requires_grad_(False).train()
     model.visual.requires_grad_(True)
-    run = Run(model, make_optimizer(list(model.visual.named_parameters()), settings.lr))
+    run = Run(model, make_optimizers(list(model.visual.named_parameters()), settings.lr))
     return run, robust_loss(model, settings.eps, settings.attack_steps)
 
 
@@ -208,12 +210,12 @@ def update(run: Run, loss: Loss, batches: Batches, settings: Settings, steps: in
         run.model.visual.patch_dropout = nn.Identity()
     batch = batches.draw(run.step, generator)
     value = loss(run.step, batch.pixels, batch.labels, generator)
-    set_rate(run.optimizer, run.step, steps, settings.lr)
-    run.optimizer.zero_grad()
+    run.model.zero_grad()
     value.backward()
-    learned = [p for group in run.optimizer.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(learned, 1.0)
-    run.optimizer.step()
+    nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    for optimizer in run.optimizers:
+        set_rate(optimizer, run.step, steps, settings.lr)
+        optimizer.step()
     with torch.no_grad():
         run.model.logit_scale.clamp_(0, math.log(100))
     run.step += 1
@@ -266,7 +268,7 @@ def main(
     out: Path,
     data: Path = Path("../shared/data"),
     minutes: float = 100,
-    epochs: int = 60,
+    epochs: int = 30,
     batch: int = 256,
     lr: float = 1e-3,
     seed: int = 0,

@@ -1,4 +1,4 @@
-"""What the pre-trainings share: loss, text encoding, optimizer, schedule."""
+"""What the pre-trainings share: loss, text encoding, optimizers, schedule."""
 
 import math
 from typing import Any
@@ -38,6 +38,21 @@ def make_optimizer(params: list[tuple[str, nn.Parameter]], lr: float) -> torch.o
     rest = [p for name, p in params if p.ndim < 2 or "embedding" in name]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+
+def make_optimizers(
+    params: list[tuple[str, nn.Parameter]], lr: float
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Return Muon for the matrices of the blocks, and AdamW for the rest.
+
+    Muon (Jordan et al., 2024) orthogonalizes its updates; scaled as by Liu et al. ("Muon is
+    scalable for LLM training", 2025), they take AdamW's learning rate and decay.
+    """
+    matrices = [p for name, p in params if "resblocks" in name and p.ndim == 2]
+    taken = {id(p) for p in matrices}
+    rest = [(name, p) for name, p in params if id(p) not in taken]
+    muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    return muon, make_optimizer(rest, lr)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, lr: float) -> None:
