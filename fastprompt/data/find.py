@@ -10,7 +10,7 @@ from .._utils import plugins
 from .._utils.checks import check_path
 from .._utils.names import unknown
 from ..clip.frozen import TEMPLATES
-from . import hf_sets, photos
+from . import corruptions, hf_sets, photos
 from .builtin import WORLDS, draw_split
 from .coop import canonical, find_coop
 from .coop_sets import PREFIX, SETS
@@ -20,7 +20,7 @@ from .shards import exists, has_shards, is_shards, shards_source
 from .splits import Form, Source, Split
 from .torchvision_sets import TORCHVISION, torchvision_source
 
-BUILTIN = (*WORLDS, photos.NAME)
+BUILTIN = (*WORLDS, photos.NAME, *corruptions.NAMES)
 _PREFIXES = (PREFIX.removesuffix(":"), hf_sets.PREFIX.removesuffix(":"))
 ROOT = Path("data")  # of CoOp's and torchvision's data sets
 
@@ -61,6 +61,8 @@ def find_source(
         return Source(list(world.classnames), partial(_builtin, text), tuple(world.templates))
     if text == photos.NAME:
         return photos.photos_source()
+    if text in corruptions.NAMES:
+        return corruptions.corrupted_source(text)
     if text.startswith(PREFIX):
         return find_coop(text, place, only).source
     if text.startswith(hf_sets.PREFIX):

@@ -201,16 +201,17 @@ def load_data(
     """Load a data set for tuning.
 
     Args:
-        name: ``"photos"``, a small part of Caltech101; the drawn sets ``"shapes"``,
-            ``"patterns"``, ``"counts"``, and the shifted variants ``"shapes-outline"``,
-            ``"shapes-recolored"``, ``"shapes-crowded"``; a folder with one subfolder of images per
-            class (or ``train``, ``val``, ``test`` folders of these); a manifest, a ``.csv`` or
-            ``.jsonl`` file with the columns ``path``, ``label`` or ``classname``, and optionally
-            ``split``; WebDataset shards: a ``.tar`` file, a pattern such as
-            ``"train-{000..009}.tar"``, or a folder of these; ``"coop:Caltech101"`` or another set
-            in CoOp's folders, with CoOp's splits and names; the name of a torchvision data set;
-            ``"hf:NAME"`` or ``"hf:FOLDER"``, which Hugging Face's `datasets` loads;
-            ``"PREFIX:NAME"`` of another package's entry point ``fastprompt.data``; or a
+        name: ``"photos"``, a small part of Caltech101, and its corrupted pictures,
+            ``"photos-noise-1"`` to ``"photos-noise-3"``, likewise ``blur``, ``contrast`` and
+            ``jpeg``; the drawn sets ``"shapes"``, ``"patterns"``, ``"counts"``, and the shifted
+            variants ``"shapes-outline"``, ``"shapes-recolored"``, ``"shapes-crowded"``; a folder
+            with one subfolder of images per class (or ``train``, ``val``, ``test`` folders of
+            these); a manifest, a ``.csv`` or ``.jsonl`` file with the columns ``path``, ``label``
+            or ``classname``, and optionally ``split``; WebDataset shards: a ``.tar`` file, a
+            pattern such as ``"train-{000..009}.tar"``, or a folder of these; ``"coop:Caltech101"``
+            or another set in CoOp's folders, with CoOp's splits and names; the name of a
+            torchvision data set; ``"hf:NAME"`` or ``"hf:FOLDER"``, which Hugging Face's `datasets`
+            loads; ``"PREFIX:NAME"`` of another package's entry point ``fastprompt.data``; or a
             ``Dataset`` or ``DatasetDict`` that `datasets` has loaded. Images other than CoOp's and
             torchvision's are turned as their EXIF orientation says, 16-bit gray values are scaled
             to 8 bits, and transparent areas become white. Sources with the same picture files and
@@ -220,7 +221,8 @@ def load_data(
             images of its ``split_fewshot`` file for these shots and this seed, or CoOp's own draw.
         classes: ``"all"``, ``"base"`` (first half) or ``"new"`` (second half).
         image_size: side of square images in pixels, or ``(height, width)``, each at least 16;
-            photographs are resized and center-cropped. Default: 64 for ``"photos"``, else 48.
+            photographs are resized and center-cropped. Default: 64 for the package's
+            photographs, else 48.
         channels: 3 for RGB images, 1 for gray ones.
         root: the root directory of CoOp's or of torchvision's data sets, by default ``data``; or
             the folder of a manifest's relative paths, by default that of the manifest.

@@ -1,5 +1,6 @@
 """Reading and validating the files of run folders."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from .._utils.run_folder import RunFolder
 from ..evaluation import Evaluation
 from ..tuning.renamed import renamed_config
 from .schema import damage
+
+log = logging.getLogger(__name__)
 
 _RESULTS = (  # an evaluation with several seeds has a folder per seed
     *("result.json", "seed-*/result.json"),
@@ -55,7 +58,14 @@ class Source:
     def examples(self) -> dict[str, Tensor]:
         """Return the saved clean and adversarial images; empty if there is no such file."""
         path = self.folder / "examples.safetensors"
-        return read_tensors(path, "examples")[0] if path.exists() else {}
+        if path.exists():
+            return read_tensors(path, "examples")[0]
+        log.warning(
+            "report: the pictures of %s are left out, because %s does not exist; evaluate the run "
+            "again to show them",
+            *(self.run, path),
+        )
+        return {}
 
 
 @dataclass(frozen=True)

@@ -297,6 +297,17 @@ def test_the_command_writes_and_says_where(run, tmp_path, capsys):
         report([str(tmp_path)])
 
 
+def test_a_run_whose_pictures_are_gone_is_reported_without_them(tmp_path, caplog):
+    folder = full_run(tmp_path / "nap-run")
+    assert 'id="images"' in write_report(folder).read_text("utf-8")
+    assert not caplog.messages
+    gone = folder / "examples.safetensors"
+    gone.unlink()
+    assert 'id="images"' not in write_report(folder).read_text("utf-8")
+    (message,) = caplog.messages
+    assert f"{gone} does not exist; evaluate the run again" in message
+
+
 def test_no_control_character_of_a_folder_or_file_reaches_the_terminal(tmp_path, capsys):
     folder = named(tmp_path / "r\x1b[2J\u202e\nreport: fake", "m")
     assert main(["report", str(folder)]) == 0

@@ -17,6 +17,8 @@ SHIFTED = ("shapes-outline", "shapes-recolored", "shapes-crowded")
 PRECISIONS = ("fp32", "auto")  # of the tuning, compared
 # radii at which a part of the images withstands the attack
 PRECISION_EPS = {"tiny-shapes": "1/255", "tiny-shapes-robust": BASE_EPS}
+# of fields that earlier cells did not have: not part of their names
+_LATER: dict[str, Any] = {"data": "shapes", "shots": 16, "attacks": ("pgd-100",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Cell:
     """One run: a bundled model's preset with changed settings.
 
     Attributes:
-        part: ``"main"``, ``"shift"``, ``"new"``, ``"precision"`` or the claim that is tested.
+        part: the table that it is for, or the claim that is tested.
         model: bundled model.
         method: a tuner's name, or ``"zero-shot"``.
         seed: of the few-shot sample and of the tuning.
@@ -32,6 +34,8 @@ class Cell:
         eps: radii of the evaluation.
         classes: of the tuning.
         changes: settings that differ from the preset.
+        data, shots: data set of the tuning, and its training images per class.
+        attacks: of the evaluation.
     """
 
     part: str
@@ -43,6 +47,9 @@ class Cell:
     eps: tuple[str, ...] = (BASE_EPS,)
     classes: str = "all"
     changes: tuple[tuple[str, Any], ...] = ()
+    data: str = _LATER["data"]
+    shots: int = _LATER["shots"]
+    attacks: tuple[str, ...] = _LATER["attacks"]
 
     @property
     def label(self) -> str:
@@ -52,20 +59,22 @@ class Cell:
     @property
     def name(self) -> str:
         """A readable, unique file name."""
-        facts = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        mark = hashlib.sha256(facts.encode()).hexdigest()[:8]
+        facts = dataclasses.asdict(self)
+        own = {k: v for k, v in facts.items() if k not in _LATER or v != _LATER[k]}
+        mark = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.part}-{self.model}-{self.method}-{self.seed}-{mark}"
 
     @property
     def tuning(self) -> tuple[Any, ...]:
         """Key of the tuned prompts: cells with equal keys share them."""
-        return (self.model, self.method, self.seed, self.classes, self.changes)
+        later = [getattr(self, k) for k in ("data", "shots") if getattr(self, k) != _LATER[k]]
+        return (self.model, self.method, self.seed, self.classes, self.changes, *later)
 
 
 def cell_of(row: Mapping[str, Any]) -> Cell:
     """Return the cell of a row of the result file."""
-    fields = {name: row[name] for name in Cell.__dataclass_fields__}
-    fields["eps"] = tuple(fields["eps"])
+    fields = {name: row[name] for name in Cell.__dataclass_fields__ if name in row}
+    fields |= {name: tuple(fields[name]) for name in ("eps", "attacks") if name in fields}
     fields["changes"] = tuple((key, value) for key, value in fields["changes"])
     return Cell(**fields)
 

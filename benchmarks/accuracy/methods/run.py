@@ -8,8 +8,9 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,12 +25,19 @@ from fastprompt.tuning.tuner import Tuner
 from ...common.paths import TWO_CORES
 from ...common.report import write
 from .cells import Cell, all_cells
+from .photo_cells import photo_cells
 
 FOLDER = Path("runs") / "methods"
 RESULT = TWO_CORES / "methods.json"
+PHOTOS = TWO_CORES / "methods_photos.json"
 SHOTS, IMAGES, BATCH = 16, 400, 400
 ATTACK = "pgd-100"
-PRECISION = "bf16"  # of the tuning; the evaluation runs in float32
+PRECISION = "bf16"  # of the tuning; the evaluation judges in float32
+Study = Literal["shapes", "photos"]
+STUDIES: dict[Study, tuple[Callable[[], list[Cell]], Path]] = {
+    "shapes": (all_cells, RESULT),
+    "photos": (photo_cells, PHOTOS),
+}
 
 
 def settings(cell: Cell) -> dict[str, Any]:
@@ -45,7 +53,7 @@ def _folder(cell: Cell) -> Path:
 def tune(cell: Cell) -> Tuner:
     """Return a cell's tuner, loaded from its folder, or tuned now and saved there."""
     clip = load_clip(cell.model)
-    data = load_data("shapes", shots=SHOTS, seed=cell.seed, classes=cell.classes)
+    data = load_data(cell.data, shots=cell.shots, seed=cell.seed, classes=cell.classes)
     kind, folder = TUNERS[cell.method], _folder(cell)
     if not (folder / "prompts.safetensors").exists():
         tuner = kind(clip, data.classnames, **settings(cell))
@@ -60,7 +68,8 @@ def tune(cell: Cell) -> Tuner:
 def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
     """Return configuration and costs of the tuning, from its folder's metrics."""
     rows = RunFolder(_folder(cell)).read_metrics()
-    batches = -(-SHOTS * len(tuner.classnames) // tuner.config.batch)
+    images = len(load_data(cell.data, shots=cell.shots, seed=cell.seed, classes=cell.classes).train)
+    batches = -(-images // tuner.config.batch)
     each = [row.get("tuning_seconds", row["seconds"]) / batches for row in rows]
     return {
         "config": as_dict(tuner.config),
@@ -85,29 +94,36 @@ def judge(cell: Cell) -> dict[str, Any]:
     data = load_data(cell.test, classes=cell.test_classes)  # type: ignore[arg-type]
     classifier, facts = classifier_of(cell, data.classnames, data.templates)
     options: dict[str, Any] = {"batch": BATCH, "progress": False}
-    clean = evaluate(classifier, data.test, ["clean"], **options).rows
-    attacked = evaluate(classifier, data.test, [ATTACK], cell.eps, limit=IMAGES, **options).rows[1:]
-    kept = ("attack", "eps", "accuracy", "n", "trusted", "settings")
+    rows = evaluate(classifier, data.test, ["clean"], **options).rows
+    if cell.eps:
+        options |= {"limit": IMAGES}
+        rows += evaluate(classifier, data.test, list(cell.attacks), cell.eps, **options).rows[1:]
+    kept = ("attack", "eps", "accuracy", "n", "interval", "trusted", "settings")
     return {
         "name": cell.name,
         **dataclasses.asdict(cell),
         "label": cell.label,
         **facts,
-        "rows": [{k: row[k] for k in kept} for row in (*clean, *attacked)],
+        "rows": [{k: row[k] for k in kept} for row in rows],
         "seconds": round(time.perf_counter() - began, 1),
     }
 
 
 def measure(
-    share: int = 0, shares: int = 1, part: str | None = None, method: str | None = None
+    study: Study = "shapes",
+    share: int = 0,
+    shares: int = 1,
+    part: str | None = None,
+    method: str | None = None,
 ) -> None:
     """Run all cells without a result: this process's share, one part of the cells, or one method.
 
     Runs on one thread: two processes with one thread each are faster than one with two threads.
     """
     torch.set_num_threads(1)
-    known = _recorded()
-    for cell in all_cells():
+    cells, result = STUDIES[study]
+    known = _recorded(result)
+    for cell in cells():
         file = FOLDER / "cells" / f"{cell.name}.json"
         mine = int(hashlib.sha256(json.dumps(cell.tuning).encode()).hexdigest(), 16) % shares
         wanted = part in (None, cell.part) and method in (None, cell.method)
@@ -128,16 +144,17 @@ def rows_of(path: Path = RESULT) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text("utf-8"))["cells"])
 
 
-def _recorded() -> dict[str, Any]:
+def _recorded(path: Path) -> dict[str, Any]:
     """Return the result file's rows by cell name; delete the file to measure everything again."""
-    return {row["name"]: row for row in rows_of()} if RESULT.exists() else {}
+    return {row["name"]: row for row in rows_of(path)} if path.exists() else {}
 
 
-def collect() -> None:
-    """Add the finished cells to the result file."""
-    rows = _recorded()
-    for cell in all_cells():
+def collect(study: Study = "shapes") -> None:
+    """Add the finished cells to the result file of the study."""
+    cells, result = STUDIES[study]
+    rows = _recorded(result)
+    for cell in cells():
         file = FOLDER / "cells" / f"{cell.name}.json"
         if file.exists():
             rows[cell.name] = {"name": cell.name, **json.loads(file.read_text("utf-8"))}
-    write(RESULT, {"cells": [rows[c.name] for c in all_cells() if c.name in rows]})
+    write(result, {"cells": [rows[c.name] for c in cells() if c.name in rows]})
