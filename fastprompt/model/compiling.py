@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def compilable(tower: Tower) -> bool:
-    """Whether the tower runs only this library's code, which compiles to a single graph."""
+    """Whether the tower runs only this library's code, which compiles without graph breaks."""
     if isinstance(tower, TextTower):
         return tower.path is not TextPath.INPUT_EMBEDDINGS
     return isinstance(tower, ImageTower)
@@ -32,8 +32,8 @@ def compiled(function: Callable[..., T]) -> Callable[..., T]:
     """
     assert isinstance(function, FunctionType)
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    # batches of two sizes, with and without gradients, for tuning, attack and validation need
-    # more graphs than Dynamo's default limit of eight
+    # one block, with and without refiner and prompts, for attack, tuning and validation, needs more
+    # graphs than Dynamo's default limit of eight
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 32)
     return torch.compile(own, fullgraph=True)

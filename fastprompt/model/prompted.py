@@ -21,6 +21,7 @@ from ..prompts.values import PromptValues
 from ..towers import ImageTower
 from ..towers.base import Tower
 from ..towers.engines import make_image_tower, make_text_tower, resolve_precision
+from ..towers.image import one_block
 from ..towers.template import DEFAULT
 from .class_shards import ClassShards
 from .classifier import CLIPClassifier, class_logits
@@ -51,9 +52,10 @@ class PromptedCLIP(nn.Module):
             (router), the text tower, which runs once per step, keeps the weights' precision unless
             ``precision`` is ``"fp64"``.
         class_specific: if True, each class has a separate context.
-        compile: compile the towers with `torch.compile`, as single graphs; by default only for the
-            fast engine on a GPU, where Triton is installed. Encoders other than open_clip's
-            transformers run uncompiled.
+        compile: compile the towers with `torch.compile`: the text tower as a single graph, and one
+            block of the image tower for all of them, because it has several uses and sizes. By
+            default only for the fast engine on a GPU, where Triton is installed. Encoders other
+            than open_clip's transformers run uncompiled.
         class_chunk: see `TextTower`.
         class_shards: 1, or the number of processes of `torch.distributed`'s default group: each
             then encodes its part of the classes, and all get the features of all classes.
@@ -204,28 +206,39 @@ class PromptedCLIP(nn.Module):
             return visual
         return self.image.share(visual, None if refiners is None else tuple(refiners))
 
-    # functions that may be compiled, with only tensors, and tuples of them, as inputs and outputs
+    # functions with only tensors, and tuples of them, as inputs and outputs
 
     def _run(self, function: Callable[..., T], tower: Tower, *tensors: Any) -> T:
-        """Run a method of this class, compiled if requested and if its tower supports it."""
+        """Run a method of this class; that of the text tower is compiled as a whole."""
         self.text.refresh()
         self.image.refresh()
+        if tower is self.text:
+            function = self._compiled(function, tower)
+        return function(self, *tensors)
+
+    def _compiled(self, function: Callable[..., T], tower: Tower) -> Callable[..., T]:
+        """Return a function of a tower, compiled if requested and if the tower supports it."""
         if not self.compiled or not compilable(tower):
-            return function(self, *tensors)
+            return function
         if function not in self._functions:
             self._functions[function] = compiled(function)
-        return self._functions[function](self, *tensors)
+        return self._functions[function]
 
     def _text_features(self, context: Tensor, deep: Tensor | None) -> Tensor:
         features = at_least_float32(self.text(context, deep, self.text_refiners))
         # a head takes unnormalized features
         return features if self.head is not None else F.normalize(features, dim=-1)
 
+    def _image(self, images: Tensor, visual: Visual, **options: Any) -> Any:
+        if isinstance(self.image, ImageTower):
+            options["run_block"] = self._compiled(one_block, self.image)
+        return self.image(images, visual, self.refiners, **options)
+
     def _image_features(self, images: Tensor, visual: Visual) -> Tensor:
-        return at_least_float32(self.image(images, visual, self.refiners))
+        return at_least_float32(self._image(images, visual))
 
     def _image_layers(self, images: Tensor, visual: Visual) -> tuple[Tensor, list[Tensor]]:
-        features, layers = self.image(images, visual, self.refiners, keep_layers=True)
+        features, layers = self._image(images, visual, keep_layers=True)
         return at_least_float32(features), layers
 
     def _attack_logits(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +73,7 @@ class ImageTower(PromptedImage):
         refiners: Refiners | None = None,
         *,
         keep_layers: bool = False,
+        run_block: Callable[..., Tensor] | None = None,
     ) -> Any:
         """Compute unnormalized image features ``[B, D]``.
 
@@ -83,6 +83,7 @@ class ImageTower(PromptedImage):
             refiners: for the second and the following blocks, at most one for each; each maps
                 ``[B, N, width]`` to that shape. The weights in the result of `share` replace them.
             keep_layers: if True, also return the output of every block.
+            run_block: `one_block`, or a compiled version of it, for all blocks but the last.
 
         Returns:
             The features; with ``keep_layers``, a pair of the features and a list of ``[B, N + V,
@@ -96,9 +97,9 @@ class ImageTower(PromptedImage):
         if not isinstance(prompts, ImagePrompts):
             self.check(prompts, refiners)
             prompts = self._shared(prompts, None, keys=not keep_layers)
-        if prompts.refiners:
-            refiners = [partial(_refined, weights=weights) for weights in prompts.refiners]
-        x, kept = self._blocks(self._embed(images), prompts, refiners, keep_layers)
+        x, kept = self._blocks(
+            self._embed(images), prompts, refiners, keep_layers, run_block or one_block
+        )
         features = self._pool(x, whole=keep_layers)
         return (features, kept) if keep_layers else features
 
@@ -132,7 +133,12 @@ class ImageTower(PromptedImage):
         return visual.ln_pre(x)
 
     def _blocks(
-        self, x: Tensor, prompts: ImagePrompts, refiners: Refiners | None, keep: bool
+        self,
+        x: Tensor,
+        prompts: ImagePrompts,
+        refiners: Refiners | None,
+        keep: bool,
+        run_block: Callable[..., Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
         kept: list[Tensor] = []
         tokens = dict(zip(self.layers, prompts.tokens, strict=True))
@@ -140,18 +146,16 @@ class ImageTower(PromptedImage):
         extra: Tensor | None = None  # prompt tokens, [V, W] if equal for the batch, else [B, V, W]
         n = x.shape[1]
         for i, block in enumerate(self.blocks):
-            if refiners is not None and 0 < i <= len(refiners):
+            weights = prompts.refiners[i - 1] if 0 < i <= len(prompts.refiners) else ()
+            if not prompts.refiners and refiners is not None and 0 < i <= len(refiners):
                 x = refiners[i - 1](x).to(x.dtype)
             extra, last = tokens.get(i, extra), i + 1 == len(self.blocks)
             # prompt tokens that the next layer replaces need no output
             follow = extra is not None and (keep or not (last or i + 1 in tokens))
-            if follow and extra is not None:
-                x = torch.cat([x, extra.expand(x.shape[0], *extra.shape[-2:])], dim=1)
             known = () if follow or extra is None else keys.get(i) or keys_of(block, extra)
             if last and not keep:
-                return self._last(block, x, known), kept
-            q, k, v = block.qkv(block.norm(x))
-            x = block.leave(x, attend(q, *_joined(k, v, known)))
+                return self._last(block, refine(x, *weights) if weights else x, known), kept
+            x = run_block(block, x, weights, known, extra if follow else None)
             if keep:
                 kept.append(x)
             if follow:
@@ -178,8 +182,28 @@ class ImageTower(PromptedImage):
         return x if visual.proj is None else x @ visual.proj.to(x.dtype)
 
 
-def _refined(x: Tensor, *, weights: tuple[Tensor, ...]) -> Tensor:
-    return refine(x, *weights)
+def one_block(
+    block: OpenBlock,
+    x: Tensor,
+    weights: tuple[Tensor, ...],
+    known: tuple[Tensor, ...],
+    extra: Tensor | None,
+) -> Tensor:
+    """Compute the output of a block, ``[B, N, width]``, or ``[B, N + V, width]`` with ``extra``.
+
+    Args:
+        block: the block.
+        x: class token and patch tokens ``[B, N, width]``.
+        weights: those of their refiner, see `refine`; empty without one.
+        known: key and value of prompt tokens whose output is not needed; may be empty.
+        extra: other prompt tokens, ``[V, width]`` or ``[B, V, width]``.
+    """
+    if weights:
+        x = refine(x, *weights)
+    if extra is not None:
+        x = torch.cat([x, extra.expand(x.shape[0], *extra.shape[-2:])], dim=1)
+    q, k, v = block.qkv(block.norm(x))
+    return block.leave(x, attend(q, *_joined(k, v, known)))
 
 
 def _joined(k: Tensor, v: Tensor, known: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ class ImagePrompts(NamedTuple):
         tokens: the prompts of each layer that has some, ``[V, width]``.
         keys: for each of these layers, key and value ``[V, H, width / H]`` if its prompts need
             nothing else, since the next layer replaces them or none follows; else empty.
-        refiners: cast weights of each `TokenRefiner`; empty if none have to be cast.
+        refiners: cast weights of each `TokenRefiner`; empty if a refiner is another module.
     """
 
     tokens: tuple[Tensor, ...]
@@ -39,12 +39,12 @@ class ImagePrompts(NamedTuple):
 def refiner_weights(
     refiners: Refiners | None, dtype: torch.dtype
 ) -> tuple[tuple[Tensor, ...], ...]:
-    """Cast the weights of refiners; empty if they have that dtype, or a module is of another kind.
+    """Cast the weights of refiners; empty if a module is of another kind.
 
     Other modules may compute in a precision of their own, and subclasses or hooks something else.
     """
     known = [each for each in refiners or () if _is_plain(each)]
-    if len(known) < len(refiners or ()) or all(each.first.weight.dtype == dtype for each in known):
+    if len(known) < len(refiners or ()):
         return ()
     return tuple(each.weights(dtype) for each in known)
 

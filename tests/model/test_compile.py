@@ -1,4 +1,4 @@
-"""`torch.compile`: whole graphs, few recompilations, the same numbers."""
+"""`torch.compile`: few graphs without breaks, the same numbers."""
 
 import copy
 import shutil
@@ -32,9 +32,9 @@ def tiny_clip(image_layers: int, text_layers: int):
     return load_clip(open_clip.CLIP(**config).eval().double())
 
 
-def learner(clip) -> DeepPrompts:
+def learner(clip, depth: int = 2) -> DeepPrompts:
     """Prompts and refiners, none of them at its start value."""
-    prompts = DeepPrompts(2, 2, 24, 32, refiners=1, seed=3).to(clip.dtype)
+    prompts = DeepPrompts(depth, 2, 24, 32, refiners=depth - 1, seed=3).to(clip.dtype)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for p in prompts.parameters():
@@ -78,6 +78,10 @@ def traced():
         yield
 
 
+# the text; the image tower's first block, and those with refiners, for the attack and for the loss
+STEP = 1 + 2 * 2
+
+
 def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
@@ -85,8 +89,8 @@ def graphs() -> int:
 class Step:
     """Prompts, attack and optimizer: what a tuning step needs."""
 
-    def __init__(self, clip, attack_loss="ce", **options) -> None:
-        self.prompts = learner(clip)
+    def __init__(self, clip, attack_loss="ce", depth=2, **options) -> None:
+        self.prompts = learner(clip, depth)
         self.model = PromptedCLIP(clip, NAMES, self.prompts, **options)
         self.attack = OnlinePGD(self.model, "4/255", "2/255", 2, attack_loss=attack_loss)
         self.optimizer = torch.optim.SGD(self.prompts.parameters(), lr=0.1, momentum=0.9)
@@ -123,9 +127,9 @@ def assert_same_step(compiled: Step, plain: Step, batch) -> None:
 
 
 @pytest.mark.parametrize("padding", [False, True], ids=["any_size", "one_size"])
-def test_a_tuning_step_is_compiled_whole_and_seldom_and_changes_nothing(traced, padding):
-    clip = tiny_clip(2, 2)
-    compiled, plain = Step(clip, compile=True), Step(clip)
+def test_a_tuning_step_is_compiled_seldom_and_changes_nothing(traced, padding):
+    clip = tiny_clip(3, 3)
+    compiled, plain = (Step(clip, depth=3, compile=on) for on in (True, False))
     if padding:
         compiled.model.batch = BATCHES[0]
     per_epoch, after_first = [], 0
@@ -135,26 +139,35 @@ def test_a_tuning_step_is_compiled_whole_and_seldom_and_changes_nothing(traced, 
             if number == i == 0:
                 after_first = graphs()
         per_epoch.append(graphs())
-    assert after_first == 3  # text features, image features, the attack's loss
-    # the smaller last batch: images and attack are compiled once more, for any size
-    assert per_epoch[0] - after_first <= (0 if padding else 2)
+    assert after_first == STEP
+    # the smaller last batch: the blocks are compiled once more, for any size
+    assert per_epoch[0] - after_first <= (0 if padding else STEP - 1)
     assert per_epoch[1] == per_epoch[0]
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("layers", [3, 5])
+def test_further_layers_need_no_further_graphs(traced, layers):
+    clip = tiny_clip(layers, layers)
+    compiled, plain = (Step(clip, depth=layers, compile=on) for on in (True, False))
+    assert_same_step(compiled, plain, next(epoch(0)))
+    assert graphs() == STEP
     assert not counters["graph_break"]
 
 
 @pytest.mark.parametrize("name", ["dlr", "mixed", "kl"])
 def test_other_losses_of_the_attack_follow_compiled_logits(traced, name):
-    clip = tiny_clip(2, 2)
-    compiled, plain = Step(clip, name, compile=True), Step(clip, name)
+    clip = tiny_clip(3, 3)
+    compiled, plain = (Step(clip, name, depth=3, compile=on) for on in (True, False))
     assert_same_step(compiled, plain, next(epoch(0)))
-    # text and image features, the attack's logits; the clean images' features have no gradient
-    assert graphs() == (3 if name == "dlr" else 4)
+    # the clean images' features have no gradient
+    assert graphs() == STEP + (0 if name == "dlr" else 2)
     assert not counters["graph_break"]
 
 
-def test_nap_compiles_five_graphs(traced):
-    """Text, the first epoch's clean images, the pairs of images, the attack, and validation."""
-    clip = tiny_clip(2, 2)
+def test_nap_compiles_few_graphs(traced):
+    """Of the first block and of the others, in each of four uses; the text."""
+    clip = tiny_clip(3, 3)
     generator = torch.Generator().manual_seed(2)
 
     def data(n: int) -> ImageTensors:
@@ -164,7 +177,8 @@ def test_nap_compiles_five_graphs(traced):
     settings = {"epochs": 2, "n_ctx": 2, "steps": 2, "batch": 4, "augment": False}
     tuner = NAPTuner(clip, NAMES, settings, compile=True)
     tuner.fit(data(7), data(6), progress=False)
-    assert graphs() == 5
+    # the first epoch's clean images, the pairs of images, the attack, and validation
+    assert graphs() == 1 + 2 * 4
     assert not counters["graph_break"]
 
 

@@ -93,9 +93,10 @@ def test_prompts_that_pass_through_have_no_keys_of_their_own(clip):
     assert [len(pair) for pair in shared.keys] == [2, 0]
 
 
-def test_only_refiners_of_another_dtype_are_cast(clip):
+def test_the_weights_of_refiners_are_taken_and_cast_if_necessary(clip):
     own, low = refiners_of(clip), refiners_of(clip, torch.float32)
-    assert refiner_weights(own, torch.float64) == ()
+    ((weight, *_), *_) = refiner_weights(own, torch.float64)
+    assert weight is own[0].first.weight
     assert refiner_weights(None, torch.float64) == ()
     assert refiner_weights(nn.ModuleList([low[0], nn.Identity()]), torch.float64) == ()
     cast = refiner_weights(low, torch.float64)
