@@ -32,7 +32,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "nap-mse": ("nap", {"schedule": "fixed", "consistency": "mse", "accumulate": 3}),
     "nap-clean": ("nap", {"schedule": "linear"}),  # in the first epoch
     "apt-reference": ("apt", {"engine": "reference"}),
+    "apt-trades": ("apt", {"objective": "trades"}),
+    "apt-targeted": ("apt", {"attack_loss": "targeted-dlr"}),
+    "ampt-mixed": ("ampt", {"attack_loss": "mixed"}),
+    "apt-exact-crops": ("apt", {"crops": "exact"}),
+    "ampt-trades": ("ampt", {"objective": "trades", "clean_share": 0.5, "load_balance": 0.2}),
+    "capt-trades": ("capt", {"objective": "trades", "crops": "exact"}),
+    "nap-trades": ("nap", {"objective": "trades", "schedule": "fixed", "attack_loss": "mixed"}),
 }
+SLOW = ("ampt-trades", "capt-trades", "nap-trades")
+EACH = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES]
 
 
 def tuner_of(case: str, **changes: Any) -> Any:
@@ -70,18 +79,20 @@ def three_steps(case: str, **changes: Any) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What each rank gets in each case; all cases run in the same processes."""
+    """What each rank gets in each case; those of a method run in the same processes."""
     folder = tmp_path_factory.mktemp("ranks")
 
     @functools.cache
-    def of(count: int) -> Path:
+    def of(method: str, slow: bool, count: int) -> Path:
+        cases = [name for name in CASES if CASES[name][0] == method and (name in SLOW) == slow]
+
         def steps(rank: int) -> None:
-            for case in CASES:
+            for case in cases:
                 for shards in (1, count) if case != "apt-reference" else (1,):
                     found = three_steps(case, class_shards=shards)
                     save_file(found, folder / f"{count}-{case}-{shards}-{rank}.safetensors")
 
-        errors = together(count, folder / str(count), steps)
+        errors = together(count, folder / f"{count}-{method}-{slow}", steps)
         assert not any(errors), errors
         return folder
 
@@ -91,11 +102,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "class-shards"])
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EACH)
 def test_gradients_and_prompts(case: str, count: int, sharded: bool, results: Any) -> None:
     if sharded and case == "apt-reference":
         pytest.skip("the reference engine encodes all classes")
-    folder = results(count)
+    folder = results(CASES[case][0], case in SLOW, count)
     wanted = _alone(case)
     steps = 1 if "accumulate" in CASES[case][1] else STEPS
     assert sum(name.startswith("0/") for name in wanted) == steps
