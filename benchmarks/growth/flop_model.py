@@ -1,4 +1,4 @@
-"""Closed formulas for the FLOPs of a tuning step of NAP and of AMPT.
+"""Closed formulas for the FLOPs of a tuning step of CoOp and of the methods that attack in it.
 
 A product of ``[m, k]`` and ``[k, n]`` has ``2 m k n`` FLOPs; other operations are not counted. With
 W the width of an encoder, a token has ``24 W^2`` in each block: ``6 W^2`` for query, key and value,
@@ -9,7 +9,7 @@ A backward pass to the inputs has as many FLOPs as the forward pass, in attentio
 Frozen weights add nothing to that; trainable weights (refiners, maps, router) add as many again.
 
 Not covered: image encoders with average pooling, text encoders without a causal mask, text
-refiners, AMPT's load-balancing loss.
+refiners, AMPT's load-balancing loss, CAPT's frozen model.
 """
 
 from __future__ import annotations
@@ -187,6 +187,16 @@ def prompt_keys(s: Sizes) -> float:
     return max(0, layers) * s.visual * _KV * s.image_width**2
 
 
+def unlearned(s: Sizes) -> float:
+    """FLOPs that the backward pass of a loss saves in the first layer, for one image.
+
+    Its tokens depend on no prompt: their query, key and value, and the queries of the attention,
+    get no gradients. `image` counts them.
+    """
+    w, n = s.image_width, s.tokens
+    return n * _QKV * w**2 + 2 * n * (n + s.visual) * w
+
+
 def attack(s: Sizes) -> dict[str, float]:
     """FLOPs of PGD: forward, and backward to the pixels (eager code: also to the prompts)."""
     one, b = image(s, whole=s.eager), s.batch * s.steps
@@ -210,6 +220,8 @@ def loss(s: Sizes) -> dict[str, float]:
     images += b * 2 * s.patches * s.pixels * s.image_width
     if not whole:
         images += prompt_keys(s)
+        if s.depth > 1:
+            images -= b * unlearned(s)
     return {"loss's images": images, "loss's logits": s.passes * logits(s, attacked=False)}
 
 
