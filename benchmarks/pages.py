@@ -5,7 +5,8 @@ python -m benchmarks.pages --write    # writes the marked tables of the pages an
 
 A page's tables are between ``<!-- ladder -->`` and ``<!-- /ladder -->``; docs/benchmarks.md also
 has blocks for the GPU and for growth, benchmarks/README.md has the profile, docs/step_budget.md the
-estimate of a step.
+estimate of a step, docs/guides/many_devices.md the bytes that a step sends and an estimate of its
+scaling.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fastprompt._utils.files import read_json, write_bytes
 
 from .common.paths import RESULTS, ROOT
 from .common.report import NOT_YET, markdown
+from .gpu import scaling
 from .gpu.budget import table as budget_table
 from .growth import curves as growth_curves
 from .growth.table import lines as growth_lines
@@ -32,6 +34,7 @@ from .ladder.table import blocks, short_table, whole_table
 README, PAGE = Path("README.md"), Path("docs/benchmarks.md")
 NOTES = Path("benchmarks/README.md")
 BUDGET = Path("docs/step_budget.md")
+DEVICES = Path("docs/guides/many_devices.md")
 PLOT = PAGE.with_suffix(".svg")
 LINK = f"![Speed-up of each rung, seconds and memory against the number of classes]({PLOT.name})"
 
@@ -51,6 +54,7 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
         PAGE: {"ladder": whole, "growth": growth, "gpu": gpu},
         NOTES: {"profile": profiles},
         BUDGET: {"budget": budget_table(results)},
+        DEVICES: {"sent": scaling.sent_table(), "scaling": scaling.table()},
     }
 
 
@@ -102,7 +106,7 @@ def drawn(svg: str) -> str:
 def problems(
     root: Path = ROOT,
     results: Path = RESULTS,
-    pages: Sequence[Path] = (README, PAGE, NOTES, BUDGET),
+    pages: Sequence[Path] = (README, PAGE, NOTES, BUDGET, DEVICES),
 ) -> list[str]:
     """Return a message for each difference between the pages, the drawing and the results."""
     out = []

@@ -61,7 +61,7 @@ def parts(s: Sizes, machine: Machine) -> dict[str, float]:
     flops = terms(s)
 
     def products(*names: str) -> float:
-        return sum(flops[name] for name in names) / machine.flops
+        return sum(flops.get(name, 0.0) for name in names) / machine.flops
 
     def pointwise(tokens: float, layers: int, width: int) -> float:
         return tokens * layers * machine.values * width * BF16_BYTES / machine.bandwidth
@@ -74,16 +74,20 @@ def parts(s: Sizes, machine: Machine) -> dict[str, float]:
     halves += values * (passes * HALVES_BYTES + s.steps * GRADIENT_BYTES) / machine.bandwidth
     attacked = pointwise(s.steps * s.batch * tokens, s.image_layers, s.image_width)
     seen = pointwise(s.passes * s.batch * tokens, s.image_layers, s.image_width)
-    layers = s.passes * s.batch * tokens * s.image_width * BF16_BYTES * s.depth
-    text = pointwise(s.prefix + s.suffixes, s.text_layers, s.text_width)
-    refiners = (s.depth - 1) * 4 * s.image_width**2
+    if not s.visual:
+        seen /= 2  # no backward pass
+    layers = s.keeps_layers * s.passes * s.batch * tokens * s.image_width * BF16_BYTES * s.depth
+    text = pointwise(s.prompts * (s.prefix + s.suffixes), s.text_layers, s.text_width)
+    refiners = s.refined * (s.depth - 1) * 4 * s.image_width**2
     maps = s.depth * s.text_width * s.image_width
     return {
         "attack: matrix products": products("attack's images", "attack's logits"),
         "attack: pointwise operations and attention": attacked,
         "attack: start, sign steps": (3 + 4 * s.steps) * pixels / machine.bandwidth,
         "patch embedding: pixels and weights in halves": halves,
-        "loss: matrix products": products("loss's images", "loss's logits", "prompt maps"),
+        "loss: matrix products": products(
+            "loss's images", "loss's logits", "prompt maps", "mixture"
+        ),
         "loss: pointwise operations and attention": seen,
         "loss: consistency of the layers": 3 * layers / machine.bandwidth,
         "text: matrix products": products("text", "suffix attention"),

@@ -19,7 +19,7 @@ from benchmarks.growth import curves as growth_curves
 @pytest.fixture
 def root(tmp_path):
     """A checkout whose pages have markers, and results."""
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "guides").mkdir(parents=True)
     block = "<!-- {0} -->\n<!-- /{0} -->\n"
     (tmp_path / "README.md").write_text("# Title\n\n" + block.format("ladder") + "\nThe end.\n")
     text = block.format("ladder") + "\n" + block.format("gpu")
@@ -27,6 +27,8 @@ def root(tmp_path):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "README.md").write_text(block.format("profile"))
     (tmp_path / "docs" / "step_budget.md").write_text(block.format("budget"))
+    text = block.format("sent") + "\n" + block.format("scaling")
+    (tmp_path / "docs" / "guides" / "many_devices.md").write_text(text)
     save(tmp_path / "results", {"benchmarks": entries()})
     return tmp_path
 
