@@ -85,7 +85,7 @@ def export(
     data: Path = Path("../shared/data"),
     assets: Path = Path("fastprompt/assets"),
     logs: Path = LOGS,
-    images: int = 400,
+    images: int = 200,
 ) -> None:
     """Measure the models of the stages in ``out`` and write both to ``assets``, the logs apart."""
     runs: dict[str, Any] = {s: read_json(out / f"{s}.json") for s in ("plain", "robust")}
@@ -106,7 +106,7 @@ def export(
 
 
 def _options(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in run["settings"].items() if k != "stage"}
+    return {k: v for k, v in run["settings"].items() if k != "stage" and v is not None}
 
 
 if __name__ == "__main__":

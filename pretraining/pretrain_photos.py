@@ -52,13 +52,15 @@ class Settings:
     """What decides a stage's result.
 
     Attributes:
-        epochs: passes through photos64; the learning rate falls to 0 over them.
+        epochs: passes through photos64 over which the learning rate falls to 0.
+        stop: the pass after which the stage ends; None for the last one.
         whole: the share of the steps, at the end, in which no patch is dropped.
         eps, attack_steps: of PGD, in stage ``robust``.
     """
 
     stage: Stage
     epochs: int
+    stop: int | None
     batch: int
     lr: float
     seed: int
@@ -235,11 +237,12 @@ def train(run: Run, loss: Loss, photos: Photos, settings: Settings, out: Path, e
     """Train until the last step or the time ``end``; return whether the stage is finished."""
     batches = Batches(photos, settings.batch, settings.seed)
     steps = settings.epochs * batches.per_epoch
+    end_step = steps if settings.stop is None else settings.stop * batches.per_epoch
     saved = since = time.monotonic()
     first, total = run.step, torch.zeros(())
-    while run.step < steps:
+    while run.step < end_step:
         total += update(run, loss, batches, settings, steps)
-        last = run.step == steps
+        last = run.step == end_step
         if run.step % _LOG_STEPS == 0 or last:
             now, n = time.monotonic(), run.step - first
             row = {"step": run.step, "of": steps, "loss": round(total.item() / n, 4)}
@@ -255,7 +258,7 @@ def train(run: Run, loss: Loss, photos: Photos, settings: Settings, out: Path, e
             saved = time.monotonic()
             if over:
                 break
-    return run.step >= steps
+    return run.step >= end_step
 
 
 def _log(run: Run, row: dict[str, float]) -> None:
@@ -269,6 +272,7 @@ def main(
     data: Path = Path("../shared/data"),
     minutes: float = 100,
     epochs: int = 30,
+    stop: int | None = None,
     batch: int = 256,
     lr: float = 1e-3,
     seed: int = 0,
@@ -281,7 +285,9 @@ def main(
     """Run or continue one stage; ``robust`` starts from the result of ``plain`` in ``out``."""
     end = time.monotonic() + 60 * minutes
     torch.set_num_threads(threads)
-    settings = Settings(stage, epochs, batch, lr, seed, patch_dropout, whole, eps, attack_steps)
+    settings = Settings(
+        stage, epochs, stop, batch, lr, seed, patch_dropout, whole, eps, attack_steps
+    )
     run, loss = begin(out, settings)
     resume(run, out, settings)
     # on a CPU, plain attention's backward is several times faster than the fused one's at 65 tokens

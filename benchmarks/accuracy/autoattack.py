@@ -1,6 +1,7 @@
 """Compares AutoAttack (standard) with torchattacks' four attacks on the same images, in one run.
 
 python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
+python -m benchmarks.accuracy autoattack measure --clip tiny-photos --eps 1/255
 python -m benchmarks.accuracy autoattack table
 """
 
@@ -88,11 +89,15 @@ def measure(
     seed: int = 0,
     out: str = str(RESULT),
 ) -> None:
-    """Attack the zero-shot classifier on test images of shapes with both; add to the file."""
-    data = load_data("shapes", shots=1)
+    """Attack the zero-shot classifier on test images with both; add to the file.
+
+    The models of photographs get photographs, the others drawn shapes.
+    """
+    data = load_data("photos" if clip.startswith("tiny-photos") else "shapes", shots=1)
     model = load_clip(clip).zero_shot(data.classnames, data.templates)
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))[:images]
-    chosen = ImageTensors(data.test.images[order], data.test.labels[order])
+    pictures, labels = zip(*(data.test[row] for row in order.tolist()), strict=True)
+    chosen = ImageTensors(torch.stack(pictures), torch.tensor(labels))
     pixels, radius = chosen.images.float() / 255, parse_fraction(eps, "eps")
     with torch.no_grad():
         clean = int((model(pixels).argmax(1) == chosen.labels).sum())

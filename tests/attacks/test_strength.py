@@ -1,4 +1,4 @@
-"""FAB and Square beside torchattacks at equal budgets: as many images stand, within one of 200."""
+"""FAB and Square beside torchattacks at equal budgets: as many images stand, within one of 100."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ RADII = pytest.mark.parametrize("eps", [2 / 255, 4 / 255], ids=["2/255", "4/255"
 def case():
     data = load_data("shapes", shots=1)
     model = load_clip("tiny-shapes-robust").zero_shot(data.classnames, data.templates)
-    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:200]
+    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:100]
     x, y = data.test.images[order].float() / 255, data.test.labels[order]
     right = ~standing_off(model, x, y)
     return model, x[right], y[right]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fastprompt import load_clip
 from fastprompt.clip import bundled
@@ -44,6 +45,22 @@ def test_a_stage_stopped_after_each_step_ends_like_one_run(tmp_path):
         assert runs == 9  # of one step each
         one, other = (pretrain_photos.load_stage(p, stage).state_dict() for p in (whole, parts))
         assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_stage_may_end_before_its_schedule(tmp_path):
+    out = tmp_path / "early"
+    pretrain_photos.main("plain", out, epochs=3, stop=2, batch=12)
+    log = json.loads((out / "plain.json").read_text())["log"]
+    assert [row["step"] for row in log if "of" in row] == [6]
+    assert {row["of"] for row in log if "of" in row} == {9}
+    for _ in range(6):
+        run("plain", tmp_path / "whole", minutes=0)  # one step each
+    states = [
+        load_file(folder / "plain.checkpoint.safetensors") for folder in (out, tmp_path / "whole")
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
 @pytest.mark.usefixtures("_small")
