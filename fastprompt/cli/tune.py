@@ -26,12 +26,15 @@ from .._utils.names import unknown
 from .._utils.printable import printable
 from .._utils.progress import tell
 from .._utils.run_folder import RunFolder
+from ..clip import bundled
+from ..data.find import BUILTIN
 from ..data.load import Data, load_data, load_recorded
 from ..evaluation import Evaluation
 from ..evaluation.plan import plan_attacks, split_radii
 from ..evaluation.search import check_search
 from ..interop.yacs import Translation, translate_yacs
 from ..methods.registry import TUNERS
+from ..report import write_report
 from ..tuning.config import as_dict, read_config
 from ..tuning.parts import check_processes
 from ..tuning.renamed import renamed_config
@@ -138,7 +141,8 @@ def tune_parser(method: str) -> Parser:
     parser.add_argument(
         "--eval_eps",
         type=_RADII,
-        help="radii of the evaluation; default: 1/255, 2/255 and the tuning eps",
+        default=job["eval_eps"],
+        help="radii of the evaluation; with --data the default is 1/255, 2/255 and the tuning eps",
     )
     parser.add_argument(
         "--eval_limit",
@@ -177,7 +181,8 @@ def tune(arguments: Sequence[str]) -> int:
     read = read_config(config, given["config"]) if given.get("config") else {}
     foreign = _translated(method, given, read)
     own = {k: v for k, v in given.items() if k in _JOB_KEYS}
-    other = {"shots": TUNERS[method].shots} if "data" in {**foreign.job, **own} else {}
+    small = "data" not in {**foreign.job, **own}
+    other = {} if small else {"shots": TUNERS[method].shots, "eval_eps": None}
     job = {**_defaults(parser), **other, **foreign.job, **own}
     apart = (*_JOB_KEYS, *_OTHER_KEYS)
     settings = {k: v for k, v in given.items() if k not in apart}
@@ -445,6 +450,9 @@ def _run(
         f"accuracy on {images_of(result)} with 95 % intervals; adaptive attacks differentiate "
         "through the prompts, transfer attacks do not use them"
     )
+    if clip.name in bundled.names() and data.name in BUILTIN:
+        print(f"{clip.name} has seen these classes, but not these images, in its pre-training")
     print(f"tuned in {tuned - began:.0f} s, evaluated in {time.perf_counter() - tuned:.0f} s")
-    print(f"run folder: {out}")
+    print(printable(f"report: {write_report(out)}"))
+    print(printable(f"run folder: {out}"))
     return result

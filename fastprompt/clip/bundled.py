@@ -12,7 +12,7 @@ from open_clip.model import resize_pos_embed
 from safetensors.torch import load as parse_safetensors
 from torch import nn
 
-DEFAULT = "tiny-shapes"
+DEFAULT = "tiny-photos"
 
 
 @cache

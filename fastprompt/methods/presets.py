@@ -13,6 +13,8 @@ _ADVPT: dict[str, Any] = {"ctx_init": "a photo of a", "lr": 2.0, "epochs": 20}
 ADVPT: Presets = {
     "tiny-shapes": {**_ADVPT, "eps": 1 / 255},
     "tiny-shapes-robust": {**_ADVPT, "eps": 4 / 255},
+    "tiny-photos": {**_ADVPT, "eps": 1 / 255},
+    "tiny-photos-robust": {**_ADVPT, "eps": 2 / 255},
 }
 
 _ONLINE: dict[str, Any] = {
@@ -27,13 +29,16 @@ _ONLINE: dict[str, Any] = {
     "keep": "last",  # four validation images per class are too few to select an epoch
     "augment": False,
 }
-APT: Presets = {"tiny-shapes": _ONLINE, "tiny-shapes-robust": _ONLINE}
+# those of photographs are not searched
+PHOTOS = ("tiny-photos", "tiny-photos-robust")
+APT: Presets = dict.fromkeys(("tiny-shapes", "tiny-shapes-robust", *PHOTOS), _ONLINE)
 # the runs on validation images that selected this preset had adversarial cross-entropy
 _CAPT: dict[str, Any] = {**_ONLINE, "ce": "adv"}
-CAPT: Presets = {"tiny-shapes": _CAPT, "tiny-shapes-robust": _CAPT}
+CAPT: Presets = dict.fromkeys(("tiny-shapes", "tiny-shapes-robust", *PHOTOS), _CAPT)
 AMPT: Presets = {
     "tiny-shapes": {**_ONLINE, "clean_share": 0.5},
     "tiny-shapes-robust": _ONLINE,
+    **dict.fromkeys(PHOTOS, _ONLINE),
 }
 
 # in a few hundred steps, the linear schedule is too slow, and a larger radius works better
@@ -49,7 +54,11 @@ _NAP: dict[str, Any] = {
     "augment": True,
     "crop_min": 0.8,
 }
+# one run on validation pictures; not searched
+_NAP_PHOTOS: dict[str, Any] = {**_NAP, "eps": 2 / 255, "epochs": 3, "batch": 32, "lr": 2e-3}
 NAP: Presets = {
     "tiny-shapes": {**_NAP, "adv_share": 0.4},
     "tiny-shapes-robust": {**_NAP, "adv_share": 0.8},
+    "tiny-photos": {**_NAP_PHOTOS, "adv_share": 0.5},
+    "tiny-photos-robust": {**_NAP_PHOTOS, "adv_share": 0.5},
 }

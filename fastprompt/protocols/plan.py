@@ -18,6 +18,7 @@ from .._utils.checks import (
     some,
 )
 from .._utils.names import unknown
+from ..clip import bundled
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
 from ..data.few_shot import Classes
@@ -94,7 +95,7 @@ def make_plan(
     methods: str | Sequence[str] = ("zero-shot", "coop", "apt"),
     data: str | Sequence[str] = (),
     *,
-    clip: FrozenCLIP | str = "tiny-shapes",
+    clip: FrozenCLIP | str = bundled.DEFAULT,
     root: str | Path | None = None,
     shots: Sequence[Shots] | None = None,
     seeds: Sequence[int] = (1, 2, 3),

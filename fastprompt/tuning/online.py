@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -143,7 +143,7 @@ class OnlineTuner(Tuner):
     """
 
     shots = 16
-    job: ClassVar[dict[str, Any]] = {"data": "patterns", "shots": 16, "attacks": "clean,pgd-20"}
+    job: ClassVar[Mapping[str, Any]] = {**Tuner.job, "attacks": "clean,pgd-20"}
     score = "val_robust"
     config: OnlineConfig
 

@@ -58,9 +58,10 @@ class Tuner(SharedTuner):
     shots: ClassVar[int | Literal["all"]] = "all"  # images per class, if --data is given
     # defaults of the options of `fastprompt tune`: a job of a minute or two
     job: ClassVar[Mapping[str, Any]] = {
-        "data": "patterns",
-        "shots": 64,
+        "data": "photos",
+        "shots": 4,
         "attacks": "clean,feature-pgd-20,pgd-20",
+        "eval_eps": "1/255",
     }
     score: ClassVar[str]  # validation metric that selects the best prompts
 

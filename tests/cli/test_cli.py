@@ -47,7 +47,7 @@ def _one_thread():
 
 def use_small_model(patch):
     """A small random model in the place of the bundled one."""
-    patch.setattr(bundled, "names", lambda: ["tiny-shapes"])
+    patch.setattr(bundled, "names", lambda: ["tiny-photos", "tiny-shapes"])
     patch.setattr(bundled, "load", lambda name: small_model())
 
 
@@ -328,10 +328,10 @@ def test_the_first_line_in_a_terminal_comes_before_the_slow_imports(monkeypatch,
 @pytest.mark.parametrize(
     ("arguments", "data", "shots"),
     [
-        ("advpt", "patterns", 64),
+        ("advpt", "photos", 4),
         ("advpt --data patterns", "patterns", "all"),
         ("advpt --data=shapes --shots=4", "shapes", 4),
-        ("nap", "patterns", 16),
+        ("nap", "photos", 4),
         ("nap --data shapes", "shapes", 16),
     ],
 )
@@ -340,6 +340,7 @@ def test_the_default_job_is_small(monkeypatch, arguments, data, shots):
     monkeypatch.setattr(cli_tune, "_run", lambda method, job, *rest, **more: jobs.append(job))
     assert cli_tune.tune(arguments.split()) == 0
     assert (jobs[0]["data"], jobs[0]["shots"], jobs[0]["eval_limit"]) == (data, shots, 200)
+    assert jobs[0]["eval_eps"] == (None if "--data" in arguments else "1/255")
 
 
 def test_the_table_says_which_images_were_drawn(finished):

@@ -34,6 +34,7 @@ from fastprompt.cli.push import push_parser
 from fastprompt.cli.report import report_parser
 from fastprompt.cli.tune import tune_parser
 from fastprompt.clip import bundled
+from fastprompt.data import photos
 from fastprompt.data.builtin import WORLDS, draw_split
 from fastprompt.evaluation.plan import plan_attacks
 from fastprompt.methods.published import NAP as PUBLISHED
@@ -78,13 +79,29 @@ def few_shapes(monkeypatch):
     few = {"train": 16, "val": 4, "test": 8}
     six = replace(WORLDS["shapes"], classnames=WORLDS["shapes"].classnames[:6], sizes=few)
     monkeypatch.setitem(WORLDS, "shapes", six)
-    monkeypatch.setattr(bundled, "load", lambda name: small_model())
+    sizes = {"tiny-shapes": 48, "tiny-shapes-robust": 48, "tiny-photos": 64}
+    monkeypatch.setattr(bundled, "load", lambda name: small_model(image_size=sizes[name]))
     # the images of the whole set that other tests have drawn stay in the cache
     drawn = cache(draw_split.__wrapped__)
     monkeypatch.setattr("fastprompt.data.find.draw_split", drawn)
 
 
-def test_the_first_example_runs(few_shapes, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def few_photos(monkeypatch, few_shapes):
+    """Six classes of the photographs, too."""
+    content = photos._content()
+    six = content.classnames[:6]
+
+    def few(found):
+        kept = [row for row, label in enumerate(found.labels) if label < len(six)]
+        names, labels = ([values[row] for row in kept] for values in (found.names, found.labels))
+        return replace(found, names=names, labels=labels)
+
+    splits = {part: few(found) for part, found in content.splits.items()}
+    monkeypatch.setattr(photos, "_content", lambda: replace(content, classnames=six, splits=splits))
+
+
+def test_the_first_example_runs(few_photos, tmp_path, monkeypatch, capsys):
     shorter = {"shots=16": "shots=1", "epochs=8": "epochs=1, steps=1"} | LITTLE
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -99,7 +116,7 @@ def test_the_first_example_runs(few_shapes, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_readme_is_followed_as_it_stands(few_shapes, tmp_path, monkeypatch, capsys):
+def test_the_readme_is_followed_as_it_stands(few_photos, tmp_path, monkeypatch, capsys):
     """The Python example, then the commands, in one folder; only model and data are small."""
     monkeypatch.chdir(tmp_path)
     (code,) = python_blocks()
@@ -166,7 +183,7 @@ def test_the_commands_are_those_that_ci_runs():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     bash = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
     job, tests = bash[0].strip(), bash[1].strip()
-    assert job == "pip install . && fastprompt tune advpt"
+    assert job == "pip install . && fastprompt tune nap"
     assert tests == 'pip install -e ".[test]" && pytest -n auto -m "not slow"'
     assert job in script.splitlines()
     assert tests in script.splitlines()
@@ -324,6 +341,10 @@ def test_the_models_table_is_what_the_cards_say():
         for place, figures in bundled.card(name)["zero-shot accuracy"].items():
             cells = " | ".join(f"{100 * figures[c]:.1f}" if c in figures else "" for c in columns)
             assert f"| {name} | {place} | {cells} |" in BUNDLED, (name, place)
+    for name in ("tiny-photos", "tiny-photos-robust"):
+        for place, figures in bundled.card(name)["zero-shot accuracy"].items():
+            clean, attacked = (f"{100 * figures[k]:.1f}" for k in ("clean", "pgd-100 at 1/255"))
+            assert f"| {name} | {place} | {clean} | {attacked} |" in BUNDLED, (name, place)
 
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
