@@ -15,6 +15,8 @@ LIST = Path(__file__).with_name("wheels.txt")
 ROOT = LIST.parents[2]
 FOLDER = ROOT / ".wheels"
 MOST = 64 << 20  # bytes, with the checkout
+# which no GPU task uses; a checkout may come without them
+UNUSED = ("fastprompt/assets/tiny-photos", "fastprompt/assets/photos.zip")
 PIP = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
 
 
@@ -49,11 +51,12 @@ def install(wheels: list[str], target: Path) -> None:
 
 
 def total(folder: Path = FOLDER) -> tuple[int, int]:
-    """Return the bytes of the wheels, and of the files of the checkout."""
+    """Return the bytes of the wheels, and of the files of the checkout that tasks may use."""
     done = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    files = [ROOT / name for name in done.stdout.split("\0") if name]
+    names = (name for name in done.stdout.split("\0") if name)
+    files = [ROOT / name for name in names if not name.startswith(UNUSED)]
     checkout = sum(p.lstat().st_size for p in files if p.is_symlink() or p.is_file())
     return sum(p.stat().st_size for p in folder.glob("*.whl")), checkout
 

@@ -401,6 +401,7 @@ def test_the_run_folder_is_complete(finished):
         *("config.json", "metrics.jsonl", "state.safetensors", "prompts.safetensors"),
         *("best.safetensors", "last.safetensors", "result.json", "banks"),
         *("progress.jsonl", "examples.safetensors", ".lock"),
+        *("report.html", "report.csv", "report.md", "report.tex"),
     }
     assert all(p.suffix == ".safetensors" for p in (finished.path / "banks").iterdir())
     run = RunFolder(finished.path)

@@ -41,7 +41,7 @@ def maple(tmp_path):
 def test_a_context_becomes_a_run_of_apt(coop, tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(["import", str(coop), "--data=patterns", f"--out={folder}"]) == 0
-    assert f"apt on tiny-shapes, 6 classes: run folder {folder}" in capsys.readouterr().out
+    assert f"apt on tiny-photos, 6 classes: run folder {folder}" in capsys.readouterr().out
     tuner = APTTuner.load(folder)
     assert tuner.classnames == load_data("patterns").classnames
     wanted = torch.load(coop, weights_only=True)["state_dict"]["ctx"]

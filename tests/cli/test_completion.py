@@ -12,6 +12,7 @@ from fastprompt.cli import main as entry
 from fastprompt.cli.completion import command_tree
 from fastprompt.cli.main import main
 from fastprompt.cli.tune import tune_parser
+from fastprompt.clip import bundled
 from fastprompt.methods.registry import TUNERS
 from fastprompt.tuning.config import read_config
 
@@ -88,7 +89,7 @@ def test_the_printed_settings_are_a_file(method, capsys, tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text(printed)
     config = TUNERS[method].Config
-    preset = TUNERS[method].presets.get("tiny-shapes", {})
+    preset = TUNERS[method].presets.get(bundled.DEFAULT, {})
     assert config(**read_config(config, file)) == config(**{**preset, "lr": 0.5})
     # the file gives the same settings again, on any model
     assert main(["tune", method, "--config", str(file), "--clip", "x", "--print_config"]) == 0

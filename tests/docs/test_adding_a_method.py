@@ -33,7 +33,7 @@ def test_the_method_of_the_page_is_a_command(trades, tmp_path, capsys):
     folder = tmp_path / "run"
     command = ["tune", "trades", *arguments.split(), "--beta=3", "--eps=1/255", "--eval_limit=6"]
     assert main([*command, f"--out={folder}"]) == 0
-    assert "trades on tiny-shapes" in capsys.readouterr().out
+    assert "trades on tiny-photos" in capsys.readouterr().out
     run = RunFolder(folder)
     assert run.read_config()["config"]["beta"] == 3
     assert {"ce", "divergence", "stalled", "val_robust"} <= run.read_metrics()[-1].keys()

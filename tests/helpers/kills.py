@@ -150,7 +150,8 @@ def _content(path: Path, folder: Path) -> Any:
         return timeless(json.loads(data))
     if path.suffix == ".jsonl":
         return [timeless(json.loads(line)) for line in data.splitlines()]
-    return data
+    # a report is made of the other files, and has their times
+    return path.stem if path.stem == "report" else data
 
 
 def timeless(value: Any) -> Any:
