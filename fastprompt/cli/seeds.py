@@ -13,6 +13,7 @@ from ..evaluation import Evaluation
 from ..evaluation.result import search_notes
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
+from ..report import write_report
 from ..tuning.renamed import renamed, renamed_job
 
 Run = Callable[..., Evaluation]
@@ -127,6 +128,8 @@ def _each(folder: SeedsFolder, run: Run, resume: Run | None) -> list[Evaluation]
         path = folder.path / f"seed-{seed}"
         if resume is not None and (path / "result.json").exists():
             results.append(Evaluation.load(path / "result.json"))
+            with locked(path, "--resume"):
+                write_report(path)  # which may have been interrupted
         elif resume is not None and (path / "config.json").exists():
             results.append(resume(folder.method, path))
         else:

@@ -445,6 +445,7 @@ def _run(
             out=out,
             resume=True,  # keeps what a stopped run already evaluated
         )
+        report = write_report(out)
     print(f"\n{result.table()}\n")
     print(
         f"accuracy on {images_of(result)} with 95 % intervals; adaptive attacks differentiate "
@@ -453,6 +454,6 @@ def _run(
     if clip.name in bundled.names() and data.name in BUILTIN:
         print(f"{clip.name} has seen these classes, but not these images, in its pre-training")
     print(f"tuned in {tuned - began:.0f} s, evaluated in {time.perf_counter() - tuned:.0f} s")
-    print(printable(f"report: {write_report(out)}"))
+    print(printable(f"report: {report}"))
     print(printable(f"run folder: {out}"))
     return result
