@@ -3,6 +3,7 @@
 Each folder imports only from the folders above it in this list (``lint-imports`` checks this):
 
     _utils       helpers independent of CLIP           kernels  fused operations
+    runners      items of work, here or on Ray
     clip         a frozen CLIP behind one interface    assets   bundled weights
     prompts      modules with trainable prompts
     towers       text and image features from prompts and frozen weights

@@ -38,7 +38,7 @@ class Progress:
     ) -> None:
         self.total, self.title, self.unit, self.done = total, title, unit, initial
         self._note, self._began = "", time.monotonic()
-        self._told = 0.0
+        self._told, self._workers, self._initial = 0.0, "", initial
         off = None if show else True
         self._bar = tqdm(total=total, initial=initial, desc=title, unit=unit, disable=off)
         self._over = threading.Event()
@@ -54,7 +54,14 @@ class Progress:
     def note(self, text: str) -> None:
         """Show ``text``, such as the current stage or result, after the step count."""
         self._note = printable(text)
-        self._bar.set_postfix_str(self._note)
+        self._bar.set_postfix_str(", ".join(each for each in (self._workers, self._note) if each))
+
+    def workers(self, number: int) -> None:
+        """Show how many workers there are; lines then have the rate and the time left, too."""
+        words = f"{number} worker" if number == 1 else f"{number} workers"
+        if words != self._workers:
+            self._workers = words
+            self.note(self._note)
 
     def passes(self, task: str, passes: int, total: int | None = None) -> None:
         """Note now and then how many passes through a model, in images, ``task`` has taken."""
@@ -65,11 +72,19 @@ class Progress:
 
     def line(self) -> str:
         """Return the current progress as one line."""
-        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        took = time.monotonic() - self._began
         of = "" if self.total is None else f" of {self.total}"
         steps = f"{self.done}{of} {self.unit}"
         note = f"; {self._note}" if self._note else ""
-        return f"{self.title}: {steps}, {minutes}:{seconds:02}{note}"
+        return f"{self.title}: {steps}, {_clock(took)}{self._pace(took)}{note}"
+
+    def _pace(self, took: float) -> str:
+        """Return the workers, the rate and the time left, if there are workers."""
+        if not self._workers:
+            return ""
+        rate = (self.done - self._initial) / max(took, 1e-9)
+        left = "" if self.total is None or not rate else _clock((self.total - self.done) / rate)
+        return f"; {self._workers}, {rate:.1f} {self.unit}/s" + (f", {left} left" if left else "")
 
     def _tell(self) -> None:
         while not self._over.wait(EVERY):
@@ -85,3 +100,7 @@ class Progress:
         if self._lines is not None:
             self._lines.join()
         self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

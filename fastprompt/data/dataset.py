@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Subset
 from .._utils.checks import check_classnames, check_labels, first_difference, shown
 from .._utils.hashing import digest
 
+_LOOKED_AT = 8  # items that tell whether two machines have the same files
+
 
 @runtime_checkable
 class ImageDataset(Protocol):
@@ -87,6 +89,21 @@ def fingerprint(data: ImageDataset, rows: Sequence[int] | None = None) -> str:
     # read item by item: the images may exceed the memory and differ in size
     pairs = (data[i] for i in (range(len(data)) if rows is None else rows))
     return digest({}, *(digest({"image": x, "label": torch.tensor(y)}) for x, y in pairs))
+
+
+def content_of(data: ImageDataset, rows: Sequence[int] | None = None) -> str:
+    """Return a hash of the number of items and of a few of them, as they are read now.
+
+    It tells whether another machine has the same files, where `fingerprint` may be a stored one.
+
+    Raises:
+        ValueError: an item cannot be read.
+    """
+    rows = range(len(data)) if rows is None else rows
+    n = min(_LOOKED_AT, len(rows))
+    some = [data[rows[round(i * (len(rows) - 1) / max(1, n - 1))]] for i in range(n)]
+    items = (digest({"image": x, "label": torch.tensor(whole_label(y, "data"))}) for x, y in some)
+    return digest({}, str(len(data)), *items)
 
 
 def source_of(data: object) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from .._utils.devices import usable_device
 from .._utils.types import Model
 from ..attacks.ascent import module_device
 from ..data.dataset import ImageDataset, ImageTensors, check_dataset
+from ..runners import Runner, runner_of
 from .job import Job, Sanity
 from .plan import How, Planned, plan_attacks
 from .result import Evaluation
@@ -66,6 +67,7 @@ def evaluate(
     scoring: Scoring = "strict",
     calibrate: ImageDataset | None = None,
     progress: bool = True,
+    runner: Runner | str | None = None,
 ) -> Evaluation:
     """Evaluate clean and robust accuracy.
 
@@ -127,6 +129,9 @@ def evaluate(
             calibration error (15 bins, L1) before and after, clean and under PGD with 10 steps at
             the largest radius.
         progress: show a progress bar if the output is a terminal.
+        runner: ``"ray"`` or a `fastprompt.runners.Ray` attacks on the workers of a Ray cluster, a
+            window of images at a time. On the CPU the result has the same bits as in a process with
+            as many threads as each worker has, one by default.
 
     Returns:
         Rows of ``model``, ``attack``, ``path``, ``eps``, ``scoring``, ``accuracy`` in [0, 1], ``n``
@@ -141,6 +146,9 @@ def evaluate(
             ``search_precision`` to which a model cannot be converted.
         FileExistsError: ``out`` holds an evaluation and ``resume`` is not set.
         BlockingIOError: another process is writing to ``out``.
+        ConnectionError, RuntimeError: Ray cannot be reached, or a worker failed, see
+            `fastprompt.runners.Ray`.
+        ImportError: Ray is not installed.
     """
     named = _named(models if isinstance(models, Mapping) else {"model": models}, "models")
     if not named:
@@ -155,6 +163,7 @@ def evaluate(
     others = _named({} if surrogates is None else surrogates, "surrogates")
     check_choice(scoring, "scoring", get_args(Scoring))
     published = scoring == "published"
+    where_to_run = runner_of(runner)
     how = How(check_seed(seed), check_count(batch, "batch"), stop, alone=published)
     if published and search_precision == "auto":
         search_precision = "own"
@@ -176,7 +185,7 @@ def evaluate(
     _check_same_twice(data, rows)
     images = Images(data, rows, where, workers)
     targets = search_targets(named, others, search_precision, confirm, images)
-    job = Job(*targets, images, plans, hows, sanity, folder, name, val)
+    job = Job(*targets, images, plans, hows, sanity, folder, name, val, where_to_run)
     return job.run(resume=resume, progress=progress)
 
 

@@ -50,6 +50,10 @@ class Examples:
         mark = hashlib.sha256("/".join(unit).encode()).hexdigest()[:16]
         return self.folder / "examples" / f"{mark}.safetensors"
 
+    def among(self, places: Sequence[int]) -> list[int]:
+        """Return the chosen ones of some places."""
+        return [place for place in places if place in self.places]
+
     def keep(self, unit: tuple[str, ...], places: Sequence[int], adv: Tensor) -> None:
         """Store the chosen images of a unit; called before the unit is recorded."""
         mine = [i for i, place in enumerate(places) if place in self.places]

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._utils.hashing import digest
 from .._utils.locks import locked
 from .._utils.progress import Progress
 from .._utils.types import Model
 from ..attacks import PGD
 from ..data.dataset import fingerprint, source_of
+from ..runners import HERE, Runner
 from .calibration import calibrate
-from .crafted import Crafted
+from .crafted import Shared
 from .diagnostics import diagnose
 from .examples import Examples
 from .model_run import ModelRun
@@ -37,8 +37,9 @@ from .sanity import (
     claims,
 )
 from .sanity.sample import ASSUMED_EPS, Sample
-from .scoring import facts, verdicts
+from .scoring import verdicts
 from .search import Searched, search_facts
+from .units import Units, describe
 
 Sanity = Literal["quick", "full", "off"]
 _DIAGNOSED = 256  # number of images for the diagnostics
@@ -59,6 +60,7 @@ class Job:
         folder: output folder; None writes nothing.
         name: name of the image set in the result.
         val: validation images on which temperatures are fitted; None for no calibration.
+        runner: where the attacks run; the checks and the calibration run in this process.
     """
 
     targets: Mapping[str, Searched]
@@ -70,6 +72,7 @@ class Job:
     folder: Path | None
     name: str = ""
     val: Images | None = None
+    runner: Runner = HERE
 
     @property
     def models(self) -> dict[str, Model]:
@@ -93,15 +96,7 @@ class Job:
         passes = 1 + sum(len(attack.stages) for attack in self._plan)
         total = len(self.images.rows) * len(self.models) * passes
         with Progress(total, "evaluate", "img", show=progress) as bar:
-            crafted = Crafted(self.images.device)
-            runs = [self._run_of(name, record, examples, crafted, bar) for name in self.models]
-            cleans = [run.clean() for run in runs]
-            self._share(crafted, runs, cleans)
-            examples.choose([[flag != FELL for flag in clean["flags"]] for clean in cleans])
-            rows = [
-                [clean, *(run.attacked(attack, clean) for attack in self.plans[run.name])]
-                for run, clean in zip(runs, cleans, strict=True)
-            ]
+            runs, rows = self._rows(record, examples, bar)
             sanity = []
             for run, own in zip(runs, rows, strict=True):
                 sanity += [{"model": run.name, **asdict(v)} for v in self._check(run, own, bar)]
@@ -121,14 +116,26 @@ class Job:
             result.save(self.folder / "result.json")
         return result
 
-    def _run_of(
-        self, name: str, record: Record, examples: Examples, crafted: Crafted, bar: Progress
-    ) -> ModelRun:
-        own, how, others = self.targets[name], self.hows[name], self.other_targets
-        return ModelRun(name, own, self.images, how, record, examples, others, crafted, bar)
+    def _rows(
+        self, record: Record, examples: Examples, bar: Progress
+    ) -> tuple[list[ModelRun], list[list[dict[str, Any]]]]:
+        """Run the clean evaluation and the attacks; return the rows of each model."""
+        own = self.targets, self.other_targets, self.images, self.plans, self.hows
+        units, shared = Units(*own, tell=bar.passes), Shared()
+        with self.runner.team(units, self.images.device) as team:
+            runs = [
+                ModelRun(name, units, team, record, examples, shared, bar) for name in self.models
+            ]
+            cleans = [run.clean() for run in runs]
+            self._share(shared, runs, cleans)
+            examples.choose([[flag != FELL for flag in clean["flags"]] for clean in cleans])
+            return runs, [
+                [clean, *(run.attacked(attack, clean) for attack in self.plans[run.name])]
+                for run, clean in zip(runs, cleans, strict=True)
+            ]
 
     def _share(
-        self, crafted: Crafted, runs: Sequence[ModelRun], cleans: Sequence[dict[str, Any]]
+        self, shared: Shared, runs: Sequence[ModelRun], cleans: Sequence[dict[str, Any]]
     ) -> None:
         """Collect the images of models for which an attack crafts the same ones."""
         every = any(attack.alone for attack in self._plan)
@@ -136,21 +143,21 @@ class Job:
             right = [p for p, flag in enumerate(clean["flags"]) if every or flag != FELL]
             parts = {run.made_on(a, stage) for a in self._plan for stage in a.stages}
             for made_on in parts - {None}:
-                crafted.add(made_on, right)
+                shared.add(made_on, right)
 
     # ---- identity ----------------------------------------------------------------------------
 
     @cached_property
     def described(self) -> dict[str, Any]:
         """How each model computes, and a hash of its weights."""
-        return {name: _describe(model) for name, model in self.models.items()}
+        return {name: describe(model) for name, model in self.models.items()}
 
     @cached_property
     def about(self) -> dict[str, Any]:
         """The facts that identify the evaluation when it resumes."""
         return {
             "models": self.described,
-            "surrogates": {name: _describe(model) for name, model in self.surrogates.items()},
+            "surrogates": {name: describe(model) for name, model in self.surrogates.items()},
             "data": {
                 "fingerprint": fingerprint(self.images.data, self.images.rows),
                 "rows": list(self.images.rows),
@@ -325,16 +332,6 @@ class _Told:
     def passes(self, passes: int) -> None:
         """Show the number of passes."""
         self._bar.passes(f"{self._model}: checks: {self._check}", passes)
-
-
-def _describe(model: Model) -> dict[str, Any]:
-    """Describe how a model computes, and hash its weights."""
-    weights = "unknown"
-    if isinstance(model, nn.Module):
-        # a state dict may hold non-tensors, and may lack settings that the repr shows
-        state = model.state_dict().items()
-        weights = digest({k: v for k, v in state if isinstance(v, Tensor)}, repr(model))
-    return {"kind": type(model).__name__, **facts(model), "weights": weights}
 
 
 def _side_by_side(rows: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -1,32 +1,18 @@
 """Evaluate one model under all attacks, in windows of images that are not yet fooled."""
 
-import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from .._utils.progress import Progress
 from .._utils.types import Model
-from ..attacks import AttackResult
-from .crafted import Crafted, Window
+from ..runners import Team
+from .crafted import Shared
 from .examples import Examples
-from .outcomes import (
-    costs,
-    flags_of,
-    histogram,
-    nan_reasons,
-    passes_of,
-    stalled_reasons,
-    windows,
-)
-from .plan import How, Planned, Stage
+from .outcomes import costs, flags_of, histogram, nan_reasons, stalled_reasons, windows
+from .plan import Planned, Stage
 from .record import FELL, STALLED, STANDS, Record, Unit
-from .sampling import Images, random_numbers
-from .scoring import Counted, facts, verdicts, wilson
-from .search import Searched
+from .scoring import facts, wilson
+from .units import Done, Task, Units
 
 WINDOW = 8  # number of batches in memory at once; their images refill the slots of fooled ones
 
@@ -36,32 +22,28 @@ class ModelRun:
 
     Args:
         name: name of the model.
-        searched: the model, which maps pixels to logits, and the one on which attacks search.
-        images: images on which it is evaluated.
-        how: attack settings.
+        units: the models, the images and the attacks.
+        team: computes the units.
         record: outcomes of earlier units; new outcomes are added.
         examples: stores some adversarial images for inspection.
-        surrogates: models by name, on which transfer attacks are crafted.
-        crafted: adversarial images that models share.
+        shared: which adversarial images models share.
         bar: progress bar, counting images.
     """
 
     def __init__(
         self,
         name: str,
-        searched: Searched,
-        images: Images,
-        how: How,
+        units: Units,
+        team: Team[Task, Done],
         record: Record,
         examples: Examples,
-        surrogates: Mapping[str, Searched],
-        crafted: Crafted,
+        shared: Shared,
         bar: Progress,
     ) -> None:
-        self.name, self.images, self.how = name, images, how
-        self.model, self.searched = searched.model, searched
-        self.record, self.examples = record, examples
-        self.surrogates, self.crafted, self.bar = surrogates, crafted, bar
+        self.name, self.how, self.total = name, units.hows[name], len(units.images.rows)
+        self.model, searched = units.targets[name].model, units.targets[name]
+        self.work, self.team = units, team
+        self.record, self.examples, self.shared, self.bar = record, examples, shared, bar
         known = facts(self.model)
         if searched.twin is not None and searched.own:
             known.setdefault("precision", searched.own)
@@ -70,12 +52,11 @@ class ModelRun:
 
     def clean(self) -> dict[str, Any]:
         """Return the row of the clean images, with ``labels`` and ``predictions``."""
-        every = range(len(self.images.rows))
         self.bar.note(f"{self.name}: clean")
-        done = [
-            self._unit(("clean",), number, window, self._look)
-            for number, window in enumerate(windows(every, WINDOW * self.how.batch))
-        ]
+        done = self._done(
+            Task((self.name, "clean", str(number)), window)
+            for number, window in enumerate(windows(range(self.total), WINDOW * self.how.batch))
+        )
         predictions = [p for outcome in done for p in outcome["predictions"]]
         labels = [y for outcome in done for y in outcome["labels"]]
         flags = "".join(
@@ -134,19 +115,17 @@ class ModelRun:
 
     # ---- search on a twin, confirm on the model ----------------------------------------------
 
-    def _target(self, attack: Planned) -> Searched:
-        """Return the model on which an attack's images are crafted: this one, or a surrogate."""
-        surrogate = attack.surrogate
-        return self.searched if surrogate is None else self.surrogates[surrogate]
-
     def _twin(self, attack: Planned, stage: Stage) -> Model | None:
         """Return the twin on which a stage searches; None if it searches on the model itself."""
-        target = self._target(attack)
-        return target.twin if stage.takes_twin(target.model) else None
+        return self.work.twin(attack, stage, self.name)
 
     def _precision(self, attack: Planned) -> str:
         twins = [self._twin(attack, stage) for stage in attack.stages]
-        return self._target(attack).precision if any(t is not None for t in twins) else "own"
+        return (
+            self.work.target(attack, self.name).precision
+            if any(t is not None for t in twins)
+            else "own"
+        )
 
     def made_on(self, attack: Planned, stage: Stage) -> Hashable:
         """Return the part of the model that a search's images depend on, None for all of it."""
@@ -161,7 +140,7 @@ class ModelRun:
         They are all images that stand after the confirming stage. After another stage, they are the
         images that stand although the twin was fooled, or for want of a usable gradient.
         """
-        target = self._target(attack)
+        target = self.work.target(attack, self.name)
         random = bool(getattr(self.model, "randomized", False))
         if self._twin(attack, stage) is None or not target.confirm or random:
             return []
@@ -181,113 +160,60 @@ class ModelRun:
         self, attack: Planned, stage: Stage, standing: list[int], *, confirm: bool = False
     ) -> list[dict[str, Any]]:
         """Run a stage, or ``confirm`` it: run it on the model itself, not on its twin."""
-        outcomes = []
         again = " again, in the model's own precision" if confirm else ""
-        task = f"{self.name}: {attack.words(stage)}{again}"
-        self.bar.note(f"{task}, {len(standing)} images")
-        twin = None if confirm else self._twin(attack, stage)
-        made_on = None if confirm else self.made_on(attack, stage)
-        every = standing if made_on is None else self.crafted.places[made_on]
-        for number, window in enumerate(windows(every, WINDOW * self.how.batch)):
-            places = sorted({*window} & {*standing})
-            if not places:
-                continue
-            craft = partial(self._craft, attack, stage, window, twin, task)
-            if made_on is not None:
-                key = made_on, stage.name, attack.eps, number
-                craft = partial(self.crafted.get, made_on, key, craft)
-            unit = (attack.name, f"{attack.eps!r}", stage.name + ", confirmed" * confirm)
-            self.units.setdefault((attack.name, attack.eps), []).append(
-                (self.name, *unit, str(number))
-            )
-            last = None if twin is None else stage.last
-            judge = partial(self._judge, attack, window, craft, last)
-            outcomes.append(self._unit(unit, number, places, judge, advance=not confirm))
+        words = f"{self.name}: {attack.words(stage)}{again}"
+        self.bar.note(f"{words}, {len(standing)} images")
+        tasks = list(self._tasks(attack, stage, standing, confirm, words))
+        self.units.setdefault((attack.name, attack.eps), []).extend(t.unit for t in tasks)
+        outcomes = self._done(tasks, advance=not confirm)
         if not confirm:
-            self.bar.update(len(self.images.rows) - len(standing))
+            self.bar.update(self.total - len(standing))
         return outcomes
 
-    def _unit(
-        self,
-        what: tuple[str, ...],
-        number: int,
-        places: Sequence[int],
-        work: Callable[[Sequence[int]], dict[str, Any]],
-        *,
-        advance: bool = True,
-    ) -> dict[str, Any]:
-        unit = (self.name, *what, str(number))
-        outcome = self.record.outcome(unit, places)
-        if outcome is None:
-            began = time.perf_counter()
-            with random_numbers(self.how.seed, unit, self.images.device):
-                outcome = work(places)
-            outcome["seconds"] = time.perf_counter() - began
-            self.record.add(unit, outcome)
-        if advance:
-            self.bar.update(len(places))
-        return outcome
+    def _tasks(
+        self, attack: Planned, stage: Stage, standing: list[int], confirm: bool, words: str
+    ) -> Iterator[Task]:
+        """Yield the tasks of a stage: the windows that hold images to attack."""
+        made_on = None if confirm else self.made_on(attack, stage)
+        every = standing if made_on is None else self.shared.places[made_on]
+        what = attack.name, f"{attack.eps!r}", stage.name + ", confirmed" * confirm
+        for number, window in enumerate(windows(every, WINDOW * self.how.batch)):
+            if places := sorted({*window} & {*standing}):
+                yield Task(
+                    (self.name, *what, str(number)),
+                    places,
+                    window,
+                    self._part(attack, stage),
+                    confirm,
+                    made_on is not None and self.shared.models[made_on] > 1,
+                    self.examples.among(places),
+                    words,
+                )
 
-    def _look(self, places: Sequence[int]) -> dict[str, Any]:
-        predictions, labels, counted = [], [], Counted(self.model)
-        for _, images, targets in self.images.read(places, self.how.batch):
-            predictions += verdicts(counted, images, targets, self.images.classes)[1].tolist()
-            labels += targets.tolist()
-        return {"predictions": predictions, "labels": labels, **passes_of(counted)}
+    def _part(self, attack: Planned, stage: Stage) -> tuple[int, int]:
+        """Return the positions of an attack in the plan and of a stage in it."""
+        plan = self.work.plans[self.name]
+        number = next(i for i, each in enumerate(plan) if each is attack)
+        return number, next(i for i, each in enumerate(attack.stages) if each is stage)
 
-    def _craft(
-        self, attack: Planned, stage: Stage, places: Sequence[int], twin: Model | None, task: str
-    ) -> Window:
-        note = partial(self.bar.passes, f"{task}, {len(places)} images")
-        counted = Counted(self._target(attack).model if twin is None else twin, note)
-        # pass the whole window: the attack splits it into batches
-        read = zip(*self.images.read(places, self.how.batch), strict=True)
-        indices, images, labels = (torch.cat(column) for column in read)
-        return Window(stage.run(counted, images, labels, indices), labels, passes_of(counted))
-
-    def _judge(
-        self,
-        attack: Planned,
-        window: Sequence[int],
-        craft: Callable[[], Window],
-        last: int | None,
-        places: Sequence[int],
-    ) -> dict[str, Any]:
-        """Classify the adversarial images of ``places``, which are in the window.
-
-        ``last`` is the index of the last iterate if they were crafted on a twin.
-        """
-        result, labels, passes = craft()
-        if len(places) < len(window):
-            mine = [window.index(place) for place in places]
-            rows = torch.tensor(mine, device=labels.device)
-            result, labels = result.of(rows), labels[rows]
-        self.examples.keep(self.units[attack.name, attack.eps][-1], places, result.images)
-        standing = self._standing(result, labels)
-        stalled = standing & result.health.stalled
-        flags = torch.where(stalled, 2, standing.int()).tolist()
-        outcome = {
-            "places": list(places),
-            "flags": "".join((FELL, STANDS, STALLED)[flag] for flag in flags),
-            "zero": int(result.health.zero.sum()),
-            "nonfinite": int(result.health.nonfinite.sum()),
-            "entries": result.health.total,
-            **passes,
-        }
-        fell_at = result.fell_at
-        if last is not None:  # the twin may be fooled where the model is not, and the reverse
-            fooled = torch.zeros_like(standing) if result.success is None else result.success
-            outcome["fooled_twin"] = fooled.int().tolist()
-            if fell_at is not None:
-                fell_at = torch.where(standing, -1, torch.where(fooled, fell_at, last))
-        if fell_at is not None:
-            outcome["fell_at"] = fell_at.tolist()
-        return outcome
-
-    def _standing(self, result: AttackResult, labels: Tensor) -> Tensor:
-        size = self.how.batch
-        parts = zip(result.images.split(size), labels.split(size), strict=True)
-        return torch.cat([verdicts(self.model, x, y)[0] for x, y in parts])
+    def _done(self, tasks: Iterable[Task], *, advance: bool = True) -> list[dict[str, Any]]:
+        """Return the outcomes of tasks; those that are not recorded are computed, and recorded."""
+        tasks = list(tasks)
+        found = [self.record.outcome(task.unit, task.places) for task in tasks]
+        left = [task for task, outcome in zip(tasks, found, strict=True) if outcome is None]
+        coming = self.team.each(left, self.bar)
+        outcomes = []
+        for task, outcome in zip(tasks, found, strict=True):
+            if outcome is None:
+                done = next(coming)
+                outcome = done.outcome
+                if done.images is not None:
+                    self.examples.keep(task.unit, task.shown, done.images)
+                self.record.add(task.unit, outcome)
+            if advance:
+                self.bar.update(len(task.places))
+            outcomes.append(outcome)
+        return outcomes
 
     def _row(
         self,

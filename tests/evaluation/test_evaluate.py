@@ -16,10 +16,10 @@ from fastprompt._utils.files import read_tensors
 from fastprompt.attacks import FeaturePGD
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.examples import Examples
-from fastprompt.evaluation.job import _describe
 from fastprompt.evaluation.record import Record
 from fastprompt.evaluation.sampling import evenly
 from fastprompt.evaluation.scoring import wilson
+from fastprompt.evaluation.units import describe
 from fastprompt.prompts.mixture import MixtureHead, PromptRouter
 
 
@@ -600,9 +600,9 @@ def test_models_differ_by_what_they_say_of_themselves():
         MixtureHead(router, temperature=t, mix=m)
         for t, m in ((1, "raw"), (2, "raw"), (1, "normalized"))
     ]
-    hashes = [_describe(head)["weights"] for head in heads]
+    hashes = [describe(head)["weights"] for head in heads]
     assert len(set(hashes)) == 3
-    assert _describe(MixtureHead(router, mix="raw"))["weights"] == hashes[0]
+    assert describe(MixtureHead(router, mix="raw"))["weights"] == hashes[0]
 
 
 def test_limit_draws_the_same_images_for_a_seed():

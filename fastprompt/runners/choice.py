@@ -1,0 +1,25 @@
+"""The runner that an argument stands for."""
+
+from .._utils.checks import shown
+from .base import HERE, Runner
+from .on_ray import Ray, import_ray
+
+
+def runner_of(runner: Runner | str | None, name: str = "runner") -> Runner:
+    """Return a runner: None stands for this process, ``"ray"`` for a Ray cluster on this machine.
+
+    Raises:
+        ValueError, TypeError: it is something else.
+        ImportError: Ray is not installed.
+    """
+    if runner is None:
+        return HERE
+    if runner == "ray":
+        runner = Ray()
+    if isinstance(runner, str):
+        raise ValueError(f"{name} must be 'ray' or fastprompt.runners.Ray(...), got {runner!r}")
+    if not callable(getattr(runner, "team", None)):
+        raise TypeError(f"{name} must be 'ray' or fastprompt.runners.Ray(...), got {shown(runner)}")
+    if isinstance(runner, Ray):
+        import_ray()
+    return runner
