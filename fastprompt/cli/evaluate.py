@@ -27,10 +27,21 @@ from ..evaluation.result import search_notes
 from ..evaluation.search import check_search
 from ..evaluation.spread import spread, spread_table
 from ..methods.registry import TUNERS
+from ..runners import Runner, connected
 from ..tuning.identity import clip_of
 from ..tuning.renamed import renamed, renamed_config
 from ..tuning.tuner import Tuner
-from .parser import Parser, add_checks, add_model, add_names, device_name, model_of
+from .parser import (
+    Parser,
+    add_checks,
+    add_model,
+    add_names,
+    add_ray,
+    check_only_resumed,
+    device_name,
+    model_of,
+    runner_in,
+)
 from .seeds import check_seeds
 from .words import images_of
 
@@ -118,6 +129,7 @@ def evaluate_parser() -> Parser:
         help="evaluation folder to write; default: a new one in RUN/evaluations",
     )
     parser.add_argument("--resume", type=str | None, help="evaluation folder to resume")
+    add_ray(parser, "the attacks")
     return parser
 
 
@@ -125,10 +137,17 @@ def evaluate_run(arguments: Sequence[str]) -> int:
     """Run the command and return the exit code."""
     parser = evaluate_parser()
     given = parser.parse_args(list(arguments)).as_dict()
+    runner = runner_in(given)
     resume = check_folder(given.pop("resume"), "--resume")
     if resume is not None:
-        given = _job_of(resume, arguments, parser)
+        check_only_resumed(parser.parse_args(list(arguments), defaults=False).as_dict(), "job.json")
+        given = _job_of(resume, parser)
     _check(given)
+    with connected(runner):
+        return _run(given, resume, runner)
+
+
+def _run(given: dict[str, Any], resume: Path | None, runner: Runner) -> int:
     tell(f"loading {given['run'] or given['clip']}")
     models, data = _of_run(given) if given["run"] else _zero_shot(given)
     # only now: a model or data set that fails to load leaves no folder
@@ -138,7 +157,7 @@ def evaluate_run(arguments: Sequence[str]) -> int:
             _check_free(out)  # again: another process may have begun in the meantime
             write_json(out / "job.json", given)
         try:
-            results = _all(models, data, given, out)
+            results = _all(models, data, given, out, runner)
             _keep_temperature(given, results[0])
         except KeyboardInterrupt:
             print(f"to resume: fastprompt evaluate --resume {out}", file=sys.stderr)
@@ -148,7 +167,7 @@ def evaluate_run(arguments: Sequence[str]) -> int:
 
 
 def _all(
-    models: dict[str, Model], data: Data, given: Mapping[str, Any], out: Path
+    models: dict[str, Model], data: Data, given: Mapping[str, Any], out: Path, runner: Runner
 ) -> list[Evaluation]:
     """Run the evaluation once per seed."""
     if given["defenses"]:
@@ -156,7 +175,7 @@ def _all(
     seeds = given["seeds"]
     folders = [out] if len(seeds) == 1 else [out / f"seed-{seed}" for seed in seeds]
     return [
-        _evaluate(models, data, given, seed, folder)
+        _evaluate(models, data, given, seed, folder, runner)
         for seed, folder in zip(seeds, folders, strict=True)
     ]
 
@@ -219,12 +238,8 @@ def _check_free(out: Path) -> None:
         raise FileExistsError(f"out: {out} is not empty; --resume it or choose a new folder")
 
 
-def _job_of(out: Path, arguments: Sequence[str], parser: Parser) -> dict[str, Any]:
+def _job_of(out: Path, parser: Parser) -> dict[str, Any]:
     """Read a stopped evaluation's arguments, checked as strictly as the command line."""
-    if len(arguments) > 2 or (len(arguments) == 2 and "=" in arguments[0]):
-        raise ValueError(
-            "--resume takes all settings from the folder's job.json; remove all other options"
-        )
     if not (out / "job.json").exists():
         if (out / "progress.jsonl").exists():
             raise ValueError(
@@ -236,7 +251,9 @@ def _job_of(out: Path, arguments: Sequence[str], parser: Parser) -> dict[str, An
     # earlier versions searched in the model's own precision
     job = {"search_precision": "own", **renamed(job)}
     known = {k: v for k, v in job.items() if v is not None}
-    return parser.parse_object(known).as_dict()
+    found: dict[str, Any] = parser.parse_object(known).as_dict()
+    found.pop("ray")
+    return found
 
 
 # ---- models and data ---------------------------------------------------------------------------
@@ -326,7 +343,12 @@ def _defended(models: Mapping[str, Model], names: str) -> dict[str, Model]:
 
 
 def _evaluate(
-    models: Mapping[str, Model], data: Data, given: Mapping[str, Any], seed: int, folder: Path
+    models: Mapping[str, Model],
+    data: Data,
+    given: Mapping[str, Any],
+    seed: int,
+    folder: Path,
+    runner: Runner,
 ) -> Evaluation:
     return evaluate(
         models,
@@ -346,6 +368,7 @@ def _evaluate(
         name=data.name,
         out=folder,
         resume=True,  # in a new folder this starts from the beginning
+        runner=runner,
     )
 
 

@@ -89,6 +89,8 @@ def _run(arguments: Sequence[str]) -> int:
 
         return run_together(arguments[0], lambda: _call(arguments[0], arguments[1:]))
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
+        for note in getattr(error, "__notes__", ()):  # such as the traceback of a worker
+            print(note, file=sys.stderr)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except SystemExit as done:  # argparse exits so after --help and after errors

@@ -15,9 +15,11 @@ from ..clip import bundled
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
 from ..evaluation.search import SearchPrecision
+from ..runners import HERE, Ray, Runner, runner_of
 from .processes import own_device
 
 _LONGEST = 500  # characters of an error message
+_LOCAL = "local"  # --ray without an address
 _TRANSFORMERS = "transformers:"  # begins the names of models of transformers
 
 
@@ -132,6 +134,40 @@ def add_checks(parser: Parser) -> None:
         help="attack images that stand after a search in another precision again in the model's "
         "own",
     )
+
+
+def add_ray(parser: Parser, what: str) -> None:
+    """Add ``--ray``, which `runner_in` reads; it is no setting, and not recorded."""
+    parser.add_argument(
+        "--ray",
+        type=str | None,
+        nargs="?",
+        const=_LOCAL,
+        metavar="ADDRESS",
+        help=f"compute {what} on the workers of the Ray cluster at HOST:PORT, or on auto, the one "
+        "that runs here; without an address, on a new one on this machine; needs fastprompt[ray]",
+    )
+
+
+def runner_in(given: dict[str, Any], threads: int = 1) -> Runner:
+    """Take ``--ray`` out of the arguments, and return the runner that it stands for."""
+    address = given.pop("ray", None)
+    if address is None:
+        return HERE
+    try:
+        own = Ray(None if address == _LOCAL else address, threads=threads)
+    except ValueError as error:
+        raise ValueError(f"--ray: {error}") from None
+    return runner_of(own)
+
+
+def check_only_resumed(given: Mapping[str, Any], file: str) -> None:
+    """Raise ValueError if further options were given beside ``--resume`` and ``--ray``."""
+    others = [k for k, v in given.items() if k not in ("resume", "ray") and v is not None]
+    if others:
+        raise ValueError(
+            f"--resume takes all settings from the folder's {file}; remove all other options"
+        )
 
 
 def model_of(job: Mapping[str, Any]) -> FrozenCLIP:

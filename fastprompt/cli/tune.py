@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +36,22 @@ from ..evaluation.search import check_search
 from ..interop.yacs import Translation, translate_yacs
 from ..methods.registry import TUNERS
 from ..report import write_report
+from ..runners import HERE, Runner, connected
 from ..tuning.config import as_dict, read_config
 from ..tuning.parts import check_processes
 from ..tuning.renamed import renamed_config
 from ..tuning.tracking import split_trackers
 from ..tuning.tuner import Tuner
-from .parser import Parser, add_checks, add_model, add_names, device_name, model_of
+from .parser import (
+    Parser,
+    add_checks,
+    add_model,
+    add_names,
+    add_ray,
+    device_name,
+    model_of,
+    runner_in,
+)
 from .processes import leave
 from .seeds import SeedsFolder, check_seeds, run_seeds
 from .words import classes_of, images_of
@@ -64,7 +75,7 @@ _JOB_KEYS = (
     *("search_precision", "confirm"),
 )
 _OTHER_KEYS = (
-    *("out", "resume", "seeds"),
+    *("out", "resume", "seeds", "ray"),
     *("config", "print_config", "published", "yacs", "yacs_trainer"),
 )
 
@@ -111,6 +122,8 @@ def tune_parser(method: str) -> Parser:
         help="one run per seed, which sets both seed and data_seed; prints the mean and range of "
         "the runs",
     )
+    if tuner.takes_runner:
+        add_ray(parser, "the adversarial embeddings and the evaluation")
     parser.add_argument("--config", type=str | None, help="YAML or JSON file of the settings below")
     parser.add_argument(
         "--print_config",
@@ -174,9 +187,11 @@ def tune(arguments: Sequence[str]) -> int:
     given = parser.parse_args(list(arguments[1:]), defaults=False).as_dict()
     if given.get("config") is not None:
         check_path(given["config"], "config")
+    runner = runner_in(given)
     out = check_folder(given.get("out"), "--out")
     if (folder := check_folder(given.get("resume"), "--resume")) is not None:
-        return _resume(method, given, folder)
+        with connected(runner):
+            return _resume(method, given, folder, runner)
     config = TUNERS[method].Config
     read = read_config(config, given["config"]) if given.get("config") else {}
     foreign = _translated(method, given, read)
@@ -194,7 +209,8 @@ def tune(arguments: Sequence[str]) -> int:
         print(yaml.safe_dump(as_dict(whole), sort_keys=False), end="")
         return 0
     if not given.get("seeds"):
-        _run(method, job, None, settings, out, resume=False)
+        with connected(runner):
+            _run(method, job, None, settings, out, resume=False, runner=runner)
         return 0
     _check_one_process()
     for name in ("seed", "data_seed"):
@@ -206,7 +222,9 @@ def tune(arguments: Sequence[str]) -> int:
     _check_data(job)
     check_seeds(given["seeds"])
     out = out or _new_folder(method)
-    return run_seeds(SeedsFolder.begin(out, method, given["seeds"], job, settings), _run)
+    folder = SeedsFolder.begin(out, method, given["seeds"], job, settings)
+    with connected(runner):
+        return run_seeds(folder, partial(_run, runner=runner))
 
 
 def _translated(method: str, given: Mapping[str, Any], read: Mapping[str, Any]) -> Translation:
@@ -243,7 +261,7 @@ def _defaults(parser: Parser) -> dict[str, Any]:
     return {k: values.get(k) for k in _JOB_KEYS}
 
 
-def _resume(method: str, given: Mapping[str, Any], folder: Path) -> int:
+def _resume(method: str, given: Mapping[str, Any], folder: Path, runner: Runner) -> int:
     extra = sorted(set(given) - {"resume"})
     if extra:
         raise ValueError(
@@ -253,8 +271,9 @@ def _resume(method: str, given: Mapping[str, Any], folder: Path) -> int:
         _check_one_process()
         seeds = SeedsFolder.read(folder, method)
         _check_stored_job(method, seeds.job, _JOB_KEYS, folder / "seeds.json")
-        return run_seeds(seeds, _run, _resume_one)
-    _resume_one(method, folder)
+        own = {"runner": runner}
+        return run_seeds(seeds, partial(_run, **own), partial(_resume_one, **own))
+    _resume_one(method, folder, runner)
     return 0
 
 
@@ -266,16 +285,16 @@ def _check_one_process() -> None:
         )
 
 
-def _resume_one(method: str, folder: Path) -> Evaluation:
+def _resume_one(method: str, folder: Path, runner: Runner) -> Evaluation:
     run = RunFolder(folder)
     if not is_first():
-        return _resume_locked(method, run)
+        return _resume_locked(method, run, runner)
     run.read_config()  # raises, before the folder is created, if it has no run
     with locked(folder, "--resume"):
-        return _resume_locked(method, run)
+        return _resume_locked(method, run, runner)
 
 
-def _resume_locked(method: str, run: RunFolder) -> Evaluation:
+def _resume_locked(method: str, run: RunFolder, runner: Runner) -> Evaluation:
     config = renamed_config(from_first(run.read_config))
     if config["method"] != method:
         raise ValueError(f"--resume: {run.path} is a run of {config['method']!r}, not {method!r}")
@@ -298,7 +317,8 @@ def _resume_locked(method: str, run: RunFolder) -> Evaluation:
     settings = config["config"]
     if settings.get("class_shards", 1) != 1:  # there may be more or fewer processes now
         settings = {**settings, "class_shards": processes()}
-    return _run(method, job, settings, {}, run.path, resume=True, source=source)
+    own = {"source": source, "runner": runner}
+    return _run(method, job, settings, {}, run.path, resume=True, **own)
 
 
 def _check_stored_job(
@@ -382,6 +402,7 @@ def _run(
     *,
     resume: bool,
     source: Mapping[str, Any] | None = None,
+    runner: Runner = HERE,
 ) -> Evaluation:
     """Tune and evaluate; ``source`` is the data that a resumed run recorded."""
     _check_job(job)
@@ -426,6 +447,7 @@ def _run(
             resume=resume,
             job=facts,
             callbacks=split_trackers(job["track"]),
+            runner=runner,
         )
         leave()
         if not first:  # the first process evaluates
@@ -444,6 +466,7 @@ def _run(
             name=data.name,
             out=out,
             resume=True,  # keeps what a stopped run already evaluated
+            runner=runner,
         )
         report = write_report(out)
     print(f"\n{result.table()}\n")

@@ -95,6 +95,7 @@ class AdvPTTuner(Tuner):
     paper = "https://arxiv.org/abs/2311.11261"
     Config = AdvPTConfig
     presets = presets.ADVPT
+    takes_runner = True  # which computes the banks
     score = "val_accuracy"  # accuracy on adversarial embeddings
     config: AdvPTConfig
     prompts: TextContext
@@ -137,6 +138,7 @@ class AdvPTTuner(Tuner):
                 workers=config.workers,
                 title=f"{name} bank",
                 progress=progress,
+                runner=self.runner,
             )
             check_labels(bank.labels, len(data), len(self.classnames), f"labels of {name}")
             for reason in bank.health.reasons if is_first() else ():

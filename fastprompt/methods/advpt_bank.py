@@ -5,7 +5,9 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +22,14 @@ from .._utils.distributed import (
 )
 from .._utils.dtypes import at_least_float32
 from .._utils.files import read_tensors, remove_temporaries, write_tensors
-from .._utils.hashing import digest_json
+from .._utils.hashing import digest, digest_json
 from .._utils.locks import holding
 from .._utils.progress import Progress
 from ..attacks import FeaturePGD, GradientHealth
 from ..clip.frozen import FrozenCLIP
-from ..data.dataset import ImageDataset, batches, fingerprint
+from ..data.dataset import ImageDataset, batches, content_of, fingerprint
 from ..evaluation.scoring import Counted
+from ..runners import HERE, Runner
 
 _KIND = "bank"
 _SHARD_BATCHES = 4  # batches per shard: an interruption loses at most this much work
@@ -78,6 +81,7 @@ def make_bank(
     workers: int = 0,
     title: str = "bank",
     progress: bool = True,
+    runner: Runner = HERE,
 ) -> Bank:
     """Return the bank of ``data`` under ``attack``, read from ``folder`` if it is stored there.
 
@@ -93,6 +97,7 @@ def make_bank(
         batch: images per batch of the attack.
         towers: engine and precision of the encoder that the attack uses.
         folder: folder of the banks, one file per key; None keeps the bank in memory only.
+        runner: computes shards, each by one worker.
 
     Raises:
         ValueError: a file of the bank is damaged.
@@ -107,26 +112,11 @@ def make_bank(
         if is_first():
             computed.append(from_first(lambda: True))
         rows = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)]
-        shards = []
         with Progress(len(data), title, "img", show=progress and is_first()) as bar:
-            for start in range(0, len(rows), processes()):
-                now = rows[start : start + processes()]
-                paths = [None if parts is None else _part(parts, each) for each in now]
-                found = _found(paths)
-                shard: Mapping[str, Tensor] = {}
-                if rank() < len(now) and not found[rank()]:
-                    shard = _attack_rows(clip, data, attack, now[rank()], batch, workers, bar)
-                each_shard = zip(now, paths, found, gather_tensors(shard), strict=False)
-                for number, (each, path, there, shard) in enumerate(each_shard):
-                    if there:
-                        own = None if path is None else _read(path, key, len(each))
-                        shard = tensors_from_first(own)
-                    elif path is not None:
-                        write_tensors(path, shard, {"kind": _KIND, "key": key})
-                    if there or number != rank():
-                        bar.update(len(each))
-                    shards.append(shard)
-        return _join(shards)
+            work = _Shards(clip, data, attack, batch, workers, title, bar)
+            if processes() > 1:
+                return _join(_together(work, rows, parts, key))
+            return _join(_by(runner, work, rows, parts, key))
 
     computed: list[bool] = []
     if not is_first():
@@ -137,6 +127,89 @@ def make_bank(
         from_first(lambda: False)
         tensors_from_first(whole)
     return _unpack(whole)
+
+
+class _Shards:
+    """Attacks the images of a shard; sent to workers with the model and the images."""
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        data: ImageDataset,
+        attack: FeaturePGD,
+        batch: int,
+        workers: int,
+        name: str,
+        bar: Progress | None,
+    ) -> None:
+        self.clip, self.data, self.attack, self.batch = clip, data, attack, batch
+        self.workers, self.name, self.bar = workers, name, bar
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "bar": None}
+
+    def title(self, rows: range) -> str:
+        """Return the shard in words."""
+        return f"images {rows.start} to {rows.stop - 1} of the {self.name}"
+
+    def facts(self) -> dict[str, str]:
+        """Return hashes of the model and of some of the images, and the attack."""
+        attack = {k: v for k, v in vars(self.attack).items() if k != "encode"}
+        return {
+            "model": digest(self.clip.model.state_dict()),
+            "settings": digest_json([attack, self.batch]),
+            "images": content_of(self.data),
+        }
+
+    def __call__(self, rows: range) -> Mapping[str, Tensor]:
+        return _attack_rows(
+            self.clip, self.data, self.attack, rows, self.batch, self.workers, self.bar
+        )
+
+
+def _by(
+    runner: Runner, work: _Shards, rows: Sequence[range], parts: Path | None, key: str
+) -> list[Mapping[str, Tensor]]:
+    """Return the shards, in their order; those that are not in ``parts`` are computed."""
+    paths = [None if parts is None else _part(parts, each) for each in rows]
+    found = [path is not None and path.exists() for path in paths]
+    shards = []
+    with runner.team(work, work.clip.device) as team:
+        left = [each for each, there in zip(rows, found, strict=True) if not there]
+        coming = team.each(left, work.bar)
+        for each, path, there in zip(rows, paths, found, strict=True):
+            shard = _read(path, key, len(each)) if path and there else next(coming)
+            if path is not None and not there:
+                write_tensors(path, shard, {"kind": _KIND, "key": key})
+            shards.append(shard)
+            if work.bar is not None:  # in this process the attack has advanced it
+                work.bar.update(each.stop - work.bar.done)
+    return shards
+
+
+def _together(
+    work: _Shards, rows: Sequence[range], parts: Path | None, key: str
+) -> list[Mapping[str, Tensor]]:
+    """Return the shards; each process that tunes computes one at a time."""
+    shards: list[Mapping[str, Tensor]] = []
+    for start in range(0, len(rows), processes()):
+        now = rows[start : start + processes()]
+        paths = [None if parts is None else _part(parts, each) for each in now]
+        found = _found(paths)
+        shard: Mapping[str, Tensor] = {}
+        if rank() < len(now) and not found[rank()]:
+            shard = work(now[rank()])
+        each_shard = zip(now, paths, found, gather_tensors(shard), strict=False)
+        for number, (each, path, there, shard) in enumerate(each_shard):
+            if there:
+                own = None if path is None else _read(path, key, len(each))
+                shard = tensors_from_first(own)
+            elif path is not None:
+                write_tensors(path, shard, {"kind": _KIND, "key": key})
+            if work.bar is not None and (there or number != rank()):
+                work.bar.update(len(each))
+            shards.append(shard)
+    return shards
 
 
 def _part(parts: Path, rows: range) -> Path:
@@ -184,19 +257,21 @@ def _attack_rows(
     rows: range,
     batch: int,
     workers: int,
-    bar: Progress,
+    bar: Progress | None,
 ) -> dict[str, Tensor]:
     features, labels, health = [], [], []
-    attack = copy.copy(attack)  # whose passes are shown, since a batch may take a minute
-    passes = len(rows) * (2 * attack.steps + 2)
-    attack.encode = Counted(attack.encode, lambda done: bar.passes("attack", done, passes))
+    if bar is not None:
+        attack = copy.copy(attack)  # whose passes are shown, since a batch may take a minute
+        passes = len(rows) * (2 * attack.steps + 2)
+        attack.encode = Counted(attack.encode, partial(bar.passes, "attack", total=passes))
     for indices, images, targets in batches(data, rows, batch, workers):
         result = attack.run(images.to(clip.device), indices=indices.to(clip.device))
         with torch.no_grad():
             features.append(at_least_float32(attack.encode(result.images)).cpu())
         labels.append(targets)
         health.append(result.health)
-        bar.update(len(indices))
+        if bar is not None:
+            bar.update(len(indices))
     joined = GradientHealth.join(health)
     return {
         "features": torch.cat(features),

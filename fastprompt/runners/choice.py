@@ -1,5 +1,8 @@
 """The runner that an argument stands for."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 from .._utils.checks import shown
 from .base import HERE, Runner
 from .on_ray import Ray, import_ray
@@ -23,3 +26,8 @@ def runner_of(runner: Runner | str | None, name: str = "runner") -> Runner:
     if isinstance(runner, Ray):
         import_ray()
     return runner
+
+
+def connected(runner: Runner) -> AbstractContextManager[Any]:
+    """Keep a Ray cluster for several teams; in this process there is nothing to keep."""
+    return runner.connected() if isinstance(runner, Ray) else nullcontext()

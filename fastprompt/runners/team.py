@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
 from typing import Any
 
 from .._utils.checks import shown
@@ -49,18 +51,12 @@ class RayTeam:
         self, ray: Any, work: Any, needs: Mapping[str, float], threads: int, workers: int | None
     ) -> None:
         self._ray, self._needs, self._threads = ray, dict(needs), threads
-        self._work, self._wanted = work, work.facts()
-        self.size = workers or self._room()
+        self._work, self.size = work, workers or self._room()
         self._members: list[_Member] = []
         self._lost_starts, self._last_seen = 0, time.monotonic()
         self._kind = ray.remote(Worker).options(
             **needs, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )
-        try:
-            self._sent = ray.put(work)
-        except Exception as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise RuntimeError(f"ray: the work cannot be sent to workers: {why}") from error
 
     def close(self) -> None:
         """End the workers."""
@@ -70,7 +66,11 @@ class RayTeam:
 
     def each(self, items: Iterable[Any], bar: Progress | None = None) -> Iterator[Any]:
         """Yield the results of the items, in their order."""
-        queue = Items(items, _AHEAD * self.size)
+        coming = iter(items)
+        first = list(islice(coming, 1))
+        if not first:
+            return  # without a worker
+        queue = Items(chain(first, coming), _AHEAD * self.size)
         self._last_seen = time.monotonic()
         try:
             while True:
@@ -128,6 +128,18 @@ class RayTeam:
 
     def _wish(self) -> str:
         return " and ".join(f"{n:g} {k.removeprefix('num_')[:-1]}" for k, n in self._needs.items())
+
+    @cached_property
+    def _wanted(self) -> dict[str, str]:
+        return self._work.facts()
+
+    @cached_property
+    def _sent(self) -> Any:
+        try:
+            return self._ray.put(self._work)
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RuntimeError(f"ray: the work cannot be sent to workers: {why}") from error
 
     def _recruit(self) -> None:
         while len(self._members) < self.size:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._utils.checks import shown
 from .._utils.distributed import own_part, processes
+from ..runners import HERE, Runner, runner_of
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,19 @@ def check_processes(batch: int) -> None:
             f"batch must be at least the number of processes, {processes()}, got {batch}: raise "
             "batch, or start fewer processes"
         )
+
+
+def checked_runner(runner: Runner | str | None, method: str, takes_one: bool) -> Runner:
+    """Return the runner of `runner_of`; raise ValueError unless it is of use to the tuning."""
+    found = runner_of(runner)
+    if found is not HERE and not takes_one:
+        raise ValueError(
+            f"runner: {method} tunes without one, got {shown(runner)}; torchrun tunes on several "
+            "devices"
+        )
+    if found is not HERE and processes() > 1:
+        raise ValueError(
+            f"runner must be None with {processes()} processes, got {shown(runner)}: start without "
+            "torchrun, or without a runner"
+        )
+    return found

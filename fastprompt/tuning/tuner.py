@@ -27,13 +27,14 @@ from ..data.dataset import ImageDataset, check_dataset, check_same_classes, file
 from ..evaluation import Evaluation, evaluate
 from ..model.classifier import CLIPClassifier
 from ..model.prompted import PromptedCLIP
+from ..runners import HERE, Runner
 from ..towers.text_layout import word_context
 from .callbacks import Callback, Callbacks, check_callbacks
 from .config import TunerConfig, as_dict, build
 from .identity import EXECUTION
 from .init_from import check_template
 from .loop import Loop
-from .parts import Part, check_processes, own_batch
+from .parts import Part, check_processes, checked_runner, own_batch
 from .sharing import SharedTuner
 from .tracking import check_tracker, with_trackers
 
@@ -63,6 +64,8 @@ class Tuner(SharedTuner):
         "attacks": "clean,feature-pgd-20,pgd-20",
         "eval_eps": "1/255",
     }
+    takes_runner: ClassVar[bool] = False  # whether a runner may compute a part of the tuning
+    runner: Runner = HERE
     score: ClassVar[str]  # validation metric that selects the best prompts
 
     def __init__(
@@ -262,6 +265,7 @@ class Tuner(SharedTuner):
         job: Mapping[str, Any] | None = None,
         callbacks: Sequence[Callback | str] = (),
         progress: bool = True,
+        runner: Runner | str | None = None,
     ) -> Self:
         """Tune the prompts and return the tuner.
 
@@ -283,6 +287,8 @@ class Tuner(SharedTuner):
                 the lines of ``metrics.jsonl``, by default into ``out``; see
                 `fastprompt.tuning.tracking`. Of several processes, only the first calls them.
             progress: show progress bars if the output is a terminal.
+            runner: ``"ray"`` or a `fastprompt.runners.Ray` computes AdvPT's banks on the workers of
+                a Ray cluster; other methods take none.
 
         Raises:
             ValueError, TypeError: the data does not match the model or the class names, the
@@ -306,6 +312,7 @@ class Tuner(SharedTuner):
         if val is None and self.config.patience is not None:
             raise ValueError("patience needs val: pass validation images")
         check_processes(self.config.batch)
+        self.runner = checked_runner(runner, self.method, self.takes_runner)
         folder = check_folder(out, "out")
         trackers = [check_tracker(name) for name in called if isinstance(name, str)]
         if folder is None and (trackers or resume):
