@@ -12,17 +12,19 @@ from .._utils.printable import printable
 from .._utils.progress import tell
 from .._utils.run_folder import RunFolder
 from ..data.naming import class_file
+from ..inference.chunks import decoders, run_on
 from ..inference.job import Job
 from ..inference.predicting import probabilities_of
-from ..inference.running import BATCH, Part, run, usable_workers
+from ..inference.running import BATCH, Part, usable_workers
 from ..inference.sources import Picture, find_pictures
 from ..inference.tables import check_format
 from ..methods.registry import TUNERS
 from ..model.classifier import CLIPClassifier
+from ..runners import Runner, connected
 from ..tuning.identity import clip_of
 from ..tuning.renamed import renamed_config
 from ..tuning.tuner import Tuner
-from .parser import Parser, device_name
+from .parser import Parser, add_ray, device_name, runner_in
 
 _ABOUT = (
     "Predict the classes of pictures with a run's prompts. With --out, a command that was stopped "
@@ -69,22 +71,34 @@ def predict_parser() -> Parser:
         "--precision", type=str | None, help="of the image encoder; default: that of the run"
     )
     parser.add_argument("--device", type=str | None, help="default: cuda if available, else cpu")
+    add_ray(parser, "the predictions")
     return parser
 
 
 def predict_pictures(arguments: Sequence[str]) -> int:
     """Run the command and return the exit code."""
     given = predict_parser().parse_args(list(arguments)).as_dict()
+    runner = runner_in(given)
     config = _check(given)
     names = None if given["classes"] is None else class_file(Path(given["classes"]), "classes")
-    workers = usable_workers(given["workers"])
+    usable_workers(given["workers"])
     pictures = find_pictures(given["paths"])
-    tell(f"loading {given['run']}")
-    classifier = _classifier(given, config, names)
+    with connected(runner):
+        tell(f"loading {given['run']}")
+        return _predict(given, _classifier(given, config, names), pictures, runner)
+
+
+def _predict(
+    given: Mapping[str, Any],
+    classifier: CLIPClassifier,
+    pictures: Sequence[Picture],
+    runner: Runner,
+) -> int:
+    workers = decoders(given["workers"], runner, classifier.clip.device)
     temperature = _temperature(given, classifier)
     top = min(given["top"], len(classifier.classnames))
     if given["out"] is None:
-        parts = run(classifier, pictures, given["batch"], workers)
+        parts = run_on(runner, classifier, pictures, given["batch"], workers, every=pictures)
         return _print(parts, pictures, classifier, top, temperature)
     job = Job(
         classifier,
@@ -96,6 +110,7 @@ def predict_pictures(arguments: Sequence[str]) -> int:
         workers=workers,
         temperature=temperature,
         run=given["run"],
+        runner=runner,
     )
     try:
         found = job.write()

@@ -222,9 +222,9 @@ def tune(arguments: Sequence[str]) -> int:
     _check_data(job)
     check_seeds(given["seeds"])
     out = out or _new_folder(method)
-    folder = SeedsFolder.begin(out, method, given["seeds"], job, settings)
+    seeds = SeedsFolder.begin(out, method, given["seeds"], job, settings)
     with connected(runner):
-        return run_seeds(folder, partial(_run, runner=runner))
+        return run_seeds(seeds, partial(_run, runner=runner))
 
 
 def _translated(method: str, given: Mapping[str, Any], read: Mapping[str, Any]) -> Translation:
@@ -271,8 +271,8 @@ def _resume(method: str, given: Mapping[str, Any], folder: Path, runner: Runner)
         _check_one_process()
         seeds = SeedsFolder.read(folder, method)
         _check_stored_job(method, seeds.job, _JOB_KEYS, folder / "seeds.json")
-        own = {"runner": runner}
-        return run_seeds(seeds, partial(_run, **own), partial(_resume_one, **own))
+        begin, go_on = (partial(call, runner=runner) for call in (_run, _resume_one))
+        return run_seeds(seeds, begin, go_on)
     _resume_one(method, folder, runner)
     return 0
 
@@ -317,8 +317,7 @@ def _resume_locked(method: str, run: RunFolder, runner: Runner) -> Evaluation:
     settings = config["config"]
     if settings.get("class_shards", 1) != 1:  # there may be more or fewer processes now
         settings = {**settings, "class_shards": processes()}
-    own = {"source": source, "runner": runner}
-    return _run(method, job, settings, {}, run.path, resume=True, **own)
+    return _run(method, job, settings, {}, run.path, resume=True, source=source, runner=runner)
 
 
 def _check_stored_job(

@@ -100,10 +100,15 @@ def content_of(data: ImageDataset, rows: Sequence[int] | None = None) -> str:
         ValueError: an item cannot be read.
     """
     rows = range(len(data)) if rows is None else rows
-    n = min(_LOOKED_AT, len(rows))
-    some = [data[rows[round(i * (len(rows) - 1) / max(1, n - 1))]] for i in range(n)]
+    some = [data[rows[place]] for place in evenly_spaced(_LOOKED_AT, len(rows))]
     items = (digest({"image": x, "label": torch.tensor(whole_label(y, "data"))}) for x, y in some)
     return digest({}, str(len(data)), *items)
+
+
+def evenly_spaced(n: int, total: int) -> list[int]:
+    """Return at most n evenly spaced indices below ``total``."""
+    n = min(n, total)
+    return [round(i * (total - 1) / max(1, n - 1)) for i in range(n)]
 
 
 def source_of(data: object) -> dict[str, Any]:

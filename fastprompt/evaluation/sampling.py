@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._utils.checks import check_count
 from ..data.dataset import ImageDataset, batches
+from ..data.dataset import evenly_spaced as evenly
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,6 @@ class Images:
         rows = [self.rows[place] for place in places]
         for indices, images, labels in batches(self.data, rows, size, self.workers):
             yield indices.to(self.device), images.to(self.device), labels.to(self.device)
-
-
-def evenly(n: int, total: int) -> list[int]:
-    """Return at most n evenly spaced indices below ``total``."""
-    n = min(n, total)
-    return [round(i * (total - 1) / max(1, n - 1)) for i in range(n)]
 
 
 def in_turn(*groups: tuple[Sequence[int], int]) -> list[int]:

@@ -24,8 +24,10 @@ from .._utils.hashing import digest, digest_texts
 from .._utils.locks import holding
 from .._utils.progress import Progress
 from ..model.classifier import CLIPClassifier
+from ..runners import HERE, Runner
+from .chunks import run_on
 from .predicting import probabilities_of
-from .running import Part, run, told
+from .running import Part, told
 from .sources import Picture
 from .tables import Best, write_embeddings, write_table
 
@@ -50,6 +52,7 @@ class Job:
         top: the number of classes of each row.
         batch, workers, temperature: see `predict`.
         run: the run's folder, for the record.
+        runner: where the predictions are computed.
     """
 
     classifier: CLIPClassifier
@@ -61,6 +64,7 @@ class Job:
     workers: int
     temperature: float
     run: str
+    runner: Runner = HERE
 
     @property
     def parts(self) -> Path:
@@ -148,10 +152,11 @@ class Job:
         left = [start for start in self._starts() if not self._part(start).exists()]
         total = len(self.pictures)
         again = total - sum(min(self.batch, total - start) for start in left)
-        pictures = (p for start in left for p in self.pictures[start : start + self.batch])
         # a batch that is complete has all its pictures: only the last one of all is smaller
-        found = run(self.classifier, pictures, self.batch, self.workers)
+        pictures = [p for start in left for p in self.pictures[start : start + self.batch]]
         with Progress(total, "predict", "img", initial=again, show=progress) as bar:
+            how = self.batch, self.workers, bar
+            found = run_on(self.runner, self.classifier, pictures, *how, every=self.pictures)
             for start, part in zip(left, told(found, bar), strict=True):
                 self._store(start, part)
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from .._utils.checks import check_count, check_flag, check_images, check_number, shown
 from .._utils.progress import Progress
 from ..model.classifier import CLIPClassifier
-from .running import BATCH, Item, Part, outputs_of, run, told, usable_workers
+from ..runners import HERE, Runner, runner_of
+from .chunks import decoders, run_on
+from .running import BATCH, Item, Part, outputs_of, told
 from .sources import Picture, find_pictures
 
 Images: TypeAlias = Tensor | str | Path | Image.Image | Iterable[str | Path | Image.Image]
@@ -60,6 +62,7 @@ def predict(
     embeddings: bool = False,
     temperature: float = 1.0,
     progress: bool = False,
+    runner: Runner | str | None = None,
 ) -> Predictions:
     """Predict class probabilities of pictures: the softmax of the classifier's logits.
 
@@ -77,6 +80,8 @@ def predict(
         temperature: divides the logits, such as the one that ``fastprompt evaluate --calibrate``
             has fitted.
         progress: show a progress bar, or a line every 10 seconds.
+        runner: ``"ray"`` or a `fastprompt.runners.Ray` predicts on the workers of a Ray cluster,
+            with one decoding thread by default where they have no GPU; not for a tensor.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -90,21 +95,28 @@ def predict(
             f"{shown(classifier)}"
         )
     check_count(batch, "batch")
-    threads = usable_workers(workers)
+    runner = runner_of(runner)
+    threads = decoders(workers, runner, classifier.clip.device)
     check_flag(embeddings, "embeddings")
     check_flag(progress, "progress")
     check_number(temperature, "temperature", above=0)
+    if isinstance(images, Tensor) and runner is not HERE:
+        raise ValueError("runner must be None for a tensor of images; pass paths or PIL images")
     names: list[str] = []
     classifier = classifier.for_inference()
     if isinstance(images, Tensor):
         total: int | None = len(images)
         names = [f"image {i}" for i in range(len(images))]
-        parts = _of_tensor(classifier, images, batch)
     else:
         items = _items(images)
         total = len(items) if isinstance(items, list) else None
-        parts = run(classifier, _named(items, names), batch, threads)
     with Progress(total, "predict", "img", show=progress) as bar:
+        if isinstance(images, Tensor):
+            parts = _of_tensor(classifier, images, batch)
+        else:
+            known = items if isinstance(items, list) else ()
+            own = _named(items, names)
+            parts = run_on(runner, classifier, own, batch, threads, bar, every=known)
         found = list(told(parts, bar))
     if not found:
         raise ValueError("images must not be empty")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,8 +57,9 @@ class Worker:
 
 
 def numerics(threads: int) -> dict[str, Any]:
-    """Return this process's settings of torch on which bits depend, but for the threads."""
+    """Return this process's settings on which results depend, but for the threads of torch."""
     return {
+        "folder": str(Path.cwd()),
         "threads": threads,
         "matmul": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -65,6 +68,8 @@ def numerics(threads: int) -> dict[str, Any]:
 
 def set_numerics(given: Mapping[str, Any]) -> None:
     """Set what `numerics` returned."""
+    with contextlib.suppress(OSError):  # then relative paths are not found
+        os.chdir(given["folder"])
     torch.set_num_threads(given["threads"])
     torch.set_float32_matmul_precision(given["matmul"])
     torch.use_deterministic_algorithms(given["deterministic"])
