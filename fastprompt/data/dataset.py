@@ -100,12 +100,12 @@ def content_of(data: ImageDataset, rows: Sequence[int] | None = None) -> str:
         ValueError: an item cannot be read.
     """
     rows = range(len(data)) if rows is None else rows
-    some = [data[rows[place]] for place in evenly_spaced(_LOOKED_AT, len(rows))]
+    some = [data[rows[place]] for place in evenly(_LOOKED_AT, len(rows))]
     items = (digest({"image": x, "label": torch.tensor(whole_label(y, "data"))}) for x, y in some)
     return digest({}, str(len(data)), *items)
 
 
-def evenly_spaced(n: int, total: int) -> list[int]:
+def evenly(n: int, total: int) -> list[int]:
     """Return at most n evenly spaced indices below ``total``."""
     n = min(n, total)
     return [round(i * (total - 1) / max(1, n - 1)) for i in range(n)]

@@ -31,12 +31,12 @@ from .._utils.checks import (
 from .._utils.devices import usable_device
 from .._utils.types import Model
 from ..attacks.ascent import module_device
-from ..data.dataset import ImageDataset, ImageTensors, check_dataset
+from ..data.dataset import ImageDataset, ImageTensors, check_dataset, evenly
 from ..runners import Runner, runner_of
 from .job import Job, Sanity
 from .plan import How, Planned, plan_attacks
 from .result import Evaluation
-from .sampling import Images, draw_rows, evenly
+from .sampling import Images, draw_rows
 from .search import SearchPrecision, check_search, search_targets
 
 Scoring = Literal["strict", "published"]

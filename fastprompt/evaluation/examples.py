@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._utils.files import read_tensors, write_tensors
-from .sampling import evenly
+from ..data.dataset import evenly
 
 SHOWN = 8
 _KIND = "examples"

@@ -14,7 +14,7 @@ from .._utils.locks import locked
 from .._utils.progress import Progress
 from .._utils.types import Model
 from ..attacks import PGD
-from ..data.dataset import fingerprint, source_of
+from ..data.dataset import evenly, fingerprint, source_of
 from ..runners import HERE, Runner
 from .calibration import calibrate
 from .crafted import Shared
@@ -24,7 +24,7 @@ from .model_run import ModelRun
 from .plan import How, Planned
 from .record import FELL, Record
 from .result import Evaluation
-from .sampling import Images, evenly, in_turn, random_numbers
+from .sampling import Images, in_turn, random_numbers
 from .sanity import (
     FULL,
     QUICK,

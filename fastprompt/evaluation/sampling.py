@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .._utils.checks import check_count
-from ..data.dataset import ImageDataset, batches
-from ..data.dataset import evenly_spaced as evenly
+from ..data.dataset import ImageDataset, batches, evenly
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from .._utils.dtypes import (
     own_precision,
 )
 from .._utils.types import Model
+from ..data.dataset import evenly
 from ..defenses import Defended
-from .sampling import Images, evenly, random_numbers
+from .sampling import Images, random_numbers
 from .sanity.sample import difference
 from .scoring import logits_of
 

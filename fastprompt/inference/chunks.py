@@ -10,7 +10,7 @@ import torch
 
 from .._utils.hashing import digest, digest_json, digest_texts
 from .._utils.progress import Progress
-from ..data.dataset import evenly_spaced
+from ..data.dataset import evenly
 from ..model.classifier import CLIPClassifier
 from ..runners import HERE, Runner
 from .running import Item, Part, run, usable_workers
@@ -72,7 +72,7 @@ def run_on(
     chunks, done = _chunked(items, BATCHES * batch), 0
     first = next(chunks, [])
     known = [item for item in every or first if isinstance(item, Picture)]
-    some = [known[i] for i in evenly_spaced(_LOOKED_AT, len(known))]
+    some = [known[i] for i in evenly(_LOOKED_AT, len(known))]
     work = Chunks(classifier, batch, workers, some)
     with runner.team(work, classifier.clip.device) as team:
         for parts in team.each(chain([first] if first else [], chunks), bar):

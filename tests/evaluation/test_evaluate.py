@@ -15,9 +15,9 @@ from fastprompt import Evaluation, evaluate, load_data
 from fastprompt._utils.files import read_tensors
 from fastprompt.attacks import FeaturePGD
 from fastprompt.data import ImageTensors
+from fastprompt.data.dataset import evenly
 from fastprompt.evaluation.examples import Examples
 from fastprompt.evaluation.record import Record
-from fastprompt.evaluation.sampling import evenly
 from fastprompt.evaluation.scoring import wilson
 from fastprompt.evaluation.units import describe
 from fastprompt.prompts.mixture import MixtureHead, PromptRouter

@@ -29,7 +29,8 @@ from fastprompt import JPEG, BitDepth, Defended, GaussianSmoothing, evaluate
 from fastprompt._utils import progress
 from fastprompt._utils.progress import Progress
 from fastprompt.data import ImageTensors
-from fastprompt.evaluation.sampling import evenly, in_turn
+from fastprompt.data.dataset import evenly
+from fastprompt.evaluation.sampling import in_turn
 from fastprompt.evaluation.sanity import FULL, QUICK, check_model, check_rows, claims
 from fastprompt.evaluation.sanity.sample import Sample
 from fastprompt.evaluation.sanity.slopes import measured_gradient

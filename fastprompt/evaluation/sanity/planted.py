@@ -17,7 +17,7 @@ from ..._utils.types import Model
 from ...attacks import PGD
 from ...attacks.ascent import evaluating
 from ...attacks.losses import margin
-from ..sampling import evenly
+from ...data.dataset import evenly
 from .sample import Sample
 from .verdict import Verdict
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...attacks.losses import cross_entropy, margin
-from ..sampling import evenly
+from ...data.dataset import evenly
 from .sample import SIGMAS, Sample
 from .verdict import Verdict
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ...attacks.losses import margin
 from ...attacks.random_start import random_start
+from ...data.dataset import evenly
 from ...defenses import JPEG, BitDepth, Defended
-from ..sampling import evenly
 from .sample import SIGMAS, Sample
 from .verdict import Verdict
 
