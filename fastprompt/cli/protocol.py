@@ -1,7 +1,9 @@
 """``fastprompt protocol NAME``: run a protocol of the papers, or print its plan."""
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +19,9 @@ from ..protocols import PROTOCOLS, Plan, execute, make_plan
 from ..protocols.costs import describe
 from ..protocols.running import FILE, read_plan
 from ..protocols.tables import markdown
+from ..runners import Ray, Runner, connected
 from ..tuning.identity import clip_of
-from .parser import Parser, add_model, model_of
+from .parser import Parser, add_model, add_ray, check_only_resumed, model_of, runner_in
 
 _RADII: Any = list[float | int | str] | float | int | str | None
 _ABOUT = (
@@ -87,6 +90,7 @@ def protocol_parser(name: str = "few-shot") -> Parser:
     )
     parser.add_argument("--out", type=str | None, help="folder to write")
     parser.add_argument("--resume", type=str | None, help="folder to resume")
+    add_ray(parser, "the cells")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the plan and its cost, and write nothing"
     )
@@ -106,23 +110,31 @@ def protocol(arguments: Sequence[str]) -> int:
         raise unknown("protocol", name, PROTOCOLS)
     parser = protocol_parser(name)
     given = parser.parse_args(list(arguments[1:])).as_dict()
+    runner = runner_in(given)
     resume, out = (check_folder(given[key], f"--{key}") for key in ("resume", "out"))
     if resume is not None:
-        if len(arguments) > 3 or (len(arguments) == 3 and "=" in arguments[1]):
-            raise ValueError(
-                f"--resume takes all settings from the folder's {FILE}; remove all other options"
-            )
+        check_only_resumed(parser.parse_args(list(arguments[1:]), defaults=False).as_dict(), FILE)
+    elif out is None and not given["dry_run"]:
+        raise ValueError("--out is needed: pass the folder to write, or --dry_run")
+    with contextlib.nullcontext() if given["dry_run"] else connected(runner):
+        return _run(name, given, out, resume, runner)
+
+
+def _run(
+    name: str, given: Mapping[str, Any], out: Path | None, resume: Path | None, runner: Runner
+) -> int:
+    if resume is not None:
         plan, out = _stored(name, resume), resume
+        if isinstance(runner, Ray):  # the result's bits depend on it
+            runner = replace(runner, threads=torch.get_num_threads())
     else:
-        if out is None and not given["dry_run"]:
-            raise ValueError("--out is needed: pass the folder to write, or --dry_run")
         plan = _planned(name, given)
     if given["dry_run"]:
         print(printable(describe(plan), keep="\n"))
         return 0
     assert out is not None
     try:
-        table = execute(plan, out, resume=resume is not None)
+        table = execute(plan, out, resume=resume is not None, runner=runner)
     except KeyboardInterrupt:
         print(f"to resume: fastprompt protocol {name} --resume {out}", file=sys.stderr)
         raise
@@ -134,7 +146,7 @@ def _planned(name: str, given: Mapping[str, Any]) -> Plan:
     if given["data"] is None:
         raise ValueError("--data is needed: pass the data sets")
     settings = _settings(given["config"])
-    known = (*_MODEL, "config", "out", "resume", "dry_run")
+    known = (*_MODEL, "config", "out", "resume", "dry_run", "ray")
     options = {key: value for key, value in given.items() if key not in known}
     tell(f"loading {given['clip']}")
     return make_plan(name, clip=model_of(given), settings=settings, **options)

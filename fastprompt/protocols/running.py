@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from .._utils.checks import check_flag, check_folder, shown
 from .._utils.files import read_json, write_json
 from .._utils.locks import is_free, locked
 from .._utils.printable import printable
-from ..evaluation import Evaluation, evaluate
-from ..methods.registry import TUNERS
-from ..tuning.tuner import Tuner
-from .cells import Cell, Judged, slug
+from ..evaluation import Evaluation
+from ..runners import HERE, Runner, runner_of
+from .cells import Cell, Judged
 from .costs import cost_of
+from .finishing import finishing, is_finished
 from .page import write_page
 from .plan import Plan, make_plan
 from .results import Table, collect, words_of
@@ -39,20 +38,27 @@ def run(
     out: str | Path,
     resume: bool = False,
     progress: bool = True,
+    runner: Runner | str | None = None,
     **options: Any,
 ) -> Table:
     """Run a protocol and return its table: `make_plan`, then `execute`; see these.
 
     Args:
         protocol, methods, data, **options: see `make_plan`.
-        out, resume, progress: see `execute`.
+        out, resume, progress, runner: see `execute`.
     """
-    return execute(
-        make_plan(protocol, methods, data, **options), out, resume=resume, progress=progress
-    )
+    plan = make_plan(protocol, methods, data, **options)
+    return execute(plan, out, resume=resume, progress=progress, runner=runner)
 
 
-def execute(plan: Plan, out: str | Path, *, resume: bool = False, progress: bool = True) -> Table:
+def execute(
+    plan: Plan,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    runner: Runner | str | None = None,
+) -> Table:
     """Run the cells of a plan that are not finished, and write and return the table.
 
     Args:
@@ -63,6 +69,8 @@ def execute(plan: Plan, out: str | Path, *, resume: bool = False, progress: bool
             with the same number of threads, the result has the same bits as that of an
             uninterrupted one.
         progress: print a line for each cell, and show the progress in it.
+        runner: ``"ray"`` or a `fastprompt.runners.Ray` runs each cell on a worker of a Ray cluster.
+            This process writes a cell's folder when the cell is finished.
 
     Raises:
         FileExistsError: ``out`` holds this plan and ``resume`` is not set, or other files.
@@ -72,13 +80,14 @@ def execute(plan: Plan, out: str | Path, *, resume: bool = False, progress: bool
     """
     for name, flag in (("resume", resume), ("progress", progress)):
         check_flag(flag, name)
+    runner = runner_of(runner)
     folder = check_folder(out, "out")
     if folder is None:
         raise TypeError(f"out must be a folder, got {shown(out)}")
     _check_free(folder)
     with _until_full(folder), locked(folder, "out"):
-        _open(plan, folder, resume)
-        table = collect(plan, _cells(plan, folder, progress))
+        _open(plan, folder, resume, getattr(runner, "threads", torch.get_num_threads()))
+        table = collect(plan, _cells(plan, folder, progress, runner))
         write_tables(table, folder)
         write_page(table, folder)
     return table
@@ -92,11 +101,10 @@ def _check_free(folder: Path) -> None:
         raise FileExistsError(f"out: {folder} contains other files; choose a new folder")
 
 
-def _open(plan: Plan, folder: Path, resume: bool) -> None:
+def _open(plan: Plan, folder: Path, resume: bool, threads: int) -> None:
     """Write the plan, or compare it with the one that the folder holds."""
     if not (folder / FILE).exists():
         _check_free(folder)
-        threads = torch.get_num_threads()
         write_json(folder / FILE, {"format": FORMAT, "plan": plan.facts, "threads": threads})
         return
     stored, own = read_plan(folder)["plan"], json.loads(json.dumps(plan.facts))
@@ -148,26 +156,29 @@ def _until_full(folder: Path) -> Iterator[None]:
 # ---- the cells ---------------------------------------------------------------------------------
 
 
-def _cells(plan: Plan, folder: Path, progress: bool) -> Iterator[tuple[Cell, Judged, Evaluation]]:
+def _cells(
+    plan: Plan, folder: Path, progress: bool, runner: Runner
+) -> Iterator[tuple[Cell, Judged, Evaluation]]:
     """Finish each cell and yield its evaluations; tell the time that is left."""
     passes = [cost_of(plan, cell).passes for cell in plan.cells]
-    spent, done = 0.0, 0
-    for number, cell in enumerate(plan.cells):
-        began, path = time.monotonic(), folder / "cells" / cell.folder
-        fresh = any(not _result(path, judged).exists() for judged in cell.judged)
-        title = f"[{number + 1}/{len(plan.cells)}] {printable(cell.title)}"
-        if progress and fresh:
-            print(title, file=sys.stderr, flush=True)
-        found = _finish(plan, cell, path, progress)
-        if fresh:
-            spent, done = spent + time.monotonic() - began, done + passes[number]
-        if progress:
-            left = sum(passes[number + 1 :]) * spent / max(done, 1)
-            took = f"{time.monotonic() - began:.0f} s" if fresh else "finished before"
-            rest = f"; about {_words(left)} left" if done and number + 1 < len(plan.cells) else ""
-            print(f"{title}: {_short(found)}; {took}{rest}", file=sys.stderr, flush=True)
-        for judged, evaluation in zip(cell.judged, found, strict=True):
-            yield cell, judged, evaluation
+    paths = [folder / "cells" / cell.folder for cell in plan.cells]
+    began, done = time.monotonic(), 0
+    with finishing(plan, paths, runner, progress) as finish:
+        for number, cell in enumerate(plan.cells):
+            fresh = not is_finished(cell, paths[number])
+            title = f"[{number + 1}/{len(plan.cells)}] {printable(cell.title)}"
+            if progress and fresh and runner is HERE:
+                print(title, file=sys.stderr, flush=True)
+            found, seconds = finish(number)
+            done += passes[number] if fresh else 0
+            if progress:
+                left = sum(passes[number + 1 :]) * (time.monotonic() - began) / max(done, 1)
+                took = f"{seconds:.0f} s" if fresh else "finished before"
+                more = done and number + 1 < len(plan.cells)
+                rest = f"; about {_words(left)} left" if more else ""
+                print(f"{title}: {_short(found)}; {took}{rest}", file=sys.stderr, flush=True)
+            for judged, evaluation in zip(cell.judged, found, strict=True):
+                yield cell, judged, evaluation
 
 
 def _words(seconds: float) -> str:
@@ -179,59 +190,3 @@ def _short(found: list[Evaluation]) -> str:
     """Return the first evaluation's accuracies."""
     rows = found[0].rows
     return ", ".join(f"{words_of(r)} {100 * r['accuracy']:.1f} %" for r in rows)
-
-
-def _result(path: Path, judged: Judged) -> Path:
-    return path / "evaluations" / slug(judged.column or judged.classes) / "result.json"
-
-
-def _finish(plan: Plan, cell: Cell, path: Path, progress: bool) -> list[Evaluation]:
-    """Return the evaluations of a cell; those that are not in its folder are made."""
-    tuner, out = None, []
-    for judged in cell.judged:
-        result = _result(path, judged)
-        if result.exists():
-            out.append(Evaluation.load(result))
-            continue
-        if cell.tuned and tuner is None:
-            tuner = _tuned(plan, cell, path, progress)
-        out.append(_judge(plan, cell, judged, tuner, result.parent, progress))
-    return out
-
-
-def _tuned(plan: Plan, cell: Cell, path: Path, progress: bool) -> Tuner:
-    """Tune, or resume the tuning; validation images are read only if they decide something."""
-    assert cell.classes is not None
-    assert cell.seed is not None
-    data = plan.load(cell.data, cell.classes, shots=cell.shots, seed=cell.seed)
-    config = replace(plan.configs[cell.method], seed=cell.seed)
-    decides = config.keep == "best" or config.patience is not None
-    # the validation images of CoOp's ImageNet are its test images
-    val = data.val if decides and data.mask is None else None
-    tuner = TUNERS[cell.method](plan.clip, data.classnames, config)
-    return tuner.fit(data.train, val, path, resume=True, progress=progress)
-
-
-def _judge(
-    plan: Plan, cell: Cell, judged: Judged, tuner: Tuner | None, out: Path, progress: bool
-) -> Evaluation:
-    facts, data = plan.facts, plan.load(judged.data, judged.classes)
-    names = data.classnames
-    model = (
-        plan.clip.zero_shot(names, data.templates) if tuner is None else tuner.classifier_for(names)
-    )
-    attacks, eps = plan.judging(cell.method)
-    return evaluate(
-        {cell.method: model},
-        data.test,
-        attacks,
-        eps,
-        batch=facts["batch"],
-        limit=facts["limit"],
-        sanity=facts["sanity"],
-        scoring="strict" if facts["scoring"] == "strict" else "published",
-        name=plan.labels[judged.data],
-        out=out,
-        resume=True,
-        progress=progress,
-    )

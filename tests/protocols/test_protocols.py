@@ -22,7 +22,7 @@ from fastprompt.clip import bundled
 from fastprompt.clip.load import load_clip
 from fastprompt.data.coop_sets import SETS
 from fastprompt.evaluation import Evaluation
-from fastprompt.protocols import make_plan, results, running
+from fastprompt.protocols import finishing, make_plan, results
 from fastprompt.protocols.costs import Cost, cost_of, describe
 from fastprompt.protocols.tables import csv_text, latex, markdown
 
@@ -169,7 +169,7 @@ def test_a_finished_plan_is_read_again(tmp_path, monkeypatch):
     run(tmp_path / "out", "base-to-new", "zero-shot,coop", **CALTECH)
     before = contents(tmp_path / "out")
     monkeypatch.setattr(APTTuner, "fit", None)
-    monkeypatch.setattr(running, "evaluate", None)
+    monkeypatch.setattr(finishing, "evaluate", None)
     run(tmp_path / "out", "base-to-new", "zero-shot,coop", resume=True, **CALTECH)
     assert contents(tmp_path / "out") == before
 
@@ -479,7 +479,7 @@ def test_an_interruption_says_how_the_protocol_goes_on(two, tmp_path, monkeypatc
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "evaluate", interrupted)
+    monkeypatch.setattr(finishing, "evaluate", interrupted)
     where = [f"--data={two['data']}", f"--root={two['root']}", f"--out={tmp_path / 'out'}"]
     assert main(["protocol", "few-shot", *COMMAND, *where]) == 130
     assert f"few-shot --resume {tmp_path / 'out'}\n" in capsys.readouterr().err
