@@ -1,0 +1,137 @@
+"""Seconds of AdvPT's bank and of an evaluation in one process, and on Ray workers.
+
+All have one thread. The cluster runs before the clock starts; the start of the workers, which
+import torch and receive the model, is part of the time. Sanity checks, which run in the first
+process, are off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastprompt import evaluate, load_clip, load_data
+from fastprompt.attacks import FeaturePGD
+from fastprompt.methods.advpt_bank import make_bank
+from fastprompt.runners import HERE, Ray, Runner, connected
+
+from ..common.machine import keep_freed_memory
+from ..common.paths import results
+from ..common.report import markdown, table, write
+from ..common.timing import RungsDifferError, by_turns, ratio
+
+RESULT = results() / "workers.json"
+ALONE = "one process"
+BATCH = 8
+
+
+def measure(
+    model: str = "tiny-photos",
+    images: int = 960,
+    workers: Sequence[int] = (1, 2),
+    attack: str = "pgd-20",
+    rounds: int = 3,
+    out: str = str(RESULT),
+) -> None:
+    """Time both by turns, after a check that the results are equal, and write the file.
+
+    Args:
+        model: a bundled model.
+        images: the number of test images that are attacked, at most 1,000.
+        workers: numbers of workers.
+        attack: of the evaluation.
+        rounds: times that each runs, after one untimed round.
+    """
+    torch.set_num_threads(1)
+    kept = keep_freed_memory()
+    runners: dict[str, Runner] = {ALONE: HERE}
+    runners |= {_name(n): Ray(workers=n) for n in workers}
+    with connected(Ray(workers=max(workers))):
+        rows = [
+            _row("bank", images, rounds, runners, _bank(model, images)),
+            _row("evaluation", images, rounds, runners, _evaluation(model, images, attack)),
+        ]
+    about = {"model": model, "images": images, "attack": attack, "freed_memory_kept": kept}
+    write(Path(out), {**about, "rows": rows})
+    show(out)
+
+
+def _name(workers: int) -> str:
+    return "1 worker" if workers == 1 else f"{workers} workers"
+
+
+def _row(
+    what: str,
+    images: int,
+    rounds: int,
+    runners: dict[str, Runner],
+    run: Callable[[Runner], Any],
+) -> dict[str, Any]:
+    wanted = run(HERE)
+    for name, runner in runners.items():
+        if run(runner) != wanted:
+            raise RungsDifferError(f"{what}: the result of {name} is not that of {ALONE}")
+    calls = {name: (lambda runner=runner: run(runner)) for name, runner in runners.items()}
+    times = by_turns(calls, rounds=rounds, warmup=0)  # the check has run each once
+    return {
+        "what": what,
+        "images": images,
+        "seconds": {name: timing.as_dict() for name, timing in times.items()},
+        "speedup": {name: ratio(times, ALONE, name) for name in runners if name != ALONE},
+    }
+
+
+def _bank(model: str, images: int) -> Callable[[Runner], Any]:
+    """Return a function that attacks images for AdvPT's bank, and returns its bytes."""
+    clip = load_clip(model, device="cpu")
+    data = torch.utils.data.Subset(_data(model).test, range(images))
+    attack = FeaturePGD(clip.encode_image, 8 / 255, 10)
+
+    def run(runner: Runner) -> bytes:
+        bank = make_bank(clip, data, attack, batch=BATCH, progress=False, runner=runner)
+        return bank.features.numpy().tobytes()
+
+    return run
+
+
+def _evaluation(model: str, images: int, attack: str) -> Callable[[Runner], Any]:
+    """Return a function that evaluates the zero-shot classifier, and returns the flags."""
+    clip, data = load_clip(model, device="cpu"), _data(model)
+    classifier = clip.zero_shot(data.classnames, data.templates)
+    options: dict[str, Any] = {"batch": BATCH, "limit": images, "sanity": "off", "progress": False}
+
+    def run(runner: Runner) -> list[str]:
+        # every image is attacked to the end: the work of a window does not depend on the others
+        found = evaluate(
+            classifier, data.test, attack, "1/255", stop=False, runner=runner, **options
+        )
+        return [row["flags"] for row in found.rows]
+
+    return run
+
+
+def _data(model: str) -> Any:
+    name = "photos" if model == "tiny-photos" else "shapes"
+    return load_data(name).for_model(load_clip(model, device="cpu"))
+
+
+def lines(out: Path = RESULT) -> list[list[str]]:
+    """Return the rows of the file's table: seconds, and the speed-ups."""
+    found = json.loads(out.read_text("utf-8"))["rows"]
+    rows = [["", *(f"{n} (s)" for n in found[0]["seconds"]), *found[0]["speedup"]]]
+    for row in found:
+        seconds = (f"{time['median']:.1f}" for time in row["seconds"].values())
+        faster = (f"{each['medians']:.2f}x" for each in row["speedup"].values())
+        rows.append([row["what"], *seconds, *faster])
+    return rows
+
+
+def show(out: str = str(RESULT)) -> None:
+    """Print the file's table."""
+    head, *rows = lines(Path(out))
+    print(table([head, *rows]))
+    print(markdown(head, rows))

@@ -1,0 +1,42 @@
+"""The benchmark of Ray workers: all results are equal, and the file has their times."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.common.timing import RungsDifferError
+from benchmarks.workers import measure as module
+from fastprompt.runners.base import Here
+
+
+class Elsewhere(Here):
+    """Another runner than that of one process, which needs no Ray."""
+
+    def __init__(self, workers):
+        self.workers = workers
+
+
+@pytest.fixture
+def little(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "Ray", Elsewhere)
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: True)
+    out = str(tmp_path / "workers.json")
+    return {"model": "tiny-shapes", "images": 4, "attack": "pgd-1", "rounds": 1, "out": out}
+
+
+def test_it_writes_seconds_and_speed_ups(little, capsys):
+    module.measure(**little)
+    found = json.loads(Path(little["out"]).read_text())
+    assert [row["what"] for row in found["rows"]] == ["bank", "evaluation"]
+    for row in found["rows"]:
+        assert row["seconds"].keys() == {module.ALONE, "1 worker", "2 workers"}
+        assert row["speedup"].keys() == {"1 worker", "2 workers"}
+    assert "2 workers" in capsys.readouterr().out
+
+
+def test_other_results_are_not_timed(little, monkeypatch):
+    count = []
+    monkeypatch.setattr(module, "_bank", lambda *a: lambda runner: count.append(1) or len(count))
+    with pytest.raises(RungsDifferError, match="bank: the result of one process"):
+        module.measure(**little)

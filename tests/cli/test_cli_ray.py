@@ -1,0 +1,51 @@
+"""--ray on the command line: what is refused, each with one message."""
+
+import socket
+
+import pytest
+
+from fastprompt.cli.main import main
+
+pytest.importorskip("ray", reason="needs Ray, which the extra ray brings")
+COMMANDS = {
+    "evaluate": ["evaluate", "--clip", "tiny-shapes", "--data", "shapes", "--out", "out"],
+    "predict": ["predict", "run", "a.png"],
+    "protocol": ["protocol", "few-shot", "--data", "shapes", "--out", "out"],
+    "tune": ["tune", "advpt", "--out", "out"],
+}
+
+
+def refused(line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(line) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert not [*tmp_path.iterdir()]
+    return message
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_address_without_a_port(command, capsys, tmp_path, monkeypatch):
+    line = [*COMMANDS[command], "--ray", "nonsense"]
+    message = refused(line, capsys, tmp_path, monkeypatch)
+    assert message.startswith("error: --ray: address must be HOST:PORT of a Ray cluster or 'auto'")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "protocol", "tune"])
+def test_a_cluster_that_does_not_answer(command, capsys, tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [*COMMANDS[command], f"--ray=127.0.0.1:{port}"]
+    message = refused(line, capsys, tmp_path, monkeypatch)
+    assert f"the Ray cluster at 127.0.0.1:{port} cannot be reached" in message
+
+
+def test_methods_without_a_bank_have_no_such_option(capsys, tmp_path, monkeypatch):
+    message = refused(["tune", "apt", "--ray"], capsys, tmp_path, monkeypatch)
+    assert message.startswith("error: unknown option --ray")
+
+
+def test_without_ray(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    message = refused([*COMMANDS["evaluate"], "--ray"], capsys, tmp_path, monkeypatch)
+    assert "pip install 'fastprompt[ray]'" in message
