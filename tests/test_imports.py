@@ -11,7 +11,7 @@ from helpers.processes import python
 
 import fastprompt
 
-SLOW = ("torch", "torchvision", "open_clip", "transformers", "matplotlib", "jsonargparse")
+SLOW = ("torch", "torchvision", "open_clip", "transformers", "matplotlib", "jsonargparse", "ray")
 
 
 @pytest.mark.parametrize(

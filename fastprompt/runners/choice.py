@@ -17,12 +17,13 @@ def runner_of(runner: Runner | str | None, name: str = "runner") -> Runner:
     """
     if runner is None:
         return HERE
-    if runner == "ray":
+    if isinstance(runner, str) and runner == "ray":
         runner = Ray()
+    accepted = f"{name} must be 'ray' or fastprompt.runners.Ray(...), got {shown(runner)}"
     if isinstance(runner, str):
-        raise ValueError(f"{name} must be 'ray' or fastprompt.runners.Ray(...), got {runner!r}")
-    if not callable(getattr(runner, "team", None)):
-        raise TypeError(f"{name} must be 'ray' or fastprompt.runners.Ray(...), got {shown(runner)}")
+        raise ValueError(accepted)
+    if isinstance(runner, type) or not callable(getattr(runner, "team", None)):
+        raise TypeError(accepted)
     if isinstance(runner, Ray):
         import_ray()
     return runner

@@ -19,6 +19,7 @@ from .worker import Failure, Worker, numerics
 TRIES = 4  # of an item whose worker is lost, and of starting a worker
 WAIT = 600.0  # seconds without any worker
 _TICK = 1.0
+_LONGEST = 500  # characters of an error of Ray
 _AHEAD = 4  # items per worker that may be done before the one that is yielded next
 
 
@@ -138,8 +139,7 @@ class RayTeam:
         try:
             return self._ray.put(self._work)
         except Exception as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise RuntimeError(f"ray: the work cannot be sent to workers: {why}") from error
+            raise RuntimeError(f"ray: the work cannot be sent: {_line(error)}") from error
 
     def _recruit(self) -> None:
         while len(self._members) < self.size:
@@ -151,8 +151,8 @@ class RayTeam:
         errors = self._ray.exceptions
         try:
             answer = self._ray.get(member.ref)
-        except errors.RayTaskError as error:  # before our own code could catch it
-            raise self._failed(member, " ".join(str(error.cause or error).split())) from None
+        except errors.RayTaskError as error:  # where our own code could not catch it
+            raise self._failed(member, _line(error.cause or error)) from None
         except errors.RayError as error:
             self._replace(member, queue, error)
             return
@@ -196,8 +196,7 @@ class RayTeam:
         """Take back the item of a worker that is lost; raise if it is lost too often."""
         self._end(member)
         self._members.remove(member)
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        lent = member.lent
+        why, lent = _line(error), member.lent
         if lent is None:
             self._lost_starts += 1
             if self._lost_starts >= TRIES:
@@ -211,3 +210,7 @@ class RayTeam:
     def _end(self, member: _Member) -> None:
         with contextlib.suppress(Exception):
             self._ray.kill(member.actor)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]

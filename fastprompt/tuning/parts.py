@@ -62,12 +62,12 @@ def check_processes(batch: int) -> None:
 
 def checked_runner(runner: Runner | str | None, method: str, takes_one: bool) -> Runner:
     """Return the runner of `runner_of`; raise ValueError unless it is of use to the tuning."""
-    found = runner_of(runner)
-    if found is not HERE and not takes_one:
+    if runner is not None and runner is not HERE and not takes_one:
         raise ValueError(
-            f"runner: {method} tunes without one, got {shown(runner)}; torchrun tunes on several "
+            f"runner must be None for {method}, got {shown(runner)}; torchrun tunes on several "
             "devices"
         )
+    found = runner_of(runner)
     if found is not HERE and processes() > 1:
         raise ValueError(
             f"runner must be None with {processes()} processes, got {shown(runner)}: start without "

@@ -106,7 +106,7 @@ def test_other_data_and_missing_data_are_told(machines, tmp_path):
 def test_work_that_cannot_be_sent_and_workers_without_room(machines, tmp_path):
     work = Squares(tmp_path / "log")
     work.lock = threading.Lock()
-    with pytest.raises(RuntimeError, match="cannot be sent to workers"):
+    with pytest.raises(RuntimeError, match="the work cannot be sent"):
         squares(work, 2)
     with pytest.raises(RuntimeError, match="the cluster has no machine for a worker"):
         squares(Squares(tmp_path / "log"), 2, threads=64)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from fastprompt import Evaluation, evaluate
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.plan import plan_attacks
+from fastprompt.runners import Ray
 
 from .rows import CHOICES, COUNTS, DISTANCES, FLAGS, PATHS, SEEDS, TEXTS, World, each, row
 
@@ -37,6 +38,11 @@ ROWS = [
     *each("evaluate", "stop", _with("stop"), FLAGS),
     *each("evaluate", "resume", _with("resume"), FLAGS),
     *each("evaluate", "progress", _with("progress"), FLAGS),
+    *each("evaluate", "runner", _with("runner"), CHOICES, "'ray'"),
+    *each("Ray", "workers", lambda w, value: Ray(workers=value), COUNTS),
+    *each("Ray", "threads", lambda w, value: Ray(threads=value), COUNTS),
+    *each("Ray", "address", lambda w, value: Ray(value), CHOICES),
+    row("Ray-address-of-a-client", lambda w: Ray("ray://host:10001"), "address", "HOST:PORT"),
 ]
 
 _ATTACKS = {

@@ -8,7 +8,7 @@ from torch import nn
 from fastprompt import predict
 from fastprompt.inference.sources import find_pictures
 
-from .rows import COUNTS, FLAGS, NUMBERS, PATHS, World, each, line, row
+from .rows import CHOICES, COUNTS, FLAGS, NUMBERS, PATHS, World, each, line, row
 
 
 def _predict(w: World, images: Any = None, **options: Any) -> Any:
@@ -38,6 +38,7 @@ ROWS = [
     *each("predict", "workers", _with("workers"), COUNTS),
     *each("predict", "embeddings", _with("embeddings"), FLAGS),
     *each("predict", "progress", _with("progress"), FLAGS),
+    *each("predict", "runner", _with("runner"), CHOICES, "'ray'"),
     *each("predict", "temperature", _with("temperature"), NUMBERS, without=("1e308",)),
     row("predict-temperature-zero", lambda w: _predict(w, temperature=0), "temperature"),
     row("predict-a-model", lambda w: predict(nn.Identity(), w.images), "classifier"),

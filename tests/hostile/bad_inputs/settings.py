@@ -273,6 +273,7 @@ ROWS += [
     row("push_to_hub-a-number", lambda w: _tuner(w, n_ctx=1).push_to_hub(3), "repo"),
     *each("from_pretrained", "name", lambda w, v: AutoTuner.from_pretrained(v), PATHS),
     row("fit-out-occupied", lambda w: _fit(w, None, None, w.file("a/b").parent), "out", "other"),
+    row("fit-runner-of-apt", lambda w: _fit(w, runner="ray"), "runner", "torchrun"),
     row("fit-out-a-file", lambda w: _fit(w, None, None, w.file("a")), "out"),
     *each("fit", "out", lambda w, value: _fit(w, None, None, value), PATHS),
     *each("save", "folder", lambda w, value: _tuner(w, n_ctx=1).save(value), PATHS),
