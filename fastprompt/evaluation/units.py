@@ -86,7 +86,11 @@ class Units:
         self.crafted = Crafted(images.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "tell": None}
+        return {**vars(self), "tell": None, "crafted": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.crafted = Crafted(self.images.device)  # as much as this machine has memory for
 
     def title(self, task: Task) -> str:
         """Return the task in words."""

@@ -8,9 +8,10 @@ from itertools import chain, islice
 
 import torch
 
-from .._utils.hashing import digest, digest_json, digest_texts
+from .._utils.hashing import digest_json, digest_texts
 from .._utils.progress import Progress
 from ..data.dataset import evenly
+from ..evaluation.units import describe
 from ..model.classifier import CLIPClassifier
 from ..runners import HERE, Runner
 from .running import Item, Part, run, usable_workers
@@ -42,8 +43,8 @@ class Chunks:
         """Return hashes of the classifier and of some pictures."""
         model = self.classifier
         return {
-            "model": digest(_tensors(model), repr(model)),
-            "settings": digest_json([self.batch, model.precision, model.classnames]),
+            "model": digest_json(describe(model)),
+            "settings": digest_json([self.batch, model.classnames]),
             "pictures": digest_texts(*(_content(picture) for picture in self.some)),
         }
 
@@ -93,10 +94,6 @@ def _chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     coming = iter(items)
     while chunk := list(islice(coming, size)):
         yield chunk
-
-
-def _tensors(model: CLIPClassifier) -> dict[str, torch.Tensor]:
-    return {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
 
 
 def _content(picture: Picture) -> str:

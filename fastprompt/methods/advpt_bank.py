@@ -22,13 +22,14 @@ from .._utils.distributed import (
 )
 from .._utils.dtypes import at_least_float32
 from .._utils.files import read_tensors, remove_temporaries, write_tensors
-from .._utils.hashing import digest, digest_json
+from .._utils.hashing import digest_json
 from .._utils.locks import holding
 from .._utils.progress import Progress
 from ..attacks import FeaturePGD, GradientHealth
 from ..clip.frozen import FrozenCLIP
 from ..data.dataset import ImageDataset, batches, content_of, fingerprint
 from ..evaluation.scoring import Counted
+from ..evaluation.units import describe
 from ..runners import HERE, Runner
 
 _KIND = "bank"
@@ -156,7 +157,7 @@ class _Shards:
         """Return hashes of the model and of some of the images, and the attack."""
         attack = {k: v for k, v in vars(self.attack).items() if k != "encode"}
         return {
-            "model": digest(self.clip.model.state_dict()),
+            "model": digest_json(describe(self.clip.model)),
             "settings": digest_json([attack, self.batch]),
             "images": content_of(self.data),
         }

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .._utils.files import is_temporary, write_bytes
-from .._utils.hashing import digest, digest_json
+from .._utils.hashing import digest_json
 from .._utils.locks import LOCK
 from .._utils.progress import Progress
 from ..data.dataset import content_of
 from ..evaluation import Evaluation, evaluate
+from ..evaluation.units import describe
 from ..methods.registry import TUNERS
 from ..runners import HERE, Runner
 from ..tuning.tuner import Tuner
@@ -90,7 +91,7 @@ class Cells:
         facts = {k: v for k, v in self.plan.facts.items() if k != "directory"}
         data = {f"data {n!r}": content_of(self.plan.load(n).test) for n in self.plan.sets}
         return {
-            "model": digest(self.plan.clip.model.state_dict()),
+            "model": digest_json(describe(self.plan.clip.model)),
             "settings": digest_json(facts),
             **data,
         }

@@ -38,3 +38,15 @@ def test_passes_are_noted_now_and_then(monkeypatch):
         monkeypatch.setattr(progress, "_OFTEN", 0.0)
         bar.passes("pgd-20", 1200)
     assert notes == ["attack, 1,000 of 8,000 passes", "pgd-20, 1,200 passes"]
+
+
+def test_workers_are_shown_with_the_rate_and_the_time_left():
+    bar = Progress(100, "evaluate", "img", initial=10, show=False)
+    assert bar.line() == "evaluate: 10 of 100 img, 0:00"
+    bar.workers(2)
+    bar.note("pgd-20")
+    bar.update(30)
+    bar._began -= 10
+    assert bar.line() == "evaluate: 40 of 100 img, 0:10; 2 workers, 3.0 img/s, 0:20 left; pgd-20"
+    bar.workers(1)
+    assert "1 worker, " in bar.line()

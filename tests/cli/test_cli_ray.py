@@ -1,12 +1,14 @@
 """--ray on the command line: what is refused, each with one message."""
 
 import socket
+import sys
+from importlib.util import find_spec
 
 import pytest
 
 from fastprompt.cli.main import main
 
-pytest.importorskip("ray", reason="needs Ray, which the extra ray brings")
+RAY = pytest.mark.skipif(not find_spec("ray"), reason="needs Ray, which the extra ray brings")
 COMMANDS = {
     "evaluate": ["evaluate", "--clip", "tiny-shapes", "--data", "shapes", "--out", "out"],
     "predict": ["predict", "run", "a.png"],
@@ -30,6 +32,7 @@ def test_an_address_without_a_port(command, capsys, tmp_path, monkeypatch):
     assert message.startswith("error: --ray: address must be HOST:PORT of a Ray cluster or 'auto'")
 
 
+@RAY
 @pytest.mark.parametrize("command", ["evaluate", "protocol", "tune"])
 def test_a_cluster_that_does_not_answer(command, capsys, tmp_path, monkeypatch):
     with socket.socket() as free:
@@ -46,6 +49,18 @@ def test_methods_without_a_bank_have_no_such_option(capsys, tmp_path, monkeypatc
 
 
 def test_without_ray(capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     message = refused([*COMMANDS["evaluate"], "--ray"], capsys, tmp_path, monkeypatch)
     assert "pip install 'fastprompt[ray]'" in message
+
+
+def test_the_traceback_of_a_worker_stands_before_the_message(monkeypatch, capsys):
+    def fails(*_):
+        error = RuntimeError("ray: a worker failed")
+        error.add_note("Traceback of the worker:\n  line 1")
+        raise error
+
+    monkeypatch.setattr("fastprompt.cli.main._call", fails)
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["Traceback of the worker:", "  line 1", "error: ray: a worker failed"]
