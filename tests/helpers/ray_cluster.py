@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ def cluster(machines: int = 2, *, connect: bool = True) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     own = {"num_cpus": 1, "object_store_memory": STORE}
+    before = os.environ.get("PYTHONPATH", "")
+    # workers import the tests' own modules, and Ray tells them only this process's folder
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     found = Cluster(initialize_head=True, head_node_args={**own, "include_dashboard": False})
     try:
         for _ in range(machines - 1):
@@ -29,6 +33,7 @@ def cluster(machines: int = 2, *, connect: bool = True) -> Iterator[Any]:
             ray.init(address=found.address, **quiet)
         yield found
     finally:
+        os.environ["PYTHONPATH"] = before
         ray.shutdown()
         found.shutdown()
 
