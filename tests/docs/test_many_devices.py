@@ -39,10 +39,7 @@ def test_the_ray_job() -> None:
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     program, command, *words = shlex.split(job["spec"]["entrypoint"])
     assert (program, command) == ("fastprompt", "evaluate")
-    at = words.index("--ray")
-    assert words[at + 1] == "auto"
-    del words[at : at + 2]
-    evaluate_parser().parse_args(words)
+    assert evaluate_parser().parse_args(words).ray == "auto"
     cluster = job["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     pods = [group["template"]["spec"] for group in groups]
