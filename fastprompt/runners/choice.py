@@ -19,11 +19,9 @@ def runner_of(runner: Runner | str | None, name: str = "runner") -> Runner:
         return HERE
     if isinstance(runner, str) and runner == "ray":
         runner = Ray()
-    accepted = f"{name} must be 'ray' or fastprompt.runners.Ray(...), got {shown(runner)}"
-    if isinstance(runner, str):
-        raise ValueError(accepted)
     if isinstance(runner, type) or not callable(getattr(runner, "team", None)):
-        raise TypeError(accepted)
+        error = ValueError if isinstance(runner, str) else TypeError
+        raise error(f"{name} must be 'ray' or fastprompt.runners.Ray(...), got {shown(runner)}")
     if isinstance(runner, Ray):
         import_ray()
     return runner

@@ -67,7 +67,7 @@ def from_command_line(arguments, monkeypatch):
         seen.append(build(AdvPTConfig, {}, config, overrides))
         raise Stop
 
-    for name in ("Config", "job", "shots"):
+    for name in ("Config", "job", "shots", "takes_runner"):
         setattr(tuner, name, getattr(AdvPTTuner, name))
     tuner.presets = {}
     tuner.__doc__ = "Tunes nothing."
