@@ -19,7 +19,7 @@ def runner_of(runner: Runner | str | None, name: str = "runner") -> Runner:
         return HERE
     if isinstance(runner, str) and runner == "ray":
         runner = Ray()
-    if isinstance(runner, type) or not callable(getattr(runner, "team", None)):
+    if isinstance(runner, str | type) or not callable(getattr(runner, "team", None)):
         error = ValueError if isinstance(runner, str) else TypeError
         raise error(f"{name} must be 'ray' or fastprompt.runners.Ray(...), got {shown(runner)}")
     if isinstance(runner, Ray):
