@@ -27,8 +27,6 @@ from .._utils.names import unknown
 from .._utils.printable import printable
 from .._utils.progress import tell
 from .._utils.run_folder import RunFolder
-from ..clip import bundled
-from ..data.find import BUILTIN
 from ..data.load import Data, load_data, load_recorded
 from ..evaluation import Evaluation
 from ..evaluation.plan import plan_attacks, split_radii
@@ -54,7 +52,7 @@ from .parser import (
 )
 from .processes import leave
 from .seeds import SeedsFolder, check_seeds, run_seeds
-from .words import classes_of, images_of
+from .words import classes_of, images_of, seen_by
 
 _RADII: Any = list[float | int | str] | float | int | str | None
 RADII = ("1/255", "2/255")  # evaluated in addition to the tuning eps
@@ -473,8 +471,8 @@ def _run(
         f"accuracy on {images_of(result)} with 95 % intervals; adaptive attacks differentiate "
         "through the prompts, transfer attacks do not use them"
     )
-    if clip.name in bundled.names() and data.name in BUILTIN:
-        print(f"{clip.name} has seen these classes, but not these images, in its pre-training")
+    if seen := seen_by(clip.name, data.name):
+        print(seen)
     print(f"tuned in {tuned - began:.0f} s, evaluated in {time.perf_counter() - tuned:.0f} s")
     print(printable(f"report: {report}"))
     print(printable(f"run folder: {out}"))

@@ -1,10 +1,13 @@
 """Presets for the bundled models, whose text encoders were trained on short captions only.
 
-They were selected on validation images: benchmarks/results/cpu-2-cores/method_sweep.json
+Those of the shapes models were selected on validation images:
+benchmarks/results/cpu-2-cores/method_sweep.json
 """
 
 from collections.abc import Mapping
 from typing import Any
+
+from ..data.photos import MODELS as PHOTOS
 
 Presets = Mapping[str, Mapping[str, Any]]  # model name to settings
 
@@ -30,7 +33,6 @@ _ONLINE: dict[str, Any] = {
     "augment": False,
 }
 # those of photographs are not searched
-PHOTOS = ("tiny-photos", "tiny-photos-robust")
 APT: Presets = dict.fromkeys(("tiny-shapes", "tiny-shapes-robust", *PHOTOS), _ONLINE)
 # the runs on validation images that selected this preset had adversarial cross-entropy
 _CAPT: dict[str, Any] = {**_ONLINE, "ce": "adv"}

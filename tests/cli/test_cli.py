@@ -22,6 +22,7 @@ from fastprompt._utils.versions import versions
 from fastprompt.attacks import FeaturePGD
 from fastprompt.cli import tune as cli_tune
 from fastprompt.cli.main import main
+from fastprompt.cli.words import seen_by
 from fastprompt.clip import bundled
 from fastprompt.evaluation import Evaluation
 from fastprompt.methods.advpt import AdvPTConfig
@@ -346,6 +347,18 @@ def test_the_default_job_is_small(monkeypatch, arguments, data, shots):
 def test_the_table_says_which_images_were_drawn(finished):
     assert "20 of 1,200 test images of patterns (6 classes), drawn by seed 0" in finished.out
     assert "with 95 % intervals" in finished.out
+
+
+def test_only_models_of_photographs_have_seen_the_photographs(finished):
+    for data in ("photos", "photos-jpeg-3"):
+        assert "has seen these classes, but not" in seen_by("tiny-photos-robust", data)
+    for model, data in (
+        ("tiny-photos", "shapes"),
+        ("tiny-shapes", "photos"),
+        ("ViT-B-32", "photos"),
+    ):
+        assert seen_by(model, data) == ""
+    assert "has seen" not in finished.out
 
 
 def test_the_preset_of_a_bundled_model_is_shown(finished):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastprompt.data.corruptions import NAMES as CORRUPTED
+from fastprompt.data.photos import MODELS
 
 from .cells import METHODS as ON_SHAPES
 from .cells import SEEDS, Cell
 
-MODELS = ("tiny-photos", "tiny-photos-robust")
 METHODS = (ON_SHAPES[0], "coop", *ON_SHAPES[1:])
 EPS = ("1/255", "2/255")
 ATTACKS = ("pgd-100", "autoattack")
