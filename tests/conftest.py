@@ -85,6 +85,14 @@ def bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dtypes, "why_no_bf16", lambda device: "")
 
 
+@pytest.fixture
+def double() -> Iterator[torch.dtype]:
+    """float64 by default, in which new modules, and prompts, make their parameters."""
+    torch.set_default_dtype(torch.float64)
+    yield torch.float64
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def small_clip() -> FrozenCLIP:
     return load_clip(small_model())

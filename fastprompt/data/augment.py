@@ -65,7 +65,7 @@ class RandomCrops:
         """
         check_count(n, "n", least=0)
         generator = self._generator(epoch)
-        boxes = torch.empty(n, 5)
+        boxes = torch.empty(n, 5, dtype=torch.float32)
         for part in boxes.split(_ROWS):
             part.copy_(self._boxes(_uniform(len(part), generator)))
         return boxes

@@ -107,7 +107,7 @@ def _scenes(name: str, labels: Tensor, generator: torch.Generator) -> Scenes:
         return replace(scenes, count=labels)
     pair = {"color": labels // len(SHAPES), "shape": labels % len(SHAPES)}
     # most images have one object, as in ImageNet; about 10 % have two
-    few = (torch.rand(len(labels), generator=generator) < 0.1).long()
+    few = (torch.rand(len(labels), generator=generator, dtype=torch.float32) < 0.1).long()
     return replace(scenes, **pair, count=few)
 
 

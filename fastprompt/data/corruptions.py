@@ -25,8 +25,8 @@ VERSION = 1
 
 
 def _noise(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(image.shape, generator=generator) * (255 * deviation)
-    return (image + noise).round().clamp(0, 255).to(torch.uint8)
+    noise = torch.randn(image.shape, generator=generator, dtype=torch.float32)
+    return (image + noise * (255 * deviation)).round().clamp(0, 255).to(torch.uint8)
 
 
 def _blur(image: Tensor, sigma: float, generator: torch.Generator) -> Tensor:

@@ -56,7 +56,7 @@ class Pictures:
         check_count(budget, "budget", least=0, most=2**63)
         # a tensor, since a GPU divides by a number as multiplication by its reciprocal, whose
         # result differs from `dataset.batches` by one ulp
-        self._white = torch.full((), 255.0, device=device)
+        self._white = torch.full((), 255.0, dtype=torch.float32, device=device)
         self._kept: tuple[Tensor, Tensor] | None = None
         if len(data) * self._shape.numel() <= budget:
             self._kept = self._keep(progress)

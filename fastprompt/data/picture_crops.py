@@ -83,7 +83,7 @@ class PictureCrops:
         inner = data.data if isinstance(data, Chosen) else data
         self._lock = None if isinstance(inner, EncodedImages) else threading.Lock()
         # a tensor: see `Pictures`
-        self._white = torch.full((), 255.0, device=device)
+        self._white = torch.full((), 255.0, dtype=torch.float32, device=device)
         self._kept = self._keep(budget, progress)
 
     @property

@@ -19,9 +19,9 @@ COUNTS = ("one", "two", "three", "four")
 SIZES = ("small", "large")
 
 # hue (in turns), saturation and value of each color in the pre-training style
-_HUE = torch.tensor([0.0, 0.075, 0.155, 0.34, 0.5, 0.63, 0.76, 0.92])
-_SATURATION = torch.tensor([0.95, 0.95, 0.95, 0.9, 0.85, 0.9, 0.8, 0.5])
-_VALUE = torch.tensor([0.85, 0.95, 0.95, 0.7, 0.9, 0.85, 0.7, 1.0])
+_HUE = torch.tensor([0.0, 0.075, 0.155, 0.34, 0.5, 0.63, 0.76, 0.92], dtype=torch.float32)
+_SATURATION = torch.tensor([0.95, 0.95, 0.95, 0.9, 0.85, 0.9, 0.8, 0.5], dtype=torch.float32)
+_VALUE = torch.tensor([0.85, 0.95, 0.95, 0.7, 0.9, 0.85, 0.7, 1.0], dtype=torch.float32)
 _CHUNK = 128  # images rendered at once; their float planes fit in the cache
 
 
@@ -83,7 +83,7 @@ PRETRAINING = Rendering()
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """Convert hue (in turns), saturation and value, each ``[...]``, to RGB ``[..., 3]``."""
-    sextant = torch.tensor([5.0, 3.0, 1.0])
+    sextant = torch.tensor([5.0, 3.0, 1.0], dtype=torch.float32)
     k = torch.remainder(sextant + 6.0 * hue[..., None], 6.0)
     wedge = torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
     return value[..., None] * (1.0 - saturation[..., None] * wedge)
@@ -96,7 +96,7 @@ class _Draw:
         self.n, self.generator = n, generator
 
     def __call__(self, low: float, high: float, *shape: int) -> Tensor:
-        unit = torch.rand((self.n, *shape), generator=self.generator)
+        unit = torch.rand((self.n, *shape), generator=self.generator, dtype=torch.float32)
         return low + (high - low) * unit
 
 
@@ -143,8 +143,8 @@ def _places(draw: _Draw, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
     )
     corner = torch.argsort(draw(0, 1, 4), dim=1)
     slack = (0.5 - radius).clamp(min=0.02)[:, None]
-    x = (corner % 2).float() - 0.5 + draw(-1, 1, 4) * slack
-    y = (corner // 2).float() - 0.5 + draw(-1, 1, 4) * slack
+    x = (corner % 2).to(torch.float32) - 0.5 + draw(-1, 1, 4) * slack
+    y = (corner // 2).to(torch.float32) - 0.5 + draw(-1, 1, 4) * slack
     room = (1.0 - radius).clamp(min=0.0)[:, None]
     alone = ~many[:, None]
     x = torch.where(alone, draw(-1, 1, 4) * room, x)
@@ -158,7 +158,7 @@ def _tones(draw: _Draw, scenes: Scenes, style: Rendering) -> tuple[Tensor, Tenso
     saturation = (_SATURATION[scenes.color] * draw(*style.saturation)).clamp(0, 1)
     value = (_VALUE[scenes.color] * draw(*style.value)).clamp(0, 1)
     color = hsv_to_rgb(hue, saturation, value)
-    dark, light = color * 0.3, torch.lerp(color, torch.ones(3), 0.7)
+    dark, light = color * 0.3, torch.lerp(color, torch.ones_like(color), 0.7)
     other = torch.where((draw(0, 1, 1) < 0.5), dark, light)
     second = torch.lerp(color, other, draw(*style.pattern_contrast, 1))
     return color[:, :, None, None], second[:, :, None, None]
@@ -206,10 +206,10 @@ def _blur(canvas: Tensor, share: Tensor) -> Tensor:
     height, width = canvas.shape[-2:]
     padded = F.pad(canvas, (2, 2, 2, 2), mode="replicate")
     # sums of shifted views are several times faster here than a one-channel convolution
-    rows = torch.zeros(())
+    rows = torch.zeros((), dtype=torch.float32)
     for i, weight in enumerate(weights):
         rows = rows + weight * padded[..., i : i + height, :]
-    smooth = torch.zeros(())
+    smooth = torch.zeros((), dtype=torch.float32)
     for i, weight in enumerate(weights):
         smooth = smooth + weight * rows[..., i : i + width]
     return torch.lerp(canvas, smooth, share)
@@ -226,7 +226,7 @@ def _light(canvas: Tensor, grid: tuple[Tensor, Tensor], draw: _Draw, style: Rend
 
 def _chunk(scenes: Scenes, style: Rendering, size: int, generator: torch.Generator) -> Tensor:
     draw = _Draw(len(scenes), generator)
-    axis = (torch.arange(size) + 0.5) / (size / 2) - 1.0
+    axis = (torch.arange(size, dtype=torch.float32) + 0.5) / (size / 2) - 1.0
     grid = (axis[None, None, :], -axis[None, :, None])  # x to the right, y upward
     canvas = _background(draw, size, style)
     canvas = _clutter(canvas, grid, draw, style)
@@ -236,7 +236,8 @@ def _chunk(scenes: Scenes, style: Rendering, size: int, generator: torch.Generat
     mean = canvas.mean(dim=(1, 2, 3), keepdim=True)
     canvas = mean + draw(*style.contrast, 1, 1, 1) * (canvas - mean)
     canvas = canvas + draw(*style.brightness, 1, 1, 1)
-    canvas = canvas + style.noise * torch.randn(canvas.shape, generator=generator)
+    noise = torch.randn(canvas.shape, generator=generator, dtype=torch.float32)
+    canvas = canvas + style.noise * noise
     return (canvas.clamp(0, 1) * 255).round().to(torch.uint8)
 
 

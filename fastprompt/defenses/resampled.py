@@ -42,7 +42,7 @@ class RandomResizePad(Defense):
     def defend(self, images: Tensor) -> Tensor:
         x = at_least_float32(images)
         # a size, top and left per image
-        draws = torch.rand(len(x), 3, device=x.device)
+        draws = torch.rand(len(x), 3, dtype=torch.float32, device=x.device)
         rows = self._matrix(x.shape[2], draws[:, 0], draws[:, 1], x)  # [B, H, H]
         columns = self._matrix(x.shape[3], draws[:, 0], draws[:, 2], x)  # [B, W, W]
         return _in_box(torch.einsum("bih,bchw,bjw->bcij", rows, x, columns)).to(images.dtype)

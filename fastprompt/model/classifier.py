@@ -165,7 +165,8 @@ class CLIPClassifier(nn.Module):
             head=self.head,
         )
         # blocks with hooks, adapters or other layers may compute more than their weights say
-        images = torch.rand(fast.fewest, *self.clip.pixel_shape, generator=torch.Generator())
+        shape = (fast.fewest, *self.clip.pixel_shape)
+        images = torch.rand(shape, generator=torch.Generator(), dtype=torch.float32)
         with torch.no_grad():
             ours, own = packed.encode_image(images), self.encode_image(images)
         return packed if same(self.clip, ours, own) else self

@@ -99,7 +99,7 @@ def _draws(
 ) -> list[Tensor]:
     """Draw integers uniformly from [0, n), for each n of ``below`` one per image, int64 ``[B]``."""
     unit = random_start(  # numbers in [0, 1], generated on the device
-        torch.zeros(len(indices), len(below), device=device),
+        torch.zeros(len(indices), len(below), dtype=torch.float32, device=device),
         1.0,
         indices,
         seed=stream(seed, "attack loss", 0),  # others than those of the attack's start

@@ -166,7 +166,8 @@ class Loop:
         """Run the epoch's optimizer steps; return each batch's loss times its size, on device."""
         group = self.config.batch * self.config.accumulate
         device = self.tuner.clip.device
-        losses = torch.zeros(math.ceil(len(order) / self.config.batch), device=device)
+        count = math.ceil(len(order) / self.config.batch)
+        losses = torch.zeros(count, dtype=torch.float32, device=device)
         seen, step, several = 0, epoch * math.ceil(len(order) / group), processes() > 1
         own, parts = own_order(order, self.config.batch) if several else (order, [])
         for i, (size, batch) in enumerate(self.tuner.batches(own, epoch)):

@@ -239,7 +239,7 @@ class OnlineTuner(Tuner):
             return None
         least = float(config.eps_min)
         generator = torch.Generator().manual_seed(stream(config.seed, "radii", epoch))
-        shares = torch.rand(examples, generator=generator)
+        shares = torch.rand(examples, generator=generator, dtype=torch.float32)
         return (least + (config.radius - least) * shares).to(self.clip.device)
 
     @torch.no_grad()

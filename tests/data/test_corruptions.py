@@ -53,6 +53,12 @@ def test_noise_has_the_stated_deviation_and_depends_on_the_picture_alone():
     assert not torch.equal(noise[0], noise[1])
 
 
+def test_the_default_dtype_changes_no_noise(request):
+    wanted = images("photos-noise-2")
+    request.getfixturevalue("double")
+    assert torch.equal(images("photos-noise-2"), wanted)
+
+
 def test_contrast_pulls_the_pixels_to_the_mean_gray():
     x, y = clean().float(), images("photos-contrast-1").float()
     spread = [part.flatten(1).std(dim=1) for part in (x, y)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastprompt.data.builtin import draw_split
 from fastprompt.data.sdf import PATTERNS, SHAPES
 from fastprompt.data.shapes import (
     COLORS,
@@ -18,6 +19,7 @@ from fastprompt.data.shapes import (
     hsv_to_rgb,
     render,
 )
+from fastprompt.data.splits import Form
 from pretraining.captions import describe_scenes
 
 # nothing but the objects, on a middle gray
@@ -99,6 +101,17 @@ def test_a_seed_gives_the_same_bits_whatever_the_threads() -> None:
     first = render(scenes, seed=3)
     torch.set_num_threads(2)
     assert torch.equal(render(scenes, seed=3), first)
+
+
+@pytest.mark.parametrize("world", ["shapes", "patterns", "counts", "shapes-outline"])
+def test_the_default_dtype_changes_no_picture(request: pytest.FixtureRequest, world: str) -> None:
+    """A split that was drawn for a float64 program would stay in the cache of its process."""
+    of = (world, "val", Form(16))
+    wanted = draw_split.__wrapped__(*of)
+    request.getfixturevalue("double")
+    drawn = draw_split.__wrapped__(*of)
+    assert torch.equal(drawn.images, wanted.images)
+    assert torch.equal(drawn.labels, wanted.labels)
 
 
 def test_another_seed_gives_other_pictures() -> None:

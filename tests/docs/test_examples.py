@@ -28,14 +28,6 @@ def data():
     return load_data("patterns", shots=3)
 
 
-@pytest.fixture
-def double():
-    """float64 throughout: `TextContext` makes its tokens in the default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield torch.float64
-    torch.set_default_dtype(torch.float32)
-
-
 def models(data, dtype=torch.float32):
     """The same CLIP under both loops, each with a copy of its own."""
     return [m.prompted(load_clip("tiny-shapes").model.to(dtype), data.classnames) for m in LOOPS]

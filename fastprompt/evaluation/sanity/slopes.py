@@ -219,7 +219,8 @@ def path_integral(sample: Sample) -> Verdict:
 def _elsewhere(sample: Sample) -> tuple[Tensor, Tensor]:
     """Return for each image the candidate of the largest margin, and that margin, ``[B]``."""
     x = sample.images
-    noise = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(sample.seed)).to(x)
+    generator = torch.Generator().manual_seed(sample.seed)
+    noise = torch.rand(x.shape[1:], generator=generator, dtype=torch.float32).to(x)
     plain = torch.zeros_like(x), torch.ones_like(x), noise.expand_as(x)
     ends = torch.stack([x.roll(1, 0), x.roll(2, 0), 1 - x, *plain])
     margins = torch.stack([sample.margins(end) for end in ends])
