@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .._utils.dtypes import AUTO, auto_precision
 from .._utils.files import is_temporary, write_bytes
 from .._utils.hashing import digest_json
 from .._utils.locks import LOCK
@@ -23,6 +24,7 @@ from ..tuning.tuner import Tuner
 from .cells import Cell, Judged, slug
 from .costs import cost_of
 from .plan import Plan
+from .scoring import STRICT
 
 Finish = Callable[[int], tuple[list[Evaluation], float]]
 Files = dict[str, bytes]  # by path in the folder
@@ -87,14 +89,21 @@ class Cells:
         return self.plan.cells[task.number].title
 
     def facts(self) -> dict[str, str]:
-        """Return hashes of the model, the settings and some images of each data set."""
-        facts = {k: v for k, v in self.plan.facts.items() if k != "directory"}
-        data = {f"data {n!r}": content_of(self.plan.load(n).test) for n in self.plan.sets}
-        return {
-            "model": digest_json(describe(self.plan.clip.model)),
-            "settings": digest_json(facts),
-            **data,
+        """Return hashes of the model, the settings and some images of each data set.
+
+        And what ``precision="auto"`` gives, where a cell's tuning or judging asks for it.
+        """
+        plan, clip = self.plan, self.plan.clip
+        settings = {k: v for k, v in plan.facts.items() if k != "directory"}
+        facts = {
+            "model": digest_json(describe(clip.model)),
+            "settings": digest_json(settings),
+            **{f"data {name!r}": content_of(plan.load(name).test) for name in plan.sets},
         }
+        asked = any(config.precision == AUTO for config in plan.configs.values())
+        if asked or settings["scoring"] == STRICT:  # which searches in that precision
+            facts["what precision 'auto' gives"] = auto_precision(clip.dtype, clip.device)
+        return facts
 
     def __call__(self, task: CellTask) -> tuple[Files, float]:
         cell = self.plan.cells[task.number]

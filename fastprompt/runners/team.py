@@ -179,8 +179,8 @@ class RayTeam:
             if own[name] != other.get(name):
                 raise ValueError(
                     f"ray: {name} must be the same on all machines, got {shown(own[name])} here "
-                    f"and {shown(other.get(name))} on {member.where}: install the same packages, "
-                    "and use the same files"
+                    f"and {shown(other.get(name))} on {member.where}: use machines with the same "
+                    "packages, files and processors"
                 )
 
     def _failed(self, member: _Member, why: str, traceback: str = "") -> RuntimeError:

@@ -180,6 +180,22 @@ def _protocol(two):
     return lambda folder: protocols.execute(made, folder, resume=True, progress=False)
 
 
+def auto_of(**options):
+    """What workers are asked about ``precision="auto"``; None if nothing."""
+    made = plan("few-shot", "zero-shot,apt", **CALTECH, **options)
+    return finishing.Cells(made).facts().get("what precision 'auto' gives")
+
+
+def test_workers_are_asked_what_auto_gives_where_a_cell_depends_on_it(request):
+    auto = {"all": {**LITTLE, "precision": "auto"}}
+    published = {"scoring": "published", "attacks": None, "eps": None}
+    assert auto_of(**published) is None
+    assert auto_of(**published, settings=auto) == "fp32"
+    assert auto_of() == "fp32"  # strict: attacks search in that precision
+    request.getfixturevalue("bf16_units")
+    assert auto_of() == "bf16"
+
+
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="a fork with CUDA cannot run it")
 
