@@ -39,11 +39,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler import LoadFileScheduling
 
+    # xdist begins with the files of many tests; the slow tests' times differ by a thousand
+    if "not slow" not in config.option.markexpr:
+        config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` or ``peers`` are skipped where there is none."""
+    """Tests marked ``gpu`` or ``peers`` are skipped where there is none.
+
+    Files with a test that needs a time limit of its own come first, since none should be left to
+    one process at the end.
+    """
+    long = {item.path for item in items if item.get_closest_marker("timeout")}
+    items.sort(key=lambda item: item.path not in long)
     missing = {}
     if not torch.cuda.is_available():
         missing["gpu"] = "no GPU"
