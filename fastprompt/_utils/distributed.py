@@ -75,13 +75,36 @@ def gather_rows(own: Tensor, rows: int) -> Tensor:
     """
     if processes() == 1:
         return own
-    from torch.distributed.nn.functional import all_gather
-
     sizes = [len(part) for part in torch.arange(rows).tensor_split(processes())]
     more = sizes[0] - len(own)  # collectives need equal shapes
     whole = F.pad(own, (0, 0) * (own.ndim - 1) + (0, more)) if more else own
-    parts = all_gather(whole)
+    parts = _AllGather.apply(whole)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+class _AllGather(torch.autograd.Function):
+    """All-gather of equal shapes.
+
+    That of torch.distributed.nn runs all-to-all in its backward, which gloo in torch 2.11 lacks.
+    """
+
+    @staticmethod
+    def forward(own: Tensor) -> tuple[Tensor, ...]:
+        own = own.contiguous()
+        parts = tuple(torch.empty_like(own) for _ in range(processes()))
+        dist.all_gather(list(parts), own)
+        return parts
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        terms = [gradient.contiguous() for gradient in gradients]
+        total = torch.empty_like(terms[0])
+        dist.reduce_scatter(total, terms)
+        return total
 
 
 # ---- values ------------------------------------------------------------------------------------

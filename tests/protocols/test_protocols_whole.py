@@ -12,7 +12,7 @@ from PIL import Image
 from fastprompt import protocols
 from fastprompt.evaluation import Evaluation
 
-MODEL = "tiny-shapes"
+MODEL = "tiny-photos"
 FOLDER, IMAGES, SPLIT = "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"
 CLASSES = 20
 OPTIONS = {
