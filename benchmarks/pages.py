@@ -5,8 +5,8 @@ python -m benchmarks.pages --write    # writes the marked tables of the pages an
 
 A page's tables are between ``<!-- ladder -->`` and ``<!-- /ladder -->``; docs/benchmarks.md also
 has blocks for the GPU and for growth, benchmarks/README.md has the profile, docs/step_budget.md the
-estimate of a step, docs/guides/many_devices.md the bytes that a step sends and an estimate of its
-scaling.
+estimate of a step, docs/guides/many_devices.md the bytes that a step sends, an estimate of its
+scaling and the times of Ray workers, docs/guides/predict.md the rates of predictions.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ from .gpu import scaling
 from .gpu.budget import table as budget_table
 from .growth import curves as growth_curves
 from .growth.table import lines as growth_lines
+from .inference import measure as predictions
 from .ladder import profiling, result_file
 from .ladder.gpu_demands import gpu_table
 from .ladder.plot import draw, words
 from .ladder.table import blocks, short_table, whole_table
+from .workers import measure as workers
 
 README, PAGE = Path("README.md"), Path("docs/benchmarks.md")
 NOTES = Path("benchmarks/README.md")
 BUDGET = Path("docs/step_budget.md")
 DEVICES = Path("docs/guides/many_devices.md")
+PREDICT = Path("docs/guides/predict.md")
 PLOT = PAGE.with_suffix(".svg")
 LINK = f"![Speed-up of each rung, seconds and memory against the number of classes]({PLOT.name})"
 
@@ -49,17 +52,30 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
     gpu = gpu_table(results)
     growth = _of_machines(results, growth_curves.FILE, _growth)
     profiles = _of_machines(results, profiling.RESULT.name, profiling.table)
+    rates = _of_machines(results, predictions.RESULT.name, _table_of(predictions.lines))
+    times = _of_machines(results, workers.RESULT.name, _table_of(workers.lines))
     return {
         README: {"ladder": short},
         PAGE: {"ladder": whole, "growth": growth, "gpu": gpu},
         NOTES: {"profile": profiles},
         BUDGET: {"budget": budget_table(results)},
-        DEVICES: {"sent": scaling.sent_table(), "scaling": scaling.table()},
+        DEVICES: {"sent": scaling.sent_table(), "scaling": scaling.table(), "workers": times},
+        PREDICT: {"predict": rates},
     }
 
 
 def _growth(result: Mapping[str, Any]) -> str:
     return markdown(*growth_lines(result))
+
+
+def _table_of(
+    lines: Callable[[Mapping[str, Any]], Sequence[list[str]]],
+) -> Callable[[Mapping[str, Any]], str]:
+    def text(result: Mapping[str, Any]) -> str:
+        head, *rows = lines(result)
+        return markdown(head, rows)
+
+    return text
 
 
 def _of_machines(results: Path, file: str, table: Callable[[Mapping[str, Any]], str]) -> str:
@@ -106,7 +122,7 @@ def drawn(svg: str) -> str:
 def problems(
     root: Path = ROOT,
     results: Path = RESULTS,
-    pages: Sequence[Path] = (README, PAGE, NOTES, BUDGET, DEVICES),
+    pages: Sequence[Path] = (README, PAGE, NOTES, BUDGET, DEVICES, PREDICT),
 ) -> list[str]:
     """Return a message for each difference between the pages, the drawing and the results."""
     out = []

@@ -7,9 +7,8 @@ float32, without gradients.
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from fastprompt import load_clip, load_data, predict
+from fastprompt._utils.files import read_json
 from fastprompt.clip import bundled
 from fastprompt.inference.running import decoded
 from fastprompt.inference.sources import Picture, find_pictures
@@ -123,9 +123,8 @@ def _decode(
         pass
 
 
-def lines(out: Path = RESULT) -> list[list[str]]:
-    """Return the rows of the file's table: images a second, and the speed-ups."""
-    found = json.loads(out.read_text("utf-8"))
+def lines(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the result's table: images a second, and the speed-ups."""
     rows = [["model", *(f"{rung} (img/s)" for rung in (BASELINE, FAST, LOW, DECODE)), FAST, LOW]]
     for row in found["rows"]:
         rates = (found["images"] / row["seconds"][rung]["median"] for rung in row["seconds"])
@@ -136,6 +135,6 @@ def lines(out: Path = RESULT) -> list[list[str]]:
 
 def show(out: str = str(RESULT)) -> None:
     """Print the file's table."""
-    head, *rows = lines(Path(out))
+    head, *rows = lines(read_json(Path(out)))
     print(table([head, *rows]))
     print(markdown(head, rows))

@@ -7,14 +7,14 @@ process, are off.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastprompt import evaluate, load_clip, load_data
+from fastprompt._utils.files import read_json
 from fastprompt.attacks import FeaturePGD
 from fastprompt.methods.advpt_bank import make_bank
 from fastprompt.runners import HERE, Ray, Runner, connected
@@ -119,9 +119,9 @@ def _data(model: str) -> Any:
     return load_data(name).for_model(load_clip(model, device="cpu"))
 
 
-def lines(out: Path = RESULT) -> list[list[str]]:
-    """Return the rows of the file's table: seconds, and the speed-ups."""
-    found = json.loads(out.read_text("utf-8"))["rows"]
+def lines(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the result's table: seconds, and the speed-ups."""
+    found = result["rows"]
     rows = [["", *(f"{n} (s)" for n in found[0]["seconds"]), *found[0]["speedup"]]]
     for row in found:
         seconds = (f"{time['median']:.1f}" for time in row["seconds"].values())
@@ -132,6 +132,6 @@ def lines(out: Path = RESULT) -> list[list[str]]:
 
 def show(out: str = str(RESULT)) -> None:
     """Print the file's table."""
-    head, *rows = lines(Path(out))
+    head, *rows = lines(read_json(Path(out)))
     print(table([head, *rows]))
     print(markdown(head, rows))

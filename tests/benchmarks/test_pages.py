@@ -27,8 +27,9 @@ def root(tmp_path):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "README.md").write_text(block.format("profile"))
     (tmp_path / "docs" / "step_budget.md").write_text(block.format("budget"))
-    text = block.format("sent") + "\n" + block.format("scaling")
+    text = "\n".join(block.format(name) for name in ("sent", "scaling", "workers"))
     (tmp_path / "docs" / "guides" / "many_devices.md").write_text(text)
+    (tmp_path / "docs" / "guides" / "predict.md").write_text(block.format("predict"))
     save(tmp_path / "results", {"benchmarks": entries()})
     return tmp_path
 
