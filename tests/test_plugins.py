@@ -13,7 +13,7 @@ from fastprompt import PGD, AutoTuner, evaluate, load_data
 from fastprompt._utils import plugins
 from fastprompt.cli.completion import command_tree
 from fastprompt.cli.main import main
-from fastprompt.cli.tune import tune_parser
+from fastprompt.cli.tune_parser import tune_parser
 from fastprompt.clip import bundled
 from fastprompt.evaluation.plan import plan_attacks
 from fastprompt.methods import registry

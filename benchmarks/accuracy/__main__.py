@@ -12,12 +12,13 @@ python -m benchmarks.accuracy advpt measure         # or table, as for the other
 python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
 python -m benchmarks.accuracy strength measure
 python -m benchmarks.accuracy precision measure     # attacks that search in bf16, and in fp32
+python -m benchmarks.accuracy caltech measure --root DATA   # protocols on Caltech101, hours
 python -m benchmarks.accuracy golden measure        # errors against the authors' code, a minute
 """
 
 from jsonargparse import CLI
 
-from . import advpt, autoattack, golden, precision, strength
+from . import advpt, autoattack, caltech, golden, precision, strength
 from .methods import attack_losses
 from .methods import autoattack as methods_autoattack
 from .methods.preset_search import attempt
@@ -48,6 +49,12 @@ if __name__ == "__main__":
                 "_help": "AutoAttack of fastprompt and of torchattacks.",
                 "measure": autoattack.measure,
                 "table": autoattack.show,
+            },
+            "caltech": {
+                "_help": "Two protocols on the whole Caltech101.",
+                "measure": caltech.measure,
+                "collect": caltech.collect,
+                "table": caltech.show,
             },
             "golden": {
                 "_help": "Errors against the outputs of the authors' code.",

@@ -14,7 +14,7 @@ from .predict import predict_parser
 from .protocol import protocol_parser
 from .push import push_parser
 from .report import report_parser
-from .tune import tune_parser
+from .tune_parser import tune_parser
 
 SHELLS = ("bash", "zsh", "tcsh")
 

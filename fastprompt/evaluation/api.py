@@ -34,10 +34,11 @@ from ..attacks.ascent import module_device
 from ..data.dataset import ImageDataset, ImageTensors, check_dataset, evenly
 from ..runners import Runner, runner_of
 from .job import Job, Sanity
-from .plan import How, Planned, plan_attacks
+from .plan import plan_attacks
 from .result import Evaluation
 from .sampling import Images, draw_rows
 from .search import SearchPrecision, check_search, search_targets
+from .stages import How, Planned
 
 Scoring = Literal["strict", "published"]
 RANDOM_SAMPLES = 20  # as in AutoAttack's version for randomized models

@@ -21,7 +21,6 @@ from .crafted import Shared
 from .diagnostics import diagnose
 from .examples import Examples
 from .model_run import ModelRun
-from .plan import How, Planned
 from .record import FELL, Record
 from .result import Evaluation
 from .sampling import Images, in_turn, random_numbers
@@ -39,6 +38,7 @@ from .sanity import (
 from .sanity.sample import ASSUMED_EPS, Sample
 from .scoring import verdicts
 from .search import Searched, search_facts
+from .stages import How, Planned
 from .units import Units, describe
 
 Sanity = Literal["quick", "full", "off"]

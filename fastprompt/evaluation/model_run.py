@@ -9,9 +9,9 @@ from ..runners import Team
 from .crafted import Shared
 from .examples import Examples
 from .outcomes import costs, flags_of, histogram, nan_reasons, stalled_reasons, windows
-from .plan import Planned, Stage
 from .record import FELL, STALLED, STANDS, Record, Unit
 from .scoring import facts, wilson
+from .stages import Planned, Stage
 from .units import Done, Task, Units
 
 WINDOW = 8  # number of batches in memory at once; their images refill the slots of fooled ones

@@ -15,11 +15,11 @@ from ..attacks import AttackResult
 from ..data.dataset import content_of
 from .crafted import Crafted, Window
 from .outcomes import passes_of
-from .plan import How, Planned, Stage
 from .record import FELL, STALLED, STANDS, Unit
 from .sampling import Images, random_numbers
 from .scoring import Counted, facts, verdicts
 from .search import Searched, search_facts
+from .stages import How, Planned, Stage
 
 Tell = Callable[[str, int], None]
 

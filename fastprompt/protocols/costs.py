@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ..data.few_shot import class_range
-from ..evaluation.plan import How, plan_attacks
+from ..evaluation.plan import plan_attacks
+from ..evaluation.stages import How
 from ..tuning.config import TunerConfig
 from .cells import Cell, Shots
 from .plan import Plan

@@ -32,7 +32,7 @@ Files = dict[str, bytes]  # by path in the folder
 
 def is_finished(cell: Cell, path: Path) -> bool:
     """Return whether a cell's folder has all its evaluations."""
-    return all(_result(path, judged).exists() for judged in cell.judged)
+    return all(result_file(path, judged).exists() for judged in cell.judged)
 
 
 @contextmanager
@@ -154,7 +154,8 @@ def _timed(plan: Plan, cell: Cell, path: Path, progress: bool) -> tuple[list[Eva
     return _finish(plan, cell, path, progress), time.monotonic() - began
 
 
-def _result(path: Path, judged: Judged) -> Path:
+def result_file(path: Path, judged: Judged) -> Path:
+    """Return the file of an evaluation in a cell's folder."""
     return path / "evaluations" / slug(judged.column or judged.classes) / "result.json"
 
 
@@ -162,7 +163,7 @@ def _finish(plan: Plan, cell: Cell, path: Path, progress: bool) -> list[Evaluati
     """Return the evaluations of a cell; those that are not in its folder are made."""
     tuner, out = None, []
     for judged in cell.judged:
-        result = _result(path, judged)
+        result = result_file(path, judged)
         if result.exists():
             out.append(Evaluation.load(result))
             continue

@@ -10,7 +10,8 @@ from helpers.attack_toys import Curved, Linear, batch, close_calls
 from fastprompt import evaluate
 from fastprompt.attacks import DIFGSM, MIFGSM, PGD, TIFGSM, TPGD, transfer
 from fastprompt.data.dataset import ImageTensors
-from fastprompt.evaluation.plan import How, plan_attacks
+from fastprompt.evaluation.plan import plan_attacks
+from fastprompt.evaluation.stages import How
 from fastprompt.kernels.random_start.reference import philox
 
 EPS, ALPHA, STEPS = 0.05, 0.02, 6

@@ -338,7 +338,7 @@ def test_the_first_line_in_a_terminal_comes_before_the_slow_imports(monkeypatch,
 )
 def test_the_default_job_is_small(monkeypatch, arguments, data, shots):
     jobs = []
-    monkeypatch.setattr(cli_tune, "_run", lambda method, job, *rest, **more: jobs.append(job))
+    monkeypatch.setattr(cli_tune, "run_job", lambda method, job, *rest, **more: jobs.append(job))
     assert cli_tune.tune(arguments.split()) == 0
     assert (jobs[0]["data"], jobs[0]["shots"], jobs[0]["eval_limit"]) == (data, shots, 200)
     assert jobs[0]["eval_eps"] == (None if "--data" in arguments else "1/255")

@@ -11,7 +11,7 @@ import yaml
 from fastprompt.cli import main as entry
 from fastprompt.cli.completion import command_tree
 from fastprompt.cli.main import main
-from fastprompt.cli.tune import tune_parser
+from fastprompt.cli.tune_parser import tune_parser
 from fastprompt.clip import bundled
 from fastprompt.methods.registry import TUNERS
 from fastprompt.tuning.config import read_config

@@ -32,7 +32,7 @@ from fastprompt.cli.predict import predict_parser
 from fastprompt.cli.protocol import protocol_parser
 from fastprompt.cli.push import push_parser
 from fastprompt.cli.report import report_parser
-from fastprompt.cli.tune import tune_parser
+from fastprompt.cli.tune_parser import tune_parser
 from fastprompt.clip import bundled
 from fastprompt.data import photos
 from fastprompt.data.builtin import WORLDS, draw_split

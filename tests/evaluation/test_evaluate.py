@@ -235,7 +235,8 @@ def test_gradients_of_fab_that_are_zero_are_counted():
 
 
 def test_the_standard_version_is_the_standard():
-    from fastprompt.evaluation.plan import How, plan
+    from fastprompt.evaluation.plan import plan
+    from fastprompt.evaluation.stages import How
 
     standard = plan("autoattack", 8 / 255, How())
     wanted = {

@@ -12,6 +12,7 @@ from fastprompt.attacks import FeaturePGD
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation import plan, search
 from fastprompt.evaluation.record import Record
+from fastprompt.evaluation.stages import How
 
 QUIET = {"sanity": "off", "progress": False}
 
@@ -136,7 +137,7 @@ def test_autoattack_confirms_each_stage_that_was_misled_and_apgd_t_always(tmp_pa
 
 def test_the_confirming_stage_is_the_last_that_climbs():
     for name, wanted in (("autoattack", "apgd-t"), ("square", "square"), ("fab-t", "fab-t")):
-        assert plan.plan(name, 0.1, plan.How()).confirming.name == wanted
+        assert plan.plan(name, 0.1, How()).confirming.name == wanted
 
 
 def test_a_transfer_attack_searches_on_the_surrogates_twin():

@@ -18,7 +18,7 @@ from helpers.method_checks import (
 
 from fastprompt import AMPTConfig, APTConfig, APTTuner, CAPTConfig, CoOpConfig, NAPConfig
 from fastprompt._utils.run_folder import RunFolder
-from fastprompt.cli.tune import tune_parser
+from fastprompt.cli.tune_parser import tune_parser
 from fastprompt.methods.registry import TUNERS
 from fastprompt.tuning.online_pgd import OnlinePGD
 

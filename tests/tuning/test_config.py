@@ -71,9 +71,10 @@ def from_command_line(arguments, monkeypatch):
         setattr(tuner, name, getattr(AdvPTTuner, name))
     tuner.presets = {}
     tuner.__doc__ = "Tunes nothing."
-    monkeypatch.setattr("fastprompt.cli.tune.TUNERS", {"advpt": tuner})
-    monkeypatch.setattr("fastprompt.cli.tune.model_of", lambda job: Blank())
-    monkeypatch.setattr("fastprompt.cli.tune.load_data", lambda *a, **k: Blank())
+    for module in ("tune", "tune_parser", "tune_run"):
+        monkeypatch.setattr(f"fastprompt.cli.{module}.TUNERS", {"advpt": tuner})
+    monkeypatch.setattr("fastprompt.cli.tune_run.model_of", lambda job: Blank())
+    monkeypatch.setattr("fastprompt.cli.tune_run.load_data", lambda *a, **k: Blank())
     assert cli.main(["tune", "advpt", *arguments]) == 1  # as for any unexpected exception
     return seen[0]
 

@@ -1,0 +1,49 @@
+"""The protocols on Caltech101: finished cells get into the file, and the file into the tables."""
+
+import json
+
+import pytest
+from helpers.coop_trees import CUT
+from helpers.models import small_model
+
+from benchmarks.accuracy import caltech
+from fastprompt.clip import bundled
+
+LITTLE = {"epochs": 1, "steps": 1, "n_ctx": 2, "warmup_epochs": 0, "precision": "fp32"}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two methods, one seed, one shot, few test images, and a small model."""
+    monkeypatch.setattr(bundled, "load", lambda name: small_model())
+    monkeypatch.setattr(caltech, "METHODS", ("zero-shot", "apt"))
+    monkeypatch.setattr(caltech, "SHOTS", {"few-shot": (1,), "base-to-new": (1,)})
+    less = {"seeds": (1,), "limit": 4, "settings": {"all": LITTLE}}
+    monkeypatch.setattr(caltech, "OPTIONS", {**caltech.OPTIONS, **less})
+
+
+def test_finished_cells_are_collected(small, tmp_path, capsys):
+    runs, out = str(tmp_path / "runs"), str(tmp_path / "caltech101.json")
+    caltech.measure(str(CUT), "few-shot", runs)
+    caltech.collect(str(CUT), runs, out)
+    found = json.loads((tmp_path / "caltech101.json").read_text())
+    cells = [(r["method"], r["shots"], r["seed"]) for r in found["few-shot"]]
+    assert cells == [("zero-shot", None, None), ("apt", 1, 1)]
+    assert all(0 <= r["pgd-20"] <= r["clean"] <= 1 for r in found["few-shot"])
+    assert found["base-to-new"] == []
+    assert caltech.text(found) in capsys.readouterr().out
+
+
+def row(method, column, clean, robust, seed=1, shots=None):
+    own = {"method": method, "column": column, "seed": seed, "shots": shots}
+    return {**own, "clean": clean, "pgd-20": robust}
+
+
+def test_tables_have_means_and_deviations_over_the_seeds():
+    few = [row("nap", "", c, 0.25, seed, 4) for seed, c in ((1, 0.5), (2, 0.7))]
+    zero = row("zero-shot", "", 0.5, 0.25)
+    parts = [row("apt", part, c, 0.5) for part, c in (("base", 0.6), ("new", 0.4))]
+    said = caltech.text({"few-shot": [zero, *few], "base-to-new": parts})
+    assert "| zero-shot | 50.0 | 50.0 | 50.0 | 25.0 | 25.0 | 25.0 |  |" in said
+    assert "| nap | - | 60.0 ± 14.1 | - | - | 25.0 ± 0.0 | - | 0, 2 |" in said
+    assert "| apt | 60.0 | 40.0 | 48.0 | 50.0 | 50.0 | 50.0 | 1 |" in said
