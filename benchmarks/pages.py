@@ -7,7 +7,8 @@ A page's tables are between ``<!-- ladder -->`` and ``<!-- /ladder -->``; docs/b
 has blocks for the GPU and for growth, benchmarks/README.md has the profile, docs/step_budget.md the
 estimate of a step, docs/guides/many_devices.md the bytes that a step sends, an estimate of its
 scaling and the times of Ray workers, docs/guides/predict.md the rates of predictions,
-docs/guides/protocols.md the accuracies on Caltech101.
+docs/guides/protocols.md the accuracies on Caltech101, docs/guides/robustness.md the comparison with
+torchattacks' AutoAttack.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from fastprompt._utils.files import read_json, write_bytes
 
-from .accuracy import caltech
+from .accuracy import autoattack, caltech
 from .common.paths import RESULTS, ROOT
 from .common.report import NOT_YET, markdown
 from .gpu import scaling
@@ -41,6 +42,8 @@ BUDGET = Path("docs/step_budget.md")
 DEVICES = Path("docs/guides/many_devices.md")
 PREDICT = Path("docs/guides/predict.md")
 PROTOCOLS = Path("docs/guides/protocols.md")
+ROBUSTNESS = Path("docs/guides/robustness.md")
+PAGES = (README, PAGE, NOTES, BUDGET, DEVICES, PREDICT, PROTOCOLS, ROBUSTNESS)
 PLOT = PAGE.with_suffix(".svg")
 LINK = f"![Speed-up of each rung, seconds and memory against the number of classes]({PLOT.name})"
 
@@ -57,6 +60,7 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
     profiles = _of_machines(results, profiling.RESULT.name, profiling.table)
     rates = _of_machines(results, predictions.RESULT.name, _table_of(predictions.lines))
     times = _of_machines(results, workers.RESULT.name, _table_of(workers.lines))
+    strength = _of_machines(results, autoattack.RESULT.name, _table_of(autoattack.lines))
     accuracies = _of_machines(results, caltech.RESULT.name, caltech.text)
     return {
         README: {"ladder": short},
@@ -66,6 +70,7 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
         DEVICES: {"sent": scaling.sent_table(), "scaling": scaling.table(), "workers": times},
         PREDICT: {"predict": rates},
         PROTOCOLS: {"caltech101": accuracies},
+        ROBUSTNESS: {"autoattack": strength},
     }
 
 
@@ -127,7 +132,7 @@ def drawn(svg: str) -> str:
 def problems(
     root: Path = ROOT,
     results: Path = RESULTS,
-    pages: Sequence[Path] = (README, PAGE, NOTES, BUDGET, DEVICES, PREDICT, PROTOCOLS),
+    pages: Sequence[Path] = PAGES,
 ) -> list[str]:
     """Return a message for each difference between the pages, the drawing and the results."""
     out = []

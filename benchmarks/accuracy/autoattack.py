@@ -7,8 +7,8 @@ python -m benchmarks.accuracy autoattack table
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastprompt import evaluate, load_clip, load_data
 from fastprompt._utils.checks import parse_fraction
+from fastprompt._utils.files import read_json
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.scoring import Counted
 
@@ -104,7 +105,7 @@ def measure(
     ours = _ours(model, chosen, radius, batch, seed)
     theirs = _theirs(model, pixels, chosen.labels, radius, batch, seed)
     path = Path(out)
-    rows = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
+    rows = read_json(path)["rows"] if path.exists() else []
     about = {"clip": clip, "eps": eps, "images": images, "batch": batch, "seed": seed}
     rows = [row for row in rows if {k: row[k] for k in about} != about]
     rows.append({**about, "clean": clean, "fastprompt": ours, "torchattacks": theirs})
@@ -112,13 +113,13 @@ def measure(
     show(out)
 
 
-def lines(out: Path = RESULT) -> list[list[str]]:
-    """Return the rows of the file's table."""
+def lines(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the result's table."""
     head = ["", "eps", "clean"]
     for what in ("stand", "s", "forwards", "gradients"):
         head += [what, f"{what} (torchattacks)"]
     found = [[*head, "ratio"]]
-    for row in json.loads(out.read_text("utf-8"))["rows"]:
+    for row in result["rows"]:
         ours, theirs, n = row["fastprompt"], row["torchattacks"], row["images"]
         counts = (row["clean"], ours["standing"], theirs["standing"])
         found.append(
@@ -137,4 +138,4 @@ def lines(out: Path = RESULT) -> list[list[str]]:
 
 def show(out: str = str(RESULT)) -> None:
     """Print the file's table."""
-    print(table(lines(Path(out))))
+    print(table(lines(read_json(Path(out)))))

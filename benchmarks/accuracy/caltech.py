@@ -8,6 +8,7 @@ python -m benchmarks.accuracy caltech table
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from fastprompt import protocols
 from fastprompt._utils.files import read_json
 from fastprompt.evaluation import Evaluation
 from fastprompt.protocols.finishing import result_file
+from fastprompt.protocols.running import read_plan
 
 from ..common.paths import TWO_CORES
 from ..common.report import markdown, write
@@ -50,13 +52,23 @@ def measure(root: str, protocol: str = "few-shot", runs: str = str(RUNS)) -> Non
 
 
 def collect(root: str, runs: str = str(RUNS), out: str = str(RESULT)) -> None:
-    """Write the accuracies of all finished cells into the result file."""
+    """Write the accuracies of all finished cells into the result file.
+
+    Raises:
+        ValueError: a folder holds another plan.
+    """
+    torch.set_num_threads(1)  # as in `measure`; the file says so
     found = {name: list(_finished(_plan(name, root), Path(runs) / name)) for name in SHOTS}
     write(Path(out), {"model": "tiny-photos", "images": OPTIONS["limit"], **found})
     show(out)
 
 
 def _finished(plan: protocols.Plan, folder: Path) -> Iterator[dict[str, Any]]:
+    if not folder.exists():
+        return
+    stored, own = read_plan(folder)["plan"], json.loads(json.dumps(plan.facts))
+    if other := sorted(key for key in own if key != "directory" and own[key] != stored.get(key)):
+        raise ValueError(f"runs: {folder} holds another plan: {', '.join(other)} differ")
     for cell in plan.cells:
         for judged in cell.judged:
             file = result_file(folder / "cells" / cell.folder, judged)
@@ -74,13 +86,13 @@ def _columns(protocol: str) -> list[str]:
     return ["base", "new", "H"] if protocol == "base-to-new" else [str(n) for n in SHOTS[protocol]]
 
 
-def _values(rows: Sequence[Mapping[str, Any]], column: str, accuracy: str) -> list[float]:
+def _by_seed(rows: Sequence[Mapping[str, Any]], column: str, accuracy: str) -> dict[Any, float]:
     """Return the accuracies of a column by seed, in percent; zero-shot's of any shots."""
     if column == "H":
-        pairs = zip(*(_values(rows, part, accuracy) for part in ("base", "new")), strict=False)
-        return [statistics.harmonic_mean(pair) for pair in pairs]
+        base, new = (_by_seed(rows, part, accuracy) for part in ("base", "new"))
+        return {s: statistics.harmonic_mean([base[s], new[s]]) for s in base if s in new}
     own = [r for r in rows if (r["column"] or str(r["shots"] or column)) == column]
-    return [100 * row[accuracy] for row in own]
+    return {row["seed"]: 100 * row[accuracy] for row in own}
 
 
 def _text(values: Sequence[float]) -> str:
@@ -100,7 +112,7 @@ def text(result: Mapping[str, Any]) -> str:
         lines = []
         for method in METHODS:
             rows = [row for row in result[protocol] if row["method"] == method]
-            found = [_values(rows, c, a) for a in (CLEAN, ROBUST) for c in columns]
+            found = [list(_by_seed(rows, c, a).values()) for a in (CLEAN, ROBUST) for c in columns]
             counts = dict.fromkeys(str(len(values)) for values in found)
             seeds = "" if method == METHODS[0] else ", ".join(counts)
             lines.append([method, *map(_text, found), seeds])

@@ -26,14 +26,14 @@ from ..common.timing import RungsDifferError, by_turns, ratio
 
 RESULT = results() / "workers.json"
 ALONE = "one process"
-BATCH = 8
+BATCH, STEPS = 8, 10
 
 
 def measure(
     model: str = "tiny-photos",
-    images: int = 960,
+    images: int = 480,
     workers: Sequence[int] = (1, 2),
-    attack: str = "pgd-20",
+    attack: str = "pgd-60",
     rounds: int = 3,
     out: str = str(RESULT),
 ) -> None:
@@ -41,7 +41,7 @@ def measure(
 
     Args:
         model: a bundled model.
-        images: the number of test images that are attacked, at most 1,000.
+        images: the number of test images that are attacked, at most 800.
         workers: numbers of workers.
         attack: of the evaluation.
         rounds: times that each runs, after one untimed round.
@@ -55,7 +55,8 @@ def measure(
             _row("bank", images, rounds, runners, _bank(model, images)),
             _row("evaluation", images, rounds, runners, _evaluation(model, images, attack)),
         ]
-    about = {"model": model, "images": images, "attack": attack, "freed_memory_kept": kept}
+    about: dict[str, Any] = {"model": model, "images": images, "attack": attack, "steps": STEPS}
+    about["freed_memory_kept"] = kept
     write(Path(out), {**about, "rows": rows})
     show(out)
 
@@ -89,7 +90,7 @@ def _bank(model: str, images: int) -> Callable[[Runner], Any]:
     """Return a function that attacks images for AdvPT's bank, and returns its bytes."""
     clip = load_clip(model, device="cpu")
     data = torch.utils.data.Subset(_data(model).test, range(images))
-    attack = FeaturePGD(clip.encode_image, 8 / 255, 10)
+    attack = FeaturePGD(clip.encode_image, 8 / 255, STEPS)
 
     def run(runner: Runner) -> bytes:
         bank = make_bank(clip, data, attack, batch=BATCH, progress=False, runner=runner)
@@ -122,11 +123,13 @@ def _data(model: str) -> Any:
 def lines(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of the result's table: seconds, and the speed-ups."""
     found = result["rows"]
+    attack = {"bank": f"feature-pgd-{result['steps']}", "evaluation": result["attack"]}
     rows = [["", *(f"{n} (s)" for n in found[0]["seconds"]), *found[0]["speedup"]]]
     for row in found:
         seconds = (f"{time['median']:.1f}" for time in row["seconds"].values())
         faster = (f"{each['medians']:.2f}x" for each in row["speedup"].values())
-        rows.append([row["what"], *seconds, *faster])
+        rows.append([f"{row['what']}, {attack[row['what']]}, {row['images']} images"])
+        rows[-1] += [*seconds, *faster]
     return rows
 
 

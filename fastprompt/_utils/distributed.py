@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .checks import shown
 
@@ -100,6 +101,7 @@ class _AllGather(torch.autograd.Function):
         pass
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         terms = [gradient.contiguous() for gradient in gradients]
         total = torch.empty_like(terms[0])

@@ -36,7 +36,10 @@ def _blur(image: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
 
 
 def _contrast(image: Tensor, factor: float, generator: torch.Generator) -> Tensor:
-    return v2.functional.adjust_contrast(image, factor)
+    # as torchvision's `adjust_contrast`, which computes in torch's default dtype
+    x = image.to(torch.float32)
+    gray = v2.functional.rgb_to_grayscale(x).floor() if len(x) == 3 else x
+    return (factor * x + (1 - factor) * gray.mean()).clamp(0, 255).to(torch.uint8)
 
 
 def _jpeg(image: Tensor, quality: int, generator: torch.Generator) -> Tensor:

@@ -64,7 +64,10 @@ class Form:
         """Convert square RGB images, uint8 ``[N, 3, S, S]``; all of each image is kept."""
         if not isinstance(self.size, int):
             images = v2.functional.resize(images, list(self.size), antialias=True)
-        return images if self.channels == 3 else v2.functional.rgb_to_grayscale(images)
+        if self.channels == 3:
+            return images
+        # torchvision would compute in torch's default dtype
+        return v2.functional.rgb_to_grayscale(images.to(torch.float32)).to(torch.uint8)
 
 
 def check_preprocess(given: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .._utils.dtypes import AUTO, auto_precision
+from .._utils.dtypes import AUTO, multiplies_bf16
 from .._utils.files import is_temporary, write_bytes
 from .._utils.hashing import digest_json
 from .._utils.locks import LOCK
@@ -91,7 +91,7 @@ class Cells:
     def facts(self) -> dict[str, str]:
         """Return hashes of the model, the settings and some images of each data set.
 
-        And what ``precision="auto"`` gives, where a cell's tuning or judging asks for it.
+        Also whether the device multiplies bfloat16, where a cell chooses its precision by that.
         """
         plan, clip = self.plan, self.plan.clip
         settings = {k: v for k, v in plan.facts.items() if k != "directory"}
@@ -101,8 +101,8 @@ class Cells:
             **{f"data {name!r}": content_of(plan.load(name).test) for name in plan.sets},
         }
         asked = any(config.precision == AUTO for config in plan.configs.values())
-        if asked or settings["scoring"] == STRICT:  # which searches in that precision
-            facts["what precision 'auto' gives"] = auto_precision(clip.dtype, clip.device)
+        if asked or settings["scoring"] == STRICT:  # whose attacks search in bfloat16 if possible
+            facts["bfloat16 units"] = "yes" if multiplies_bf16(clip.device) else "no"
         return facts
 
     def __call__(self, task: CellTask) -> tuple[Files, float]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from fastprompt import load_data
 from fastprompt.data import corruptions
@@ -53,10 +54,18 @@ def test_noise_has_the_stated_deviation_and_depends_on_the_picture_alone():
     assert not torch.equal(noise[0], noise[1])
 
 
-def test_the_default_dtype_changes_no_noise(request):
-    wanted = images("photos-noise-2")
+@pytest.mark.parametrize("name", corruptions.NAMES)
+def test_the_default_dtype_changes_no_picture(request, name):
+    wanted = images(name)
     request.getfixturevalue("double")
-    assert torch.equal(images("photos-noise-2"), wanted)
+    assert torch.equal(images(name), wanted)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.6])
+def test_contrast_is_torchvisions(factor):
+    for image in clean():
+        ours = corruptions._contrast(image, factor, torch.Generator())
+        assert torch.equal(ours, v2.functional.adjust_contrast(image, factor))
 
 
 def test_contrast_pulls_the_pixels_to_the_mean_gray():

@@ -103,10 +103,20 @@ def test_a_seed_gives_the_same_bits_whatever_the_threads() -> None:
     assert torch.equal(render(scenes, seed=3), first)
 
 
-@pytest.mark.parametrize("world", ["shapes", "patterns", "counts", "shapes-outline"])
-def test_the_default_dtype_changes_no_picture(request: pytest.FixtureRequest, world: str) -> None:
+@pytest.mark.parametrize(
+    ("world", "form"),
+    [
+        ("shapes", Form(16)),
+        ("patterns", Form((16, 24))),
+        ("counts", Form(64, channels=1)),
+        ("shapes-outline", Form(16)),
+    ],
+)
+def test_the_default_dtype_changes_no_picture(
+    request: pytest.FixtureRequest, world: str, form: Form
+) -> None:
     """A split that was drawn for a float64 program would stay in the cache of its process."""
-    of = (world, "val", Form(16))
+    of = (world, "val", form)
     wanted = draw_split.__wrapped__(*of)
     request.getfixturevalue("double")
     drawn = draw_split.__wrapped__(*of)

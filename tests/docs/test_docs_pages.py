@@ -216,13 +216,11 @@ def test_the_drop_in_diffs_are_those_of_the_examples():
                 assert line in LOOP.splitlines(), line
 
 
-def test_the_autoattack_table_is_the_committed_file():
+def test_autoattack_is_as_strong_as_torchattacks_and_faster():
     """Four times as fast where few images stand, by fewer gradients; no more images stand.
 
     What stands after the search in a low precision takes its gradients twice.
     """
-    head, *rows = autoattack.lines()
-    assert markdown(head, rows) in ROBUSTNESS
     for row in json.loads(autoattack.RESULT.read_text("utf-8"))["rows"]:
         ours, theirs = row["fastprompt"], row["torchattacks"]
         assert ours["standing"] <= theirs["standing"]

@@ -11,7 +11,7 @@ from helpers.models import small_model
 from helpers.processes import start
 
 from fastprompt import load_clip, load_data
-from fastprompt.cli import evaluate, tune
+from fastprompt.cli import evaluate, tune_run
 from fastprompt.cli.main import main
 from fastprompt.clip import bundled
 from fastprompt.evaluation import model_run
@@ -72,7 +72,7 @@ def tortured(name: str, kills: int, above: Path) -> None:
             patch.setattr(bundled, "load", lambda name: small_model())
             clip = load_clip("tiny-shapes")
             data = load_data("patterns", shots=1, image_size=clip.image_size)
-            for module in (tune, evaluate):
+            for module in (tune_run, evaluate):
                 patch.setattr(module, "model_of", lambda job: clip)
                 patch.setattr(module, "load_data", lambda *a, **k: data)
             patch.setattr(model_run, "WINDOW", 1)  # more lines in progress.jsonl

@@ -180,20 +180,20 @@ def _protocol(two):
     return lambda folder: protocols.execute(made, folder, resume=True, progress=False)
 
 
-def auto_of(**options):
-    """What workers are asked about ``precision="auto"``; None if nothing."""
+def units_of(**options):
+    """What workers are asked about their bfloat16 units; None if nothing."""
     made = plan("few-shot", "zero-shot,apt", **CALTECH, **options)
-    return finishing.Cells(made).facts().get("what precision 'auto' gives")
+    return finishing.Cells(made).facts().get("bfloat16 units")
 
 
-def test_workers_are_asked_what_auto_gives_where_a_cell_depends_on_it(request):
+def test_workers_are_asked_for_bfloat16_units_where_a_cell_depends_on_them(request):
     auto = {"all": {**LITTLE, "precision": "auto"}}
     published = {"scoring": "published", "attacks": None, "eps": None}
-    assert auto_of(**published) is None
-    assert auto_of(**published, settings=auto) == "fp32"
-    assert auto_of() == "fp32"  # strict: attacks search in that precision
+    assert units_of(**published) is None
+    assert units_of(**published, settings=auto) == "no"
+    assert units_of() == "no"  # strict: attacks search in bfloat16 if possible
     request.getfixturevalue("bf16_units")
-    assert auto_of() == "bf16"
+    assert units_of() == "yes"
 
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
