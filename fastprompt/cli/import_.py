@@ -9,7 +9,7 @@ from ..data import Data, load_data
 from ..data.naming import listed_names
 from ..interop.checkpoints import read_prompts
 from ..interop.importing import tuner_with
-from .parser import Parser, add_model, device_name, model_of
+from .parser import Parser, add_model, add_root, device_name, model_of
 
 _ABOUT = (
     "Convert a checkpoint of CoOp, AdvPT, APT, MaPLe, FAP or NAP to a run folder, to load, "
@@ -31,14 +31,7 @@ def import_parser() -> Parser:
         help="data set that the prompts were tuned on, for its class names and for evaluations; "
         "default: the class names in the checkpoint",
     )
-    parser.add_argument(
-        "--root",
-        type=str | None,
-        help="root of CoOp's or torchvision's data sets, or of a manifest",
-    )
-    parser.add_argument(
-        "--download", type=bool, default=False, help="let torchvision download the data set"
-    )
+    add_root(parser)
     parser.add_argument(
         "--classnames",
         type=str | None,

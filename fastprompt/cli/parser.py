@@ -91,6 +91,18 @@ def add_model(parser: Parser) -> None:
     parser.add_argument("--device", type=str | None, help="default: cuda if available, else cpu")
 
 
+def add_root(parser: Parser) -> None:
+    """Add the options of `load_data` for the place of a data set."""
+    parser.add_argument(
+        "--root",
+        type=str | None,
+        help="root of CoOp's or torchvision's data sets, or of a manifest",
+    )
+    parser.add_argument(
+        "--download", type=bool, default=False, help="let torchvision download the data set"
+    )
+
+
 def add_names(parser: Parser) -> None:
     """Add the options of `load_data` for names, templates and unreadable images."""
     parser.add_argument(

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from ..methods.registry import TUNERS
-from .parser import Parser, add_checks, add_model, add_names, add_ray
+from .parser import Parser, add_checks, add_model, add_names, add_ray, add_root
 
 _RADII: Any = list[float | int | str] | float | int | str | None
 # a run records them as arguments of load_data
@@ -52,14 +52,7 @@ def tune_parser(method: str) -> Parser:
     )
     parser.add_argument("--classes", type=Literal["all", "base", "new"], default="all")
     parser.add_argument("--data_seed", type=int, default=0, help="seed of the few-shot draw")
-    parser.add_argument(
-        "--root",
-        type=str | None,
-        help="root of CoOp's or torchvision's data sets, or of a manifest",
-    )
-    parser.add_argument(
-        "--download", type=bool, default=False, help="let torchvision download the data set"
-    )
+    add_root(parser)
     add_names(parser)
     parser.add_argument("--out", type=str | None, help="run folder; default: new, in runs/")
     parser.add_argument("--resume", type=str | None, help="run folder to resume")
