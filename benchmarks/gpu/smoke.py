@@ -18,7 +18,8 @@ from ..common.models import two_layer_clip
 from ..common.notes import note
 from ..common.tuner_steps import NAMES, TunerStep, random_images
 
-METHODS = tuple(name for name in TUNERS if name != "advpt")  # AdvPT attacks no batch of a step
+# those that attack the batch of a step: AdvPT attacks before, CoOp never
+METHODS = tuple(m for m, tuner in TUNERS.items() if tuner.attacks_images and m != "advpt")
 SETTINGS: dict[str, Any] = {"n_ctx": 2, "steps": 2, "compile": False}
 
 

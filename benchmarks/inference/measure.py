@@ -124,12 +124,13 @@ def _decode(
 
 
 def lines(found: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of the result's table: images a second, and the speed-ups."""
-    rows = [["model", *(f"{rung} (img/s)" for rung in (BASELINE, FAST, LOW, DECODE)), FAST, LOW]]
+    """Return the rows of the result's table: seconds (images a second), and the speed-ups."""
+    rows = [["model", "files", BASELINE, FAST, LOW, DECODE, FAST, LOW]]
     for row in found["rows"]:
-        rates = (found["images"] / row["seconds"][rung]["median"] for rung in row["seconds"])
+        times = (row["seconds"][rung]["median"] for rung in (BASELINE, FAST, LOW, DECODE))
+        rates = (f"{time:.1f} s ({found['images'] / time:.1f}/s)" for time in times)
         faster = (f"{row['speedup'][rung]['medians']:.2f}x" for rung in (FAST, LOW))
-        rows.append([row["model"], *(f"{rate:.1f}" for rate in rates), *faster])
+        rows.append([row["model"], f"{row['pictures']['bytes'] / 1e6:.1f} MB", *rates, *faster])
     return rows
 
 

@@ -18,6 +18,7 @@ from .._utils.types import Model
 from ..clip import bundled
 from ..clip.frozen import FrozenCLIP
 from ..data.load import Data, load_data, load_recorded
+from ..data.seen import seen_by
 from ..defenses import Defended, parse_defenses
 from ..evaluation import Evaluation, evaluate
 from ..evaluation.api import Scoring
@@ -162,7 +163,11 @@ def _run(given: dict[str, Any], resume: Path | None, runner: Runner) -> int:
         except KeyboardInterrupt:
             print(f"to resume: fastprompt evaluate --resume {out}", file=sys.stderr)
             raise
-    print(f"\n{_text(results)}\n\nevaluation folder: {out}")
+    print(f"\n{_text(results)}")
+    clip = getattr(models[SURROGATE], "clip", None)
+    if seen := seen_by(getattr(clip, "name", ""), data.name):
+        print(seen)
+    print(f"\nevaluation folder: {out}")
     return 0 if all(result.trusted for result in results) else 1
 
 

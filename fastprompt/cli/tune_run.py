@@ -15,6 +15,7 @@ from .._utils.printable import printable
 from .._utils.progress import tell
 from .._utils.run_folder import RunFolder
 from ..data.load import Data, load_data, load_recorded
+from ..data.seen import seen_by
 from ..evaluation import Evaluation
 from ..evaluation.plan import plan_attacks, split_radii
 from ..evaluation.search import check_search
@@ -27,7 +28,7 @@ from ..tuning.tuner import Tuner
 from .parser import device_name, model_of
 from .processes import leave
 from .tune_parser import DATA_KEYS
-from .words import classes_of, images_of, seen_by
+from .words import classes_of, images_of
 
 RADII = ("1/255", "2/255")  # evaluated in addition to the tuning eps
 

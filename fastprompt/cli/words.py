@@ -1,6 +1,5 @@
 """Phrases for the images of a run or an evaluation."""
 
-from ..data import corruptions, photos
 from ..evaluation import Evaluation
 
 
@@ -22,10 +21,3 @@ def images_of(result: Evaluation) -> str:
     left = f", {lost} unreadable left out" if lost else ""
     splits = f"; {about['splits']}" if about.get("splits") else ""
     return f"{n:,}{out_of} test images{of} ({classes}{left}{splits}){drawn}"
-
-
-def seen_by(model: str, data: str) -> str:
-    """Return what a bundled model of photographs has seen of a data set; empty if not known."""
-    if model not in photos.MODELS or data not in (photos.NAME, *corruptions.NAMES):
-        return ""
-    return f"{model} has seen these classes, but not these images, in its pre-training"

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..data.seen import seen_by
 from . import classes, figures, pictures, settings
 from .comparison import (
     Column,
@@ -96,6 +97,7 @@ def page_text(groups: Sequence[Group], methods: Sequence[Method]) -> str:
         title=f"Robust accuracy: {names}",
         names=names,
         caption=caption(methods),
+        seen=_seen(groups),
         reasons=reasons,
         failed=sum(not _trusted(m) for m in methods),
         skipped=sum(s["verdict"] == "skipped" for m in methods for s in m.sanity),
@@ -119,6 +121,15 @@ def page_text(groups: Sequence[Group], methods: Sequence[Method]) -> str:
         sanity=[(m.label, m.sanity) for m in methods if m.sanity],
         settings=settings.settings(groups),
     )
+
+
+def _seen(groups: Sequence[Group]) -> list[str]:
+    """Return what bundled models have seen of the evaluated data in their pre-training."""
+    lines = []
+    for run in (run for group in groups for run in group.runs):
+        for source in run.sources:
+            lines.append(seen_by(run.model, source.evaluation.data.get("name") or ""))
+    return list(dict.fromkeys(filter(None, lines)))
 
 
 def _trusted(method: Method) -> bool:

@@ -92,6 +92,12 @@ class Run:
         return method if isinstance(method, str) else ""
 
     @property
+    def model(self) -> str:
+        """The name of the CLIP model; empty if it is not known."""
+        name = self._part("clip").get("name")
+        return name if isinstance(name, str) else ""
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings of tuning; empty if they are not known."""
         return self._part("config")

@@ -30,11 +30,10 @@ def _tuning(group: Group) -> Facts:
     first = group.runs[0]
     if not first.config:
         return []
-    clip = first.config.get("clip")
     facts = {
         "method": first.method or None,
         "folder": ", ".join(run.name for run in group.runs),
-        "model": clip.get("name") if isinstance(clip, Mapping) else None,
+        "model": first.model or None,
         **first.settings,
     }
     if len(group.runs) > 1:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.gpu import smoke
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.task import code_digest, finished
 from benchmarks.gpu.tasks import TASKS
@@ -36,3 +37,8 @@ def test_a_result_belongs_to_its_code(tmp_path):
     ):
         path.write_text(json.dumps(found))
         assert (finished(task, digest, tmp_path) == path) is is_one
+
+
+def test_the_first_look_runs_the_methods_that_attack_a_batch():
+    """The others have no attack that could be captured, which is an error there."""
+    assert set(smoke.METHODS) == {"apt", "ampt", "capt", "nap"}

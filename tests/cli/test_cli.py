@@ -22,10 +22,11 @@ from fastprompt._utils.versions import versions
 from fastprompt.attacks import FeaturePGD
 from fastprompt.cli import tune as cli_tune
 from fastprompt.cli.main import main
-from fastprompt.cli.words import seen_by
 from fastprompt.clip import bundled
+from fastprompt.data.seen import seen_by
 from fastprompt.evaluation import Evaluation
 from fastprompt.methods.advpt import AdvPTConfig
+from fastprompt.methods.registry import TUNERS
 from fastprompt.tuning.config import as_dict
 from fastprompt.tuning.identity import EXECUTION
 from fastprompt.tuning.tuner import Tuner
@@ -329,10 +330,9 @@ def test_the_first_line_in_a_terminal_comes_before_the_slow_imports(monkeypatch,
 @pytest.mark.parametrize(
     ("arguments", "data", "shots"),
     [
-        ("advpt", "photos", 4),
+        *((method, "photos", 4) for method in TUNERS),
         ("advpt --data patterns", "patterns", "all"),
         ("advpt --data=shapes --shots=4", "shapes", 4),
-        ("nap", "photos", 4),
         ("nap --data shapes", "shapes", 16),
     ],
 )
@@ -342,6 +342,7 @@ def test_the_default_job_is_small(monkeypatch, arguments, data, shots):
     assert cli_tune.tune(arguments.split()) == 0
     assert (jobs[0]["data"], jobs[0]["shots"], jobs[0]["eval_limit"]) == (data, shots, 200)
     assert jobs[0]["eval_eps"] == (None if "--data" in arguments else "1/255")
+    assert jobs[0]["clip"] == "tiny-photos"
 
 
 def test_the_table_says_which_images_were_drawn(finished):
@@ -352,6 +353,7 @@ def test_the_table_says_which_images_were_drawn(finished):
 def test_only_models_of_photographs_have_seen_the_photographs(finished):
     for data in ("photos", "photos-jpeg-3"):
         assert "has seen these classes, but not" in seen_by("tiny-photos-robust", data)
+    assert "but not the test images" in seen_by("tiny-photos", "coop:Caltech101")
     for model, data in (
         ("tiny-photos", "shapes"),
         ("tiny-shapes", "photos"),

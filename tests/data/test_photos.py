@@ -1,6 +1,7 @@
 """The data set `photos`, and Caltech101 without what the bundled models have seen."""
 
 import io
+import json
 import zipfile
 from collections import Counter
 from importlib import resources
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.coop_trees import SPLIT_SETS, entries, write_pickle, write_split
+from helpers.coop_trees import SPLIT_SETS, caltech, entries, write_pickle, write_split
 from PIL import Image
 
 from fastprompt import load_data
@@ -85,8 +86,16 @@ def test_the_models_have_seen_the_rest_of_the_training_split():
     assert photos.unseen_of_caltech("tiny-photos") == stems(listed("train"))
 
 
+def test_the_models_have_seen_training_pictures_only():
+    file = caltech("whole") / "caltech-101" / "split_zhou_Caltech101.json"
+    split = {part: stems(x[0] for x in rows) for part, rows in json.loads(file.read_text()).items()}
+    seen = stems(SEEN.read_text("utf-8").splitlines())
+    assert seen <= split["train"]
+    assert not seen & (split["val"] | split["test"])
+
+
 @pytest.fixture
-def caltech(tmp_path, monkeypatch):
+def few(tmp_path, monkeypatch):
     """Caltech101 with 6 training pictures a class, of which 4 have not been seen."""
     items = write_split(tmp_path, "Caltech101")
     unseen = [name for name, _, _ in items["train"] if name[-5] in "1245"]
@@ -95,8 +104,8 @@ def caltech(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("shots", [2, 4, 16])
-def test_draws_have_no_picture_that_a_model_has_seen(caltech, shots):
-    root, unseen = caltech
+def test_draws_have_no_picture_that_a_model_has_seen(few, shots):
+    root, unseen = few
     write_pickle(root / SPLIT_SETS["Caltech101"][0], entries(("face",)), shots, 0)
     data = load_data("coop:Caltech101", root=root, shots=shots, unseen_by="tiny-photos")
     assert set(data.train.files) <= unseen
@@ -106,8 +115,8 @@ def test_draws_have_no_picture_that_a_model_has_seen(caltech, shots):
     assert again.train.fingerprint == data.train.fingerprint
 
 
-def test_all_training_images_without_those_that_a_model_has_seen(caltech):
-    root, unseen = caltech
+def test_all_training_images_without_those_that_a_model_has_seen(few):
+    root, unseen = few
     assert len(load_data("coop:Caltech101", root=root, unseen_by="tiny-photos").train) == 12
     assert len(load_data("coop:Caltech101", root=root).train) == 18
     assert len(unseen) == 12

@@ -120,6 +120,24 @@ def test_what_is_referred_to_exists(tmp_path):
     assert set(links) <= set(page.ids)
 
 
+def test_it_says_what_a_bundled_model_has_seen(tmp_path):
+    run = full_run(tmp_path / "run")
+    for model, data, said in (
+        ("tiny-photos", "photos", "tiny-photos has seen these classes, but not these images"),
+        ("tiny-photos", "shapes", None),
+        ("ViT-B-32", "photos", None),
+    ):
+        for file, change in (
+            ("config.json", {"clip": {"name": model}}),
+            ("result.json", {"data": {"name": data, "n": N}}),
+        ):
+            found = json.loads((run / file).read_text())
+            found |= {key: {**found.get(key, {}), **value} for key, value in change.items()}
+            (run / file).write_text(json.dumps(found))
+        text, _ = page_of(run)
+        assert (said or "has seen") in text if said else "has seen" not in text
+
+
 def test_class_names_are_escaped(whole):
     text, page = whole
     assert "<b>bold</b>" not in text
