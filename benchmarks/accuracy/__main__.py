@@ -12,7 +12,7 @@ python -m benchmarks.accuracy advpt measure         # or table, as for the other
 python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
 python -m benchmarks.accuracy strength measure
 python -m benchmarks.accuracy precision measure     # attacks that search in bf16, and in fp32
-python -m benchmarks.accuracy caltech measure --root DATA   # protocols on Caltech101, hours
+python -m benchmarks.accuracy caltech measure DATA   # protocols on Caltech101, hours
 python -m benchmarks.accuracy golden measure        # errors against the authors' code, a minute
 """
 

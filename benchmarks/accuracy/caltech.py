@@ -1,8 +1,8 @@
 """Two protocols of the papers on the whole Caltech101 in CoOp's layout and splits.
 
-python -m benchmarks.accuracy caltech measure --root DATA --protocol few-shot   # 46 cells, hours
-python -m benchmarks.accuracy caltech measure --root DATA --protocol base-to-new   # 16 cells
-python -m benchmarks.accuracy caltech collect --root DATA   # finished cells into the result file
+python -m benchmarks.accuracy caltech measure DATA --protocol few-shot   # 46 cells, hours
+python -m benchmarks.accuracy caltech measure DATA --protocol base-to-new   # 16 cells
+python -m benchmarks.accuracy caltech collect DATA   # finished cells into the result file
 python -m benchmarks.accuracy caltech table
 """
 
@@ -23,7 +23,7 @@ from fastprompt.protocols.finishing import result_file
 from fastprompt.protocols.running import read_plan
 
 from ..common.paths import TWO_CORES
-from ..common.report import markdown, write
+from ..common.report import NOT_YET, markdown, write
 
 RESULT, RUNS = TWO_CORES / "caltech101.json", Path("runs/caltech101")
 DATA, CLEAN, ROBUST = "coop:Caltech101", "clean", "pgd-20"
@@ -107,6 +107,9 @@ def text(result: Mapping[str, Any]) -> str:
     """Return both protocols' tables, with the number of seeds that are measured."""
     parts = []
     for protocol in SHOTS:
+        if not result[protocol]:
+            parts.append(f"`{protocol}`: {NOT_YET}.")
+            continue
         columns = _columns(protocol)
         head = ["method", *(f"{a}, {c}" for a in (CLEAN, ROBUST) for c in columns), "seeds"]
         lines = []
