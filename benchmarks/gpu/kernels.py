@@ -99,13 +99,13 @@ def mixture(
     """Measure router and mixture at B, C, K, D = 256, 1000, 8, 512, in bf16 and float32.
 
     Args:
-        low: in bfloat16 only.
+        low: compiled functions in bfloat16 only; float32 is AMPT's own path.
     """
     out: dict[str, Any] = {}
     limit = multiplying(torch.bfloat16)
     # the Gram matrices, and a product per prompt
     flops = 2 * classes * prompts * width * (prompts + batch)
-    for dtype in BOTH[: 1 if low else 2]:
+    for dtype in BOTH:
         generator = torch.Generator().manual_seed(0)
         f = F.normalize(torch.randn(batch, width, generator=generator), dim=-1)
         t = F.normalize(torch.randn(prompts, classes, width, generator=generator), dim=-1)
@@ -119,6 +119,8 @@ def mixture(
             "compiled Gram": torch.compile(gram_mixture),
             "kernel": lambda *inputs: mixture_logits(*inputs, impl=KERNEL),
         }
+        if low and dtype == torch.float32:
+            functions = {n: call for n, call in functions.items() if "compiled" not in n}
         exact = mixture_formula(*(v.detach().double() for v in inputs))
         errors = {name: difference(call(*inputs), exact) for name, call in functions.items()}
         if not errors["kernel"] <= 2 * errors["eager plain"] + 1e-6:
