@@ -3,6 +3,7 @@
 import errno
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -13,6 +14,7 @@ from torchvision.transforms.functional import normalize
 
 from fastprompt import TextContext, load_clip, predict
 from fastprompt.clip.preprocess import Preprocess
+from fastprompt.inference import running
 from fastprompt.inference.sources import find_pictures
 from fastprompt.model import PromptedCLIP
 
@@ -252,3 +254,14 @@ def test_an_error_of_the_machine_is_not_the_pictures(classifier, folder, monkeyp
     monkeypatch.setattr(Path, "read_bytes", full)
     with pytest.raises(OSError, match="Too many open files"):
         predict(classifier, folder)
+
+
+def test_progress_has_the_rate_and_what_could_not_be_read(monkeypatch):
+    clock = iter([10.0, 12.0, 14.0])
+    monkeypatch.setattr(running.time, "monotonic", lambda: next(clock))
+    notes, done = [], []
+    bar = SimpleNamespace(note=notes.append, update=done.append)
+    parts = [SimpleNamespace(read=[0, 1, 2], unread=[]), SimpleNamespace(read=[3], unread=[4, 5])]
+    assert list(running.told(parts, bar)) == parts
+    assert notes == ["1.5 img/s", "1.5 img/s, 2 unread"]
+    assert done == [3, 3]
