@@ -8,7 +8,6 @@ python -m benchmarks.accuracy caltech table
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from fastprompt import protocols
 from fastprompt._utils.files import read_json
 from fastprompt.evaluation import Evaluation
 from fastprompt.protocols.finishing import result_file
-from fastprompt.protocols.running import read_plan
+from fastprompt.protocols.running import check_plan
 
 from ..common.paths import TWO_CORES
 from ..common.report import NOT_YET, markdown, write
@@ -66,9 +65,7 @@ def collect(root: str, runs: str = str(RUNS), out: str = str(RESULT)) -> None:
 def _finished(plan: protocols.Plan, folder: Path) -> Iterator[dict[str, Any]]:
     if not folder.exists():
         return
-    stored, own = read_plan(folder)["plan"], json.loads(json.dumps(plan.facts))
-    if other := sorted(key for key in own if key != "directory" and own[key] != stored.get(key)):
-        raise ValueError(f"runs: {folder} holds another plan: {', '.join(other)} differ")
+    check_plan(plan, folder)
     for cell in plan.cells:
         for judged in cell.judged:
             file = result_file(folder / "cells" / cell.folder, judged)

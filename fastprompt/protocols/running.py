@@ -107,6 +107,15 @@ def _open(plan: Plan, folder: Path, resume: bool, threads: int) -> None:
         _check_free(folder)
         write_json(folder / FILE, {"format": FORMAT, "plan": plan.facts, "threads": threads})
         return
+    check_plan(plan, folder)
+    if not resume:
+        raise FileExistsError(
+            f"out: {folder} already holds this plan: resume it, or choose another"
+        )
+
+
+def check_plan(plan: Plan, folder: Path) -> None:
+    """Raise ValueError if the folder holds another plan; the message says what differs."""
     stored, own = read_plan(folder)["plan"], json.loads(json.dumps(plan.facts))
     keys = [k for k in own.keys() | stored.keys() if k != "directory"]
     if other := sorted(k for k in keys if own.get(k) != stored.get(k)):
@@ -114,10 +123,6 @@ def _open(plan: Plan, folder: Path, resume: bool, threads: int) -> None:
             f"{k} is {shown(stored.get(k))} there, {shown(own.get(k))} here" for k in other
         )
         raise ValueError(f"out: {folder} holds another plan: {said}; choose another folder")
-    if not resume:
-        raise FileExistsError(
-            f"out: {folder} already holds this plan: resume it, or choose another"
-        )
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

@@ -125,10 +125,12 @@ def page_text(groups: Sequence[Group], methods: Sequence[Method]) -> str:
 
 def _seen(groups: Sequence[Group]) -> list[str]:
     """Return what bundled models have seen of the evaluated data in their pre-training."""
-    lines = []
-    for run in (run for group in groups for run in group.runs):
-        for source in run.sources:
-            lines.append(seen_by(run.model, source.evaluation.data.get("name") or ""))
+    lines = [
+        seen_by(run.model, source.evaluation.data.get("name") or "")
+        for group in groups
+        for run in group.runs
+        for source in run.sources
+    ]
     return list(dict.fromkeys(filter(None, lines)))
 
 
