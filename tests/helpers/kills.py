@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 Run = Callable[[Path], object]  # starts what writes to the folder, or resumes it
 
@@ -81,6 +83,8 @@ def attempt(run: Run, folder: Path, strike: Strike) -> bool:
             arm(strike, pytest.MonkeyPatch())
             # torch replaces its pool here; two threads that use it first would collide
             torch.set_num_threads(torch.get_num_threads())
+            # tqdm's lock spans forked processes: one killed within it would stop all later ones
+            tqdm.set_lock(threading.RLock())
             run(folder)
             code = 0
         except BaseException:

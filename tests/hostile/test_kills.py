@@ -1,14 +1,17 @@
 """Whatever is killed, and whenever, ends with the files and the bits of an undisturbed run."""
 
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.kills import torture
+from helpers.kills import Strike, attempt, torture
 from helpers.models import small_model
 from helpers.processes import start
+from tqdm import tqdm
 
 from fastprompt import load_clip, load_data
 from fastprompt.cli import evaluate, tune_run
@@ -92,3 +95,21 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(name, kills, tmp_path):
     process.join()
     failed = tmp_path / "failed"
     assert process.exitcode == 0, failed.read_text() if failed.exists() else "killed itself"
+
+
+def killed_in_its_bar(above: Path) -> None:
+    next(iter(tqdm([1], disable=False)))  # makes the lock, before a process forks
+
+    def holds_the_lock(folder: Path) -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert attempt(holds_the_lock, above / "killed", Strike())
+    # killed after 20 seconds if it waits for the lock of the killed one
+    assert not attempt(lambda folder: list(tqdm([1])), above / "next", Strike(20))
+
+
+def test_a_process_killed_while_it_draws_its_bar_does_not_hang_the_next_one(tmp_path):
+    process = start(killed_in_its_bar, tmp_path)
+    process.join()
+    assert process.exitcode == 0
