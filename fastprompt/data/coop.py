@@ -93,6 +93,9 @@ class CoOpData:
             log.info("data: few-shot images of %s: %s", self.title, self.origin(shots, seed))
         return self._picked[shots, seed][split]
 
+    def is_stored(self, shots: int, seed: int) -> bool:
+        return self._pickle(shots, seed) is not None
+
     def origin(self, shots: int, seed: int) -> str:
         """Say whether the few-shot list is that of CoOp's file, or drawn."""
         file = self._pickle(shots, seed)

@@ -43,7 +43,8 @@ def decode(path: Path, content: bytes | None = None, *, as_stored: bool = False)
     Args:
         path: the picture's file, or, with ``content``, a name for it.
         content: the bytes of the encoded picture. Default: those of the file.
-        as_stored: neither turn the picture nor convert its 8-bit colors, as in published code.
+        as_stored: convert to RGB as Pillow does, as Dassl's ``read_image``: the picture is not
+            turned, and transparency is dropped.
 
     Raises:
         ValueError: the file is damaged, no picture, in a format that Pillow does not read, too
@@ -59,7 +60,7 @@ def decode(path: Path, content: bytes | None = None, *, as_stored: bool = False)
             with contextlib.suppress(Exception):  # a damaged EXIF block has no orientation
                 orientation = image.getexif().get(_ORIENTATION)
             if as_stored:
-                return _eight_bits(image).copy()
+                return _eight_bits(image).convert("RGB")
             plain = _rgb(_eight_bits(image))
         return plain.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else plain
     except UnidentifiedImageError:

@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +54,15 @@ class EncodedImages:
         Sources with the same files and labels in the same order have the same fingerprint.
         """
         items = (f"{digests[i]} {self.labels[row]}" for i, row in enumerate(rows))
-        how = "as stored" if self._as_stored else "upright RGB"
+        how = "RGB as stored" if self._as_stored else "upright RGB"
         return f"images/{digest_texts(RESIZED, str(self._form), how, *items)}"
 
     def check(self, row: int) -> tuple[str, str]:
         """Decode a picture; return the hash of its bytes and why it is unreadable, else ''."""
         try:
-            content = self._read(row)
-            width, height = decode(self.place(row), content).size
+            return self._digest(row), ""
         except ValueError as error:
             return "", str(error).removeprefix("data: ")
-        limit: Any = Image.MAX_IMAGE_PIXELS
-        if limit is not None and width * height > limit:
-            log.warning("data: %s is very large: %d x %d pixels", self.place(row), width, height)
-        return hashlib.sha256(content).hexdigest(), ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,14 +76,34 @@ class EncodedImages:
         image = decode(self.place(index), self._read(index), as_stored=self._as_stored)
         return image, self.labels[index]
 
+    def _digest(self, row: int) -> str:
+        return _digest(self.place(row), self._read(row))
+
     def _read(self, row: int) -> bytes:
-        try:
-            return self.content(row)
-        except Exception as error:  # of a file system, an archive or a library
-            why = str(error) or type(error).__name__
-            raise ValueError(
-                f"data: {self.place(row)} is unreadable ({why}); fix or remove it"
-            ) from error
+        return _read(self.place(row), lambda: self.content(row))
+
+
+def _read(place: Path, content: Callable[[], bytes]) -> bytes:
+    try:
+        return content()
+    except Exception as error:  # of a file system, an archive or a library
+        why = str(error) or type(error).__name__
+        raise ValueError(f"data: {place} is unreadable ({why}); fix or remove it") from error
+
+
+def _digest(place: Path, content: bytes) -> str:
+    """Decode a picture, or raise ValueError; return the hash of its bytes."""
+    width, height = decode(place, content).size
+    limit: Any = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        log.warning("data: %s is very large: %d x %d pixels", place, width, height)
+    return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache(maxsize=1 << 20)  # the cells of a protocol load the same files again and again
+def _file_digest(path: Path, size: int, changed: int) -> str:
+    """Return `_digest` of a file that has this size and was last changed at this time."""
+    return _digest(path, _read(path, path.read_bytes))
 
 
 class FileImages(EncodedImages):
@@ -107,6 +123,13 @@ class FileImages(EncodedImages):
     ) -> None:
         super().__init__(labels, form, as_stored)
         self.files, self._folder = list(files), folder
+
+    def _digest(self, row: int) -> str:
+        try:
+            found = self.files[row].stat()
+        except OSError:
+            return super()._digest(row)  # says why it cannot be read
+        return _file_digest(self.files[row], found.st_size, found.st_mtime_ns)
 
     def content(self, row: int) -> bytes:
         return self.files[row].read_bytes()

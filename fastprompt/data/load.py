@@ -3,9 +3,10 @@
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,7 @@ from .._utils.checks import (
     shown,
     some,
 )
+from .._utils.hashing import digest_texts
 from ..clip.frozen import FrozenCLIP
 from .dataset import ImageDataset, ImageTensors
 from .draw import Drawn, draw
@@ -121,6 +123,26 @@ class Data:
         """
         _, labels = self._source.read(split, self.form)
         return torch.bincount(labels, minlength=self._chosen.stop)[list(self._chosen)].tolist()
+
+    def contents(self, shots: Sequence[int | Literal["all"]], seeds: Sequence[int]) -> str:
+        """Return a hash of the class names and of each split's labels and file names.
+
+        Args:
+            shots, seeds: those whose few-shot images are part of it, where a file lists them.
+        """
+        own, parts = self._source.few_shots, [*self.classnames]
+        for split in ("train", "val", "test"):
+            try:
+                whole, labels = self._source.read(split, self.form)
+            except ValueError:  # there is none
+                continue
+            parts += [split, *map(str, labels.tolist())]
+            if isinstance(whole, EncodedImages):
+                parts += whole.names(range(len(whole)))
+            for n, seed in product((n for n in shots if n != "all"), seeds):
+                if own is not None and own.is_stored(n, seed):
+                    parts += [str(n), str(seed), *map(str, own.rows(split, n, seed) or ())]
+        return digest_texts(*parts)
 
     @property
     def form(self) -> Form:

@@ -103,6 +103,9 @@ class FewShots(Protocol):
     def rows(self, split: str, shots: int, seed: int) -> list[int] | None:
         """Return the rows of a split that are used, in order; None for all."""
 
+    def is_stored(self, shots: int, seed: int) -> bool:
+        """Return whether a file lists them; else they follow from the labels and the seed."""
+
     def origin(self, shots: int, seed: int) -> str:
         """Say where the choice comes from."""
 

@@ -181,6 +181,8 @@ def make_plan(
     clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
     own = {"name": clip.name, "source": clip.source, "fingerprint": clip.fingerprint}
     facts |= {"clip": own, "device": str(clip.device)}
+    drawn = facts["shots"], facts["seeds"]
+    facts["contents"] = {name: each.contents(*drawn) for name, each in sets.items()}
     configs = _configs(facts, clip)
     _check_classes(protocol, list(sets.values()), configs)
     cells = cells_of(kind, names, labels_of(sources), facts["shots"], facts["seeds"])

@@ -99,7 +99,7 @@ def test_presets_are_those_that_were_measured():
 
 
 def test_the_search_never_saw_a_test_image():
-    record = json.loads(preset_search.RESULT.read_text("utf-8"))
+    record = json.loads(preset_search.RESULTS["shapes"].read_text("utf-8"))
     assert record["base"] == preset_search.BASE
     source = Path(preset_search.__file__).read_text("utf-8")
     assert ".test" not in source
