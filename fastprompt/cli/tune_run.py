@@ -75,6 +75,8 @@ def run_job(
         shown = {k: f"{255 * v:g}/255" if k == "eps" else v for k, v in preset.items()}
         print(f"preset: {', '.join(f'{k}={v}' for k, v in shown.items())}", flush=True)
     print(f"precision: {_precision(tuner, given)}", flush=True)
+    if data.val_is_test:
+        print(f"no validation: the validation images of {data.name} are its test images")
     began = time.perf_counter()
     facts = {"job": {k: v for k, v in job.items() if k not in DATA_KEYS}}
     first = is_first()
@@ -82,7 +84,7 @@ def run_job(
     with RunFolder(out).locked("out") if first else contextlib.nullcontext():
         tuner.fit(
             data.train,
-            data.val,
+            None if data.val_is_test else data.val,
             out,
             resume=resume,
             job=facts,

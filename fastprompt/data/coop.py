@@ -19,6 +19,7 @@ from .splits import Form, Source, Split
 
 log = logging.getLogger(__name__)
 
+OWN_SPLITS = "CoOp's splits"
 DATUM = "dassl.data.datasets.base_dataset.Datum"
 _MOST_VAL_SHOTS = 4
 _Picked = dict[str, list[int]]  # rows by split
@@ -67,7 +68,7 @@ class CoOpData:
             self.content.classnames,
             self.read,
             (self.spec.template,),
-            splits="CoOp's splits",
+            splits=OWN_SPLITS,
             few_shots=self,
             mask=self.content.mask,
         )

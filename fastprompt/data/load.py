@@ -83,6 +83,11 @@ class Data:
         return self._split("test")
 
     @property
+    def val_is_test(self) -> bool:
+        """Whether the validation images are the test images, as of CoOp's ImageNet."""
+        return self.mask is not None
+
+    @property
     def source(self) -> dict[str, Any]:
         """What a run records of its data: ``arguments``, and the ``directory`` of relative paths.
 

@@ -180,8 +180,7 @@ def _tuned(plan: Plan, cell: Cell, path: Path, progress: bool) -> Tuner:
     data = plan.load(cell.data, cell.classes, shots=cell.shots, seed=cell.seed)
     config = replace(plan.configs[cell.method], seed=cell.seed)
     decides = config.keep == "best" or config.patience is not None
-    # the validation images of CoOp's ImageNet are its test images
-    val = data.val if decides and data.mask is None else None
+    val = data.val if decides and not data.val_is_test else None
     tuner = TUNERS[cell.method](plan.clip, data.classnames, config)
     return tuner.fit(data.train, val, path, resume=True, progress=progress)
 

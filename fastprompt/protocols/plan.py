@@ -21,6 +21,7 @@ from .._utils.names import unknown
 from ..clip import bundled
 from ..clip.frozen import FrozenCLIP
 from ..clip.load import load_clip
+from ..data.coop import OWN_SPLITS
 from ..data.few_shot import Classes
 from ..data.find import BUILTIN
 from ..data.load import Data, load_recorded
@@ -75,8 +76,21 @@ class Plan:
 
     @cached_property
     def notes(self) -> list[str]:
-        """One line for each data set and number of shots that some classes do not have."""
-        out = []
+        """What is to be known of the numbers, one line each.
+
+        Data sets with other splits than CoOp's, methods that are tuned at another radius than those
+        of the evaluation, and numbers of shots that some classes do not have.
+        """
+        out = [
+            f"{self.labels[name]}: {data.splits}"
+            for name, data in self.sets.items()
+            if data.splits not in (None, OWN_SPLITS)
+        ]
+        for method, config in self.configs.items():
+            own, radii = getattr(config, "eps", None), self.judging(method)[1]
+            if own is not None and radii_of([own], "eps")[0] not in radii:
+                tuned_at = radii_of([own], "eps")[0]
+                out.append(f"{method} is tuned at {tuned_at} and judged at {', '.join(radii)}")
         for name in dict.fromkeys(cell.data for cell in self.cells if cell.tuned):
             data = self.sets[name]
             counts = dict(zip(data.classnames, data.counts("train"), strict=True))
@@ -185,6 +199,7 @@ def make_plan(
     facts["contents"] = {name: each.contents(*drawn) for name, each in sets.items()}
     configs = _configs(facts, clip)
     _check_classes(protocol, list(sets.values()), configs)
+    _check_patience(list(sets.values())[: 1 if kind.single else None], configs)
     cells = cells_of(kind, names, labels_of(sources), facts["shots"], facts["seeds"])
     sets = {name: each.for_model(clip) for name, each in sets.items()}
     return Plan(facts, clip, sets, configs, tuple(cells))
@@ -233,13 +248,29 @@ def _configs(facts: Mapping[str, Any], clip: FrozenCLIP) -> dict[str, TunerConfi
 
 def _check_classes(protocol: str, sets: Sequence[Data], configs: Mapping[str, TunerConfig]) -> None:
     specific = [method for method, config in configs.items() if config.class_specific]
-    if specific and protocol in ("base-to-new", "cross-dataset"):
+    other = any(data.classnames != sets[0].classnames for data in sets[1:])
+    fixed = protocol in ("base-to-new", "cross-dataset") or (protocol == "domain-shift" and other)
+    if specific and fixed:
         raise ValueError(
             f"settings: {specific[0]} has class-specific contexts, and {protocol} judges on other "
             "classes, for which there are none; set class_specific=False"
         )
-    if protocol != "domain-shift":
-        return
+    if protocol == "domain-shift":
+        _check_shifted(sets)
+
+
+def _check_patience(sets: Sequence[Data], configs: Mapping[str, TunerConfig]) -> None:
+    """Raise if a method waits for validation images that a data set of tuning does not have."""
+    patient = [method for method, config in configs.items() if config.patience is not None]
+    for data in sets:
+        if patient and data.val_is_test:
+            raise ValueError(
+                f"settings: patience of {patient[0]} needs validation images, and those of "
+                f"{data.name} are its test images; drop patience"
+            )
+
+
+def _check_shifted(sets: Sequence[Data]) -> None:
     first, *shifted = sets
     for data in shifted:
         wanted = first.classnames

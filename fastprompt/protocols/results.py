@@ -12,6 +12,7 @@ from .cells import Cell, Judged, words_of_shots
 from .plan import Plan
 
 AVERAGE, HARMONIC = "average", "H"
+HALVES = ("base", "new")
 Seeds = dict[int | None, float]  # accuracy by seed; that of zero-shot has the seed None
 
 
@@ -39,7 +40,12 @@ class Row:
         return words_of(vars(self))
 
     def mean(self, column: str) -> float | None:
-        """Return the mean over the seeds; None without a value."""
+        """Return the mean over the seeds; None without a value.
+
+        The harmonic mean is that of the means, as in the papers' tables.
+        """
+        if column == HARMONIC and column in self.values:
+            return statistics.harmonic_mean([self.mean(part) or 0.0 for part in HALVES])
         found = list(self.values.get(column, {}).values())
         return statistics.fmean(found) if found else None
 
@@ -98,8 +104,15 @@ def collect(plan: Plan, found: Iterable[tuple[Cell, Judged, Evaluation]]) -> Tab
     evaluations, notes = [], list(plan.notes)
     shots = [str(s) for s in plan.facts["shots"]]
     several = len({cell.data for cell in plan.cells}) > 1
+    pictures: dict[tuple[str, str], str] = {}
     for cell, judged, evaluation in found:
         evaluations.append(evaluation)
+        own_pictures = evaluation.data["fingerprint"]
+        if pictures.setdefault((judged.data, judged.classes), own_pictures) != own_pictures:
+            raise ValueError(
+                f"data: the test images of {judged.data} have changed since other cells were "
+                f"judged: those of {cell.title} are others; start the protocol again"
+            )
         own = shots if cell.shots is None else [str(cell.shots)]
         for r in evaluation.rows:
             key = (cell.label if several else "", cell.method, r["attack"], r["eps"])
@@ -155,7 +168,7 @@ def _derive(plan: Plan, rows: Sequence[Row], columns: list[str]) -> None:
     """Add the harmonic mean of base and new, or the mean over the sets that were not tuned on."""
     name = plan.facts["protocol"]
     if name == "base-to-new":
-        parts, column = columns[:2], HARMONIC
+        parts, column = list(HALVES), HARMONIC
     elif plan.protocol.single:
         parts, column = columns[1:], AVERAGE
     else:

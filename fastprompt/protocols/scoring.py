@@ -51,7 +51,8 @@ def radii_of(eps: Fraction | Sequence[Fraction], name: str) -> list[str]:
 def judging(method: str, facts: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Return the attacks and radii under which a method is judged.
 
-    What is given precedes what the paper has, this the radius of tuning.
+    The radii are those that were given, else the paper's, else the radius of tuning that was given
+    for all methods, else 4/255.
     """
     paper = Paper("pgd-20")
     if facts["scoring"] != STRICT:

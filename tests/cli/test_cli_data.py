@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.coop_trees import write_split
+from helpers.coop_trees import write_imagenet, write_split
 from helpers.models import small_model
 from PIL import Image
 
@@ -268,6 +268,16 @@ def test_a_set_of_coop_is_tuned_on_and_evaluated_again(call, tmp_path, monkeypat
     assert "error: unknown data set of CoOp" in call(
         f"evaluate ../run {SMALL} --data coop:Caltech", fails=True
     )
+
+
+def test_test_images_of_imagenet_select_no_prompts(call, tmp_path):
+    write_imagenet(tmp_path)
+    out = call(
+        f"{TUNE} --data coop:ImageNet --root {tmp_path} --keep best --out {tmp_path / 'run'}"
+    )
+    assert "no validation: the validation images of coop:ImageNet are its test images" in out
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert "val" not in json.loads((tmp_path / "run" / "images.json").read_text())
 
 
 def test_few_shots_of_a_folder_are_listed_too(call, pictures, tmp_path):

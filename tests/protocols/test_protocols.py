@@ -11,9 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import processes
-from helpers.coop_trees import IDS, fill, write_classnames, write_imagenet, write_split
+from helpers.coop_trees import (
+    IDS,
+    fill,
+    write_classnames,
+    write_imagenet,
+    write_pickle,
+    write_split,
+)
 from helpers.kills import Strike, attempt, contents, torture
 from helpers.models import small_model
+from PIL import Image
 
 from fastprompt import APTTuner, evaluate, load_data, protocols
 from fastprompt._utils import files
@@ -23,6 +31,7 @@ from fastprompt.clip.load import load_clip
 from fastprompt.data.coop_sets import SETS
 from fastprompt.evaluation import Evaluation
 from fastprompt.protocols import finishing, make_plan, results
+from fastprompt.protocols import plan as plan_module
 from fastprompt.protocols.costs import Cost, cost_of, describe
 from fastprompt.protocols.tables import csv_text, latex, markdown
 
@@ -118,7 +127,8 @@ def test_base_to_new_judges_each_half_among_itself(tmp_path):
         each = [
             statistics.harmonic_mean([row.values["base"][s], row.values["new"][s]]) for s in (1, 2)
         ]
-        assert row.mean("H") == pytest.approx(statistics.fmean(each))
+        means = [statistics.fmean(row.values[half].values()) for half in ("base", "new")]
+        assert row.mean("H") == pytest.approx(statistics.harmonic_mean(means))
         assert row.std("H") == pytest.approx(statistics.stdev(each))
 
 
@@ -280,6 +290,36 @@ def test_another_plan_in_the_folder_says_what_differs(two, tmp_path):
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
 
 
+def test_pictures_that_have_changed_are_told(two, tmp_path):
+    """Other lists of files before anything runs, other pictures of a list when they are judged."""
+    out, sets = tmp_path / "out", two["root"] / SETS["Caltech101"].folder
+    made = plan("few-shot", "zero-shot,apt", **two)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(APTTuner, "fit", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            protocols.execute(made, out, progress=False)
+    (file,) = sets.glob("split_zhou_*.json")
+    split = json.loads(file.read_text())
+    (path,) = sets.rglob(split["test"][0][0])
+    Image.new("RGB", (60, 60), (9, 9, 9)).save(path)
+    with pytest.raises(ValueError, match=r"^data: the test images of coop:Caltech101 have changed"):
+        run(out, "few-shot", "zero-shot,apt", True, **two)
+    split["train"] = split["train"][1:]
+    file.write_text(json.dumps(split))
+    with pytest.raises(ValueError, match=r"^out: .* holds another plan: contents is"):
+        run(out, "few-shot", "zero-shot,apt", True, **two)
+
+
+def test_a_few_shot_file_is_part_of_the_plan(two):
+    before = plan("few-shot", "apt", **two).facts["contents"]
+    split = json.loads(next(two["root"].rglob("split_zhou_Caltech101.json")).read_text())
+    picked = {part: split[part][:1] for part in ("train", "val")}
+    write_pickle(two["root"] / SETS["Caltech101"].folder, picked, 1, 2)
+    after = plan("few-shot", "apt", **two).facts["contents"]
+    assert before["coop:Caltech101"] != after["coop:Caltech101"]
+    assert before["coop:OxfordPets"] == after["coop:OxfordPets"]
+
+
 # ---- plan and cost -------------------------------------------------------------------------------
 
 
@@ -341,6 +381,30 @@ BAD = [
     ),
     ("few-shot", {"data": "coop:DTD"}, r"^data: coop:DTD needs"),
 ]
+
+
+def test_what_would_fail_after_hours_is_refused_before(imagenet):
+    specific = {"settings": {"apt": {"class_specific": True}}}
+    with pytest.raises(ValueError, match=r"^settings: apt has class-specific contexts"):
+        plan("domain-shift", "apt", **imagenet, **specific)
+    same = {**imagenet, "data": ("coop:ImageNet",)}
+    assert plan("few-shot", "apt", **same, **specific)
+    patient = {"settings": {"apt": {"patience": 2}}}
+    with pytest.raises(ValueError, match=r"^settings: patience of apt needs validation images"):
+        plan("few-shot", "apt", **same, **patient)
+
+
+def test_notes_say_where_splits_and_radii_differ(two, tmp_path, monkeypatch):
+    table = run(tmp_path / "out", "few-shot", "zero-shot,apt", **two)
+    assert not table.notes
+    own = {"settings": {"apt": {**LITTLE, "eps": "2/255"}}}
+    monkeypatch.setattr(plan_module, "OWN_SPLITS", "others")
+    told = run(tmp_path / "other", "few-shot", "zero-shot,apt", **two, eps=None, **own).notes
+    assert told == [
+        "Caltech101: CoOp's splits",
+        "OxfordPets: CoOp's splits",
+        "apt is tuned at 2/255 and judged at 4/255",
+    ]
 
 
 @pytest.mark.parametrize(("protocol", "changes", "message"), BAD)
@@ -430,7 +494,7 @@ def test_a_table_never_mixes_scorings(two, tmp_path):
 def test_untrusted_values_are_marked(two):
     made = plan("few-shot", "zero-shot", **two)
     row = {"attack": "clean", "eps": 0.0, "accuracy": 0.5, "model": "m", "reasons": ["it is odd"]}
-    odd = Evaluation([row], data={"n": 3, "name": "x"})
+    odd = Evaluation([row], data={"n": 3, "name": "x", "fingerprint": "x"})
     cell = made.cells[0]
     table = results.collect(made, [(c, c.judged[0], odd) for c in made.cells])
     assert cell.method == "zero-shot"

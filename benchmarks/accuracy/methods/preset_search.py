@@ -1,7 +1,7 @@
 """Search for the bundled models' presets on validation images; records every attempt.
 
 python -m benchmarks.accuracy methods attempt nap tiny-shapes '{"lr": 0.001}'
-python -m benchmarks.accuracy methods attempt apt tiny-photos '{"objective": "trades"}' --data photos
+python -m benchmarks.accuracy methods attempt apt tiny-photos '{"lr": 0.001}' --data photos
 """
 
 from __future__ import annotations
