@@ -5,7 +5,9 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from helpers.models import small_model
 
+from fastprompt import APTTuner, load_clip
 from fastprompt.cli.main import main
 
 RAY = pytest.mark.skipif(not find_spec("ray"), reason="needs Ray, which the extra ray brings")
@@ -32,13 +34,24 @@ def test_an_address_without_a_port(command, capsys, tmp_path, monkeypatch):
     assert message.startswith("error: --ray: address must be HOST:PORT of a Ray cluster or 'auto'")
 
 
+@pytest.fixture
+def run(tmp_path_factory):
+    """A run folder, with a picture."""
+    folder = APTTuner(load_clip(small_model()), ["cat", "dog"], n_ctx=1).save(
+        tmp_path_factory.mktemp("tuned") / "run"
+    )
+    (folder / "a.png").touch()
+    return folder
+
+
 @RAY
-@pytest.mark.parametrize("command", ["evaluate", "protocol", "tune"])
-def test_a_cluster_that_does_not_answer(command, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_cluster_that_does_not_answer(command, run, capsys, tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    line = [*COMMANDS[command], f"--ray=127.0.0.1:{port}"]
+    command = ["predict", str(run), str(run)] if command == "predict" else COMMANDS[command]
+    line = [*command, f"--ray=127.0.0.1:{port}"]
     message = refused(line, capsys, tmp_path, monkeypatch)
     assert f"the Ray cluster at 127.0.0.1:{port} cannot be reached" in message
 

@@ -86,7 +86,9 @@ def model(seed=0, template="a photo of a {}."):
 # ---- an evaluation -------------------------------------------------------------------------------
 
 
-def evaluation(data=None, attacks="pgd-2,pgd-2@other", eps="2/255", classifier=None, other=1, **own):
+def evaluation(
+    data=None, attacks="pgd-2,pgd-2@other", eps="2/255", classifier=None, other=1, **own
+):
     options = {"batch": 2, "sanity": "off", "search_precision": "own", **own}
     return work_of(
         *(evaluate, classifier or model(), data or images(), attacks, eps),
@@ -313,9 +315,9 @@ def test_data_that_a_worker_lacks(monkeypatch, root, tmp_path):
     theirs = cells(root, tmp_path / "out")
     shutil.rmtree(root / "oxford_pets")
     installed(monkeypatch, theirs=theirs)
-    with Ray().team(own, torch.device("cpu")) as team:  # noqa: SIM117
-        with pytest.raises(RuntimeError, match="could not start: .*oxford_pets"):
-            next(team.each([0]))
+    words = r"could not start: .*oxford_pets"
+    with Ray().team(own, torch.device("cpu")) as team, pytest.raises(RuntimeError, match=words):
+        next(team.each([0]))
 
 
 @pytest.mark.parametrize("case", [{"precision": "auto"}, {"scoring": "strict"}])
