@@ -9,13 +9,13 @@ from typing import Any
 from .._utils.checks import check_count, check_number, check_path
 from .._utils.names import unknown
 from .._utils.printable import printable
-from .._utils.progress import tell
+from .._utils.progress import Progress, tell
 from .._utils.run_folder import RunFolder
 from ..data.naming import class_file
 from ..inference.chunks import decoders, run_on
 from ..inference.job import Job
 from ..inference.predicting import probabilities_of
-from ..inference.running import BATCH, Part, usable_workers
+from ..inference.running import BATCH, Part, told, usable_workers
 from ..inference.sources import Picture, find_pictures
 from ..inference.tables import check_format
 from ..methods.registry import TUNERS
@@ -98,8 +98,12 @@ def _predict(
     temperature = _temperature(given, classifier)
     top = min(given["top"], len(classifier.classnames))
     if given["out"] is None:
-        parts = run_on(runner, classifier, pictures, given["batch"], workers, every=pictures)
-        return _print(parts, pictures, classifier, top, temperature)
+        # in a terminal, the lines themselves show how far it is
+        show = not sys.stdout.isatty()
+        with Progress(len(pictures), "predict", "img", show=show) as bar:
+            how = given["batch"], workers, bar
+            parts = run_on(runner, classifier, pictures, *how, every=pictures)
+            return _print(told(parts, bar), pictures, classifier, top, temperature)
     job = Job(
         classifier,
         pictures,

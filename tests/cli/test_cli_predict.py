@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import picture_sources, processes
+from helpers.fake_ray import installed
 from helpers.kills import torture
 from helpers.models import small_model
 
@@ -234,7 +235,7 @@ def test_a_calibrated_run_is_used_with_its_temperature(tmp_path, pictures, capsy
 # ---- kills -------------------------------------------------------------------------------------
 
 
-def tortured(tuned: Path, pictures: Path, above: Path, kills: int) -> None:
+def tortured(tuned: Path, pictures: Path, above: Path, kills: int, where: list[str]) -> None:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundled, "load", lambda name: small_model())
@@ -244,17 +245,28 @@ def tortured(tuned: Path, pictures: Path, above: Path, kills: int) -> None:
         def start(folder: Path) -> None:
             folder.mkdir(exist_ok=True)
             out, more = folder / "a.csv", f"--embeddings={folder / 'emb.npz'}"
-            assert run(tuned, pictures, "--batch=2", f"--out={out}", more, "--device=cpu") == 0
+            how = ["--batch=2", f"--out={out}", more, "--device=cpu", *where]
+            assert run(tuned, pictures, *how) == 0
 
+        ray = installed(patch)
         torture(start, above, kills, f"predict-{kills}")
+        assert ("do" in ray.calls) == bool(where)
         (above / "done").touch()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a fork with CUDA cannot go on")
-@pytest.mark.parametrize("kills", [8, pytest.param(60, marks=pytest.mark.slow)])
-def test_killed_and_started_again_it_writes_the_same_files(tuned, pictures, tmp_path, kills):
-    process = processes.start(tortured, tuned, pictures, tmp_path, kills)
+@pytest.mark.parametrize(
+    ("kills", "where"),
+    [
+        pytest.param(8, [], id="8"),
+        pytest.param(60, [], id="60", marks=pytest.mark.slow),
+        # the process that hands out the pictures is killed; the workers compute in it, too
+        pytest.param(5, ["--ray"], id="workers"),
+    ],
+)
+def test_killed_and_started_again_it_writes_the_same_files(tuned, pictures, tmp_path, kills, where):
+    process = processes.start(tortured, tuned, pictures, tmp_path, kills, where)
     process.join()
     assert (tmp_path / "done").exists(), "see the process's standard error"
 

@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,12 @@ class RayTaskError(RayError):
     """An actor's method has raised."""
 
     cause = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    name: str
+    compute: Callable[[], Any]
 
 
 class FakeRay:
@@ -72,20 +79,22 @@ class FakeRay:
         self.alive.append(actor)
         return actor
 
-    def _method(self, method: Callable[..., Any]) -> Callable[..., object]:
-        def remote(*arguments: Any) -> object:
+    def _method(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def remote(*arguments: Any) -> Any:
             number = self.calls.count("do")
             self.calls.append(method.__name__)
-            if method.__name__ == "do" and number in self.lost:
-                return _Answer(lambda: _raise(RayError("The actor died")))
-            return _Answer(lambda: method(*arguments))
+            lost = method.__name__ == "do" and number in self.lost
+            compute = _die if lost else lambda: method(*arguments)
+            return _Answer(method.__name__, compute)
 
         return remote
 
     def wait(
         self, answers: list[Any], num_returns: int, timeout: float
     ) -> tuple[list[Any], list[Any]]:
-        return answers[-1:], answers[:-1]  # the last first: results come out of order
+        # all start; then the last item first, so that results come out of order
+        first = next((each for each in answers if each.name != "do"), answers[-1])
+        return [first], [each for each in answers if each is not first]
 
     def get(self, answer: Any) -> Any:
         return answer.compute()
@@ -94,13 +103,8 @@ class FakeRay:
         self.alive.remove(actor)
 
 
-class _Answer:
-    def __init__(self, compute: Callable[[], Any]) -> None:
-        self.compute = compute
-
-
-def _raise(error: Exception) -> None:
-    raise error
+def _die() -> None:
+    raise RayError("The actor died")
 
 
 def installed(patch: pytest.MonkeyPatch, **options: Any) -> FakeRay:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.fake_ray import installed
 from helpers.kills import Strike, attempt, torture
 from helpers.models import small_model
 from helpers.processes import start
@@ -43,14 +44,14 @@ EVALUATE = [
 ]
 
 
-def command(marker: str, start: list[str]):
+def command(marker: str, start: list[str], always: tuple[str, ...] = ()):
     """Starts a command, or resumes it if its folder has the file ``marker``."""
 
     def run(folder: Path) -> None:
         begun = (folder / marker).exists()
         words = 2 if start[0] == "tune" else 1
         more = [f"--resume={folder}"] if begun else [*start[words:], f"--out={folder}"]
-        assert main([*start[:words], *more]) in (0, 1)
+        assert main([*start[:words], *more, *always]) in (0, 1)
 
     return run
 
@@ -61,9 +62,14 @@ RUNS = {
         "seeds.json", ["tune", "advpt", *TUNE, *METHODS["advpt"], "--seeds", "1", "2"]
     ),
     "evaluation": command("job.json", ["evaluate", *EVALUATE]),
+    # the process that hands out the items and writes is killed; the workers compute in it, too
+    "bank-on-workers": command(
+        "config.json", ["tune", "advpt", *TUNE, *METHODS["advpt"]], ("--ray",)
+    ),
+    "evaluation-on-workers": command("job.json", ["evaluate", *EVALUATE], ("--ray",)),
 }
 FAST = {"seeds": 6, "capt": 6, "evaluation": 8}
-SLOW = dict.fromkeys(RUNS, 9)
+SLOW = {**dict.fromkeys(RUNS, 9), "bank-on-workers": 4, "evaluation-on-workers": 4}
 
 
 def tortured(name: str, kills: int, above: Path) -> None:
@@ -71,6 +77,7 @@ def tortured(name: str, kills: int, above: Path) -> None:
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patch:
+            ray = installed(patch)
             # the processes find a small model and the images in the memory that they fork from
             patch.setattr(bundled, "load", lambda name: small_model())
             clip = load_clip("tiny-shapes")
@@ -80,6 +87,7 @@ def tortured(name: str, kills: int, above: Path) -> None:
                 patch.setattr(module, "load_data", lambda *a, **k: data)
             patch.setattr(model_run, "WINDOW", 1)  # more lines in progress.jsonl
             torture(RUNS[name], above, kills, f"{name}-{kills}")
+            assert ("do" in ray.calls) == name.endswith("on-workers")
     except BaseException:
         (above / "failed").write_text(traceback.format_exc())
         raise

@@ -6,6 +6,7 @@ import io
 import json
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from helpers.coop_trees import (
     write_pickle,
     write_split,
 )
+from helpers.fake_ray import installed
 from helpers.kills import Strike, attempt, contents, torture
 from helpers.models import small_model
 from PIL import Image
@@ -184,10 +186,21 @@ def test_a_finished_plan_is_read_again(tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == before
 
 
-def _protocol(two):
+def _protocol(two, runner=None):
     options = {**SMALL, **two, "seeds": (1,), "limit": 4}
     made = make_plan("cross-dataset", "zero-shot,coop,apt", **options)
-    return lambda folder: protocols.execute(made, folder, resume=True, progress=False)
+    how = {"resume": True, "progress": False, "runner": runner}
+    return lambda folder: protocols.execute(made, folder, **how)
+
+
+@pytest.fixture(params=[None, "ray"], ids=["here", "workers"])
+def runner(request, monkeypatch, tmp_path):
+    """Cells in this process, or on workers, which compute in this process, too."""
+    ray = installed(monkeypatch)
+    # where a killed worker leaves its files
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield request.param
+    assert ("do" in ray.calls) == (request.param == "ray")
 
 
 def units_of(**options):
@@ -212,8 +225,8 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="a fork with CUDA
 
 @POSIX
 @NO_CUDA
-def test_killed_between_cells_and_resumed(two, tmp_path):
-    made = _protocol(two)
+def test_killed_between_cells_and_resumed(two, tmp_path, runner):
+    made = _protocol(two, runner)
     made(tmp_path / "whole")
     hits = [attempt(made, tmp_path / "out", Strike(moment=m)) for m in (60, 200, 340)]
     assert any(hits)
@@ -225,8 +238,8 @@ def test_killed_between_cells_and_resumed(two, tmp_path):
 @POSIX
 @NO_CUDA
 @pytest.mark.timeout(900)
-def test_killed_anywhere_and_resumed(two, tmp_path):
-    torture(_protocol(two), tmp_path, 40, "protocol")
+def test_killed_anywhere_and_resumed(two, tmp_path, runner):
+    torture(_protocol(two, runner), tmp_path, 4 if runner else 40, "protocol")
 
 
 @pytest.mark.parametrize("moment", [0, 1, 5, 11, 23])
