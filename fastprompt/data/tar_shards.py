@@ -100,7 +100,10 @@ def _opened(process: int, shard: Shard) -> _File:
     file = _File(shard.path)
     found = os.fstat(file.number)
     if (found.st_size, found.st_mtime_ns) != (shard.size, shard.changed):
-        raise OSError(f"{shard.path} has changed since it was listed; load the data again")
+        raise OSError(
+            f"{shard.path} has changed since it was listed; load the data again, or copy the file "
+            "with its time (cp -p)"
+        )
     return file
 
 

@@ -1,11 +1,14 @@
 """What workers must have in common: each difference changes a fact, and the refusal names it."""
 
 import contextlib
+import copy
+import os
 import shutil
 from functools import cache
 
 import pytest
 import torch
+from helpers import picture_sources
 from helpers.coop_trees import write_split
 from helpers.fake_ray import installed
 from helpers.models import small_model
@@ -13,6 +16,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.functional import to_pil_image
 
 from fastprompt import AdvPTTuner, evaluate, load_clip, load_data, predict, protocols
+from fastprompt.data import tar_shards
 from fastprompt.data.dataset import ImageTensors
 from fastprompt.protocols import finishing, make_plan
 from fastprompt.runners import Ray
@@ -353,3 +357,20 @@ def test_files_of_an_evaluation_and_of_a_bank(monkeypatch, tmp_path):
         inverted(path)
     for own, theirs, facts in zip(works_here, works(), before, strict=True):
         refused(monkeypatch, own, theirs, "images", facts)
+
+
+def test_a_copy_of_a_tar_file_with_another_time(monkeypatch, tmp_path):
+    rows = picture_sources.write(tmp_path / "pictures", {"": 4})
+    files = picture_sources.samples_of(tmp_path / "pictures", rows, "txt")
+    shard = picture_sources.write_tar(tmp_path / "shards" / "a.tar", files)
+    work = evaluation(load_data(tmp_path / "shards", image_size=48).test)
+    before = work.facts()
+    tar_shards._opened.cache_clear()  # as in another process
+    assert work.facts() == before
+    os.utime(shard, (0, 0))
+    tar_shards._opened.cache_clear()
+    installed(monkeypatch, theirs=copy.copy(work))
+    monkeypatch.setattr(work, "facts", lambda: before)
+    words = r"could not start: ValueError: .*a\.tar has changed since it was listed; .*cp -p"
+    with Ray().team(work, torch.device("cpu")) as team, pytest.raises(RuntimeError, match=words):
+        next(team.each([0]))

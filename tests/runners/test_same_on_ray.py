@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import picture_sources
 from helpers.kills import contents, timeless
 from helpers.models import small_model
 from helpers.ray_cluster import cluster
 from torchvision.transforms.functional import to_pil_image
 
-from fastprompt import AdvPTTuner, evaluate, load_clip, predict, protocols
+from fastprompt import AdvPTTuner, evaluate, load_clip, load_data, predict, protocols
 from fastprompt.clip import bundled
 from fastprompt.data.dataset import ImageTensors
 from fastprompt.evaluation import model_run
@@ -138,6 +139,25 @@ def test_predictions(machines, tmp_path):
         job = Job(model.for_inference(), find_pictures([folder]), out, None, **how, **more)
         job.write(progress=False)
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def test_pictures_in_tar_files(machines, tmp_path):
+    rows = picture_sources.write(tmp_path / "pictures", {"": 4})
+    files = picture_sources.samples_of(tmp_path / "pictures", rows, "txt")
+    shard = picture_sources.write_tar(tmp_path / "shards" / "a.tar", files)
+    data = load_data(tmp_path / "shards", image_size=48)
+    model = load_clip(small_model()).zero_shot(data.classnames, data.templates)
+
+    def judged(name, **more):
+        options = {"batch": 2, "sanity": "off", "search_precision": "own", "progress": False}
+        evaluate(model, data.test, "pgd-2", "2/255", out=tmp_path / name, **options, **more)
+        return contents(tmp_path / name)
+
+    assert judged("many", runner="ray") == judged("one")
+    os.utime(shard, (0, 0))
+    words = r"could not start: ValueError: .*a\.tar has changed since it was listed"
+    with pytest.raises(RuntimeError, match=words):
+        judged("copied", runner=Ray(workers=1))
 
 
 def test_a_protocol(machines, tmp_path, monkeypatch):
