@@ -69,7 +69,7 @@ RUNS = {
     "evaluation-on-workers": command("job.json", ["evaluate", *EVALUATE], ("--ray",)),
 }
 FAST = {"seeds": 6, "capt": 6, "evaluation": 8}
-SLOW = {**dict.fromkeys(RUNS, 9), "bank-on-workers": 4, "evaluation-on-workers": 4}
+SLOW = {**dict.fromkeys(RUNS, 9), "bank-on-workers": 3, "evaluation-on-workers": 4}
 
 
 def tortured(name: str, kills: int, above: Path) -> None:

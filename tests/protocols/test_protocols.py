@@ -238,8 +238,8 @@ def test_killed_between_cells_and_resumed(two, tmp_path, runner):
 @POSIX
 @NO_CUDA
 @pytest.mark.timeout(900)
-def test_killed_anywhere_and_resumed(two, tmp_path, runner):
-    torture(_protocol(two, runner), tmp_path, 4 if runner else 40, "protocol")
+def test_killed_anywhere_and_resumed(two, tmp_path):
+    torture(_protocol(two), tmp_path, 40, "protocol")
 
 
 @pytest.mark.parametrize("moment", [0, 1, 5, 11, 23])
