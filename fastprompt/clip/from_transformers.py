@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,16 +10,14 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from .._utils.unpickling import check_sizes, first_line
+from .._utils.unpickling import first_line
+from .transformers_files import preprocessing, read_model, read_tokenizer, require_transformers
 from .transformers_layout import to_open_clip
 
 _ACTIVATIONS = ("quick_gelu", "gelu")
-_SOURCE = "source='transformers'"
 _OLD_EOS = 2  # of configurations that pool the token with the highest id
-_STANDARD_VOCABULARY = 49408
 # a wrong activation or a missing bias differs by far more, float32 rounding by less
 _ROUNDING = 1e-4
-_INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # of PIL
 
 
 class Converted(NamedTuple):
@@ -61,22 +58,23 @@ def convert(model: Any, tokenizer: Any = None, cache_dir: str | None = None) -> 
     Args:
         model: a ``CLIPModel``, the folder that its ``save_pretrained`` wrote, or ``"org/name"``.
         tokenizer: a tokenizer of transformers or of open_clip.
-        cache_dir: the directory of transformers' downloads.
+        cache_dir: the Hub's local cache. Default: that of huggingface_hub.
 
     Raises:
         ImportError: transformers is not installed.
         TypeError: ``model`` is neither a ``CLIPModel`` nor a name.
         ValueError: the model is not a CLIP with Vision Transformer, has an option that open_clip's
             lacks, its weights are incomplete, or its features differ from those of the result.
-        FileNotFoundError: the folder or one of its files does not exist.
-        RuntimeError: it could not be downloaded.
+        FileNotFoundError: the folder, one of its files or the repository does not exist.
+        PermissionError: the repository is private or gated, or does not exist.
+        ConnectionError: the Hub cannot be reached, and the cache does not have the repository.
     """
     transformers = require_transformers()
     if isinstance(model, (str, Path)):
         name = str(model)
-        theirs = _load(name, cache_dir)
-        tokenizer = tokenizer or _tokenizer(name, theirs.config, cache_dir)
-        pixels = _preprocessing(name, cache_dir)
+        folder, theirs = read_model(name, cache_dir)
+        tokenizer = tokenizer or read_tokenizer(folder)
+        pixels = preprocessing(folder)
     elif isinstance(model, transformers.CLIPModel):
         name, theirs, pixels = type(model).__name__, copy.deepcopy(model), {}
     else:
@@ -104,143 +102,6 @@ def check_end(model: Any, tokenizer: Any, name: str) -> None:
             f"tokenizer: it never produces the end token of {name}, eos_token_id "
             f"{model.text_eos_id}; pass the tokenizer of this model"
         )
-
-
-def require_transformers(what: str = _SOURCE) -> Any:
-    """Import and return transformers; ``what`` needs it.
-
-    Raises:
-        ImportError: transformers is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            f"{what} needs transformers ({error}): pip install 'fastprompt[hf]'"
-        ) from error
-    return transformers
-
-
-# ---- files -------------------------------------------------------------------------------------
-
-
-def _load(name: str, cache_dir: str | None) -> Any:
-    transformers = require_transformers()
-    folder = Path(name).is_dir()
-    if not folder and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise FileNotFoundError(
-            f"model: the folder {name} does not exist; pass a folder of transformers, or org/name"
-        )
-    if folder and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(f"model: {name} has no config.json; it is no model of transformers")
-    try:
-        config, _ = transformers.CLIPConfig.get_config_dict(name, cache_dir=cache_dir)
-    except Exception as error:  # of the hub, of the file's JSON
-        raise _unread(name, folder, error) from error
-    kind = config.get("model_type")
-    if kind != "clip":
-        raise ValueError(
-            f"model: {name} is a transformers model of type {kind!r}; only 'clip' is converted, "
-            "other models are loaded by their open_clip names"
-        )
-    if folder:
-        for weights in sorted(Path(name).glob("*.bin")):
-            check_sizes(weights, "model")
-    try:
-        model, info = transformers.CLIPModel.from_pretrained(
-            name, cache_dir=cache_dir, weights_only=True, output_loading_info=True
-        )
-    except Exception as error:  # a foreign file can cause any error
-        raise _unread(name, folder, error) from error
-    if lacking := sorted(map(str, info["missing_keys"])):
-        raise ValueError(
-            f"model: the weights of {name} are incomplete: {len(lacking)} tensors are missing, for "
-            f"example {lacking[0]}; restore the files"
-        )
-    return model
-
-
-def _unread(name: str, folder: bool, error: Exception) -> Exception:
-    if folder:
-        why = first_line(error)
-        return ValueError(f"model: {name} is damaged or incomplete: {why}; restore its files")
-    return RuntimeError(
-        f"model: could not load {name}: {first_line(error)}; without network access, pass a folder"
-    )
-
-
-def _tokenizer(name: str, config: Any, cache_dir: str | None) -> Any:
-    """Return the tokenizer beside the weights; None if there is none."""
-    if Path(name).is_dir() and not any(
-        (Path(name) / file).is_file() for file in ("tokenizer.json", "vocab.json")
-    ):
-        return None
-    try:
-        return require_transformers().AutoTokenizer.from_pretrained(name, cache_dir=cache_dir)
-    except Exception as error:  # a foreign file can cause any error
-        if config.text_config.vocab_size == _STANDARD_VOCABULARY and not Path(name).is_dir():
-            return None
-        raise ValueError(
-            f"tokenizer: that of {name} is not readable ({first_line(error)}); pass a tokenizer"
-        ) from error
-
-
-def _preprocessing(name: str, cache_dir: str | None) -> dict[str, Any]:
-    """Return attributes of open_clip's image encoders from ``preprocessor_config.json``, if any."""
-    file = Path(name) / "preprocessor_config.json"
-    if Path(name).is_dir() and not file.exists():
-        return {}
-    try:
-        found, _ = require_transformers().CLIPImageProcessor.get_image_processor_dict(
-            name, cache_dir=cache_dir
-        )
-        sound = isinstance(found, dict)
-    except Exception as error:  # a foreign file can cause any error
-        if _is_absent(error):
-            return {}
-        raise ValueError(
-            f"model: {file} is not readable ({first_line(error)}); restore or remove it"
-        ) from error
-    if not sound:
-        raise ValueError(f"model: {file} is not a mapping of settings; restore or remove it")
-    _check_preprocessing(file, found)
-    out: dict[str, Any] = {
-        key: tuple(found[key]) for key in ("image_mean", "image_std") if found.get(key)
-    }
-    size = found.get("size")
-    squashed = isinstance(size, Mapping) and "height" in size and not found.get("do_center_crop")
-    out["preprocess_cfg"] = {
-        "resize_mode": "squash" if squashed else "shortest",
-        "interpolation": _INTERPOLATION[found.get("resample", 3)],
-    }
-    return out
-
-
-def _check_preprocessing(file: Path, found: Mapping[str, Any]) -> None:
-    """Raise ValueError for settings that open_clip's preprocessing does not have."""
-    for key in ("do_resize", "do_rescale", "do_normalize"):
-        if not found.get(key, True):
-            raise ValueError(f"model: {file} has {key}=false, which is not supported; remove it")
-    if (resample := found.get("resample", 3)) not in _INTERPOLATION:
-        raise ValueError(
-            f"model: {file} has resample={resample!r}; only 2 (bilinear) and 3 (bicubic) are "
-            "supported"
-        )
-    edges = found.get("size"), found.get("crop_size")
-    sides = [
-        edge.get("shortest_edge", edge.get("height")) if isinstance(edge, Mapping) else edge
-        for edge in edges
-    ]
-    if found.get("do_center_crop", True) and None not in sides and sides[0] != sides[1]:
-        raise ValueError(
-            f"model: {file} has size {edges[0]} and crop_size {edges[1]}, which must be equal: "
-            "pictures are resized to the side that is cropped"
-        )
-
-
-def _is_absent(error: Exception) -> bool:
-    """Return whether a repository has no such file."""
-    return isinstance(error, OSError) and "not appear to have a file named" in str(error)
 
 
 # ---- weights -----------------------------------------------------------------------------------

@@ -77,7 +77,9 @@ def load_clip(
         TypeError: ``model`` is not a name or a model of ``source``.
         ImportError: ``source`` is ``"transformers"``, and transformers is not installed.
         RuntimeError: the weights could not be downloaded.
-        FileNotFoundError: a given file does not exist.
+        ConnectionError: the same for ``source="transformers"``, and the cache does not have them.
+        FileNotFoundError: a given file, folder or repository does not exist.
+        PermissionError: a repository is private or gated, or does not exist.
     """
     check_choice(source, "source", ("open_clip", "transformers"))
     reload: dict[str, Any] | None = None

@@ -9,9 +9,10 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from .._utils.unpickling import first_line
-from ..clip.from_transformers import pooled, require_transformers
+from ..clip.from_transformers import pooled
 from ..clip.frozen import FrozenCLIP
 from ..clip.parts import HFTextParts, TextParts, why_no_visual_prompts
+from ..clip.transformers_files import require_transformers
 from ..clip.transformers_layout import to_transformers as renamed
 from ..model.classifier import CLIPClassifier
 from .exporting import check_text_alone

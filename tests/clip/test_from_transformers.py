@@ -65,6 +65,17 @@ def test_a_folder_brings_its_tokenizer_and_normalization(tmp_path, eos):
     assert torch.equal(torch.where(ours == EOS, 0, ours), torch.where(plain == EOS, 0, plain))
 
 
+def test_what_a_processor_saves_is_used_too(tmp_path):
+    """One file of settings in version 5 of transformers, two before."""
+    folder = their_folder(tmp_path / "model")
+    images = transformers.CLIPImageProcessor.from_pretrained(folder)
+    (folder / "preprocessor_config.json").unlink()
+    transformers.CLIPProcessor(images, their_tokenizer()).save_pretrained(folder)
+    clip = load_clip(folder, source="transformers")
+    assert clip.std.flatten().tolist() == pytest.approx([0.2, 0.3, 0.4])
+    assert clip.preprocess["interpolation"] == "bilinear"
+
+
 def test_a_run_is_loaded_again(tmp_path):
     folder = their_folder(tmp_path / "model")
     clip = load_clip(folder, source="transformers")
@@ -157,7 +168,7 @@ def test_weights_that_lack_a_tensor(tmp_path):
     ("content", "message"),
     [
         ('{"image_mean": [0.5, ', "is not readable"),
-        ("[1]", "is not a mapping"),
+        ("[1]", "must contain a JSON object"),
         ('{"do_normalize": false}', "do_normalize"),
         ('{"resample": 1}', "resample=1"),
         ('{"size": {"shortest_edge": 64}, "crop_size": 48}', "must be equal"),

@@ -7,8 +7,12 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
+
+import huggingface_hub
+import pytest
 
 TOKEN = "hf_loopback"
 
@@ -70,7 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound")
         sha, files = found
         if parts[2] == "resolve":
-            body = files["/".join(parts[4:])]
+            if (name := "/".join(parts[4:])) not in files:
+                return self._refuse(404, "EntryNotFound")
+            body = files[name]
             etag = f'"{hashlib.sha1(body).hexdigest()}"'
             return self._send(200, body, ETag=etag, X_Repo_Commit=sha)
         if parts[2] == "tree":
@@ -135,3 +141,20 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def in_its_place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Hub]:
+    """A server in the place of the Hub, no token, and an empty cache in the folder."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as server:
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(folder / "cache"),
+            "HF_TOKEN_PATH": str(folder / "token"),
+            "HF_HUB_DISABLE_XET": True,
+        }.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        yield server

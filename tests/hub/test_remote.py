@@ -3,7 +3,7 @@
 import huggingface_hub
 import pytest
 import torch
-from helpers.hub_server import TOKEN, serving
+from helpers.hub_server import TOKEN, in_its_place
 from helpers.models import small_model
 
 from fastprompt import APTTuner, AutoTuner, evaluate, load_data
@@ -16,20 +16,8 @@ NAMES = ["red", "green", "blue"]
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A server in the place of the Hub, and an empty cache."""
-    constants = huggingface_hub.constants
     monkeypatch.setattr(bundled, "load", lambda name: small_model())
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    with serving() as server:
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_TOKEN_PATH": str(tmp_path / "token"),
-            "HF_HUB_DISABLE_XET": True,
-        }.items():
-            monkeypatch.setattr(constants, name, value)
+    with in_its_place(monkeypatch, tmp_path) as server:
         yield server
 
 
