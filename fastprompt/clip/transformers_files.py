@@ -134,13 +134,12 @@ def preprocessing(folder: Path) -> dict[str, Any]:
 
 def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Return the file, and the settings; version 5 of transformers may nest them in another."""
-    whole = folder / "processor_config.json"
-    if whole.is_file():
-        found = read_json(whole).get("image_processor", {})
+    file = folder / "processor_config.json"
+    if file.is_file() and "image_processor" in (nested := read_json(file)):
+        found = nested["image_processor"]
         if not isinstance(found, dict):
-            raise ValueError(f"{whole}: image_processor is not a mapping; restore or remove it")
-        if found:
-            return whole, found
+            raise ValueError(f"{file} has an image_processor that is no JSON object; restore it")
+        return file, found
     file = folder / "preprocessor_config.json"
     return file, read_json(file) if file.is_file() else {}
 

@@ -74,6 +74,9 @@ def test_what_a_processor_saves_is_used_too(tmp_path):
     clip = load_clip(folder, source="transformers")
     assert clip.std.flatten().tolist() == pytest.approx([0.2, 0.3, 0.4])
     assert clip.preprocess["interpolation"] == "bilinear"
+    (folder / "processor_config.json").write_text('{"image_processor": [1]}')
+    with pytest.raises(ValueError, match=r"^model: .*processor_config.json .*image_processor"):
+        load_clip(folder, source="transformers")
 
 
 def test_a_run_is_loaded_again(tmp_path):
