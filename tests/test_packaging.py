@@ -151,6 +151,34 @@ def test_a_cpu_build_of_torch_needs_no_triton():
     assert of_tests.endswith("platform_system == 'Linux'")
 
 
+def floors(requirements):
+    """The oldest versions: name -> "major.minor"."""
+    found = (re.match(r"([\w.-]+)>=(\d+\.\d+)(?:;|$)", r) for r in requirements)
+    return {match[1]: match[2] for match in found if match}
+
+
+def test_the_floor_that_is_declared_is_the_one_that_is_tested():
+    """By `make test-floor`, and by a job of the workflow that calls it."""
+    needed, extra = extras()
+    declared = floors(needed)
+    recipe = (ROOT / "Makefile").read_text("utf-8")
+    for name in ("torch", "torchvision"):
+        assert f'"{name}=={declared[name]}.*"' in recipe
+    # releases of the same day
+    torch, vision = (int(declared[name].split(".")[1]) for name in ("torch", "torchvision"))
+    assert vision - torch == 15
+    brings = {"2.11": "3.6"}  # the Triton that a torch for Linux requires
+    assert floors(extra["test"])["triton"] == brings[declared["torch"]]
+    assert f"needs torch {declared['torch']} or later" in (
+        ROOT / "benchmarks" / "README.md"
+    ).read_text("utf-8")
+    (python,) = re.findall(r"FLOOR_PYTHON \?= python(.*)", recipe)
+    job = yaml.safe_load(WORKFLOWS[0].read_text("utf-8"))["jobs"]["floor"]
+    (set_up,) = [s["with"] for s in job["steps"] if "setup-python" in s.get("uses", "")]
+    assert set_up["python-version"] == python
+    assert job["steps"][-1]["run"] == f"make test-floor FLOOR_PYTHON=python{python}"
+
+
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
