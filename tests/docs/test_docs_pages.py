@@ -141,18 +141,24 @@ def test_what_the_readme_does_with_a_run(few_shapes, tmp_path, monkeypatch, caps
     for i in range(2):
         to_pil_image(data.test[i][0]).save(f"photos/{i}.png")
     to_pil_image(data.test[2][0]).save("a.jpg")
+    Path("names.txt").write_text("red kite\nblue moon\n", "utf-8")
     (block,) = (b for b in re.findall(r"```bash\n(.*?)```", README, flags=re.S) if "predict" in b)
     guide = page("docs/guides/predict.md")
-    for line in block.strip().splitlines():
+    lines = block.strip().splitlines()
+    assert len(lines) == 5
+    for line in lines:
         program, *arguments = shlex.split(line, comments=True)
         assert program == "fastprompt"
         if arguments[0] == "export" and not find_spec("onnxscript"):
             continue  # which the extra brings
-        assert arguments[0] in ("export", "push") or shlex.join([program, *arguments]) in guide
+        shown = arguments[0] in ("evaluate", "predict") and arguments[1] == "runs/first"
+        assert not shown or shlex.join([program, *arguments]) in guide
         few = ["--limit=4", "--sanity=off"] if "evaluate" in arguments else []
         assert main([*arguments, *few]) in (0, 1), capsys.readouterr().err
     assert Path("predictions.csv").read_text().count("\n") == 3
-    assert "calibrated: temperature" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "calibrated: temperature" in said.err
+    assert "red kite" in said.out or "blue moon" in said.out
     names = {"NAPTuner": NAPTuner, "predict": predict}
     exec(python_blocks(guide)[0], names)
     assert len(names["found"]) == 3
