@@ -144,6 +144,18 @@ def test_heavy_test_packages_stand_in_an_extra_of_their_own():
     assert not {"gradio", "playwright"} & {name_of(r) for r in extra["dev"]}
 
 
+def test_the_heavy_extra_is_resolved_alone_and_its_tests_are_run():
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    (resolved,) = [line for line in script.splitlines() if "--dry-run" in line]
+    assert resolved.endswith('".[test-use]"')
+    assert "--ignore-installed" in resolved
+    _, installed = script.split('pip install -e ".[test-use]"')
+    assert "tests/test_extras.py" in installed
+    _, extra = extras()
+    features = {"parquet", "ray", "datasets"}  # what their extras bring is in this one, too
+    assert {name_of(r) for e in features for r in extra[e]} <= {*map(name_of, extra["test-use"])}
+
+
 def test_a_cpu_build_of_torch_needs_no_triton():
     needed, extra = extras()
     assert "triton" not in map(name_of, needed)
