@@ -7,8 +7,8 @@ A page's tables are between ``<!-- ladder -->`` and ``<!-- /ladder -->``; docs/b
 has blocks for the GPU and for growth, benchmarks/README.md has the profile, docs/step_budget.md the
 estimate of a step, docs/guides/many_devices.md the bytes that a step sends, an estimate of its
 scaling and the times of Ray workers, docs/guides/predict.md the rates of predictions,
-docs/guides/protocols.md the accuracies on Caltech101, docs/guides/robustness.md the comparison with
-torchattacks' AutoAttack.
+docs/guides/export.md the accuracies of int8 files, docs/guides/protocols.md the accuracies on
+Caltech101, docs/guides/robustness.md the comparison with torchattacks' AutoAttack.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .gpu import scaling
 from .gpu.budget import table as budget_table
 from .growth import curves as growth_curves
 from .growth.table import lines as growth_lines
+from .inference import int8
 from .inference import measure as predictions
 from .ladder import profiling, result_file
 from .ladder.gpu_demands import gpu_table
@@ -41,9 +42,10 @@ NOTES = Path("benchmarks/README.md")
 BUDGET = Path("docs/step_budget.md")
 DEVICES = Path("docs/guides/many_devices.md")
 PREDICT = Path("docs/guides/predict.md")
+EXPORT = Path("docs/guides/export.md")
 PROTOCOLS = Path("docs/guides/protocols.md")
 ROBUSTNESS = Path("docs/guides/robustness.md")
-PAGES = (README, PAGE, NOTES, BUDGET, DEVICES, PREDICT, PROTOCOLS, ROBUSTNESS)
+PAGES = (README, PAGE, NOTES, BUDGET, DEVICES, PREDICT, EXPORT, PROTOCOLS, ROBUSTNESS)
 PLOT = PAGE.with_suffix(".svg")
 LINK = f"![Speed-up of each rung, seconds and memory against the number of classes]({PLOT.name})"
 
@@ -59,6 +61,7 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
     growth = _of_machines(results, growth_curves.FILE, _growth)
     profiles = _of_machines(results, profiling.RESULT.name, profiling.table)
     rates = _of_machines(results, predictions.RESULT.name, _table_of(predictions.lines))
+    quantized = _of_machines(results, int8.RESULT.name, _table_of(int8.lines))
     times = _of_machines(results, workers.RESULT.name, _table_of(workers.lines))
     strength = _of_machines(results, autoattack.RESULT.name, _table_of(autoattack.lines))
     accuracies = _of_machines(results, caltech.RESULT.name, caltech.text)
@@ -69,6 +72,7 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
         BUDGET: {"budget": budget_table(results)},
         DEVICES: {"sent": scaling.sent_table(), "scaling": scaling.table(), "workers": times},
         PREDICT: {"predict": rates},
+        EXPORT: {"int8": quantized},
         PROTOCOLS: {"caltech101": accuracies},
         ROBUSTNESS: {"autoattack": strength},
     }

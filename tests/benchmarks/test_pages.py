@@ -30,6 +30,7 @@ def root(tmp_path):
     text = "\n".join(block.format(name) for name in ("sent", "scaling", "workers"))
     (tmp_path / "docs" / "guides" / "many_devices.md").write_text(text)
     (tmp_path / "docs" / "guides" / "predict.md").write_text(block.format("predict"))
+    (tmp_path / "docs" / "guides" / "export.md").write_text(block.format("int8"))
     for page, name in (("protocols", "caltech101"), ("robustness", "autoattack")):
         (tmp_path / "docs" / "guides" / f"{page}.md").write_text(block.format(name))
     save(tmp_path / "results", {"benchmarks": entries()})
