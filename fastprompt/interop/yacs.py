@@ -58,7 +58,7 @@ def translate_yacs(
     [0, 1]; the codes use both. No code of the files is run.
 
     Args:
-        method: ``"advpt"``, ``"apt"``, ``"ampt"``, ``"capt"`` or ``"nap"``.
+        method: ``"advpt"``, ``"apt"``, ``"ampt"``, ``"capt"``, ``"coop"`` or ``"nap"``.
         yacs: the file: of the data set, of the trainer, or of both.
         trainer: the file of the trainer; its values replace those of ``yacs``, as in Dassl.
         given: names of settings and options that are set elsewhere, each with what sets it, such as
@@ -66,11 +66,17 @@ def translate_yacs(
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file is not valid YAML, a key is unknown, or a value cannot be expressed; the
-            message has the file, the key, its value and the remedy.
+        ValueError: a file is not valid YAML, a key is unknown, or a value cannot be expressed (the
+            message has the file, the key, its value and the remedy); or the method is unknown, or
+            one of another package, which has no translation.
     """
     if method not in TUNERS:
         raise unknown("method", method, TUNERS)
+    if method not in SECTIONS:
+        raise ValueError(
+            f"yacs: the files cannot be translated for {method}, only for {', '.join(SECTIONS)}; "
+            "pass its settings as options or in a file with --config"
+        )
     values: dict[str, Any] = {}
     origin: dict[str, Path] = {}
     for path in (yacs, trainer):
@@ -134,7 +140,7 @@ class _Translator:
         self.keys: dict[str, str] = {}  # of the settings
 
     def run(self) -> Translation:
-        rules = rules_of(self.out.method)
+        rules = rules_of(self.out.method, self.values)
         sections = [f"TRAINER.{name}." for name in SECTIONS[self.out.method]]
         start = next(
             (s for s in sections if any(k.startswith(s) for k in self.values)), sections[0]

@@ -10,6 +10,7 @@ from typing import Any
 
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
+from .._utils.checks import parse_fraction, shown
 from ..data.coop import canonical
 from ..data.coop_sets import PREFIX
 
@@ -168,12 +169,15 @@ def _transforms(method: str, value: Any) -> Found:
         raise Refused("is not a list of names")
     kinds = {str(name) for name in names} - {_NORMALIZE}
     if kinds not in (set(), {"center_crop"}, {_CROP, _FLIP}):
-        raise Refused(
-            f"cannot be expressed, only {_CROP} with {_FLIP}, or center_crop; pass --augment"
-        )
+        raise Refused(f"cannot be expressed, only {_CROP} with {_FLIP}; pass --augment")
     if method == "advpt":  # the authors' bank too has images without augmentation
         return Found(note=f"{_NO_EFFECT}: the bank has the images without augmentation")
-    return Found({"augment": True, "crops": "exact"} if _CROP in kinds else {"augment": False})
+    if _CROP not in kinds:
+        raise Refused(
+            f"cannot be expressed: without {_CROP}, Dassl stretches the training images to SIZE x "
+            "SIZE; pass --augment=false for those of the evaluation, which keep their proportions"
+        )
+    return Found({"augment": True, "crops": "exact"})
 
 
 def _crop_scale(value: Any) -> Found:
@@ -248,10 +252,16 @@ _SAID = {
 # ---- attacks -----------------------------------------------------------------------------------
 
 
-def _pgd(value: Any) -> Found:
-    steps = _whole("steps", value).settings["steps"]
-    note = "steps of eps/4, any iterate counts"
-    return Found({"attacks": f"clean,pgd-{steps}"}, note)
+def _pgd(key: str, alpha: Any, value: Any) -> Found:
+    """Translate the number of steps of the test attack; `alpha` is the value of ``key`` or None."""
+    name = f"clean,pgd-{_whole('steps', value).settings['steps']}"
+    if alpha is None:
+        return Found({"attacks": name}, "steps of eps/4, any iterate counts")
+    try:
+        size = f"{255 * parse_fraction(distance(alpha), 'alpha'):.12g}/255"
+    except (Refused, ValueError):
+        raise Refused(f"has steps of {key} = {shown(alpha)}, which is no distance") from None
+    return Found({"attacks": f"{name}:{size}"}, "any iterate counts")
 
 
 def _adv_term(value: Any) -> Found:
@@ -283,11 +293,11 @@ _ATTACKS: dict[str, dict[str, Rule]] = {
         "DATASET.TEST_EPS": Rule(partial(_distance, ("eval_eps",)), ("eval_eps",)),
         "DATALOADER.TRAIN_X.BATCH_EMBEDDING_SIZE": Rule(partial(_whole, "attack_batch")),
     },
+    "coop": {},
     "capt": {
         "ATTACK.PGD.EPS": Rule(partial(_distance, ("eps", "eval_eps"))),
         "ATTACK.PGD.ALPHA": Rule(partial(_distance, ("alpha",)), ("alpha",)),
         "ATTACK.PGD.TRAIN_ITER": Rule(partial(_whole, "steps")),
-        "ATTACK.PGD.TEST_ITER": Rule(_pgd, ("attacks",)),
         "ATTACK.PGD.ADV_TERM": Rule(_adv_term),
         "ATTACK.PGD.LAMBDA_1": Rule(partial(_is, "lam")),
     },
@@ -295,7 +305,6 @@ _ATTACKS: dict[str, dict[str, Rule]] = {
         "TRAINER.MAPLE.EPSILON": Rule(partial(_distance, ("eps",)), ("eps",)),
         "TRAINER.MAPLE.ADV_STEPS": Rule(partial(_whole, "steps")),
         "TRAINER.MAPLE.TEST_EPSILON": Rule(partial(_distance, ("eval_eps",)), ("eval_eps",)),
-        "TRAINER.MAPLE.TEST_STEPS": Rule(_pgd, ("attacks",)),
         "TRAINER.MAPLE.ADV_TRAIN": Rule(
             partial(only, (True,), "clean tuning is not a setting of nap", "adversarial tuning")
         ),
@@ -305,19 +314,35 @@ _TRAINERS = {
     "advpt": ("AdvPT", "ADV", "CoOp"),
     "apt": ("APT",),
     "ampt": ("CoOp", "APT"),
+    "coop": ("CoOp",),
     "capt": ("FAP", "MaPLe"),
     "nap": ("MaPLe",),
 }
 
 
-def rules_of(method: str) -> dict[str, Rule]:
-    """Return the rules of a method's keys, without those of its prompts."""
+# the number of steps of the test attack, and their size if the code has one
+_TESTS = {
+    "capt": ("ATTACK.PGD.TEST_ITER", "ATTACK.PGD.ALPHA"),
+    "nap": ("TRAINER.MAPLE.TEST_STEPS", ""),
+}
+
+
+def rules_of(method: str, values: Mapping[str, Any]) -> dict[str, Rule]:
+    """Return the rules of a method's keys, without those of its prompts.
+
+    Args:
+        values: the values of the files, since some keys depend on each other.
+    """
     accepted = (OPENAI_DATASET_MEAN, (0, 0, 0)), (OPENAI_DATASET_STD, (1, 1, 1))
     pixels = {
         f"INPUT.PIXEL_{kind}": Rule(partial(_normalization, known), ("clip",))
         for kind, known in zip(("MEAN", "STD"), accepted, strict=True)
     }
     said = {key: Rule(partial(_noted, note)) for key, note in _SAID.items()}
+    tests = {}
+    if method in _TESTS:
+        steps, alpha = _TESTS[method]
+        tests[steps] = Rule(partial(_pgd, alpha, values.get(alpha)), ("attacks",))
     trainer = partial(
         only, _TRAINERS[method], "choose the method on the command line", "the method"
     )
@@ -329,4 +354,5 @@ def rules_of(method: str) -> dict[str, Rule]:
         **said,
         "TRAINER.NAME": Rule(trainer),
         **_ATTACKS[method],
+        **tests,
     }

@@ -16,10 +16,12 @@ SECTIONS = {
     "advpt": ("ADV", "COOP"),
     "apt": ("COOP",),
     "ampt": ("COOP",),
+    "coop": ("COOP",),
     "capt": ("FAP", "MAPLE"),
     "nap": ("MAPLE",),
 }
 _DEEP = ("capt", "nap")
+_PER_CLASS = ("apt", "coop")
 _FEW = 4  # MaPLe and FAP ignore CTX_INIT for more tokens
 _PRECISIONS = ("fp16", "fp32")
 _NO_EFFECT = "no effect"
@@ -128,9 +130,12 @@ def _class_specific(method: str, values: Mapping[str, Any]) -> Found:
         raise Refused("is not True or False")
     if values["CSC"] and _quietly(method, values):
         return Found(note=f"{_NO_EFFECT} with CTX_INIT: one context for all classes")
-    if values["CSC"] and method != "apt":
-        raise Refused(f"cannot be expressed by {method}: only apt has class-specific contexts")
-    if method != "apt":
+    if method not in _PER_CLASS:
+        if values["CSC"]:
+            raise Refused(
+                f"cannot be expressed by {method}: only {' and '.join(_PER_CLASS)} have "
+                "class-specific contexts"
+            )
         return Found(note="one context for all classes")
     return Found({"class_specific": values["CSC"]})
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from fastprompt.evaluation.plan import plan_attacks
 from fastprompt.interop import translate_yacs
 from fastprompt.methods.registry import TUNERS
 
@@ -84,6 +85,16 @@ CASES = {
         },
         MODEL,
     ),
+    "coop": (
+        COMMON + "TRAINER:\n  NAME: CoOp\n  COOP:\n    N_CTX: 16\n    CSC: True\n"
+        "    CTX_INIT: ''\n    CLASS_TOKEN_POSITION: end\n    PREC: fp16\n",
+        {
+            **SETTINGS,
+            **{"n_ctx": 16, "ctx_init": None, "class_specific": True, "precision": "fp16"},
+            "template": "[ctx] {}.",
+        },
+        MODEL,
+    ),
     "ampt": (
         COMMON + "TRAINER:\n  NAME: CoOp\n  COOP:\n    N_CTX: 4\n    CLASS_TOKEN_POSITION: end\n"
         "    CSC: False\nAT:\n  EPS: 4/255\n",
@@ -121,7 +132,7 @@ CASES = {
             **{"n_ctx": 2, "ctx_init": "a photo", "template": "[ctx] of a {}.", "depth": 9},
             **{"eps": "1/255", "alpha": "1/255", "steps": 2, "lam": 1.5},
         },
-        {**MODEL, "eval_eps": "1/255", "attacks": "clean,pgd-100"},
+        {**MODEL, "eval_eps": "1/255", "attacks": "clean,pgd-100:1/255"},
     ),
 }
 
@@ -133,7 +144,7 @@ def test_the_files_of_each_trainer(translate, method):
     assert found.settings == settings
     assert found.job == job
     config = TUNERS[method].Config(**{**found.base, **found.settings})
-    if method in ("apt", "advpt", "nap"):  # the rest is that of the authors' code
+    if method in ("apt", "advpt", "coop", "nap"):  # the rest is that of the authors' code
         published = dataclasses.asdict(TUNERS[method].Config.published())
         rest = {k: v for k, v in dataclasses.asdict(config).items() if k not in settings}
         assert rest == {k: v for k, v in published.items() if k not in settings}
@@ -161,12 +172,26 @@ def test_data_and_seed(translate):
 
 def test_the_file_of_the_trainer_wins(write):
     one = write(DATASET + OPTIM)
-    two = write("OPTIM:\n  LR: 0.1\nINPUT:\n  TRANSFORMS: [normalize]\n", "trainer.yaml")
+    two = write("OPTIM:\n  LR: 0.1\nTRAINER:\n  COOP:\n    N_CTX: 3\n", "trainer.yaml")
     found = translate_yacs("apt", one, two)
     assert (found.settings["lr"], found.settings["epochs"], found.job["shots"]) == (0.1, 50, 16)
-    assert found.settings["augment"] is False
+    assert found.settings["n_ctx"] == 3
     with pytest.raises(ValueError, match=r"yacs: .*trainer\.yaml: OPTIM\.NAME = 'adam'"):
         translate_yacs("apt", one, write("OPTIM: {NAME: adam}", "trainer.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "size"),
+    [(0.00392156862745098, "1/255"), ("2/255", "2/255"), (0.67 / 255, "0.67/255")],
+)
+def test_the_step_size_of_fap_is_that_of_its_test(translate, alpha, size):
+    found = translate("capt", f"ATTACK: {{PGD: {{ALPHA: {alpha}, TEST_ITER: 3}}}}")
+    assert found.job["attacks"] == f"clean,pgd-3:{size}"
+    (plan,) = plan_attacks(found.job["attacks"], "1/255")
+    tuning = TUNERS["capt"].Config(**found.settings).step_size
+    assert plan.settings["alpha"] == pytest.approx(tuning, rel=1e-11)
+    attacks = translate("capt", "ATTACK: {PGD: {TEST_ITER: 3}}").job["attacks"]
+    assert attacks == "clean,pgd-3"
 
 
 def test_words_of_coop_give_the_number_of_tokens(translate):
@@ -227,6 +252,8 @@ def test_what_is_given_elsewhere_wins_is_said_and_is_not_refused(translate):
         ("apt", "INPUT: {PIXEL_MEAN: [0.5, 0.5, 0.5]}", "PIXEL_MEAN = .* not OpenAI's .*remove it"),
         ("apt", "INPUT: {TRANSFORMS: [colorjitter]}", "TRANSFORMS = .*colorjitter.*pass --augment"),
         ("apt", "INPUT: {TRANSFORMS: [random_flip]}", "TRANSFORMS = .*random_flip.*--augment"),
+        ("apt", "INPUT: {TRANSFORMS: [normalize]}", "TRANSFORMS = .*Dassl stretches .*--augment="),
+        ("nap", "INPUT: {TRANSFORMS: center_crop}", "TRANSFORMS = 'center_crop' .*--augment=false"),
         ("apt", "MODEL: {BACKBONE: {NAME: resnet18}}", "'resnet18' is none of RN50.*pass --clip"),
         ("apt", "MODEL: {BACKBONE: {ROBUST: true}}", "ROBUST = True needs .*--image_weights"),
         ("apt", "DATASET: {NAME: CIFAR10}", "DATASET.NAME = 'CIFAR10' is no data set .*--data"),
@@ -244,6 +271,9 @@ def test_what_is_given_elsewhere_wins_is_said_and_is_not_refused(translate):
         ("nap", "TRAINER: {MAPLE: {ADV_TRAIN: false}}", "ADV_TRAIN = False cannot"),
         ("nap", "TRAINER: {MAPLE: {N_CTX: 3, CTX_INIT: a photo}}", "fewer words than the 3 tokens"),
         ("nap", "TRAINER: {MAPLE: {PROMPT_HIDDEN_DIM: 64}}", "PROMPT_HIDDEN_DIM = 64 is no known"),
+        ("coop", "AT: {EPS: 4/255}", "AT.EPS = '4/255' is no known key of coop"),
+        ("coop", "TRAINER: {NAME: APT}", "NAME = 'APT' cannot .*CoOp; choose the method"),
+        ("capt", "ATTACK: {PGD: {TEST_ITER: 9, ALPHA: x}}", "TEST_ITER = 9 has steps of .*ALPHA ="),
         ("capt", "ATTACK: {PGD: {ADV_TERM: cos}}", "ADV_TERM = 'cos' is a factor of FAP's loss"),
     ],
 )
@@ -268,3 +298,13 @@ def test_a_missing_file_and_an_unknown_method_are_told(tmp_path):
         translate_yacs("apt", tmp_path / "none.yaml")
     with pytest.raises(ValueError, match="unknown method 'maple'"):
         translate_yacs("maple", tmp_path / "none.yaml")
+
+
+def test_a_method_of_another_package_is_refused(translate, monkeypatch):
+    monkeypatch.setitem(TUNERS, "mine", TUNERS["apt"])
+    with pytest.raises(ValueError, match=r"^yacs: .* for mine, only for advpt, .*--config"):
+        translate("mine", COMMON)
+
+
+def test_every_method_has_a_translation():
+    assert set(CASES) == {n for n, tuner in TUNERS.items() if "fastprompt." in tuner.__module__}
