@@ -120,9 +120,10 @@ def evaluate(
         confirm: attack images that stand after a search in another precision again in the model's
             own. Not done for randomized models, as a second random prediction would count too.
         scoring: ``"strict"``, as described above; or ``"published"``, as most published code
-            evaluates: PGD, CW and the feature attack run to their ends on all images, and the
-            accuracy on their last iterates counts, whether the clean image is classified correctly
-            or not, with or without a usable gradient. Other attacks and ``stop`` are then as by
+            evaluates: PGD, CW, the feature attack, TPGD, MI-, DI- and TI-FGSM run to their ends on
+            all images, and the accuracy on their last iterates counts, whether the clean image is
+            classified correctly or not, with or without a usable gradient. Other attacks
+            (AutoAttack, its parts, those of other packages) and ``stop`` are then as by
             default, ``"auto"`` searches in the model's own precision, and of the sanity checks
             those that attack surviving images again are left out.
         calibrate: validation images of the same classes, on which a temperature for the logits is

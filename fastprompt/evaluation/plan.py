@@ -23,8 +23,8 @@ _NAME = re.compile(
     r"(?P<kind>pgd|cw|apgd-ce|apgd-dlr|apgd-t|fab-t|square|feature-pgd|tpgd|mi-fgsm|di-fgsm|ti-fgsm)"
     r"(?:-(?P<steps>[1-9][0-9]*))?(?::(?P<alpha>[0-9./]+))?"
 )
-_FIXED_STEPS = ("pgd", "cw", "feature-pgd")  # attacks whose last iterate published code scores
 _LONGEST = 200  # characters of an attack's name, with that of its surrogate
+# attacks with a fixed number of steps, whose last iterates published code scores
 _WITH_STEPS = ("pgd", "cw", "feature-pgd", "tpgd", "mi-fgsm", "di-fgsm", "ti-fgsm")
 _STEPS = {"apgd-dlr": 100} | {name: standard.steps for name, standard in STANDARD.items()}
 _OWN = ("clean", "autoattack", "apgd", *KINDS)
@@ -107,10 +107,16 @@ def plan(name: str, eps: float, how: How, surrogates: Sequence[str] = ()) -> Pla
     if surrogate:
         path = f"transfer:{surrogate}"
         how = replace(how, stop=False)  # fooling the surrogate must not stop the attack
-    if alone := how.alone and own.startswith(_FIXED_STEPS):
+    if alone := how.alone and has_last_iterates(own):
         how = replace(how, stop=False)
     names = tuple(STANDARD) if own == "autoattack" else (own,)
     return Planned(name, path, eps, tuple(_stage(each, eps, how) for each in names), alone)
+
+
+def has_last_iterates(name: str) -> bool:
+    """Return whether published scoring takes the accuracy on the attack's last iterates."""
+    found = _NAME.fullmatch(name.partition("@")[0])
+    return found is not None and found["kind"] in _WITH_STEPS
 
 
 def _other(name: str) -> other_attacks.OtherAttack | None:

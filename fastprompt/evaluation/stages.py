@@ -20,8 +20,8 @@ class How:
         batch: number of images attacked at once.
         stop: a fooled image leaves its batch, and counts as fooled if any iterate fools the model.
         samples: gradients averaged in each step, for randomized models.
-        alone: PGD, CW and the feature attack are scored as in published code: on all images, by the
-            accuracy on their last iterates alone.
+        alone: attacks with a fixed number of steps are scored as in published code: on all images,
+            by the accuracy on their last iterates alone.
     """
 
     seed: int = 0

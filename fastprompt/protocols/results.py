@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..evaluation import Evaluation
+from ..evaluation.plan import has_last_iterates
 from ..report.comparison import radius
 from ..report.runs import check_one_scoring
 from .cells import Cell, Judged, words_of_shots
@@ -196,11 +197,12 @@ def _caption(plan: Plan, evaluations: Sequence[Evaluation], scoring: str) -> str
     draw = f", {words_of_shots(facts['shots'][0])}" if len(facts["shots"]) == 1 else ""
     images = sorted({evaluation.data["n"] for evaluation in evaluations})
     n = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    how = (
-        "an image counts as robust if it is right clean and under each iterate"
-        if scoring == "strict"
-        else "accuracy on the last iterates of all images"
-    )
+    attacks = dict.fromkeys(r["attack"] for e in evaluations for r in e.rows)
+    others = [a for a in attacks if a != "clean" and not has_last_iterates(a)]
+    how = "an image counts as robust if it is right clean and under each iterate"
+    if scoring != "strict" and any(map(has_last_iterates, attacks)):
+        but = f", but under {', '.join(others)} {how}" if others else ""
+        how = f"accuracy on the last iterates of all images{but}"
     return (
         f"{facts['protocol']} on {plan.clip.name}: {plan.protocol.about}{draw}; accuracy in %, "
         f"{spread}, on {n} test images; {facts['scoring']} scoring: {how}"

@@ -5,10 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from fastprompt import evaluate
+from fastprompt.attacks import DIFGSM, MIFGSM, TIFGSM, TPGD
 from fastprompt.attacks.random_start import random_start
 from fastprompt.data.dataset import ImageTensors
 from fastprompt.evaluation import Evaluation
-from fastprompt.evaluation.plan import plan_attacks
+from fastprompt.evaluation.plan import has_last_iterates, plan_attacks
 
 N, EPS = 40, 4 / 255
 
@@ -73,6 +74,33 @@ def test_published_is_the_plain_loop(data, attack, steps, alpha):
     assert row["settings"]["alpha"] == pytest.approx(alpha)
     assert row["n"] == N == row["gradients"] // steps
     assert result.scoring == "published"
+
+
+STEPS = 3
+OTHERS = {  # the attacks that transfer, with evaluate's step sizes
+    f"tpgd-{STEPS}": lambda model: TPGD(model, EPS, EPS / 4, STEPS),
+    f"mi-fgsm-{STEPS}": lambda model: MIFGSM(model, EPS, EPS / STEPS, STEPS),
+    f"di-fgsm-{STEPS}": lambda model: DIFGSM(model, EPS, EPS / STEPS, STEPS),
+    f"ti-fgsm-{STEPS}": lambda model: TIFGSM(model, EPS, EPS / STEPS, STEPS),
+}
+
+
+@pytest.mark.parametrize("attack", OTHERS)
+def test_published_counts_the_images_that_the_attack_returns(data, attack):
+    row = judged(data, attack, "published", sanity="off").row("model", attack, EPS)
+    made = OTHERS[attack](Doubled()).run(data.images.float() / 255, data.labels)
+    with torch.no_grad():
+        right = (Doubled()(made.images).argmax(1) == data.labels).double().mean().item()
+    assert row["accuracy"] == right
+    assert row["settings"]["counts"] == "last iterate"
+    assert row["n"] == N == row["gradients"] // STEPS
+
+
+def test_only_our_attacks_with_fixed_steps_have_last_iterates():
+    names = ("pgd-20", "cw-9:1/255", "feature-pgd-40", "pgd-3@zero-shot", *OTHERS)
+    assert all(has_last_iterates(name) for name in names)
+    for name in ("clean", "autoattack", "apgd-ce", "fab-t-9", "square", "pgd2", "pgd-like-3"):
+        assert not has_last_iterates(name)
 
 
 def test_strict_is_lower_and_stays_the_default(data):

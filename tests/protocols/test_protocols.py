@@ -490,6 +490,24 @@ def test_published_rows_say_how_they_are_judged(two, tmp_path):
     assert (row["scoring"], row["settings"]["counts"]) == ("published", "last iterate")
 
 
+def test_the_caption_says_how_each_attack_is_scored(two):
+    made = plan("few-shot", "zero-shot", **{**two, "scoring": "published", "attacks": "pgd-2"})
+
+    def caption(scoring, *attacks):
+        rows = [{"attack": a, "eps": 0.0, "accuracy": 0.5, "model": "m"} for a in attacks]
+        how = {"alone": True} if scoring == "published" else {}
+        found = Evaluation([{**r, "reasons": []} for r in rows], data={"n": 3}, how=how)
+        return results.collect(made, [(c, c.judged[0], found) for c in made.cells]).caption
+
+    last, robust = "accuracy on the last iterates of all images", "right clean and under each"
+    assert caption("published", "clean", "pgd-2", "tpgd-3").endswith(last)
+    mixed = caption("published", "clean", "pgd-2", "autoattack")
+    assert f"{last}, but under autoattack an image counts as robust if it is {robust}" in mixed
+    for others in (caption("published", "clean", "square"), caption("strict", "pgd-2")):
+        assert last not in others
+        assert robust in others
+
+
 def test_a_table_never_mixes_scorings(two, tmp_path):
     options = {**two, "seeds": (1,)}
     made = plan("few-shot", "zero-shot,coop", **options)
