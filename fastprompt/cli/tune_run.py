@@ -54,7 +54,10 @@ def run_job(
     data = _data(job) if source is None else load_recorded(source, download=job["download"])
     clip = model_of(job)  # after the data, which is refused sooner
     data = data.for_model(clip)
-    tuner = TUNERS[method](clip, data.classnames, config, **settings)
+    given = {**(config or {}), **settings}
+    own = TUNERS[method].settings_from(data.templates)
+    own = {k: v for k, v in own.items() if given.get(k) is None}
+    tuner = TUNERS[method](clip, data.classnames, config, **{**settings, **own})
     eps = (
         _radii(getattr(tuner.config, "eps", "4/255"))
         if job["eval_eps"] is None
@@ -70,7 +73,6 @@ def run_job(
         f"images{drawn}; run folder {out}"
     )
     print(printable(about), flush=True)
-    given = {**(config or {}), **settings}
     if preset := {k: v for k, v in tuner.preset.items() if k not in given}:
         shown = {k: f"{255 * v:g}/255" if k == "eps" else v for k, v in preset.items()}
         print(f"preset: {', '.join(f'{k}={v}' for k, v in shown.items())}", flush=True)

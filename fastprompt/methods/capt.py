@@ -6,8 +6,9 @@ our choice; the setting ``balance`` selects it.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from .._utils.checks import (
     check_number,
     check_templates,
 )
-from ..clip.frozen import FrozenCLIP
+from ..clip.frozen import TEMPLATES, FrozenCLIP
 from ..data.dataset import ImageDataset
 from ..kernels import consistency_loss
 from ..prompts.deep import Coupling, DeepPrompts, why_no_deep_prompts
@@ -55,7 +56,10 @@ class CAPTConfig(OnlineConfig):
             ``"adv||target"`` is KL(adv || target), ``"target||adv"`` is KL(target || adv).
         frozen_kl: direction of the divergence to the frozen model's prediction, as ``train_kl``.
         detach_targets: stop the gradient of the consistency term at the tuned model's clean logits.
-        guide_template: prompt template of the frozen model, with one ``{}`` for the class name.
+        guide_template: prompt template of the frozen model, with one ``{}`` for the class name. By
+            default ``"a photo of a {}."``; `fastprompt tune` and protocols use the data set's own
+            template if it has exactly one, such as ``"{} texture."`` for CoOp's DTD.
+            ``config.json`` stores the template.
     """
 
     lr: float = 0.0025
@@ -69,7 +73,7 @@ class CAPTConfig(OnlineConfig):
     train_kl: Direction = "adv||target"
     frozen_kl: Direction = "adv||target"
     detach_targets: bool = True
-    guide_template: str = "a photo of a {}."
+    guide_template: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +86,8 @@ class CAPTConfig(OnlineConfig):
         check_choice(self.ce, "ce", ("adv", "clean"))
         if self.ce == "adv":
             self._need_clean_images("ce='adv'", "set ce='clean'")
-        check_templates(self.guide_template, "guide_template")
+        if self.guide_template is not None:
+            check_templates(self.guide_template, "guide_template")
         for name in ("train_kl", "frozen_kl"):
             check_choice(getattr(self, name), name, get_args(Direction))
 
@@ -105,6 +110,15 @@ class CAPTTuner(OnlineTuner):
     def unfit(cls, clip: FrozenCLIP) -> str:
         return why_no_deep_prompts(clip)
 
+    @classmethod
+    def settings_from(cls, templates: Sequence[str]) -> dict[str, Any]:
+        return {"guide_template": templates[0]} if len(templates) == 1 else {}
+
+    def _start(self) -> None:
+        super()._start()
+        if self.config.guide_template is None:
+            self.config = dataclasses.replace(self.config, guide_template=TEMPLATES[0])
+
     def build_prompts(self) -> DeepPrompts:
         config = self.config
         return DeepPrompts.for_clip(
@@ -121,6 +135,7 @@ class CAPTTuner(OnlineTuner):
     ) -> int:
         config = self.config
         examples = super().prepare(train, val, out, progress)
+        assert config.guide_template is not None
         self.guide = self.clip.zero_shot(
             self.classnames,
             config.guide_template,

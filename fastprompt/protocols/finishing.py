@@ -179,6 +179,8 @@ def _tuned(plan: Plan, cell: Cell, path: Path, progress: bool) -> Tuner:
     assert cell.seed is not None
     data = plan.load(cell.data, cell.classes, shots=cell.shots, seed=cell.seed)
     config = replace(plan.configs[cell.method], seed=cell.seed)
+    own = TUNERS[cell.method].settings_from(data.templates)
+    config = replace(config, **{k: v for k, v in own.items() if getattr(config, k) is None})
     decides = config.keep == "best" or config.patience is not None
     val = data.val if decides and not data.val_is_test else None
     tuner = TUNERS[cell.method](plan.clip, data.classnames, config)

@@ -99,6 +99,14 @@ class Tuner(SharedTuner):
         """
         return clip.why_no_text_prompts()
 
+    @classmethod
+    def settings_from(cls, templates: Sequence[str]) -> dict[str, Any]:
+        """Return settings that follow from a data set's zero-shot templates; by default none.
+
+        `fastprompt tune` and protocols use them where the user gives no value.
+        """
+        return {}
+
     @abstractmethod
     def build_prompts(self) -> nn.Module:
         """Return the module of trainable parameters; its state dict is saved."""

@@ -102,6 +102,23 @@ def test_a_run_on_own_tensors_asks_for_data(call, pictures, tmp_path):
     call("evaluate", tmp_path / "run", SMALL, f"--data={pictures}")
 
 
+def test_the_guide_of_capt_has_the_template_of_the_data_set(call, tmp_path):
+    write_split(tmp_path / "data", "DTD")
+    tune = f"{TUNE.replace('apt', 'capt')} --data=coop:DTD --root {tmp_path / 'data'}"
+    for name, more, template in (
+        ("own", "", "{} texture."),
+        ("given", "--guide-template=a_{}.", "a_{}."),
+        ("several", f"--templates {tmp_path / 'two.txt'}", "a photo of a {}."),
+    ):
+        (tmp_path / "two.txt").write_text("{} texture.\na {}.\n")
+        run = tmp_path / name
+        call(f"{tune} {more} --out {run}")
+        config = (run / "config.json").read_text()
+        assert json.loads(config)["config"]["guide_template"] == template
+        call(f"tune capt --resume {run}")
+        assert (run / "config.json").read_text() == config
+
+
 def test_a_run_of_python_is_resumed_in_python(call, pictures, tmp_path):
     tuned_in_python(load_data(pictures, shots=1), tmp_path / "run")
     err = call("tune apt --resume", tmp_path / "run", fails=True)

@@ -89,6 +89,12 @@ OPTIONS = {
 }
 
 
+def test_the_default_guide_is_recorded():
+    assert tuner_of("capt").config.guide_template == "a photo of a {}."
+    assert CAPTTuner.settings_from(["{} texture."]) == {"guide_template": "{} texture."}
+    assert CAPTTuner.settings_from(["a {}.", "the {}."]) == {}
+
+
 @pytest.mark.parametrize("epoch", [0, 3])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_loss_equals_its_formula(options, epoch):

@@ -25,7 +25,7 @@ from helpers.kills import Strike, attempt, contents, torture
 from helpers.models import small_model
 from PIL import Image
 
-from fastprompt import APTTuner, evaluate, load_data, protocols
+from fastprompt import APTTuner, AutoTuner, evaluate, load_data, protocols
 from fastprompt._utils import files
 from fastprompt.cli.main import main
 from fastprompt.clip import bundled
@@ -469,6 +469,18 @@ def test_the_page_stands_alone_and_has_curves(two, tmp_path):
     assert 'class="w' in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+
+
+@pytest.mark.parametrize("given", [None, "a {}."])
+def test_the_guide_has_the_template_of_the_data_set(tmp_path, given):
+    write_split(tmp_path / "data", "DTD")
+    options = {"root": tmp_path / "data", "data": "coop:DTD", "shots": (1,), "seeds": (1,)}
+    options["settings"] = {"all": LITTLE, "capt": {"guide_template": given}}
+    run(tmp_path / "out", "few-shot", "capt", **options)
+    folder = tmp_path / "out/cells/capt-DTD-1-shots-seed-1"
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert config["guide_template"] == (given or "{} texture.")
+    assert AutoTuner.load(folder).config.guide_template == config["guide_template"]
 
 
 def test_published_rows_say_how_they_are_judged(two, tmp_path):
