@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._utils.distributed import add_up_, own_part
 from ..tuning.step import Step
-from . import published
+from . import presets, published
 from .apt import APTConfig, APTTuner
 
 
@@ -43,6 +43,7 @@ class CoOpTuner(APTTuner):
     attacks_images = False
     paper = "https://arxiv.org/abs/2109.01134"
     Config = CoOpConfig
+    presets = presets.COOP
     score = "val_accuracy"
     config: CoOpConfig
 

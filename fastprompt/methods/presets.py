@@ -1,7 +1,7 @@
 """Presets for the bundled models, whose text encoders were trained on short captions only.
 
-Those of the shapes models were selected on validation images:
-benchmarks/results/cpu-2-cores/method_sweep.json
+Those of the shapes models and of tiny-photos were selected on validation images:
+benchmarks/results/cpu-2-cores/method_sweep.json and method_sweep_photos.json
 """
 
 from collections.abc import Mapping
@@ -32,15 +32,25 @@ _ONLINE: dict[str, Any] = {
     "keep": "last",  # four validation images per class are too few to select an epoch
     "augment": False,
 }
-# those of photographs are not searched
-APT: Presets = dict.fromkeys(("tiny-shapes", "tiny-shapes-robust", *PHOTOS), _ONLINE)
+# of tiny-photos, whose text prompts collapse without clean images; its robust twin is not searched
+_PHOTO: dict[str, Any] = {**_ONLINE, "eps": 1 / 255, "epochs": 3}
+APT: Presets = {
+    **dict.fromkeys(("tiny-shapes", "tiny-shapes-robust", PHOTOS[1]), _ONLINE),
+    PHOTOS[0]: {**_PHOTO, "objective": "trades", "trades_beta": 1.0},
+}
+# that of APT on shapes, for clean images; not searched
+COOP: Presets = dict.fromkeys(("tiny-shapes", "tiny-shapes-robust", *PHOTOS), _ONLINE)
 # the runs on validation images that selected this preset had adversarial cross-entropy
 _CAPT: dict[str, Any] = {**_ONLINE, "ce": "adv"}
-CAPT: Presets = dict.fromkeys(("tiny-shapes", "tiny-shapes-robust", *PHOTOS), _CAPT)
+CAPT: Presets = {
+    **dict.fromkeys(("tiny-shapes", "tiny-shapes-robust", PHOTOS[1]), _CAPT),
+    PHOTOS[0]: {**_PHOTO, "ce": "clean", "lam": 4.0},
+}
 AMPT: Presets = {
     "tiny-shapes": {**_ONLINE, "clean_share": 0.5},
     "tiny-shapes-robust": _ONLINE,
-    **dict.fromkeys(PHOTOS, _ONLINE),
+    PHOTOS[0]: {**_PHOTO, "clean_share": 0.5},
+    PHOTOS[1]: _ONLINE,
 }
 
 # in a few hundred steps, the linear schedule is too slow, and a larger radius works better
@@ -56,7 +66,7 @@ _NAP: dict[str, Any] = {
     "augment": True,
     "crop_min": 0.8,
 }
-# one run on validation pictures; not searched
+# best of three on validation pictures
 _NAP_PHOTOS: dict[str, Any] = {**_NAP, "eps": 2 / 255, "epochs": 3, "batch": 32, "lr": 2e-3}
 NAP: Presets = {
     "tiny-shapes": {**_NAP, "adv_share": 0.4},
