@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from .._utils.checks import MOST, MOST_STEPS, check_count, check_folder, check_path
+from .._utils.checks import MOST, MOST_STEPS, MOST_WORKERS, check_count, check_folder, check_path
 from .._utils.files import read_json, write_json
 from .._utils.locks import is_free, locked
 from .._utils.names import unknown
@@ -38,6 +38,7 @@ from .parser import (
     add_model,
     add_names,
     add_ray,
+    add_workers,
     check_only_resumed,
     device_name,
     model_of,
@@ -91,6 +92,7 @@ def evaluate_parser() -> Parser:
         "--limit", type=int | None, default=400, help="number of test images; null for all"
     )
     parser.add_argument("--batch", type=int, default=100)
+    add_workers(parser)
     parser.add_argument(
         "--defenses",
         type=str | None,
@@ -209,6 +211,7 @@ def _check(given: Mapping[str, Any]) -> None:
     check_seeds(given["seeds"])
     plan_attacks(given["attacks"], given["eps"], surrogates=[SURROGATE])
     check_count(given["batch"], "batch")
+    check_count(given["workers"], "workers", least=0, most=MOST_WORKERS)
     for name, most in (("limit", MOST), ("samples", MOST_STEPS)):
         if given[name] is not None:
             check_count(given[name], name, most=most)
@@ -362,6 +365,7 @@ def _evaluate(
         given["eps"],
         batch=given["batch"],
         limit=given["limit"],
+        workers=given["workers"],
         samples=given["samples"],
         surrogates={SURROGATE: models[SURROGATE]},
         sanity=given["sanity"],

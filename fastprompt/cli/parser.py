@@ -148,6 +148,13 @@ def add_checks(parser: Parser) -> None:
     )
 
 
+def add_workers(parser: Parser) -> None:
+    """Add ``--workers``."""
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that decode images; 0: none of their own"
+    )
+
+
 def add_ray(parser: Parser, what: str) -> None:
     """Add ``--ray``, which `runner_in` reads; it is no setting, and not recorded."""
     parser.add_argument(

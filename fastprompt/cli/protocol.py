@@ -21,7 +21,7 @@ from ..protocols.running import FILE, read_plan
 from ..protocols.tables import markdown
 from ..runners import Ray, Runner, connected
 from ..tuning.identity import clip_of
-from .parser import Parser, add_model, add_ray, check_only_resumed, model_of, runner_in
+from .parser import Parser, add_model, add_ray, add_workers, check_only_resumed, model_of, runner_in
 
 _RADII: Any = list[float | int | str] | float | int | str | None
 _ABOUT = (
@@ -80,6 +80,7 @@ def protocol_parser(name: str = "few-shot") -> Parser:
         "--limit", type=int | None, help="number of test images, drawn by seed 0; default: all"
     )
     parser.add_argument("--batch", type=int, default=100)
+    add_workers(parser)
     parser.add_argument("--sanity", type=Literal["off", "quick", "full"], default="quick")
     parser.add_argument(
         "--scoring",

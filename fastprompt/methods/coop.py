@@ -6,6 +6,7 @@ tuning alone does for robustness.
 """
 
 import dataclasses
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,13 @@ class CoOpConfig(APTConfig):
     """Settings of CoOp: those of APT, of which the attack's have no effect."""
 
     _published = published.COOP
+
+    @classmethod
+    def published_at(cls, shots: int | Literal["all"]) -> dict[str, Any]:
+        epochs = [
+            n for most, n in published.COOP_EPOCHS.items() if shots != "all" and shots <= most
+        ]
+        return {"epochs": epochs[0]} if epochs else {}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ _COOP: dict[str, Any] = {
     "ctx_init": None,
 }
 
-# KaiyangZhou/CoOp at 6979355, vit_b16.yaml, for 8 and 16 shots; 100 epochs for 2 and 4, 50 for 1
+# KaiyangZhou/CoOp at 6979355, vit_b16.yaml, for 8 and 16 shots; for fewer see `COOP_EPOCHS`
 COOP: Mapping[str, Any] = {
     **_COOP,
     "epochs": 200,
@@ -30,6 +30,9 @@ COOP: Mapping[str, Any] = {
     "crop_min": 0.08,
     "crops": "exact",
 }
+
+# epochs by the largest number of shots, from the commands of CoOp's README
+COOP_EPOCHS: Mapping[int, int] = {1: 50, 4: 100}
 
 # jiamingzhang94/Adversarial-Prompt-Tuning at a6ada7e
 ADVPT: Mapping[str, Any] = {

@@ -43,7 +43,7 @@ def cost_of(plan: Plan, cell: Cell) -> Cost:
     out = Cost(images=images * (1 + len(planned)), passes=images * each)
     if not cell.tuned or cell.shots is None:
         return out
-    config = plan.configs[cell.method]
+    config = plan.config_of(cell)
     n = _drawn(_chosen(plan.sets[cell.data].counts("train"), cell.classes), cell.shots)
     batches = math.ceil(config.used(n) / config.batch)
     steps = config.epochs * math.ceil(batches / config.accumulate)

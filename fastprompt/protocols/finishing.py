@@ -178,7 +178,7 @@ def _tuned(plan: Plan, cell: Cell, path: Path, progress: bool) -> Tuner:
     assert cell.classes is not None
     assert cell.seed is not None
     data = plan.load(cell.data, cell.classes, shots=cell.shots, seed=cell.seed)
-    config = replace(plan.configs[cell.method], seed=cell.seed)
+    config = replace(plan.config_of(cell), seed=cell.seed)
     own = TUNERS[cell.method].settings_from(data.templates)
     config = replace(config, **{k: v for k, v in own.items() if getattr(config, k) is None})
     decides = config.keep == "best" or config.patience is not None
@@ -203,6 +203,7 @@ def _judge(
         eps,
         batch=facts["batch"],
         limit=facts["limit"],
+        workers=facts.get("workers", 0),
         sanity=facts["sanity"],
         scoring="strict" if facts["scoring"] == "strict" else "published",
         name=plan.labels[judged.data],

@@ -1,12 +1,13 @@
 """The plan of a protocol, checked before anything is tuned or written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 from .._utils.checks import (
+    MOST_WORKERS,
     Fraction,
     check_choice,
     check_count,
@@ -28,7 +29,7 @@ from ..data.load import Data, load_recorded
 from ..evaluation.job import Sanity
 from ..evaluation.plan import plan_attacks, split_names
 from ..methods.registry import TUNERS
-from ..tuning.config import TunerConfig, as_dict, build
+from ..tuning.config import TunerConfig, as_dict, build, field_names
 from .cells import PROTOCOLS, ZERO_SHOT, Cell, Protocol, Shots, cells_of, labels_of
 from .scoring import check_scoring, judging, radii_of
 
@@ -67,6 +68,14 @@ class Plan:
     def judging(self, method: str) -> tuple[list[str], list[str]]:
         """Return the attacks and radii under which a method is judged."""
         return judging(method, self.facts)
+
+    def config_of(self, cell: Cell) -> TunerConfig:
+        """Return the settings of a tuned cell; the published ones depend on its shots."""
+        config, shots = self.configs[cell.method], cell.shots
+        assert shots is not None
+        own = _given(cell.method, self.facts)
+        changes = config.published_at(shots) if own.get("published") else {}
+        return replace(config, **{k: v for k, v in changes.items() if k not in own})
 
     def load(self, name: str, classes: Classes = "all", **draw: Any) -> Data:
         """Load images of a data set for the model."""
@@ -118,6 +127,7 @@ def make_plan(
     eval_eps: Fraction | Sequence[Fraction] | None = None,
     limit: int | None = None,
     batch: int = 100,
+    workers: int = 0,
     scoring: str = "strict",
     sanity: Sanity = "quick",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -141,12 +151,15 @@ def make_plan(
             4/255.
         limit: number of test images, drawn by seed 0; None for all.
         batch: number of images attacked at once.
+        workers: processes that decode images, in tuning, unless a method's settings have another
+            number, and in evaluation; 0 decodes in the main process.
         scoring: ``"strict"``; ``"published"``, by which each method is judged as its paper does; or
             ``"published:PAPER"``, by which all are judged as one paper does (``nap``, ``fap``,
             ``tapt``, ``advpt``). See `evaluate`.
         sanity: see `evaluate`.
         settings: settings by method; those of ``"all"`` are of all methods. ``published=True``
-            stands for the settings of the authors' code.
+            stands for the settings of the authors' code, for CoOp with its number of epochs at the
+            cell's shots.
         directory: the folder of relative paths, by default the working directory.
 
     Raises:
@@ -189,6 +202,8 @@ def make_plan(
         "settings": {key: dict(own) for key, own in (settings or {}).items()},
         "directory": str(Path.cwd() if directory is None else directory),
     }
+    if check_count(workers, "workers", least=0, most=MOST_WORKERS):  # plans without stay equal
+        facts["workers"] = workers
     for name in names:
         plan_attacks(*judging(name, facts))
     sets = {name: load_recorded(_source(name, facts)) for name in sources}
@@ -234,16 +249,24 @@ def _configs(facts: Mapping[str, Any], clip: FrozenCLIP) -> dict[str, TunerConfi
         kind = TUNERS[method]
         if reason := kind.unfit(clip):
             raise ValueError(f"methods: {method} does not support {clip.name}: {reason}")
-        own = {**given.get(EVERY, {}), **given.get(method, {})}
+        own = _given(method, facts)
         if "seed" in own:
             raise ValueError("settings: the protocol sets the seed of each run; drop seed")
         if facts["eps"] is not None:
             own.setdefault("eps", facts["eps"])
+        if "workers" in facts and "workers" in field_names(kind.Config):
+            own.setdefault("workers", facts["workers"])
         preset = kind.presets.get((clip.source or {}).get("model", ""), {})
         if own.pop("published", False):
             preset = as_dict(kind.Config.published())
         out[method] = build(kind.Config, preset, own, {})
     return out
+
+
+def _given(method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the user gives for a method."""
+    given = facts["settings"]
+    return {**given.get(EVERY, {}), **given.get(method, {})}
 
 
 def _check_classes(protocol: str, sets: Sequence[Data], configs: Mapping[str, TunerConfig]) -> None:

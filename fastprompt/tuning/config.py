@@ -120,6 +120,14 @@ class TunerConfig:
             )
         return cls(**{**values, **typed(cls, overrides)})
 
+    @classmethod
+    def published_at(cls, shots: int | Literal["all"]) -> dict[str, Any]:
+        """Return settings of the authors' code that differ from `published` at a number of shots.
+
+        By default there are none.
+        """
+        return {}
+
     def used(self, examples: int) -> int:
         """Return how many of the training examples an epoch uses; see ``drop_last``."""
         rest = examples % self.batch

@@ -73,7 +73,9 @@ class OnlineConfig(TunerConfig):
             model would see in an evaluation. The margins that its center crop leaves out are never
             seen, and a small crop is more blurred. ``"exact"``: by threads of the CPU, from the
             original picture, bicubic with antialiasing, as in public code.
-        workers: processes that decode images; 0 decodes in the main process.
+        workers: processes that decode images; 0 decodes in the main process. With random crops and
+            ``crops="exact"``, threads decode the training images instead, one for each CPU, at most
+            8, and processes only the validation images.
     """
 
     keep: Literal["best", "last"] = "best"

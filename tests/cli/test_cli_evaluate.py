@@ -9,6 +9,7 @@ from helpers import processes
 from helpers.models import small_model
 
 from fastprompt import APTTuner, load_clip, load_data
+from fastprompt.cli import evaluate as cli_evaluate
 from fastprompt.cli.main import main
 from fastprompt.clip import bundled
 from fastprompt.evaluation import Evaluation
@@ -209,6 +210,20 @@ def test_a_stopped_evaluation_of_an_earlier_version_searches_as_it_did(
     assert main(["evaluate", f"--resume={tmp_path}"]) in (0, 1)
     rows = Evaluation.load(tmp_path / "result.json").rows[2:]
     assert {row["search_precision"] for row in rows} == {"own"}
+
+
+def test_workers_decode_the_images(tuned, tmp_path, monkeypatch):
+    given = []
+    real = cli_evaluate.evaluate
+    monkeypatch.setattr(
+        cli_evaluate,
+        "evaluate",
+        lambda *a, workers, **k: given.append(workers) or real(*a, **k),
+    )
+    assert evaluate(tuned, "--workers=2", f"--out={tmp_path / 'a'}") in (0, 1)
+    assert evaluate(tuned, f"--out={tmp_path / 'b'}") in (0, 1)
+    assert given == [2, 0]
+    assert evaluate(tuned, "--workers=-1", f"--out={tmp_path / 'c'}") == 2
 
 
 def test_tune_passes_the_precision_of_the_search_on(tmp_path):

@@ -360,6 +360,39 @@ def test_the_cost_is_what_runs(two, tmp_path):
     assert sum(n) == total.images
 
 
+def test_published_coop_has_the_epochs_of_its_shots(two):
+    options = {**two, "data": "coop:Caltech101", "seeds": (1,), "shots": (1, 2, 4, 8, 16, "all")}
+    for own, wanted in (
+        ({"published": True}, [50, 100, 100, 200, 200, 200]),
+        ({"published": True, "epochs": 7}, [7] * 6),
+        ({}, [6] * 6),  # the preset
+    ):
+        made = plan("few-shot", "coop", **{**options, "settings": {"coop": own}})
+        assert [made.config_of(cell).epochs for cell in made.cells] == wanted
+        # 3 to 18 images in one batch
+        assert [cost_of(made, cell).steps for cell in made.cells] == wanted
+
+
+def test_workers_decode_in_tuning_and_evaluation(two, tmp_path, monkeypatch):
+    assert "workers" not in plan("few-shot", "zero-shot", **two).facts
+    options = {**two, "workers": 2, "seeds": (1,), "data": "coop:Caltech101"}
+    settings = {"all": LITTLE, "coop": {"workers": 0}}
+    made = plan("few-shot", "zero-shot,coop,apt", **{**options, "settings": settings})
+    assert (made.configs["coop"].workers, made.configs["apt"].workers) == (0, 2)
+    given = []
+    real = finishing.evaluate
+
+    def spied(*args, workers, **kwargs):
+        given.append(workers)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(finishing, "evaluate", spied)
+    run(tmp_path / "out", "few-shot", "zero-shot", **options)
+    assert given == [2]
+    with pytest.raises(ValueError, match=r"^workers must"):
+        plan("few-shot", "zero-shot", **{**options, "workers": -1})
+
+
 def test_labels_of_data_sets():
     short = protocols.cells.labels_of(["coop:DTD", "data/cars", "hf:x/y"])
     assert list(short.values()) == ["DTD", "cars", "y"]
