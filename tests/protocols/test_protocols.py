@@ -541,7 +541,8 @@ def test_the_caption_says_how_each_attack_is_scored(two):
     def caption(scoring, *attacks):
         rows = [{"attack": a, "eps": 0.0, "accuracy": 0.5, "model": "m"} for a in attacks]
         how = {"alone": True} if scoring == "published" else {}
-        found = Evaluation([{**r, "reasons": []} for r in rows], data={"n": 3}, how=how)
+        data = {"n": 3, "fingerprint": "same"}
+        found = Evaluation([{**r, "reasons": []} for r in rows], data=data, how=how)
         return results.collect(made, [(c, c.judged[0], found) for c in made.cells]).caption
 
     last, robust = "accuracy on the last iterates of all images", "right clean and under each"
