@@ -67,7 +67,7 @@ def from_command_line(arguments, monkeypatch):
         seen.append(build(AdvPTConfig, {}, config, overrides))
         raise Stop
 
-    for name in ("Config", "job", "shots", "takes_runner"):
+    for name in ("Config", "job", "shots", "takes_runner", "settings_from"):
         setattr(tuner, name, getattr(AdvPTTuner, name))
     tuner.presets = {}
     tuner.__doc__ = "Tunes nothing."
@@ -82,7 +82,7 @@ def from_command_line(arguments, monkeypatch):
 class Blank:
     """Stands for a model and for data."""
 
-    image_size, channels, classnames = 48, 3, ("a", "b")
+    image_size, channels, classnames, templates = 48, 3, ("a", "b"), ("{}",)
 
     def for_model(self, clip):
         return self
