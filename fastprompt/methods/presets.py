@@ -38,7 +38,7 @@ APT: Presets = {
     **dict.fromkeys(("tiny-shapes", "tiny-shapes-robust", PHOTOS[1]), _ONLINE),
     PHOTOS[0]: {**_PHOTO, "objective": "trades", "trades_beta": 1.0},
 }
-# that of APT on shapes, for clean images; not searched
+# the attack's settings have no effect on CoOp; not searched
 COOP: Presets = dict.fromkeys(("tiny-shapes", "tiny-shapes-robust", *PHOTOS), _ONLINE)
 # the runs on validation images that selected this preset had adversarial cross-entropy
 _CAPT: dict[str, Any] = {**_ONLINE, "ce": "adv"}

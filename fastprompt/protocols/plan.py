@@ -96,10 +96,10 @@ class Plan:
             if data.splits not in (None, OWN_SPLITS)
         ]
         for method, config in self.configs.items():
-            own, radii = getattr(config, "eps", None), self.judging(method)[1]
-            if own is not None and radii_of([own], "eps")[0] not in radii:
-                tuned_at = radii_of([own], "eps")[0]
-                out.append(f"{method} is tuned at {tuned_at} and judged at {', '.join(radii)}")
+            radii = self.judging(method)[1]
+            own = radii_of([getattr(config, "eps", 0)], "eps")[0]
+            if TUNERS[method].attacks_images and own not in radii:
+                out.append(f"{method} is tuned at {own} and judged at {', '.join(radii)}")
         for name in dict.fromkeys(cell.data for cell in self.cells if cell.tuned):
             data = self.sets[name]
             counts = dict(zip(data.classnames, data.counts("train"), strict=True))

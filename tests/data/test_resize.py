@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms import Normalize
 
 from fastprompt import load_clip, load_data
+from fastprompt.data import encoded
 from fastprompt.data.decode import decode
 from fastprompt.data.load import load_recorded
 
@@ -146,3 +147,19 @@ def test_fifty_real_pictures_are_resized_as_by_open_clip(which, size):
     for row in rows:
         with Image.open(images.files[row]) as image:
             assert torch.equal(normalized(images[row][0]), wanted(image))
+
+
+def test_a_file_is_decoded_once_until_it_changes(tmp_path, monkeypatch):
+    _write(tmp_path / "a")
+    _write(tmp_path / "b")
+    decoded = []
+    monkeypatch.setattr(encoded, "decode", lambda *a, **k: decoded.append(a[0]) or decode(*a, **k))
+    first = load_data(tmp_path, image_size=48).test
+    assert len(decoded) == len(set(decoded)) >= len(first)
+    decoded.clear()
+    assert load_data(tmp_path, image_size=48).test.fingerprint == first.fingerprint
+    assert decoded == []
+    changed = first.data.files[first.rows[0]]
+    Image.new("RGB", (9, 9)).save(changed)
+    assert load_data(tmp_path, image_size=48).test.fingerprint != first.fingerprint
+    assert decoded == [changed]

@@ -445,7 +445,8 @@ def test_notes_say_where_splits_and_radii_differ(two, tmp_path, monkeypatch):
     assert not table.notes
     own = {"settings": {"apt": {**LITTLE, "eps": "2/255"}}}
     monkeypatch.setattr(plan_module, "OWN_SPLITS", "others")
-    told = run(tmp_path / "other", "few-shot", "zero-shot,apt", **two, eps=None, **own).notes
+    # CoOp has a radius, too, but attacks no images
+    told = run(tmp_path / "other", "few-shot", "zero-shot,coop,apt", **two, eps=None, **own).notes
     assert told == [
         "Caltech101: CoOp's splits",
         "OxfordPets: CoOp's splits",
