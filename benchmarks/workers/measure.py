@@ -26,15 +26,17 @@ from ..common.timing import RungsDifferError, by_turns, ratio
 
 RESULT = results() / "workers.json"
 ALONE = "one process"
+PARTS = ("bank", "evaluation")
 BATCH, STEPS = 8, 10
 
 
 def measure(
     model: str = "tiny-photos",
-    images: int = 480,
+    images: int = 720,
     workers: Sequence[int] = (1, 2),
-    attack: str = "pgd-60",
+    attack: str = "pgd-40",
     rounds: int = 3,
+    parts: Sequence[str] = PARTS,
     out: str = str(RESULT),
 ) -> None:
     """Time both by turns, after a check that the results are equal, and write the file.
@@ -45,19 +47,21 @@ def measure(
         workers: numbers of workers.
         attack: of the evaluation.
         rounds: times that each runs, after one untimed round.
+        parts: ``"bank"``, ``"evaluation"`` or both; the file keeps the row of the other.
     """
     torch.set_num_threads(1)
     kept = keep_freed_memory()
     runners: dict[str, Runner] = {ALONE: HERE}
     runners |= {_name(n): Ray(workers=n) for n in workers}
+    known = read_json(Path(out))["rows"] if Path(out).exists() else []
+    rows = {row["what"]: row for row in known}
+    attacks = {"bank": f"feature-pgd-{STEPS}", "evaluation": attack}
     with connected(Ray(workers=max(workers))):
-        rows = [
-            _row("bank", images, rounds, runners, _bank(model, images)),
-            _row("evaluation", images, rounds, runners, _evaluation(model, images, attack)),
-        ]
-    about: dict[str, Any] = {"model": model, "images": images, "attack": attack, "steps": STEPS}
-    about["freed_memory_kept"] = kept
-    write(Path(out), {**about, "rows": rows})
+        for what in parts:
+            run = _bank(model, images) if what == "bank" else _evaluation(model, images, attack)
+            about: dict[str, Any] = {"model": model, "attack": attacks[what], "images": images}
+            rows[what] = {"what": what, **about, **_times(what, rounds, runners, run)}
+    write(Path(out), {"freed_memory_kept": kept, "rows": [rows[p] for p in PARTS if p in rows]})
     show(out)
 
 
@@ -65,22 +69,16 @@ def _name(workers: int) -> str:
     return "1 worker" if workers == 1 else f"{workers} workers"
 
 
-def _row(
-    what: str,
-    images: int,
-    rounds: int,
-    runners: dict[str, Runner],
-    run: Callable[[Runner], Any],
+def _times(
+    what: str, rounds: int, runners: dict[str, Runner], run: Callable[[Runner], Any]
 ) -> dict[str, Any]:
     wanted = run(HERE)
     for name, runner in runners.items():
-        if run(runner) != wanted:
+        if runner is not HERE and run(runner) != wanted:
             raise RungsDifferError(f"{what}: the result of {name} is not that of {ALONE}")
     calls = {name: (lambda runner=runner: run(runner)) for name, runner in runners.items()}
-    times = by_turns(calls, rounds=rounds, warmup=0)  # the check has run each once
+    times = by_turns(calls, rounds=rounds, warmup=0)  # each has run once
     return {
-        "what": what,
-        "images": images,
         "seconds": {name: timing.as_dict() for name, timing in times.items()},
         "speedup": {name: ratio(times, ALONE, name) for name in runners if name != ALONE},
     }
@@ -123,13 +121,12 @@ def _data(model: str) -> Any:
 def lines(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of the result's table: seconds, and the speed-ups."""
     found = result["rows"]
-    attack = {"bank": f"feature-pgd-{result['steps']}", "evaluation": result["attack"]}
     rows = [["", *(f"{n} (s)" for n in found[0]["seconds"]), *found[0]["speedup"]]]
     for row in found:
         seconds = (f"{time['median']:.1f}" for time in row["seconds"].values())
         faster = (f"{each['medians']:.2f}x" for each in row["speedup"].values())
-        rows.append([f"{row['what']}, {attack[row['what']]}, {row['images']} images"])
-        rows[-1] += [*seconds, *faster]
+        words = f"{row['what']}, {row['attack']}, {row['images']} images"
+        rows.append([words, *seconds, *faster])
     return rows
 
 

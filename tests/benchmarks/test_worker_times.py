@@ -35,8 +35,17 @@ def test_it_writes_seconds_and_speed_ups(little, capsys):
     assert "2 workers" in capsys.readouterr().out
 
 
+def test_a_part_that_is_measured_alone_keeps_the_row_of_the_other(little):
+    module.measure(**little)
+    before = json.loads(Path(little["out"]).read_text())["rows"]
+    module.measure(**{**little, "images": 2, "attack": "pgd-2"}, parts=("evaluation",))
+    bank, evaluation = json.loads(Path(little["out"]).read_text())["rows"]
+    assert bank == before[0]
+    assert (evaluation["images"], evaluation["attack"]) == (2, "pgd-2")
+
+
 def test_other_results_are_not_timed(little, monkeypatch):
     count = []
     monkeypatch.setattr(module, "_bank", lambda *a: lambda runner: count.append(1) or len(count))
-    with pytest.raises(RungsDifferError, match="bank: the result of one process"):
+    with pytest.raises(RungsDifferError, match="bank: the result of 1 worker"):
         module.measure(**little)
