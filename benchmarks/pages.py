@@ -8,7 +8,8 @@ has blocks for the GPU and for growth, benchmarks/README.md has the profile, doc
 estimate of a step, docs/guides/many_devices.md the bytes that a step sends, an estimate of its
 scaling and the times of Ray workers, docs/guides/predict.md the rates of predictions,
 docs/guides/export.md the accuracies of int8 files, docs/guides/protocols.md the accuracies on
-Caltech101, docs/guides/robustness.md the comparison with torchattacks' AutoAttack.
+Caltech101, docs/guides/robustness.md the comparison with torchattacks' AutoAttack,
+docs/results_photos.md and docs/guides/choosing.md the comparison of the methods on photographs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 from fastprompt._utils.files import read_json, write_bytes
 
 from .accuracy import autoattack, caltech
-from .common.paths import RESULTS, ROOT
+from .accuracy.methods import photos_page
+from .common.paths import RESULTS, ROOT, TWO_CORES
 from .common.report import NOT_YET, markdown
 from .gpu import scaling
 from .gpu.budget import table as budget_table
@@ -45,7 +47,9 @@ PREDICT = Path("docs/guides/predict.md")
 EXPORT = Path("docs/guides/export.md")
 PROTOCOLS = Path("docs/guides/protocols.md")
 ROBUSTNESS = Path("docs/guides/robustness.md")
-PAGES = (README, PAGE, NOTES, BUDGET, DEVICES, PREDICT, EXPORT, PROTOCOLS, ROBUSTNESS)
+PHOTOS, CHOOSING = Path("docs/results_photos.md"), Path("docs/guides/choosing.md")
+_OTHERS = (PREDICT, EXPORT, PROTOCOLS, ROBUSTNESS, PHOTOS, CHOOSING)
+PAGES = (README, PAGE, NOTES, BUDGET, DEVICES, *_OTHERS)
 PLOT = PAGE.with_suffix(".svg")
 LINK = f"![Speed-up of each rung, seconds and memory against the number of classes]({PLOT.name})"
 
@@ -65,6 +69,8 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
     times = _of_machines(results, workers.RESULT.name, _table_of(workers.lines))
     strength = _of_machines(results, autoattack.RESULT.name, _table_of(autoattack.lines))
     accuracies = _of_machines(results, caltech.RESULT.name, caltech.text)
+    photos = photos_page.blocks(results / TWO_CORES.name)
+    choosing = {photos_page.CHOICE: photos.pop(photos_page.CHOICE)}
     return {
         README: {"ladder": short},
         PAGE: {"ladder": whole, "growth": growth, "gpu": gpu},
@@ -75,6 +81,8 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
         EXPORT: {"int8": quantized},
         PROTOCOLS: {"caltech101": accuracies},
         ROBUSTNESS: {"autoattack": strength},
+        PHOTOS: photos,
+        CHOOSING: choosing,
     }
 
 

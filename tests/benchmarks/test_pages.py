@@ -13,6 +13,7 @@ from helpers.ladder_files import (
 )
 
 from benchmarks import pages
+from benchmarks.accuracy.methods import photos_page
 from benchmarks.growth import curves as growth_curves
 
 
@@ -33,6 +34,9 @@ def root(tmp_path):
     (tmp_path / "docs" / "guides" / "export.md").write_text(block.format("int8"))
     for page, name in (("protocols", "caltech101"), ("robustness", "autoattack")):
         (tmp_path / "docs" / "guides" / f"{page}.md").write_text(block.format(name))
+    blocks = "\n".join(block.format(name) for name in photos_page.blocks(tmp_path))
+    for page in ("results_photos", "guides/choosing"):
+        (tmp_path / "docs" / f"{page}.md").write_text(blocks)
     save(tmp_path / "results", {"benchmarks": entries()})
     return tmp_path
 

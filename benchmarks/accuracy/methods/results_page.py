@@ -13,10 +13,10 @@ from ...common.report import markdown
 from . import autoattack
 from .cells import METHODS, MODELS, PRECISION_EPS, PRECISIONS, SHIFTED, TEST_EPS, all_cells
 from .page_text import TEXT
-from .run import IMAGES, RESULT, SHOTS, rows_of
+from .run import ATTACK, IMAGES, RESULT, SHOTS, rows_of
 
 PAGE = ROOT / "docs" / "results.md"
-NAMES = {"advpt": "AdvPT", "apt": "APT", "ampt": "AMPT", "capt": "CAPT", "nap": "NAP"}
+NAMES = {"coop": "CoOp", "advpt": "AdvPT"} | {m: m.upper() for m in ("apt", "ampt", "capt", "nap")}
 Row = Mapping[str, Any]
 
 
@@ -25,10 +25,10 @@ def name_of(method: str) -> str:
     return NAMES.get(method, method)
 
 
-def accuracies(cells: Sequence[Row], eps: str | None) -> list[float]:
-    """Return the accuracy of each cell in percent: clean (``eps`` None) or under attack."""
+def accuracies(cells: Sequence[Row], eps: str | None, attack: str = ATTACK) -> list[float]:
+    """Return the accuracy of each cell in percent: clean (``eps`` None) or under the attack."""
     radius = 0.0 if eps is None else int(eps.split("/")[0]) / 255
-    attack = "clean" if eps is None else "pgd-100"
+    attack = "clean" if eps is None else attack
     return [
         100 * row["accuracy"]
         for cell in cells
@@ -51,7 +51,8 @@ def _seconds(cells: Sequence[Row], key: str) -> str:
     return f"{statistics.mean(values):.3g}" if values else ""
 
 
-def _radius(cell: Row) -> str:
+def radius_of(cell: Row) -> str:
+    """Return the radius of the tuning."""
     return f"{255 * cell['config']['eps']:g}/255" if "config" in cell else ""
 
 
@@ -66,7 +67,7 @@ def main_table(cells: Sequence[Row], model: str) -> str:
         costs = [_seconds(own, key) for key in ("step_seconds", "tuning_seconds")]
         trained = f"{own[0]['parameters']:,}" if "parameters" in own[0] else ""
         seeds = "" if method == "zero-shot" else str(len(own))
-        clean, tuned_at = spread(accuracies(own, None)), _radius(own[0])
+        clean, tuned_at = spread(accuracies(own, None)), radius_of(own[0])
         rows.append([name_of(method), tuned_at, clean, *attacked, *costs, trained, seeds])
     head = [
         "method",
@@ -99,7 +100,8 @@ def shift_table(cells: Sequence[Row], model: str) -> str:
     return markdown(head, rows)
 
 
-def _harmonic(base: Sequence[float], new: Sequence[float]) -> str:
+def harmonic(base: Sequence[float], new: Sequence[float]) -> str:
+    """Format the harmonic mean of two accuracies."""
     if not base or not new or base[0] + new[0] == 0:
         return ""
     return f"{2 * base[0] * new[0] / (base[0] + new[0]):.1f}"
@@ -116,7 +118,7 @@ def new_table(cells: Sequence[Row]) -> str:
                 accuracies([c for c in own if c["test_classes"] == half], eps)
                 for half in ("base", "new")
             )
-            row += [spread(base), spread(new), _harmonic(base, new)]
+            row += [spread(base), spread(new), harmonic(base, new)]
         if any(row[1:]):
             rows.append(row)
     head = [

@@ -1,0 +1,212 @@
+"""Tables of docs/results_photos.md and docs/guides/choosing.md, from the committed results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastprompt._utils.files import read_json
+
+from ...common.report import NOT_YET, markdown
+from . import attack_losses, run
+from .cells import cell_of
+from .photo_cells import ATTACKS, CORRUPTED, EPS, METHODS, MODELS, SHOTS, photo_cells
+from .results_page import Row, accuracies, harmonic, name_of, radius_of, spread
+
+# what a claim compares: its part, the setting of each side, and their names
+CLAIMS: Sequence[tuple[str, str, str, str]] = (
+    ("mixture", "n_prompts=4, n_ctx=4", "n_prompts=1, n_ctx=16", "AMPT: four prompts, not one"),
+    ("mixture", "n_prompts=2, n_ctx=8", "n_prompts=1, n_ctx=16", "AMPT: two prompts, not one"),
+    ("refiners", "refiners=True", "refiners=False", "NAP: token refiners"),
+    ("layers", "consistency=cosine", "consistency=none", "NAP: consistency of the layers"),
+    ("balance", "preset", "lam=0.0", "CAPT: the consistency term"),
+)
+CHOICE = "photos-choice"  # block of docs/guides/choosing.md; all others are of the other page
+# two-sided 95 % quantiles of Student's t distribution, by the number of seeds
+QUANTILES = {2: 12.71, 3: 4.303}
+
+
+def _of(cells: Sequence[Row], **facts: Any) -> list[Row]:
+    return [cell for cell in cells if all(cell[k] == v for k, v in facts.items())]
+
+
+def main_table(cells: Sequence[Row]) -> str:
+    """Format accuracies with ranges over the seeds, and costs, of both models."""
+    rows = []
+    for model in MODELS:
+        for method in METHODS:
+            own = _of(cells, part="main", model=model, method=method)
+            if not own:
+                continue
+            found = [spread(accuracies(own, eps, attack)) for eps in EPS for attack in ATTACKS]
+            trained = f"{own[0]['parameters']:,}" if "parameters" in own[0] else ""
+            minutes = [cell["tuning_seconds"] / 60 for cell in own if "tuning_seconds" in cell]
+            took = f"{statistics.mean(minutes):.1f}" if minutes else ""
+            seeds = "" if method == METHODS[0] else str(len(own))
+            clean = spread(accuracies(own, None))
+            rows.append(
+                [model, name_of(method), radius_of(own[0]), clean, *found, took, trained, seeds]
+            )
+    attacks = [f"{_short(attack)}, {eps}" for eps in EPS for attack in ATTACKS]
+    head = ["", "method", "tuned at", "clean", *attacks, "minutes", "trained parameters", "seeds"]
+    return markdown(head, rows) if rows else ""
+
+
+def _short(attack: str) -> str:
+    return {"autoattack": "AutoAttack", "pgd-100": "PGD-100"}[attack]
+
+
+def corrupted_table(cells: Sequence[Row]) -> str:
+    """Format the mean clean accuracy over the three strengths of each corruption."""
+    kinds = list(dict.fromkeys(name.rsplit("-", 1)[0] for name in CORRUPTED))
+    rows = []
+    for model in MODELS:
+        for method in METHODS:
+            own = _of(cells, part="corrupted", model=model, method=method)
+            if len(own) < len(CORRUPTED):
+                continue
+            of = [
+                accuracies([c for c in own if c["test"].startswith(kind)], None) for kind in kinds
+            ]
+            means = [f"{statistics.mean(values):.1f}" for values in of]
+            every = statistics.mean(value for values in of for value in values)
+            rows.append([model, name_of(method), *means, f"{every:.1f}"])
+    head = ["", "method", *(kind.removeprefix("photos-") for kind in kinds), "mean"]
+    return markdown(head, rows) if rows else ""
+
+
+def new_table(cells: Sequence[Row]) -> str:
+    """Format the accuracies on base and new classes, with their harmonic means."""
+    rows = []
+    for model in MODELS:
+        for method in METHODS:
+            own = _of(cells, part="new", model=model, method=method)
+            row = []
+            for eps in (None, EPS[0]):
+                base, new = (accuracies(_of(own, test_classes=h), eps) for h in ("base", "new"))
+                row += [spread(base), spread(new), harmonic(base, new)]
+            if all(row):
+                rows.append([model, name_of(method), *row])
+    head = ["", "method"]
+    head += [f"{half} {k}" for k in ("clean", EPS[0]) for half in ("base", "new", "mean")]
+    return markdown(head, rows) if rows else ""
+
+
+def choice_table(cells: Sequence[Row]) -> str:
+    """Format each method's mean differences from the zero-shot classifier, in points."""
+    columns: Sequence[tuple[str, dict[str, str], str | None, str]] = (
+        ("clean", {"part": "main"}, None, ""),
+        *((f"{_short(a)}, {EPS[0]}", {"part": "main"}, EPS[0], a) for a in ATTACKS),
+        ("new classes, clean", {"part": "new", "test_classes": "new"}, None, ""),
+        (f"new classes, PGD-100, {EPS[0]}", {"part": "new", "test_classes": "new"}, EPS[0], ""),
+        ("corrupted, clean", {"part": "corrupted"}, None, ""),
+    )
+    rows = []
+    for model in MODELS:
+        for method in METHODS[1:]:
+            row = [model, name_of(method)]
+            for _, facts, eps, attack in columns:
+                both = [_of(cells, model=model, method=m, **facts) for m in (METHODS[0], method)]
+                bare, own = (accuracies(side, eps, attack or run.ATTACK) for side in both)
+                known = bare and own
+                row.append(f"{statistics.mean(own) - statistics.mean(bare):+.1f}" if known else "-")
+            if set(row[2:]) != {"-"}:
+                rows.append(row)
+    return markdown(["", "method", *(words for words, *_ in columns)], rows) if rows else ""
+
+
+def shots_table(cells: Sequence[Row]) -> str:
+    """Format the accuracies of the first seed after tuning on 1, 4 and 16 images per class."""
+    rows = []
+    for model in MODELS:
+        for method, few in SHOTS.items():
+            row = [model, name_of(method)]
+            for shots in (*few, 16):
+                part = "main" if shots == 16 else "shots"
+                own = _of(cells, part=part, model=model, method=method, shots=shots, seed=0)
+                row += [spread(accuracies(own, eps)) or "-" for eps in (None, EPS[0])]
+            if set(row[2:]) != {"-"}:
+                rows.append(row)
+    head = ["", "method", *(f"{n}: {k}" for n in (1, 4, 16) for k in ("clean", EPS[0]))]
+    return markdown(head, rows) if rows else ""
+
+
+def difference(with_: Sequence[float], without: Sequence[float]) -> tuple[float, float, str]:
+    """Return a claim's mean paired difference, half its 95 % interval's width, and a verdict.
+
+    The interval is that of Student's t distribution over the seeds.
+
+    Args:
+        with_, without: accuracies in percent, one for each seed, in the same order.
+    """
+    each = [a - b for a, b in zip(with_, without, strict=True)]
+    mean = statistics.mean(each)
+    if len(each) not in QUANTILES:
+        return mean, float("inf"), NOT_YET
+    half = QUANTILES[len(each)] * statistics.stdev(each) / len(each) ** 0.5
+    verdict = "within noise" if abs(mean) <= half else "seen" if mean > 0 else "not seen"
+    return mean, half, verdict
+
+
+def claims_table(cells: Sequence[Row]) -> str:
+    """Format each claim's difference, clean and robust, with its verdict."""
+    rows = []
+    for part, yes, no, words in CLAIMS:
+        by_label = [
+            {c["seed"]: c for c in _of(cells, part=part, label=label)} for label in (yes, no)
+        ]
+        seeds = sorted(by_label[0].keys() & by_label[1].keys())
+        if not seeds:
+            continue
+        row = [words, str(len(seeds))]
+        for eps in (None, EPS[0]):
+            sides = [accuracies([own[seed] for seed in seeds], eps) for own in by_label]
+            mean, half, verdict = difference(*sides)
+            width = "" if half == float("inf") else f" ± {half:.1f}"
+            row += [f"{mean:+.1f}{width}", verdict]
+        rows.append(row)
+    head = ["claim", "seeds", "clean", "", f"PGD-100, {EPS[0]}", ""]
+    return markdown(head, rows) if rows else ""
+
+
+def losses_table(result: Mapping[str, Any]) -> str:
+    """Format the validation accuracies of every pair of `attack_loss` and `objective`."""
+    rows = [row for row in result["cells"] if row["data"] == "photos"]
+    if not rows:
+        return ""
+    head, *lines = attack_losses.lines(rows)
+    return markdown(head, lines)
+
+
+def _missing(cells: Sequence[Row]) -> str:
+    whole = photo_cells()
+    counts = [f"{len(cells)} of {len(whole)} runs are measured."]
+    parts = dict.fromkeys(cell.part for cell in whole)
+    counts += [
+        f"`{part}`: {len(_of(cells, part=part))} of {sum(c.part == part for c in whole)}."
+        for part in parts
+    ]
+    return " ".join(counts)
+
+
+def blocks(results: Path) -> dict[str, str]:
+    """Return the text of each marked block of both pages."""
+    file, losses = results / run.PHOTOS.name, results / attack_losses.RESULT.name
+    cells = read_json(file)["cells"] if file.exists() else []
+    known = {cell.name for cell in photo_cells()}
+    cells = [cell for cell in cells if cell_of(cell).name in known]
+    tables: dict[str, Callable[[Sequence[Row]], str]] = {
+        "photos-main": main_table,
+        "photos-new": new_table,
+        "photos-corrupted": corrupted_table,
+        "photos-shots": shots_table,
+        "photos-claims": claims_table,
+        CHOICE: choice_table,
+        "photos-missing": _missing,
+    }
+    found = {name: table(cells) for name, table in tables.items()}
+    found["photos-losses"] = losses_table(read_json(losses)) if losses.exists() else ""
+    empty = f"{NOT_YET[0].upper()}{NOT_YET[1:]}."
+    return {name: text or empty for name, text in found.items()}

@@ -1,0 +1,120 @@
+"""The comparison on photographs: its record, the verdicts on claims, and the page's tables."""
+
+import json
+
+import pytest
+
+from benchmarks.accuracy.methods import cells, photo_cells, photos_page, run
+
+EVERY = {cell.name: cell for cell in photo_cells.photo_cells()}
+ROWS = run.rows_of(run.PHOTOS)
+
+
+def test_cells_have_names_of_their_own():
+    assert len(EVERY) == len(photo_cells.photo_cells()) > 200
+
+
+def test_every_row_is_a_cell_that_was_judged_as_said():
+    assert len({row["name"] for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        cell = EVERY[row["name"]]
+        assert cells.cell_of(row) == cell
+        clean, *attacked = row["rows"]
+        assert clean["attack"] == "clean"
+        found = [(r["attack"], round(255 * r["eps"])) for r in attacked]
+        assert sorted(found) == sorted((a, int(e[0])) for a in cell.attacks for e in cell.eps)
+        assert all(r["n"] == run.IMAGES and r["trusted"] for r in attacked)
+
+
+def test_autoattack_leaves_no_more_images_than_pgd():
+    for row in ROWS:
+        found = {(r["attack"], r["eps"]): r["accuracy"] for r in row["rows"]}
+        for (attack, eps), accuracy in found.items():
+            if attack == "autoattack":
+                assert accuracy <= found["pgd-100", eps]
+
+
+def test_the_verdict_follows_from_the_interval_over_the_seeds():
+    mean, half, verdict = photos_page.difference([12.0, 13.0, 14.0], [10.0, 10.0, 10.0])
+    # a standard deviation of 1 over three seeds; 4.303 is Student's quantile
+    assert (mean, verdict) == (3.0, "seen")
+    assert half == pytest.approx(4.303 / 3**0.5)
+    assert photos_page.difference([10.0, 10.0, 10.0], [12.0, 13.0, 14.0])[2] == "not seen"
+    assert photos_page.difference([10.0, 12.0, 14.0], [11.0, 11.0, 11.0])[2] == "within noise"
+    assert photos_page.difference([10.0], [1.0])[2] == "not yet measured"
+
+
+CLEAN_NEW = (("zero-shot", 30), ("nap", 12))
+
+
+def made_up(part, method, seed, label, clean, robust, **facts):
+    rows = [{"attack": "clean", "eps": 0.0, "accuracy": clean / 100}]
+    rows += [
+        {"attack": attack, "eps": 1 / 255, "accuracy": robust / 100}
+        for attack in ("pgd-100", "autoattack")
+    ]
+    about = {"part": part, "method": method, "seed": seed, "label": label}
+    return {"model": photo_cells.MODELS[1], "shots": 16, "test": "photos", **about, **facts} | {
+        "rows": rows
+    }
+
+
+def test_a_claim_compares_the_same_seeds():
+    rows = [
+        made_up("refiners", "nap", seed, f"refiners={r}", 40, robust + seed)
+        for r, robust in ((True, 20), (False, 10))
+        for seed in range(3)
+    ]
+    (line,) = photos_page.claims_table(rows).splitlines()[2:]
+    words = [cell.strip() for cell in line.strip("| ").split("|")]
+    assert words[:4] == ["NAP: token refiners", "3", "+0.0 ± 0.0", "within noise"]
+    assert words[4:] == ["+10.0 ± 0.0", "seen"]
+    (line,) = photos_page.claims_table([*rows[:3], rows[4]]).splitlines()[2:]
+    assert "| 1 | +0.0 | not yet measured | +10.0 | not yet measured |" in line
+
+
+def test_every_claim_names_two_cells():
+    labels = {(cell.part, cell.label) for cell in EVERY.values()}
+    for part, yes, no, _ in photos_page.CLAIMS:
+        assert {(part, yes), (part, no)} <= labels
+
+
+def test_rows_of_other_plans_are_left_out(tmp_path):
+    row = made_up("main", "nap", 0, "preset", 40, 20)
+    row |= {"test_classes": "all", "classes": "all", "eps": ["1/255"], "changes": []}
+    (tmp_path / run.PHOTOS.name).write_text(json.dumps({"cells": [row]}))
+    found = photos_page.blocks(tmp_path)
+    assert found["photos-main"] == "Not yet measured."
+    assert found["photos-missing"].startswith(f"0 of {len(EVERY)} runs are measured.")
+
+
+def test_tables_have_the_numbers_of_the_rows():
+    rows = [made_up("main", "nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)]
+    for row in rows:
+        row |= {"config": {"eps": 2 / 255}, "parameters": 1234, "tuning_seconds": 90.0}
+    (line,) = photos_page.main_table(rows).splitlines()[2:]
+    assert line == (
+        "| tiny-photos-robust | NAP | 2/255 | 41.0 (40.0 to 42.0) | 21.0 (20.0 to 22.0) | "
+        "21.0 (20.0 to 22.0) |  |  | 1.5 | 1,234 | 3 |"
+    )
+    rows = [made_up("new", "apt", 0, "preset", 40, 20, test_classes=h) for h in ("base", "new")]
+    (line,) = photos_page.new_table(rows).splitlines()[2:]
+    assert line.endswith("| APT | 40.0 | 40.0 | 40.0 | 20.0 | 20.0 | 20.0 |")
+    rows = [
+        made_up("corrupted", "apt", 0, "preset", 10 * int(name[-1]), 0, test=name)
+        for name in photo_cells.CORRUPTED
+    ]
+    (line,) = photos_page.corrupted_table(rows).splitlines()[2:]
+    assert line.endswith("| APT | 20.0 | 20.0 | 20.0 | 20.0 | 20.0 |")
+    assert photos_page.corrupted_table(rows[1:]) == ""
+    rows = [made_up("shots", "nap", 0, "preset", 30, 10, shots=1)]
+    (line,) = photos_page.shots_table(rows).splitlines()[2:]
+    assert line.endswith("| NAP | 30.0 | 10.0 | - | - | - | - |")
+
+
+def test_the_choice_is_told_as_differences_from_the_zero_shot_classifier():
+    rows = [made_up("main", "zero-shot", 0, "preset", 30, 10)]
+    rows += [made_up("main", "nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)]
+    rows += [made_up("new", m, 0, "preset", c, 5, test_classes="new") for m, c in CLEAN_NEW]
+    (line,) = photos_page.choice_table(rows).splitlines()[2:]
+    assert line == "| tiny-photos-robust | NAP | +11.0 | +11.0 | +11.0 | -18.0 | +0.0 | - |"
