@@ -1,7 +1,7 @@
 """Compares AutoAttack (standard) with torchattacks' four attacks on the same images, in one run.
 
 python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
-python -m benchmarks.accuracy autoattack measure --clip tiny-photos --eps 1/255
+python -m benchmarks.accuracy autoattack measure --clip tiny-photos --method nap --eps 2/255
 python -m benchmarks.accuracy autoattack table
 """
 
@@ -15,14 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastprompt import evaluate, load_clip, load_data
-from fastprompt._utils.checks import parse_fraction
+from fastprompt import evaluate, load_data
+from fastprompt._utils.checks import check_choice, parse_fraction
 from fastprompt._utils.files import read_json
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.scoring import Counted
 
 from ..common.paths import TWO_CORES
 from ..common.report import table, write
+from .methods.cells import main_cells
+from .methods.photo_cells import main_photo_cells
+from .methods.results_page import name_of
+from .methods.run import classifier_of
 
 RESULT = TWO_CORES / "autoattack.json"
 STEPS, TARGETS, QUERIES = 100, 9, 5000
@@ -82,20 +86,30 @@ def _ours(
     }
 
 
+def _classifier(clip: str, method: str, names: list[str], templates: Any) -> nn.Module:
+    """Return the comparison's classifier of this model, method and first seed; tuned if needed."""
+    cells = [*main_cells(), *main_photo_cells()]
+    known = {cell.method: cell for cell in cells if (cell.model, cell.seed) == (clip, 0)}
+    check_choice(method, "method", tuple(known))
+    return classifier_of(known[method], names, templates)[0]
+
+
 def measure(
     clip: str = "tiny-shapes-robust",
+    method: str = "zero-shot",
     eps: str = "4/255",
     images: int = 200,
     batch: int = 100,
     seed: int = 0,
     out: str = str(RESULT),
 ) -> None:
-    """Attack the zero-shot classifier on test images with both; add to the file.
+    """Attack a classifier on test images with both; add to the file.
 
-    The models of photographs get photographs, the others drawn shapes.
+    The models of photographs get photographs, the others drawn shapes. The prompts of a method are
+    those of ``python -m benchmarks.accuracy methods measure``, with the first seed.
     """
     data = load_data("photos" if clip.startswith("tiny-photos") else "shapes", shots=1)
-    model = load_clip(clip).zero_shot(data.classnames, data.templates)
+    model = _classifier(clip, method, data.classnames, data.templates)
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))[:images]
     pictures, labels = zip(*(data.test[row] for row in order.tolist()), strict=True)
     chosen = ImageTensors(torch.stack(pictures), torch.tensor(labels))
@@ -106,7 +120,14 @@ def measure(
     theirs = _theirs(model, pixels, chosen.labels, radius, batch, seed)
     path = Path(out)
     rows = read_json(path)["rows"] if path.exists() else []
-    about = {"clip": clip, "eps": eps, "images": images, "batch": batch, "seed": seed}
+    about = {
+        "clip": clip,
+        "method": method,
+        "eps": eps,
+        "images": images,
+        "batch": batch,
+        "seed": seed,
+    }
     rows = [row for row in rows if {k: row[k] for k in about} != about]
     rows.append({**about, "clean": clean, "fastprompt": ours, "torchattacks": theirs})
     write(path, {"threads": torch.get_num_threads(), "rows": rows})
@@ -115,7 +136,7 @@ def measure(
 
 def lines(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of the result's table."""
-    head = ["", "eps", "clean"]
+    head = ["", "method", "eps", "clean"]
     for what in ("stand", "s", "forwards", "gradients"):
         head += [what, f"{what} (torchattacks)"]
     found = [[*head, "ratio"]]
@@ -125,6 +146,7 @@ def lines(result: Mapping[str, Any]) -> list[list[str]]:
         found.append(
             [
                 row["clip"],
+                name_of(row["method"]),
                 row["eps"],
                 *(f"{100 * k / n:.1f}" for k in counts),
                 f"{ours['seconds']:.0f}",

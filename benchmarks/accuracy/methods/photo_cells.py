@@ -18,7 +18,8 @@ SHOTS = {"apt": (1, 4), "nap": (1, 4)}  # in addition to 16
 _PHOTOS: dict[str, Any] = {"data": "photos", "test": "photos"}
 
 
-def _main() -> Iterator[Cell]:
+def main_photo_cells() -> Iterator[Cell]:
+    """Yield every method on both models, evaluated at two radii with both attacks."""
     for seed in SEEDS:
         for model in MODELS:
             for method in METHODS:
@@ -68,5 +69,5 @@ def _claims() -> Iterator[Cell]:
 
 def photo_cells() -> list[Cell]:
     """Return every cell, those of the main table first."""
-    cells = [*_main(), *_corrupted(), *_new(), *_shots(), *_claims()]
+    cells = [*main_photo_cells(), *_corrupted(), *_new(), *_shots(), *_claims()]
     return list(dict.fromkeys(cells))
