@@ -8,7 +8,7 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,9 @@ from .photo_cells import photo_cells
 FOLDER = Path("runs") / "methods"
 RESULT = TWO_CORES / "methods.json"
 PHOTOS = TWO_CORES / "methods_photos.json"
-SHOTS, IMAGES, BATCH = 16, 400, 400
+SHOTS, IMAGES = 16, 400
+# photographs are attacked in windows of eight batches, from which a stopped evaluation resumes
+BATCH: Mapping[str, int] = {"shapes": 400, "photos": 16}
 ATTACK = "pgd-100"
 PRECISION = "bf16"  # of the tuning; the evaluation judges in float32
 Study = Literal["shapes", "photos"]
@@ -90,22 +92,21 @@ def classifier_of(cell: Cell, names: list[str], templates: Any) -> tuple[CLIPCla
 
 def judge(cell: Cell) -> dict[str, Any]:
     """Evaluate a cell and return its row of the result file."""
-    began = time.perf_counter()
     data = load_data(cell.test, classes=cell.test_classes)  # type: ignore[arg-type]
     classifier, facts = classifier_of(cell, data.classnames, data.templates)
-    options: dict[str, Any] = {"batch": BATCH, "progress": False}
+    options: dict[str, Any] = {"batch": BATCH[cell.data], "progress": False}
     rows = evaluate(classifier, data.test, ["clean"], **options).rows
     if cell.eps:
-        options |= {"limit": IMAGES}
+        options |= {"limit": IMAGES, "out": FOLDER / "judged" / cell.name, "resume": True}
         rows += evaluate(classifier, data.test, list(cell.attacks), cell.eps, **options).rows[1:]
     kept = ("attack", "eps", "accuracy", "n", "interval", "trusted", "settings")
+    kept += ("search_precision", "confirmed", "parts", "gradients", "forwards")
     return {
         "name": cell.name,
         **dataclasses.asdict(cell),
         "label": cell.label,
         **facts,
-        "rows": [{k: row[k] for k in kept} for row in rows],
-        "seconds": round(time.perf_counter() - began, 1),
+        "rows": [{k: row[k] for k in kept if k in row} for row in rows],
     }
 
 
