@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +21,7 @@ import torch
 from fastprompt import evaluate, load_clip, load_data
 from fastprompt._utils.files import write_json
 from fastprompt._utils.run_folder import RunFolder
+from fastprompt.evaluation.record import FELL, STANDS
 from fastprompt.methods.registry import TUNERS
 from fastprompt.model.classifier import CLIPClassifier
 from fastprompt.tuning.attack_loss import AttackLoss
@@ -31,12 +31,14 @@ from fastprompt.tuning.online import Objective
 from ...common.paths import TWO_CORES
 from ...common.report import table as aligned
 from ...common.report import write
+from .results_page import of_images
 from .run import PRECISION, SHOTS
 
 FOLDER = Path("runs") / "attack_losses"
 RESULT = TWO_CORES / "attack_losses.json"
 METHODS = ("nap", "ampt", "capt")
 ATTACKS = ("apgd-ce", "apgd-t")  # an image stands that withstands both
+PUBLISHED = ("ce", "ce")  # objective and attack loss
 # TRADES needs clean images, which the presets of these methods leave out
 TRADES: Mapping[str, Mapping[str, Any]] = {"ampt": {"clean_share": 0.5}, "capt": {"ce": "clean"}}
 
@@ -115,7 +117,6 @@ def _tuned(cell: LossCell) -> tuple[CLIPClassifier, dict[str, Any]]:
 
 def judge(cell: LossCell) -> dict[str, Any]:
     """Tune and evaluate a cell; return its row of the result file."""
-    began = time.perf_counter()
     classifier, facts = _tuned(cell)
     found = evaluate(
         classifier,
@@ -128,18 +129,19 @@ def judge(cell: LossCell) -> dict[str, Any]:
         progress=False,
     )
     (clean,) = (row for row in found.rows if row["attack"] == "clean")
-    rows = [{"eps": "", "attack": "clean", "accuracy": clean["accuracy"]}]
+    rows = [_row("", "clean", clean["flags"])]
     for eps in cell.eps:
-        flags = [found.row("model", attack, eps)["flags"] for attack in ATTACKS]
-        stand = [set(pair) == {"1"} for pair in zip(*flags, strict=True)]
-        of_each = {attack: found.row("model", attack, eps)["accuracy"] for attack in ATTACKS} | {
-            "both": sum(stand) / len(stand)
-        }
-        rows += [{"eps": eps, "attack": a, "accuracy": share} for a, share in of_each.items()]
-    return {
-        **{"name": cell.name, **dataclasses.asdict(cell), **facts},
-        **{"n": clean["n"], "rows": rows, "seconds": round(time.perf_counter() - began, 1)},
-    }
+        flags = {attack: found.row("model", attack, eps)["flags"] for attack in ATTACKS}
+        both = "".join(
+            STANDS if set(one) == {STANDS} else FELL for one in zip(*flags.values(), strict=True)
+        )
+        rows += [_row(eps, attack, of) for attack, of in {**flags, "both": both}.items()]
+    return {"name": cell.name, **dataclasses.asdict(cell), **facts, "n": clean["n"], "rows": rows}
+
+
+def _row(eps: str, attack: str, flags: str) -> dict[str, Any]:
+    accuracy = flags.count(STANDS) / len(flags)
+    return {"eps": eps, "attack": attack, "accuracy": accuracy, "flags": flags}
 
 
 def measure(
@@ -193,19 +195,58 @@ def collect() -> None:
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return the table: mean accuracies over the seeds, in percent."""
+    """Return the table: mean accuracies over the seeds, in percent.
+
+    The last columns are the differences in points from the published pair, `PUBLISHED`, with half
+    the 95 % interval over the images.
+    """
     keys = list(dict.fromkeys((r["eps"], r["attack"]) for row in rows for r in row["rows"]))
-    head = ["model", "method", "objective", "attack_loss", "changes"]
-    out = [[*head, "seeds", *(" ".join((attack, eps)).strip() for eps, attack in keys)]]
+    radii = [eps for eps, attack in keys if attack == "both"]
+    head = ["model", "method", "objective", "attack_loss", "changes", "images", "seeds"]
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[k] for k in head), []).append(row)
+        own = (*(row[k] for k in head[:4]), _changes(row), str(row["images"]), row["search"])
+        groups.setdefault(own, []).append(row)
+    published = {(*k[:2], *k[5:]): own for k, own in groups.items() if k[2:4] == PUBLISHED}
+    out = [
+        [
+            *head,
+            *(" ".join((a, eps)).strip() for eps, a in keys),
+            *(f"both {e}, difference" for e in radii),
+        ]
+    ]
     for group, own in groups.items():
-        found = [{(r["eps"], r["attack"]): r["accuracy"] for r in row["rows"]} for row in own]
-        means = [[row[key] for row in found if key in row] for key in keys]
-        shown = [f"{100 * statistics.mean(m):.1f}" if m else "" for m in means]
-        out.append([*group, str(len(own)), *shown])
+        means = [_mean(_flags(own, *key)) for key in keys]
+        base = published.get((*group[:2], *group[5:]), [])
+        gains = [_gain(_flags(own, eps, "both"), _flags(base, eps, "both")) for eps in radii]
+        out.append([*group[:-1], str(len(own)), *means, *gains])
     return out
+
+
+def _changes(row: Mapping[str, Any]) -> str:
+    """Return the settings that differ from the preset, other than loss and objective."""
+    own = TRADES.get(row["method"], {}) if row["objective"] == "trades" else {}
+    changed = {**own, **json.loads(row["changes"])}
+    return ", ".join(f"{key}={value}" for key, value in changed.items())
+
+
+def _flags(rows: Sequence[Mapping[str, Any]], eps: str, attack: str) -> list[float]:
+    """Return for each image how often it stands in these rows, in percent."""
+    found = [
+        r["flags"] for row in rows for r in row["rows"] if (r["eps"], r["attack"]) == (eps, attack)
+    ]
+    return [100 * column.count(STANDS) / len(found) for column in zip(*found, strict=True)]
+
+
+def _mean(each: Sequence[float]) -> str:
+    return f"{statistics.mean(each):.1f}" if each else ""
+
+
+def _gain(own: Sequence[float], base: Sequence[float]) -> str:
+    if not own or not base or own == base:
+        return ""
+    each = [a - b for a, b in zip(own, base, strict=True)]
+    return f"{statistics.mean(each):+.1f} ± {of_images(each):.1f}"
 
 
 def table() -> None:

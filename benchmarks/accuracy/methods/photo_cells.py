@@ -60,8 +60,8 @@ def _claims() -> Iterator[Cell]:
         return Cell(claim, MODELS[1], method, seed, **own)
 
     for seed in SEEDS:
-        # 16 context tokens in total
-        yield from (cell("mixture", "ampt", seed, n_prompts=k, n_ctx=16 // k) for k in (1, 2, 4))
+        for k, tokens in ((4, 4), (1, 4), (1, 16)):
+            yield cell("mixture", "ampt", seed, n_prompts=k, n_ctx=tokens)
         yield from (cell("refiners", "nap", seed, refiners=r) for r in (True, False))
         yield from (cell("layers", "nap", seed, consistency=c) for c in ("cosine", "none"))
         yield from (cell("balance", "capt", seed, **changes) for changes in ({}, {"lam": 0.0}))

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastprompt._utils.checks import parse_fraction
 from fastprompt._utils.files import read_json
 
 from ...common.report import NOT_YET, markdown
 from . import attack_losses, run
-from .cells import cell_of
+from .cells import SEEDS, cell_of
 from .photo_cells import ATTACKS, CORRUPTED, EPS, METHODS, MODELS, SHOTS, photo_cells
-from .results_page import Row, accuracies, harmonic, name_of, radius_of, spread
+from .results_page import Row, accuracies, harmonic, name_of, of_images, radius_of, spread
 
+FOUR = "n_prompts=4, n_ctx=4"
 # what a claim compares: its part, the setting of each side, and their names
 CLAIMS: Sequence[tuple[str, str, str, str]] = (
-    ("mixture", "n_prompts=4, n_ctx=4", "n_prompts=1, n_ctx=16", "AMPT: four prompts, not one"),
-    ("mixture", "n_prompts=2, n_ctx=8", "n_prompts=1, n_ctx=16", "AMPT: two prompts, not one"),
+    ("mixture", FOUR, "n_prompts=1, n_ctx=4", "AMPT: four prompts of 4 tokens, not one of 4"),
+    ("mixture", FOUR, "n_prompts=1, n_ctx=16", "AMPT: four prompts of 4 tokens, not one of 16"),
     ("refiners", "refiners=True", "refiners=False", "NAP: token refiners"),
     ("layers", "consistency=cosine", "consistency=none", "NAP: consistency of the layers"),
     ("balance", "preset", "lam=0.0", "CAPT: the consistency term"),
 )
 CHOICE = "photos-choice"  # block of docs/guides/choosing.md; all others are of the other page
-# two-sided 95 % quantiles of Student's t distribution, by the number of seeds
-QUANTILES = {2: 12.71, 3: 4.303}
+# two-sided 95 % quantile of Student's t distribution for three seeds
+QUANTILE = 4.303
 
 
 def _of(cells: Sequence[Row], **facts: Any) -> list[Row]:
@@ -95,7 +98,10 @@ def new_table(cells: Sequence[Row]) -> str:
 
 
 def choice_table(cells: Sequence[Row]) -> str:
-    """Format each method's mean differences from the zero-shot classifier, in points."""
+    """Format each method's differences from the zero-shot classifier, in points.
+
+    A difference is shown if all its images are evaluated, for at least one seed.
+    """
     columns: Sequence[tuple[str, dict[str, str], str | None, str]] = (
         ("clean", {"part": "main"}, None, ""),
         *((f"{_short(a)}, {EPS[0]}", {"part": "main"}, EPS[0], a) for a in ATTACKS),
@@ -108,13 +114,36 @@ def choice_table(cells: Sequence[Row]) -> str:
         for method in METHODS[1:]:
             row = [model, name_of(method)]
             for _, facts, eps, attack in columns:
-                both = [_of(cells, model=model, method=m, **facts) for m in (METHODS[0], method)]
-                bare, own = (accuracies(side, eps, attack or run.ATTACK) for side in both)
-                known = bare and own
-                row.append(f"{statistics.mean(own) - statistics.mean(bare):+.1f}" if known else "-")
+                both = [_of(cells, model=model, method=m, **facts) for m in (method, METHODS[0])]
+                row.append(_gain(*both, eps, attack or run.ATTACK))
             if set(row[2:]) != {"-"}:
-                rows.append(row)
-    return markdown(["", "method", *(words for words, *_ in columns)], rows) if rows else ""
+                seeds = len(_of(cells, model=model, method=method, part="main"))
+                rows.append([*row[:2], str(seeds), *row[2:]])
+    head = ["", "method", "seeds", *(words for words, *_ in columns)]
+    return markdown(head, rows) if rows else ""
+
+
+def _gain(own: Sequence[Row], bare: Sequence[Row], eps: str | None, attack: str) -> str:
+    """Format a difference with half its 95 % interval over the images; "-" if cells are missing."""
+    if not own or {c["test"] for c in own} != {c["test"] for c in bare} or not bare:
+        return "-"
+    if own[0]["part"] == "corrupted" and len(bare) < len(CORRUPTED):
+        return "-"
+    sides = (standing(side, eps, attack) for side in (own, bare))
+    each = [a - b for a, b in zip(*sides, strict=True)]
+    return f"{statistics.mean(each):+.1f} ± {of_images(each):.1f}"
+
+
+def standing(cells: Sequence[Row], eps: str | None, attack: str = run.ATTACK) -> list[float]:
+    """Return for each image how often it is classified correctly in these cells, in percent."""
+    name, radius = ("clean", 0.0) if eps is None else (attack, parse_fraction(eps, "eps"))
+    flags = [
+        row["flags"]
+        for cell in cells
+        for row in cell["rows"]
+        if row["attack"] == name and abs(row["eps"] - radius) < 1e-9
+    ]
+    return [100 * column.count("1") / len(flags) for column in zip(*flags, strict=True)]
 
 
 def shots_table(cells: Sequence[Row]) -> str:
@@ -133,20 +162,27 @@ def shots_table(cells: Sequence[Row]) -> str:
     return markdown(head, rows) if rows else ""
 
 
-def difference(with_: Sequence[float], without: Sequence[float]) -> tuple[float, float, str]:
+def difference(
+    with_: Sequence[Row], without: Sequence[Row], eps: str | None
+) -> tuple[float, float, str]:
     """Return a claim's mean paired difference, half its 95 % interval's width, and a verdict.
 
-    The interval is that of Student's t distribution over the seeds.
+    The variance of the mean is that over the seeds, with Student's t distribution, plus that over
+    the images.
 
     Args:
-        with_, without: accuracies in percent, one for each seed, in the same order.
+        with_, without: one cell for each seed, in the same order.
+        eps: radius, or None for the clean accuracy.
     """
-    each = [a - b for a, b in zip(with_, without, strict=True)]
-    mean = statistics.mean(each)
-    if len(each) not in QUANTILES:
+    pairs = zip(*(accuracies(side, eps) for side in (with_, without)), strict=True)
+    by_seed = [a - b for a, b in pairs]
+    mean = statistics.mean(by_seed)
+    if len(by_seed) < len(SEEDS):
         return mean, float("inf"), NOT_YET
-    half = QUANTILES[len(each)] * statistics.stdev(each) / len(each) ** 0.5
-    verdict = "within noise" if abs(mean) <= half else "seen" if mean > 0 else "not seen"
+    images = [a - b for a, b in zip(*(standing(s, eps) for s in (with_, without)), strict=True)]
+    over_seeds = QUANTILE * statistics.stdev(by_seed) / len(by_seed) ** 0.5
+    half = math.hypot(over_seeds, of_images(images))
+    verdict = "within noise" if abs(mean) <= half else "seen" if mean > 0 else "not seen (lower)"
     return mean, half, verdict
 
 
@@ -162,9 +198,9 @@ def claims_table(cells: Sequence[Row]) -> str:
             continue
         row = [words, str(len(seeds))]
         for eps in (None, EPS[0]):
-            sides = [accuracies([own[seed] for seed in seeds], eps) for own in by_label]
-            mean, half, verdict = difference(*sides)
-            width = "" if half == float("inf") else f" ± {half:.1f}"
+            sides = ([own[seed] for seed in seeds] for own in by_label)
+            mean, half, verdict = difference(*sides, eps)
+            width = f" ± {half:.1f}" if math.isfinite(half) else ""
             row += [f"{mean:+.1f}{width}", verdict]
         rows.append(row)
     head = ["claim", "seeds", "clean", "", f"PGD-100, {EPS[0]}", ""]

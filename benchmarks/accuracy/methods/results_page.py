@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastprompt.methods.registry import TUNERS
+
 from ...common.paths import ROOT
 from ...common.report import markdown
 from . import autoattack
@@ -37,6 +39,11 @@ def accuracies(cells: Sequence[Row], eps: str | None, attack: str = ATTACK) -> l
     ]
 
 
+def of_images(each: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of a mean over images."""
+    return 1.96 * statistics.stdev(each) / len(each) ** 0.5
+
+
 def spread(values: Sequence[float]) -> str:
     """Format mean and range; a single value without a range."""
     if not values:
@@ -52,8 +59,9 @@ def _seconds(cells: Sequence[Row], key: str) -> str:
 
 
 def radius_of(cell: Row) -> str:
-    """Return the radius of the tuning."""
-    return f"{255 * cell['config']['eps']:g}/255" if "config" in cell else ""
+    """Return the radius of the tuning; empty without an attack in it."""
+    attacks = cell["method"] in TUNERS and TUNERS[cell["method"]].attacks_images
+    return f"{255 * cell['config']['eps']:g}/255" if attacks else ""
 
 
 def main_table(cells: Sequence[Row], model: str) -> str:
@@ -102,9 +110,7 @@ def shift_table(cells: Sequence[Row], model: str) -> str:
 
 def harmonic(base: Sequence[float], new: Sequence[float]) -> str:
     """Format the harmonic mean of two accuracies."""
-    if not base or not new or base[0] + new[0] == 0:
-        return ""
-    return f"{2 * base[0] * new[0] / (base[0] + new[0]):.1f}"
+    return f"{statistics.harmonic_mean([base[0], new[0]]):.1f}" if base and new else ""
 
 
 def new_table(cells: Sequence[Row]) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,10 @@ SHOTS, IMAGES = 16, 400
 BATCH: Mapping[str, int] = {"shapes": 400, "photos": 16}
 ATTACK = "pgd-100"
 PRECISION = "bf16"  # of the tuning; the evaluation judges in float32
+KEPT = (
+    *("attack", "eps", "accuracy", "n", "interval", "trusted", "settings", "flags"),
+    *("search_precision", "confirmed", "parts", "gradients", "forwards"),
+)
 Study = Literal["shapes", "photos"]
 STUDIES: dict[Study, tuple[Callable[[], list[Cell]], Path]] = {
     "shapes": (all_cells, RESULT),
@@ -53,18 +58,38 @@ def _folder(cell: Cell) -> Path:
 
 
 def tune(cell: Cell) -> Tuner:
-    """Return a cell's tuner, loaded from its folder, or tuned now and saved there."""
+    """Return a cell's tuner, loaded from its folder, or tuned now on one thread and saved there.
+
+    Raises:
+        ValueError: the folder holds prompts that were tuned with other settings.
+    """
+    torch.set_num_threads(1)  # the times of all runs are those of one thread
     clip = load_clip(cell.model)
     data = load_data(cell.data, shots=cell.shots, seed=cell.seed, classes=cell.classes)
     kind, folder = TUNERS[cell.method], _folder(cell)
-    if not (folder / "prompts.safetensors").exists():
-        tuner = kind(clip, data.classnames, **settings(cell))
-        if RunFolder(folder).started:  # interrupted: its times would be incomplete
-            shutil.rmtree(folder)
-        began = time.perf_counter()
-        tuner.fit(data.train, data.val, folder, progress=False)
-        write_json(folder / "seconds.json", {"fit": time.perf_counter() - began})
-    return kind.load(folder, clip)
+    tuner = kind(clip, data.classnames, **settings(cell))
+    if not folder.exists():
+        _fit(tuner, data.train, folder)
+    found = kind.load(folder, clip)
+    if as_dict(found.config) != as_dict(tuner.config):
+        raise ValueError(f"{folder} was tuned with other settings than {cell.name}; delete it")
+    return found
+
+
+def _fit(tuner: Tuner, train: Any, folder: Path) -> None:
+    """Tune in a new folder that gets its name when it is complete: nobody sees a part of a run.
+
+    Validation images are left out. No preset uses them, and they would take time.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    began = time.perf_counter()
+    tuner.fit(train, out=part, progress=False)
+    write_json(part / "seconds.json", {"fit": time.perf_counter() - began})
+    if folder.exists():  # another process was faster
+        shutil.rmtree(part)
+    else:
+        part.rename(folder)
 
 
 def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
@@ -78,7 +103,6 @@ def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in tuner.prompts.parameters()),
         "step_seconds": statistics.median(each),
         "tuning_seconds": json.loads((_folder(cell) / "seconds.json").read_text())["fit"],
-        "val": {k: v for k, v in rows[-1].items() if k.startswith("val_")},
     }
 
 
@@ -95,18 +119,18 @@ def judge(cell: Cell) -> dict[str, Any]:
     data = load_data(cell.test, classes=cell.test_classes)  # type: ignore[arg-type]
     classifier, facts = classifier_of(cell, data.classnames, data.templates)
     options: dict[str, Any] = {"batch": BATCH[cell.data], "progress": False}
-    rows = evaluate(classifier, data.test, ["clean"], **options).rows
+    found = [evaluate(classifier, data.test, ["clean"], sanity="off", **options)]
     if cell.eps:
         options |= {"limit": IMAGES, "out": FOLDER / "judged" / cell.name, "resume": True}
-        rows += evaluate(classifier, data.test, list(cell.attacks), cell.eps, **options).rows[1:]
-    kept = ("attack", "eps", "accuracy", "n", "interval", "trusted", "settings")
-    kept += ("search_precision", "confirmed", "parts", "gradients", "forwards")
+        found.append(evaluate(classifier, data.test, list(cell.attacks), cell.eps, **options))
+    rows = [row for i, each in enumerate(found) for row in each.rows[i:]]  # clean on all images
     return {
         "name": cell.name,
         **dataclasses.asdict(cell),
         "label": cell.label,
         **facts,
-        "rows": [{k: row[k] for k in kept if k in row} for row in rows],
+        "rows": [{k: row[k] for k in KEPT if k in row} for row in rows],
+        "reasons": [reason for each in found for reason in each.reasons],
     }
 
 

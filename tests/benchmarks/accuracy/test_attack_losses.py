@@ -93,7 +93,56 @@ def test_a_tiny_run_is_written_cell_by_cell_and_resumes(tiny, monkeypatch, capsy
     out = capsys.readouterr().out
     assert out.count("ampt") == 3
     assert "both 2/255" in out
+    head, *lines = attack_losses.lines(rows)
+    named = {
+        (cells["objective"], cells["attack_loss"]): cells
+        for cells in (dict(zip(head, line, strict=True)) for line in lines)
+    }
+    assert "clean_share=0.5" in named["trades", "kl"]["changes"]
+    assert "clean_share" not in named["ce", "ce"]["changes"]
+    assert named["ce", "ce"]["both 2/255, difference"] == ""
+    flags = {
+        key: attack_losses._flags([row], "2/255", "both")
+        for key, row in (((row["objective"], row["attack_loss"]), row) for row in rows)
+    }
+    for key in (("ce", "mixed"), ("trades", "kl")):
+        each = [a - b for a, b in zip(flags[key], flags["ce", "ce"], strict=True)]
+        text = named[key]["both 2/255, difference"]
+        assert text == "" if not any(each) else text.startswith(f"{sum(each) / len(each):+.1f} ± ")
     # what the result file contains is not measured again
     monkeypatch.setattr(attack_losses, "FOLDER", tiny / "elsewhere")
     measure()
     assert not (tiny / "elsewhere").exists()
+
+
+def test_runs_that_were_judged_otherwise_are_not_averaged():
+    one = {"model": "m", "method": "nap", "objective": "ce", "attack_loss": "ce", "changes": "{}"}
+    rows = [
+        {
+            **one,
+            "images": len(flags),
+            "search": "own",
+            "rows": [
+                {"eps": eps, "attack": attack, "flags": flags}
+                for eps, attack in (("", "clean"), ("1/255", "both"))
+            ],
+        }
+        for flags in ("1100", "10")
+    ]
+    found = [line[5:9] for line in attack_losses.lines(rows)[1:]]
+    assert found == [["4", "1", "50.0", "50.0"], ["2", "1", "50.0", "50.0"]]
+
+
+def test_the_difference_from_the_published_pair_has_the_interval_over_the_images():
+    one = {"model": "m", "method": "nap", "changes": "{}", "images": 4, "search": "own"}
+    rows = [
+        {
+            **one,
+            "objective": "ce",
+            "attack_loss": loss,
+            "rows": [{"eps": "1/255", "attack": "both", "flags": flags}],
+        }
+        for loss, flags in (("ce", "1000"), ("dlr", "1110"))
+    ]
+    # differences of 0, 100, 100, 0 points: mean 50, standard deviation 57.7
+    assert [line[-1] for line in attack_losses.lines(rows)[1:]] == ["", "+50.0 ± 56.6"]

@@ -1,6 +1,8 @@
 """The comparison on photographs: its record, the verdicts on claims, and the page's tables."""
 
 import json
+import math
+import statistics
 
 import pytest
 
@@ -26,31 +28,56 @@ def test_every_row_is_a_cell_that_was_judged_as_said():
         assert all(r["n"] == run.IMAGES and r["trusted"] for r in attacked)
 
 
-def test_autoattack_leaves_no_more_images_than_pgd():
+def test_no_check_of_an_evaluation_failed():
+    assert [row["reasons"] for row in ROWS] == [[]] * len(ROWS)
+
+
+def test_an_accuracy_is_the_share_of_its_flags():
     for row in ROWS:
-        found = {(r["attack"], r["eps"]): r["accuracy"] for r in row["rows"]}
-        for (attack, eps), accuracy in found.items():
-            if attack == "autoattack":
-                assert accuracy <= found["pgd-100", eps]
+        for r in row["rows"]:
+            assert len(r["flags"]) == r["n"]
+            assert r["accuracy"] == r["flags"].count("1") / r["n"]
 
 
-def test_the_verdict_follows_from_the_interval_over_the_seeds():
-    mean, half, verdict = photos_page.difference([12.0, 13.0, 14.0], [10.0, 10.0, 10.0])
+def flags(share, n=100):
+    """The first ``share`` percent of the images stand."""
+    return "1" * round(share * n / 100) + "0" * (n - round(share * n / 100))
+
+
+def of_seeds(*values, of=flags):
+    return [
+        {"rows": [{"attack": "clean", "eps": 0.0, "accuracy": v / 100, "flags": of(v)}]}
+        for v in values
+    ]
+
+
+def test_the_verdict_follows_from_the_interval_over_seeds_and_images():
+    mean, half, verdict = photos_page.difference(of_seeds(32, 33, 34), of_seeds(10, 10, 10), None)
+    assert (mean, verdict) == (23.0, "seen")
     # a standard deviation of 1 over three seeds; 4.303 is Student's quantile
-    assert (mean, verdict) == (3.0, "seen")
-    assert half == pytest.approx(4.303 / 3**0.5)
-    assert photos_page.difference([10.0, 10.0, 10.0], [12.0, 13.0, 14.0])[2] == "not seen"
-    assert photos_page.difference([10.0, 12.0, 14.0], [11.0, 11.0, 11.0])[2] == "within noise"
-    assert photos_page.difference([10.0], [1.0])[2] == "not yet measured"
+    each = [0.0] * 10 + [100.0] * 22 + [200 / 3, 100 / 3] + [0.0] * 66
+    images = 1.96 * statistics.stdev(each) / 10
+    assert half == pytest.approx(math.hypot(4.303 / 3**0.5, images))
+    lower = photos_page.difference(of_seeds(10, 10, 10), of_seeds(32, 33, 34), None)
+    assert lower[2] == "not seen (lower)"
+    within = photos_page.difference(of_seeds(10, 12, 14), of_seeds(11, 11, 11), None)
+    assert within[2] == "within noise"
+    assert photos_page.difference(of_seeds(10), of_seeds(1), None)[2] == "not yet measured"
+
+
+def test_a_single_image_shows_nothing_even_if_every_seed_agrees():
+    found = photos_page.difference(of_seeds(11, 11, 11), of_seeds(10, 10, 10), None)
+    assert found[0] == 1.0
+    assert found[2] == "within noise"
 
 
 CLEAN_NEW = (("zero-shot", 30), ("nap", 12))
 
 
 def made_up(part, method, seed, label, clean, robust, **facts):
-    rows = [{"attack": "clean", "eps": 0.0, "accuracy": clean / 100}]
+    rows = [{"attack": "clean", "eps": 0.0, "accuracy": clean / 100, "flags": flags(clean)}]
     rows += [
-        {"attack": attack, "eps": 1 / 255, "accuracy": robust / 100}
+        {"attack": attack, "eps": 1 / 255, "accuracy": robust / 100, "flags": flags(robust)}
         for attack in ("pgd-100", "autoattack")
     ]
     about = {"part": part, "method": method, "seed": seed, "label": label}
@@ -68,7 +95,8 @@ def test_a_claim_compares_the_same_seeds():
     (line,) = photos_page.claims_table(rows).splitlines()[2:]
     words = [cell.strip() for cell in line.strip("| ").split("|")]
     assert words[:4] == ["NAP: token refiners", "3", "+0.0 ± 0.0", "within noise"]
-    assert words[4:] == ["+10.0 ± 0.0", "seen"]
+    assert words[4].startswith("+10.0 ± 5.")
+    assert words[5] == "seen"
     (line,) = photos_page.claims_table([*rows[:3], rows[4]]).splitlines()[2:]
     assert "| 1 | +0.0 | not yet measured | +10.0 | not yet measured |" in line
 
@@ -97,9 +125,14 @@ def test_tables_have_the_numbers_of_the_rows():
         "| tiny-photos-robust | NAP | 2/255 | 41.0 (40.0 to 42.0) | 21.0 (20.0 to 22.0) | "
         "21.0 (20.0 to 22.0) |  |  | 1.5 | 1,234 | 3 |"
     )
+    coop = made_up("main", "coop", 0, "preset", 40, 20) | {"config": {"eps": 2 / 255}}
+    assert "2/255" not in photos_page.main_table([coop]).splitlines()[2]
     rows = [made_up("new", "apt", 0, "preset", 40, 20, test_classes=h) for h in ("base", "new")]
     (line,) = photos_page.new_table(rows).splitlines()[2:]
     assert line.endswith("| APT | 40.0 | 40.0 | 40.0 | 20.0 | 20.0 | 20.0 |")
+    rows = [made_up("new", "apt", 0, "preset", 40, 0, test_classes=h) for h in ("base", "new")]
+    (line,) = photos_page.new_table(rows).splitlines()[2:]
+    assert line.endswith("| 0.0 | 0.0 | 0.0 |")
     rows = [
         made_up("corrupted", "apt", 0, "preset", 10 * int(name[-1]), 0, test=name)
         for name in photo_cells.CORRUPTED
@@ -117,4 +150,12 @@ def test_the_choice_is_told_as_differences_from_the_zero_shot_classifier():
     rows += [made_up("main", "nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)]
     rows += [made_up("new", m, 0, "preset", c, 5, test_classes="new") for m, c in CLEAN_NEW]
     (line,) = photos_page.choice_table(rows).splitlines()[2:]
-    assert line == "| tiny-photos-robust | NAP | +11.0 | +11.0 | +11.0 | -18.0 | +0.0 | - |"
+    words = [cell.split(" ±")[0] for cell in line.strip("| ").split(" | ")]
+    assert words[1:] == ["NAP", "3", "+11.0", "+11.0", "+11.0", "-18.0", "+0.0", "-"]
+    one = made_up("corrupted", "nap", 0, "preset", 30, 0, test="photos-noise-1")
+    every = [
+        made_up("corrupted", "zero-shot", 0, "preset", 10 * int(name[-1]), 0, test=name)
+        for name in photo_cells.CORRUPTED
+    ]
+    (line,) = photos_page.choice_table([*rows, one, *every]).splitlines()[2:]
+    assert line.endswith("| - |"), "one corruption is compared with the mean of twelve"
