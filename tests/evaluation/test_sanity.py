@@ -111,6 +111,19 @@ def test_an_honest_gradient_that_is_rounded_raises_no_flag(model, eps):
     assert measured_gradient(replace(sample(model, 2), eps=eps)).verdict == "passed"
 
 
+def test_two_wrong_classes_that_are_nearly_equal_raise_no_flag():
+    """Where they cross, the largest of both has a kink, whose measured slope is none."""
+
+    def tied(x):
+        move = ((x - PIXELS[:4]) * (WHERE - 0.5)).flatten(1).sum(dim=1)
+        return torch.stack([torch.full_like(move, 3.0), move + 1e-4, -2 * move], dim=1)
+
+    tie = replace(sample(tied, 4), labels=torch.zeros(4, dtype=torch.int64))
+    verdict = measured_gradient(tie)
+    assert verdict.verdict == "passed"
+    assert min(verdict.figures.values()) > 0.99
+
+
 def test_infinite_logits_are_not_called_random():
     found = {v.check: v.verdict for v in check_model(sample(all_but_two_ruled_out), QUICK)}
     assert found["finite logits"] == "failed"

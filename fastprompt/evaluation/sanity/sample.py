@@ -14,7 +14,7 @@ from ..._utils.types import Model
 from ...attacks import PGD
 from ...attacks.ascent import evaluating, mean_gradient
 from ...attacks.base import fooled
-from ...attacks.losses import margin
+from ...attacks.losses import margin, targeted_margin
 from .passes import Meter, Passes
 
 ASSUMED_EPS = 4 / 255  # if the evaluation has no radius above 0
@@ -130,10 +130,24 @@ class Sample:
             parts = [at_least_float32(self.call(part)) for part in images.split(self.batch)]
         return torch.cat(parts)
 
-    def margins(self, images: Tensor) -> Tensor:
-        """Return the margins, averaged over a random model's passes, float64 ``[B]``."""
-        every = [margin(self.logits(images), self.labels).double() for _ in range(self.repeats)]
+    def rivals(self, images: Tensor) -> Tensor:
+        """Return the wrong class with the largest logit, ``[B]``."""
+        return self.logits(images).scatter(1, self.labels[:, None], -torch.inf).argmax(dim=1)
+
+    def margins(self, images: Tensor, rivals: Tensor | None = None) -> Tensor:
+        """Return the margins, averaged over a random model's passes, float64 ``[B]``.
+
+        With ``rivals``, ``[B]``, they are those over these classes, where their logits are finite.
+        """
+        every = [self._margin(self.logits(images), rivals).double() for _ in range(self.repeats)]
         return torch.stack(every).mean(dim=0)
+
+    def _margin(self, logits: Tensor, rivals: Tensor | None) -> Tensor:
+        best = margin(logits, self.labels)
+        if rivals is None:
+            return best
+        chosen = targeted_margin(logits, self.labels, rivals)
+        return torch.where(chosen.isfinite(), chosen, best)
 
     def gradient(
         self, images: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = margin

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ...attacks.losses import margin
+from ...attacks.losses import margin, targeted_margin
 from ...attacks.random_start import random_start
 from ...data.dataset import evenly
 from ...defenses import JPEG, BitDepth, Defended
@@ -91,13 +92,16 @@ def _is_estimate(part: nn.Module) -> bool:
 def _agreement(sample: Sample, points: Tensor) -> float:
     """Return the mean cosine of the gradient with measured slopes, at the best move size.
 
-    An image whose margin does not change has no slope to compare with; its cosine is 0.
+    The margin is that over the class that rivals at the point: where two wrong classes are equal,
+    the largest of both has a kink, and no slope. An image whose margin does not change has no slope
+    to compare with; its cosine is 0.
     """
-    grad = sample.gradient(points)[0].double()
+    rivals = sample.rivals(points)
+    grad = sample.gradient(points, partial(targeted_margin, targets=rivals))[0].double()
     grad = grad / grad.flatten(1).norm(dim=1).clamp_min(1e-300)[:, None, None, None]
     best = 0.0
     for size in _MOVES:
-        moves = _moves(sample, points, size)
+        moves = _moves(sample, points, size, rivals=rivals)
         pairs = [(_along(grad, up - down), seen) for up, down, seen in moves]
         said, seen = (torch.stack(side, dim=1) for side in zip(*pairs, strict=True))
         norms = said.norm(dim=1) * seen.norm(dim=1)
@@ -113,7 +117,7 @@ def _along(grad: Tensor, move: Tensor) -> Tensor:
 
 
 def _moves(
-    sample: Sample, points: Tensor, size: float, again: int = 0
+    sample: Sample, points: Tensor, size: float, again: int = 0, rivals: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield both ends of moves along random signs and the measured margin change, ``[B]``."""
     generator = torch.Generator().manual_seed(sample.seed + 7919 * again)
@@ -121,7 +125,7 @@ def _moves(
         signs = torch.randint(0, 2, points.shape[1:], generator=generator) * 2.0 - 1
         signs = signs.to(points)
         up, down = ((points + way * size * signs).clamp(0, 1) for way in (1, -1))
-        yield up, down, sample.margins(up) - sample.margins(down)
+        yield up, down, sample.margins(up, rivals) - sample.margins(down, rivals)
 
 
 # ---- on average, for models with random numbers of their own -------------------------------------
