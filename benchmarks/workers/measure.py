@@ -114,19 +114,23 @@ def _evaluation(model: str, images: int, attack: str) -> Callable[[Runner], Any]
 
 
 def _data(model: str) -> Any:
-    name = "photos" if model == "tiny-photos" else "shapes"
+    name = "photos" if model.startswith("tiny-photos") else "shapes"
     return load_data(name).for_model(load_clip(model, device="cpu"))
 
 
 def lines(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of the result's table: seconds, and the speed-ups."""
     found = result["rows"]
-    rows = [["", *(f"{n} (s)" for n in found[0]["seconds"]), *found[0]["speedup"]]]
+    names = dict.fromkeys(name for row in found for name in row["seconds"])
+    faster = [name for name in names if name != ALONE]
+    gained = [f"{name}, speed-up" for name in faster]
+    rows = [["", *(f"{name} (s)" for name in names), *gained, "rounds"]]
     for row in found:
-        seconds = (f"{time['median']:.1f}" for time in row["seconds"].values())
-        faster = (f"{each['medians']:.2f}x" for each in row["speedup"].values())
-        words = f"{row['what']}, {row['attack']}, {row['images']} images"
-        rows.append([words, *seconds, *faster])
+        seconds, gains = row["seconds"], row["speedup"]
+        line = [f"{row['what']}, {row['attack']}, {row['images']} images"]
+        line += [f"{seconds[n]['median']:.1f}" if n in seconds else "" for n in names]
+        line += [f"{gains[n]['medians']:.2f}x" if n in gains else "" for n in faster]
+        rows.append([*line, str(seconds[ALONE]["rounds"])])
     return rows
 
 

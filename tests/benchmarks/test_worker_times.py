@@ -44,6 +44,28 @@ def test_a_part_that_is_measured_alone_keeps_the_row_of_the_other(little):
     assert (evaluation["images"], evaluation["attack"]) == (2, "pgd-2")
 
 
+def test_rows_of_other_numbers_of_workers_have_columns_of_their_own():
+    def row(what, workers):
+        seconds = {module.ALONE: {"median": 9.0, "rounds": 2}, workers: {"median": 3.0}}
+        about = {"what": what, "attack": "pgd-1", "images": 8, "seconds": seconds}
+        return {**about, "speedup": {workers: {"medians": 3.0}}}
+
+    found = module.lines({"rows": [row("bank", "2 workers"), row("evaluation", "3 workers")]})
+    assert found == [
+        [
+            "",
+            "one process (s)",
+            "2 workers (s)",
+            "3 workers (s)",
+            "2 workers, speed-up",
+            "3 workers, speed-up",
+            "rounds",
+        ],
+        ["bank, pgd-1, 8 images", "9.0", "3.0", "", "3.00x", "", "2"],
+        ["evaluation, pgd-1, 8 images", "9.0", "", "3.0", "", "3.00x", "2"],
+    ]
+
+
 def test_other_results_are_not_timed(little, monkeypatch):
     count = []
     monkeypatch.setattr(module, "_bank", lambda *a: lambda runner: count.append(1) or len(count))

@@ -5,9 +5,12 @@ import statistics
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from benchmarks.accuracy.methods import autoattack, cells, preset_search, results_page, run
 from benchmarks.common.paths import ROOT
 from fastprompt import load_clip
+from fastprompt.data.photos import MODELS
 from fastprompt.methods.registry import TUNERS
 from fastprompt.tuning.config import as_dict
 
@@ -56,6 +59,29 @@ def test_what_the_page_reads_from_its_tables():
     assert with_ > without + 5
 
 
+def test_what_the_page_for_choosing_a_method_reads_from_the_tables():
+    def of(model, method, eps):
+        return statistics.mean(found(eps, part="main", model=model, method=method))
+
+    plain, robust = "tiny-shapes", "tiny-shapes-robust"
+    tuned = ("advpt", "apt", "ampt", "capt", "nap")
+    for method in ("zero-shot", *tuned):
+        assert of(plain, method, None) > of(robust, method, None)
+        for eps in ("1/255", "2/255"):
+            assert of(plain, method, eps) < of(robust, method, eps)
+        for model in (plain, robust):
+            assert of(model, method, "2/255") < 0.7 * of(model, method, "1/255")
+            for eps in ("1/255", "2/255"):
+                assert of(model, method, eps) <= of(model, "nap", eps)
+    untuned, best = of(robust, "zero-shot", "1/255"), of(plain, "nap", "1/255")
+    page = (ROOT / "docs/guides/choosing.md").read_text("utf-8")
+    assert f"without tuning ({untuned:.1f} %)" in page
+    assert f"that of NAP ({best:.1f} %)" in page
+    assert [m for m in tuned if of(plain, m, "1/255") > untuned] == ["nap"]
+    for method in ("apt", "capt"):
+        assert of(plain, method, None) < of(plain, "zero-shot", None) - 10
+
+
 def test_every_row_is_a_cell_that_was_judged_as_said():
     known = {cell.name for cell in cells.all_cells()}
     assert len({row["name"] for row in ROWS}) == len(ROWS)
@@ -90,17 +116,21 @@ def test_presets_are_those_that_were_measured():
         config = as_dict(TUNERS[method](load_clip(model), ["cat", "dog"]).config)
         return {k: v for k, v in config.items() if k not in ignored}
 
-    for row in ROWS:
-        if row["part"] == "main" and row["method"] != "zero-shot":
+    for row in [*ROWS, *run.rows_of(run.PHOTOS)]:
+        if row["part"] in ("main", "shots") and row["method"] != "zero-shot":
             measured = {k: v for k, v in row["config"].items() if k not in ignored}
             today, default = preset(row["method"], row["model"]), TUNERS[row["method"]].Config()
             later = {k: getattr(default, k) for k in today.keys() - measured.keys()}
             assert {**measured, **later} == today
 
 
-def test_the_presets_of_tiny_photos_are_the_best_recorded_attempts():
-    attempts = json.loads(preset_search.RESULTS["photos"].read_text("utf-8"))["attempts"]
-    clip, names = load_clip("tiny-photos"), ["cat", "dog"]
+@pytest.mark.parametrize("model", MODELS)
+def test_the_presets_of_photographs_are_the_best_recorded_attempts(model):
+    every = json.loads(preset_search.RESULTS["photos"].read_text("utf-8"))["attempts"]
+    attempts = [row for row in every if row["model"] == model]
+    if not attempts:
+        pytest.skip("not searched")
+    clip, names = load_clip(model), ["cat", "dog"]
     (bare,) = (row for row in attempts if row["method"] == "zero-shot")
     for method in ("apt", "ampt", "capt", "nap"):
         own = [row for row in attempts if row["method"] == method]
