@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.accuracy import caltech
 from benchmarks.accuracy.methods import autoattack, cells, preset_search, results_page, run
 from benchmarks.common.paths import ROOT
 from fastprompt import load_clip
@@ -80,6 +81,20 @@ def test_what_the_page_for_choosing_a_method_reads_from_the_tables():
     assert [m for m in tuned if of(plain, m, "1/255") > untuned] == ["nap"]
     for method in ("apt", "capt"):
         assert of(plain, method, None) < of(plain, "zero-shot", None) - 10
+
+
+def test_what_the_page_for_choosing_a_method_reads_from_caltech101():
+    rows = json.loads(caltech.RESULT.read_text("utf-8"))["base-to-new"]
+
+    def new(method, accuracy):
+        of = [row for row in rows if (row["method"], row["column"]) == (method, "new")]
+        return 100 * statistics.mean(row[accuracy] for row in of)
+
+    page = (ROOT / "docs/guides/choosing.md").read_text("utf-8")
+    assert f"from {new('zero-shot', 'clean'):.1f} to {new('nap', 'clean'):.1f} %" in page
+    assert new("nap", "pgd-20") > new("zero-shot", "pgd-20")
+    for method in ("apt", "ampt", "capt"):
+        assert abs(new(method, "clean") - new("zero-shot", "clean")) < 2.1
 
 
 def test_every_row_is_a_cell_that_was_judged_as_said():
