@@ -1,6 +1,7 @@
 """The protocols on Caltech101: finished cells get into the file, and the file into the tables."""
 
 import json
+import statistics
 
 import pytest
 from helpers.coop_trees import CUT
@@ -47,3 +48,41 @@ def test_tables_have_means_and_deviations_over_the_seeds():
     assert "| zero-shot | 50.0 | 50.0 | 50.0 | 25.0 | 25.0 | 25.0 |  |" in said
     assert "| nap | - | 60.0 ± 14.1 | - | - | 25.0 ± 0.0 | - | 0, 2 |" in said
     assert "| apt | 60.0 | 40.0 | 48.0 | 50.0 | 50.0 | 50.0 | 1 |" in said
+
+
+RESULT = json.loads(caltech.RESULT.read_text("utf-8"))
+TUNED = caltech.METHODS[1:]
+
+
+def test_every_cell_of_both_protocols_is_in_the_committed_file():
+    few = [(r["method"], r["shots"], r["seed"]) for r in RESULT["few-shot"]]
+    tuned = [(m, n, seed) for m in TUNED for n in (1, 4, 16) for seed in caltech.SEEDS]
+    assert sorted(few, key=str) == sorted([("zero-shot", None, None), *tuned], key=str)
+    new = [(r["method"], r["seed"], r["column"]) for r in RESULT["base-to-new"]]
+    both = [(m, seed) for m in TUNED for seed in caltech.SEEDS]
+    wanted = [(*of, part) for of in (("zero-shot", None), *both) for part in ("base", "new")]
+    assert sorted(new, key=str) == sorted(wanted, key=str)
+
+
+def test_what_the_pages_read_from_the_tables():
+    def few(method, shots, accuracy):
+        rows = [r for r in RESULT["few-shot"] if (r["method"], r["shots"]) == (method, shots)]
+        return statistics.mean(100 * r[accuracy] for r in rows)
+
+    def new(method, accuracy, column="new"):
+        rows = [r for r in RESULT["base-to-new"] if r["method"] == method]
+        return statistics.mean(caltech._by_seed(rows, column, accuracy).values())
+
+    for accuracy in (caltech.CLEAN, caltech.ROBUST):
+        bare = few("zero-shot", None, accuracy)
+        gains = {m: few(m, 16, accuracy) - bare for m in TUNED}
+        assert sorted(gains, key=gains.get)[-2:] == ["capt", "nap"]
+        assert gains["nap"] > gains["capt"] + 2 > 3
+        assert all(abs(gains[m]) < 2.2 for m in ("advpt", "apt", "ampt"))
+    bare = few("zero-shot", None, caltech.ROBUST)
+    assert all(few(m, 1, caltech.ROBUST) < bare for m in TUNED)
+    assert [m for m in TUNED if few(m, 4, caltech.ROBUST) > bare] == ["nap"]
+    assert new("nap", caltech.CLEAN) < new("zero-shot", caltech.CLEAN)
+    assert new("nap", caltech.ROBUST) > new("zero-shot", caltech.ROBUST)
+    means = {m: new(m, caltech.CLEAN, "H") for m in caltech.METHODS}
+    assert max(means, key=means.get) == "capt"
