@@ -66,7 +66,7 @@ _NAP: dict[str, Any] = {
     "augment": True,
     "crop_min": 0.8,
 }
-# best of three on validation pictures
+# the best of three runs with tiny-photos; one run with its robust twin
 _NAP_PHOTOS: dict[str, Any] = {**_NAP, "eps": 2 / 255, "epochs": 3, "batch": 32, "lr": 2e-3}
 NAP: Presets = {
     "tiny-shapes": {**_NAP, "adv_share": 0.4},

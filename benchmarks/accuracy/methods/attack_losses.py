@@ -31,7 +31,7 @@ from fastprompt.tuning.online import Objective
 from ...common.paths import TWO_CORES
 from ...common.report import table as aligned
 from ...common.report import write
-from .results_page import of_images
+from .results_page import gain, shares
 from .run import PRECISION, SHOTS
 
 FOLDER = Path("runs") / "attack_losses"
@@ -235,7 +235,7 @@ def _flags(rows: Sequence[Mapping[str, Any]], eps: str, attack: str) -> list[flo
     found = [
         r["flags"] for row in rows for r in row["rows"] if (r["eps"], r["attack"]) == (eps, attack)
     ]
-    return [100 * column.count(STANDS) / len(found) for column in zip(*found, strict=True)]
+    return shares(found)
 
 
 def _mean(each: Sequence[float]) -> str:
@@ -243,10 +243,7 @@ def _mean(each: Sequence[float]) -> str:
 
 
 def _gain(own: Sequence[float], base: Sequence[float]) -> str:
-    if not own or not base or own == base:
-        return ""
-    each = [a - b for a, b in zip(own, base, strict=True)]
-    return f"{statistics.mean(each):+.1f} ± {of_images(each):.1f}"
+    return gain(own, base) if own and base and own != base else ""
 
 
 def table() -> None:

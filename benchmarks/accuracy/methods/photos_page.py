@@ -15,7 +15,17 @@ from ...common.report import NOT_YET, markdown
 from . import attack_losses, run
 from .cells import SEEDS, cell_of
 from .photo_cells import ATTACKS, CORRUPTED, EPS, METHODS, MODELS, SHOTS, photo_cells
-from .results_page import Row, accuracies, harmonic, name_of, of_images, radius_of, spread
+from .results_page import (
+    Row,
+    accuracies,
+    gain,
+    harmonic,
+    name_of,
+    of_images,
+    radius_of,
+    shares,
+    spread,
+)
 
 FOUR = "n_prompts=4, n_ctx=4"
 # what a claim compares: its part, the setting of each side, and their names
@@ -129,9 +139,7 @@ def _gain(own: Sequence[Row], bare: Sequence[Row], eps: str | None, attack: str)
         return "-"
     if own[0]["part"] == "corrupted" and len(bare) < len(CORRUPTED):
         return "-"
-    sides = (standing(side, eps, attack) for side in (own, bare))
-    each = [a - b for a, b in zip(*sides, strict=True)]
-    return f"{statistics.mean(each):+.1f} ± {of_images(each):.1f}"
+    return gain(standing(own, eps, attack), standing(bare, eps, attack))
 
 
 def standing(cells: Sequence[Row], eps: str | None, attack: str = run.ATTACK) -> list[float]:
@@ -143,7 +151,7 @@ def standing(cells: Sequence[Row], eps: str | None, attack: str = run.ATTACK) ->
         for row in cell["rows"]
         if row["attack"] == name and abs(row["eps"] - radius) < 1e-9
     ]
-    return [100 * column.count("1") / len(flags) for column in zip(*flags, strict=True)]
+    return shares(flags)
 
 
 def shots_table(cells: Sequence[Row]) -> str:

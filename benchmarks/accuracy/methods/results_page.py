@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastprompt.evaluation.record import STANDS
 from fastprompt.methods.registry import TUNERS
 
 from ...common.paths import ROOT
@@ -39,9 +40,20 @@ def accuracies(cells: Sequence[Row], eps: str | None, attack: str = ATTACK) -> l
     ]
 
 
+def shares(flags: Sequence[str]) -> list[float]:
+    """Return for each image how often it is classified correctly, in percent of the evaluations."""
+    return [100 * column.count(STANDS) / len(flags) for column in zip(*flags, strict=True)]
+
+
 def of_images(each: Sequence[float]) -> float:
     """Return half the width of the 95 % interval of a mean over images."""
     return 1.96 * statistics.stdev(each) / len(each) ** 0.5
+
+
+def gain(own: Sequence[float], base: Sequence[float]) -> str:
+    """Format the mean difference of two `shares` of the same images, with half its interval."""
+    each = [a - b for a, b in zip(own, base, strict=True)]
+    return f"{statistics.mean(each):+.1f} ± {of_images(each):.1f}"
 
 
 def spread(values: Sequence[float]) -> str:

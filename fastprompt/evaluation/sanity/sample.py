@@ -137,7 +137,8 @@ class Sample:
     def margins(self, images: Tensor, rivals: Tensor | None = None) -> Tensor:
         """Return the margins, averaged over a random model's passes, float64 ``[B]``.
 
-        With ``rivals``, ``[B]``, they are those over these classes, where their logits are finite.
+        ``rivals``, ``[B]``, are the wrong classes to compare with; where their logits are not
+        finite, and by default, it is the wrong class with the largest logit.
         """
         every = [self._margin(self.logits(images), rivals).double() for _ in range(self.repeats)]
         return torch.stack(every).mean(dim=0)

@@ -92,9 +92,9 @@ def _is_estimate(part: nn.Module) -> bool:
 def _agreement(sample: Sample, points: Tensor) -> float:
     """Return the mean cosine of the gradient with measured slopes, at the best move size.
 
-    The margin is that over the class that rivals at the point: where two wrong classes are equal,
-    the largest of both has a kink, and no slope. An image whose margin does not change has no slope
-    to compare with; its cosine is 0.
+    The margin is that over the wrong class with the largest logit at the point. Where two wrong
+    classes are equal, the margin over the larger of them has a kink, and no slope. An image whose
+    margin does not change has no slope to compare with; its cosine is 0.
     """
     rivals = sample.rivals(points)
     grad = sample.gradient(points, partial(targeted_margin, targets=rivals))[0].double()

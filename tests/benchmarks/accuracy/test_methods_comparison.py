@@ -79,6 +79,9 @@ def test_what_the_page_for_choosing_a_method_reads_from_the_tables():
     assert f"without tuning ({untuned:.1f} %)" in page
     assert f"that of NAP ({best:.1f} %)" in page
     assert [m for m in tuned if of(plain, m, "1/255") > untuned] == ["nap"]
+    for cell in json.loads(autoattack.RESULT.read_text("utf-8"))["cells"]:
+        clean, _, strong = cell["rows"]
+        assert strong["accuracy"] < clean["accuracy"] / 3
     for method in ("apt", "capt"):
         assert of(plain, method, None) < of(plain, "zero-shot", None) - 10
 
