@@ -6,8 +6,6 @@ python -m benchmarks.accuracy methods measure --share 0 --shares 2   # half, in 
 python -m benchmarks.accuracy methods collect       # writes finished runs into the result file
 python -m benchmarks.accuracy methods autoattack    # AutoAttack on the first seeds, an hour
 python -m benchmarks.accuracy methods table         # docs/results.md and the README's table
-python -m benchmarks.accuracy losses measure        # of attack and tuning, validation images, hours
-python -m benchmarks.accuracy losses table          # or collect, as for the methods
 python -m benchmarks.accuracy advpt measure         # or table, as for the others
 python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
 python -m benchmarks.accuracy strength measure
@@ -19,7 +17,6 @@ python -m benchmarks.accuracy golden measure        # errors against the authors
 from jsonargparse import CLI
 
 from . import advpt, autoattack, caltech, golden, precision, strength
-from .methods import attack_losses
 from .methods import autoattack as methods_autoattack
 from .methods.preset_search import attempt
 from .methods.results_page import table
@@ -38,12 +35,6 @@ if __name__ == "__main__":
     CLI(
         {
             "methods": METHODS,
-            "losses": {
-                "_help": "Losses of the attack and objectives of the tuning.",
-                "measure": attack_losses.measure,
-                "collect": attack_losses.collect,
-                "table": attack_losses.table,
-            },
             "advpt": advpt.main,
             "autoattack": {
                 "_help": "AutoAttack of fastprompt and of torchattacks.",

@@ -13,12 +13,15 @@ METHODS = ("zero-shot", "advpt", "apt", "ampt", "capt", "nap")
 BASE_EPS = "2/255"  # default of the preset search, and radius of the smaller tables
 TEST_EPS = ("1/255", "2/255", "4/255")
 SEEDS = (0, 1, 2)
+IMAGES = 400
 SHIFTED = ("shapes-outline", "shapes-recolored", "shapes-crowded")
 PRECISIONS = ("fp32", "auto")  # of the tuning, compared
 # radii at which a part of the images withstands the attack
 PRECISION_EPS = {"tiny-shapes": "1/255", "tiny-shapes-robust": BASE_EPS}
 # of fields that earlier cells did not have: not part of their names
-_LATER: dict[str, Any] = {"data": "shapes", "shots": 16, "attacks": ("pgd-100",)}
+_LATER: dict[str, Any] = {
+    **{"data": "shapes", "shots": 16, "attacks": ("pgd-100",), "split": "test", "images": IMAGES}
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Cell:
         classes: of the tuning.
         changes: settings that differ from the preset.
         data, shots: data set of the tuning, and its training images per class.
-        attacks: of the evaluation.
+        attacks, split: of the evaluation.
+        images: number of images that are attacked, drawn by seed 0, the same in all cells.
     """
 
     part: str
@@ -50,6 +54,8 @@ class Cell:
     data: str = _LATER["data"]
     shots: int = _LATER["shots"]
     attacks: tuple[str, ...] = _LATER["attacks"]
+    split: str = _LATER["split"]
+    images: int = _LATER["images"]
 
     @property
     def label(self) -> str:

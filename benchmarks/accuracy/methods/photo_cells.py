@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
 
 from fastprompt.data.corruptions import NAMES as CORRUPTED
 from fastprompt.data.photos import MODELS
+from fastprompt.tuning.attack_loss import AttackLoss
+from fastprompt.tuning.online import Objective
 
 from .cells import METHODS as ON_SHAPES
 from .cells import SEEDS, Cell
@@ -15,6 +17,15 @@ METHODS = (ON_SHAPES[0], "coop", *ON_SHAPES[1:])
 EPS = ("1/255", "2/255")
 ATTACKS = ("pgd-100", "autoattack")
 SHOTS = {"apt": (1, 4), "nap": (1, 4)}  # in addition to 16
+# an image withstands APGD if it withstands both; each method's further settings with TRADES, which
+# needs clean images
+APGD = ("apgd-ce", "apgd-t")
+WITH_TRADES: Mapping[str, Mapping[str, Any]] = {
+    "nap": {},
+    "ampt": {"clean_share": 0.5},
+    "capt": {"ce": "clean"},
+}
+PUBLISHED = ("ce", "ce")  # objective and attack loss
 _PHOTOS: dict[str, Any] = {"data": "photos", "test": "photos"}
 
 
@@ -67,7 +78,24 @@ def _claims() -> Iterator[Cell]:
         yield from (cell("balance", "capt", seed, **changes) for changes in ({}, {"lam": 0.0}))
 
 
+def losses_cells() -> Iterator[Cell]:
+    """Yield zero-shot, then every pair of objective and attack loss of the online methods.
+
+    They are judged on validation images, as one of the pairs is selected.
+    """
+    judged: dict[str, Any] = {"eps": EPS[:1], "attacks": APGD, "split": "val", "images": 128}
+    for model in MODELS:
+        yield Cell("losses", model, METHODS[0], 0, **judged, **_PHOTOS)
+        for method, with_trades in WITH_TRADES.items():
+            for objective in get_args(Objective):
+                more = with_trades if objective == "trades" else {}
+                for loss in get_args(AttackLoss):
+                    changes = {"objective": objective, "attack_loss": loss, **more}
+                    given = {"changes": tuple(changes.items()), **judged, **_PHOTOS}
+                    yield Cell("losses", model, method, 0, **given)
+
+
 def photo_cells() -> list[Cell]:
     """Return every cell, those of the main table first."""
-    cells = [*main_photo_cells(), *_corrupted(), *_new(), *_shots(), *_claims()]
+    cells = [*main_photo_cells(), *_corrupted(), *_new(), *_shots(), *_claims(), *losses_cells()]
     return list(dict.fromkeys(cells))

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastprompt._utils.checks import parse_fraction
 from fastprompt._utils.files import read_json
+from fastprompt.evaluation.record import FELL, STANDS
 
 from ...common.report import NOT_YET, markdown
-from . import attack_losses, run
+from . import run
 from .cells import SEEDS, cell_of
-from .photo_cells import ATTACKS, CORRUPTED, EPS, METHODS, MODELS, SHOTS, photo_cells
+from .photo_cells import (
+    APGD,
+    ATTACKS,
+    CORRUPTED,
+    EPS,
+    METHODS,
+    MODELS,
+    PUBLISHED,
+    SHOTS,
+    photo_cells,
+)
 from .results_page import (
     Row,
     accuracies,
@@ -144,14 +155,14 @@ def _gain(own: Sequence[Row], bare: Sequence[Row], eps: str | None, attack: str)
 
 def standing(cells: Sequence[Row], eps: str | None, attack: str = run.ATTACK) -> list[float]:
     """Return for each image how often it is classified correctly in these cells, in percent."""
+    return shares([_flags(cell, eps, attack) for cell in cells])
+
+
+def _flags(cell: Row, eps: str | None, attack: str) -> str:
+    """Return a cell's flags: one character for each image, see `fastprompt.evaluation.record`."""
     name, radius = ("clean", 0.0) if eps is None else (attack, parse_fraction(eps, "eps"))
-    flags = [
-        row["flags"]
-        for cell in cells
-        for row in cell["rows"]
-        if row["attack"] == name and abs(row["eps"] - radius) < 1e-9
-    ]
-    return shares(flags)
+    (row,) = (r for r in cell["rows"] if r["attack"] == name and abs(r["eps"] - radius) < 1e-9)
+    return str(row["flags"])
 
 
 def shots_table(cells: Sequence[Row]) -> str:
@@ -215,13 +226,44 @@ def claims_table(cells: Sequence[Row]) -> str:
     return markdown(head, rows) if rows else ""
 
 
-def losses_table(result: Mapping[str, Any]) -> str:
-    """Format the validation accuracies of every pair of `attack_loss` and `objective`."""
-    rows = [row for row in result["cells"] if row["data"] == "photos"]
-    if not rows:
-        return ""
-    head, *lines = attack_losses.lines(rows)
-    return markdown(head, lines)
+def losses_table(cells: Sequence[Row]) -> str:
+    """Format the validation accuracies of every pair of `objective` and `attack_loss`.
+
+    Differences are those of the images that withstand both attacks, in points.
+    """
+    rows = []
+    for model in MODELS:
+        own = _of(cells, part="losses", model=model)
+        for cell in own:
+            pair = _pair(cell)
+            bases = [
+                [c for c in own if c["method"] == METHODS[0]],
+                [c for c in own if c["method"] == cell["method"] and _pair(c) == PUBLISHED],
+            ]
+            stands = _withstand([cell])
+            shown = [*accuracies([cell], None), *accuracies([cell], EPS[0], APGD[0])]
+            shown += [statistics.mean(stands)]
+            gains = [
+                gain(stands, _withstand(base)) if base and cell not in base else ""
+                for base in bases
+            ]
+            words = [model, name_of(cell["method"]), *pair]
+            rows.append([*words, *(f"{value:.1f}" for value in shown), *gains])
+    head = ["", "method", "objective", "attack_loss", "clean", APGD[0], "both"]
+    head += ["from zero-shot", "from the published pair"]
+    return markdown(head, rows) if rows else ""
+
+
+def _pair(cell: Row) -> tuple[str, ...]:
+    """Return objective and attack loss; empty for the zero-shot classifier."""
+    changes = dict(cell["changes"])
+    return tuple(changes.get(key, "") for key in ("objective", "attack_loss"))
+
+
+def _withstand(cells: Sequence[Row]) -> list[float]:
+    """Return for each image how often it withstands both attacks, in percent of the cells."""
+    both = [zip(*(_flags(cell, EPS[0], attack) for attack in APGD), strict=True) for cell in cells]
+    return shares(["".join(STANDS if set(p) == {STANDS} else FELL for p in c) for c in both])
 
 
 def _missing(cells: Sequence[Row]) -> str:
@@ -237,7 +279,7 @@ def _missing(cells: Sequence[Row]) -> str:
 
 def blocks(results: Path) -> dict[str, str]:
     """Return the text of each marked block of both pages."""
-    file, losses = results / run.PHOTOS.name, results / attack_losses.RESULT.name
+    file = results / run.PHOTOS.name
     cells = read_json(file)["cells"] if file.exists() else []
     known = {cell.name for cell in photo_cells()}
     cells = [cell for cell in cells if cell_of(cell).name in known]
@@ -247,10 +289,10 @@ def blocks(results: Path) -> dict[str, str]:
         "photos-corrupted": corrupted_table,
         "photos-shots": shots_table,
         "photos-claims": claims_table,
+        "photos-losses": losses_table,
         CHOICE: choice_table,
         "photos-missing": _missing,
     }
     found = {name: table(cells) for name, table in tables.items()}
-    found["photos-losses"] = losses_table(read_json(losses)) if losses.exists() else ""
     empty = f"{NOT_YET[0].upper()}{NOT_YET[1:]}."
     return {name: text or empty for name, text in found.items()}

@@ -14,9 +14,9 @@ from fastprompt.methods.registry import TUNERS
 from ...common.paths import ROOT
 from ...common.report import markdown
 from . import autoattack
-from .cells import METHODS, MODELS, PRECISION_EPS, PRECISIONS, SHIFTED, TEST_EPS, all_cells
+from .cells import IMAGES, METHODS, MODELS, PRECISION_EPS, PRECISIONS, SHIFTED, TEST_EPS, all_cells
 from .page_text import TEXT
-from .run import ATTACK, IMAGES, RESULT, SHOTS, rows_of
+from .run import ATTACK, RESULT, SHOTS, rows_of
 
 PAGE = ROOT / "docs" / "results.md"
 NAMES = {"coop": "CoOp", "advpt": "AdvPT"} | {m: m.upper() for m in ("apt", "ampt", "capt", "nap")}

@@ -31,7 +31,7 @@ from .photo_cells import photo_cells
 FOLDER = Path("runs") / "methods"
 RESULT = TWO_CORES / "methods.json"
 PHOTOS = TWO_CORES / "methods_photos.json"
-SHOTS, IMAGES = 16, 400
+SHOTS = 16
 # photographs are attacked in windows of eight batches, from which a stopped evaluation resumes
 BATCH: Mapping[str, int] = {"shapes": 400, "photos": 16}
 ATTACK = "pgd-100"
@@ -117,12 +117,15 @@ def classifier_of(cell: Cell, names: list[str], templates: Any) -> tuple[CLIPCla
 def judge(cell: Cell) -> dict[str, Any]:
     """Evaluate a cell and return its row of the result file."""
     data = load_data(cell.test, classes=cell.test_classes)  # type: ignore[arg-type]
+    images = getattr(data, cell.split)
     classifier, facts = classifier_of(cell, data.classnames, data.templates)
     options: dict[str, Any] = {"batch": BATCH[cell.data], "progress": False}
-    found = [evaluate(classifier, data.test, ["clean"], sanity="off", **options)]
+    found = [evaluate(classifier, images, ["clean"], sanity="off", **options)]
     if cell.eps:
-        options |= {"limit": IMAGES, "out": FOLDER / "judged" / cell.name, "resume": True}
-        found.append(evaluate(classifier, data.test, list(cell.attacks), cell.eps, **options))
+        options |= {"limit": cell.images, "out": FOLDER / "judged" / cell.name, "resume": True}
+        if cell.split == "val":  # selects settings: confirming would take as long again
+            options |= {"confirm": False, "sanity": "off"}
+        found.append(evaluate(classifier, images, list(cell.attacks), cell.eps, **options))
     rows = [row for i, each in enumerate(found) for row in each.rows[i:]]  # clean on all images
     return {
         "name": cell.name,

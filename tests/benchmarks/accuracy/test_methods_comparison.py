@@ -108,7 +108,7 @@ def test_every_row_is_a_cell_that_was_judged_as_said():
         attacks = [r for r in row["rows"] if r["attack"] != "clean"]
         assert [round(255 * r["eps"]) for r in attacks] == [int(e[0]) for e in row["eps"]]
         assert {r["settings"]["steps"] for r in attacks} == {100}
-        assert all(r["n"] == run.IMAGES for r in attacks)
+        assert all(r["n"] == cells.IMAGES for r in attacks)
 
 
 def test_tuning_in_low_precision_gives_the_same_accuracy():

@@ -9,20 +9,18 @@ import torch
 
 from benchmarks.accuracy.methods import run
 from benchmarks.accuracy.methods.cells import Cell
-from fastprompt import APTTuner
+from fastprompt import APTTuner, evaluate, load_data
 from fastprompt.data.builtin import WORLDS, draw_split
 
 QUICK = (("epochs", 1), ("steps", 1), ("n_ctx", 1), ("ctx_init", None))
 CELL = Cell("main", "tiny-shapes", "apt", 0, "counts", eps=("2/255",), changes=QUICK)
-CELL = replace(CELL, data="counts", shots=1, attacks=("pgd-1", "pgd-2"))
+CELL = replace(CELL, data="counts", shots=1, attacks=("pgd-1", "pgd-2"), images=6)
 
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "FOLDER", tmp_path)
-    monkeypatch.setattr(run, "IMAGES", 6)
     monkeypatch.setattr(run, "BATCH", {"counts": 4})
-
     sizes = {"train": 16, "val": 4, "test": 6}  # of each of 4 classes
     monkeypatch.setitem(WORLDS, "counts", replace(WORLDS["counts"], sizes=sizes))
     monkeypatch.setattr("fastprompt.data.find.draw_split", cache(draw_split.__wrapped__))
@@ -45,6 +43,21 @@ def test_a_cell_is_tuned_once_and_its_row_has_what_the_tables_need(folder):
     before = (tuned(folder) / "prompts.safetensors").stat().st_mtime_ns
     assert run.judge(CELL)["rows"] == run.judge(replace(CELL, part="other"))["rows"]
     assert (tuned(folder) / "prompts.safetensors").stat().st_mtime_ns == before
+
+
+def test_settings_are_selected_on_validation_images(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        run,
+        "evaluate",
+        lambda c, images, *a, **k: seen.append((images, k)) or evaluate(c, images, *a, **k),
+    )
+    row = run.judge(replace(CELL, split="val"))
+    val = load_data("counts").val
+    assert all(torch.equal(images.images, val.images) for images, _ in seen)
+    assert [r["n"] for r in row["rows"]] == [len(val), 6, 6]
+    assert not seen[1][1]["confirm"]
+    assert "confirmed" not in row["rows"][1]
 
 
 def test_an_evaluation_that_was_stopped_resumes(folder, monkeypatch):

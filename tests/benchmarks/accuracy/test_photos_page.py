@@ -7,6 +7,7 @@ import statistics
 import pytest
 
 from benchmarks.accuracy.methods import cells, photo_cells, photos_page, run
+from fastprompt.methods.registry import TUNERS
 
 EVERY = {cell.name: cell for cell in photo_cells.photo_cells()}
 ROWS = run.rows_of(run.PHOTOS)
@@ -25,7 +26,7 @@ def test_every_row_is_a_cell_that_was_judged_as_said():
         assert clean["attack"] == "clean"
         found = [(r["attack"], round(255 * r["eps"])) for r in attacked]
         assert sorted(found) == sorted((a, int(e[0])) for a in cell.attacks for e in cell.eps)
-        assert all(r["n"] == run.IMAGES and r["trusted"] for r in attacked)
+        assert all(r["n"] == cell.images and r["trusted"] for r in attacked)
 
 
 def test_no_check_of_an_evaluation_failed():
@@ -84,6 +85,38 @@ def made_up(part, method, seed, label, clean, robust, **facts):
     return {"model": photo_cells.MODELS[1], "shots": 16, "test": "photos", **about, **facts} | {
         "rows": rows
     }
+
+
+def of_losses(objective, loss, ce, t, method="nap"):
+    """A run where the first ``ce`` images withstand `apgd-ce`, and the last ``t`` `apgd-t`."""
+    rows = [{"attack": "clean", "eps": 0.0, "accuracy": 0.5, "flags": flags(50)}]
+    rows += [
+        {"attack": attack, "eps": 1 / 255, "accuracy": of.count("1") / 100, "flags": of}
+        for attack, of in (("apgd-ce", flags(ce)), ("apgd-t", flags(t)[::-1]))
+    ]
+    changes = [["objective", objective], ["attack_loss", loss]] if objective else []
+    about = {"part": "losses", "model": photo_cells.MODELS[1], "changes": changes}
+    return {**about, "method": method, "rows": rows}
+
+
+def test_an_image_withstands_apgd_if_it_withstands_both_parts():
+    rows = [of_losses("", "", 40, 70, "zero-shot")]  # 10 withstand both
+    rows += [of_losses("ce", "ce", 40, 80), of_losses("trades", "kl", 60, 90)]
+    lines = [line.strip("| ").split(" | ") for line in photos_page.losses_table(rows).splitlines()]
+    assert lines[2][1:7] == ["zero-shot", "", "", "50.0", "40.0", "10.0"]
+    assert lines[3][2:7] == ["ce", "ce", "50.0", "40.0", "20.0"]
+    assert lines[3][7].startswith("+10.0 ± 5.")
+    assert lines[4][2:7] == ["trades", "kl", "50.0", "60.0", "50.0"]
+    assert [cell[:5] for cell in lines[4][7:]] == ["+40.0", "+30.0"]
+
+
+def test_every_pair_is_a_cell_whose_settings_are_valid():
+    for cell in photo_cells.losses_cells():
+        if cell.method != "zero-shot":
+            kind = TUNERS[cell.method]
+            config = kind.Config(**{**kind.presets[cell.model], **dict(cell.changes)})
+            assert config.attacked_loss == dict(cell.changes)["attack_loss"]
+    assert len(list(photo_cells.losses_cells())) == 2 * (1 + 3 * 2 * 6)
 
 
 def test_a_claim_compares_the_same_seeds():
