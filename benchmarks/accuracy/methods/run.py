@@ -142,9 +142,10 @@ def measure(
     share: int = 0,
     shares: int = 1,
     part: str | None = None,
+    model: str | None = None,
     method: str | None = None,
 ) -> None:
-    """Run all cells without a result: this process's share, one part of the cells, or one method.
+    """Run all cells without a result, or this process's share, one part, one model, one method.
 
     Runs on one thread: two processes with one thread each are faster than one with two threads.
     """
@@ -154,7 +155,8 @@ def measure(
     for cell in cells():
         file = FOLDER / "cells" / f"{cell.name}.json"
         mine = int(hashlib.sha256(json.dumps(cell.tuning).encode()).hexdigest(), 16) % shares
-        wanted = part in (None, cell.part) and method in (None, cell.method)
+        given = ((part, cell.part), (model, cell.model), (method, cell.method))
+        wanted = all(one in (None, own) for one, own in given)
         if file.exists() or cell.name in known or mine != share or not wanted:
             continue
         row = judge(cell)
