@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from fastprompt.data.corruptions import NAMES as CORRUPTED
@@ -15,11 +16,10 @@ from .cells import SEEDS, Cell
 
 METHODS = (ON_SHAPES[0], "coop", *ON_SHAPES[1:])
 EPS = ("1/255", "2/255")
-ATTACKS = ("pgd-100", "autoattack")
 SHOTS = {"apt": (1, 4), "nap": (1, 4)}  # in addition to 16
-# an image withstands APGD if it withstands both; each method's further settings with TRADES, which
-# needs clean images
-APGD = ("apgd-ce", "apgd-t")
+APGD, AUTOATTACK = ("apgd-ce", "apgd-t"), ("autoattack",)
+WITH_AUTOATTACK = ("zero-shot", "nap")  # the others' first seeds are judged by APGD alone
+# further settings of each method with TRADES, which needs clean images
 WITH_TRADES: Mapping[str, Mapping[str, Any]] = {
     "nap": {},
     "ampt": {"clean_share": 0.5},
@@ -30,13 +30,21 @@ _PHOTOS: dict[str, Any] = {"data": "photos", "test": "photos"}
 
 
 def main_photo_cells() -> Iterator[Cell]:
-    """Yield every method on both models, evaluated at two radii with both attacks."""
+    """Yield every method on both models, evaluated at two radii."""
     for seed in SEEDS:
         for model in MODELS:
             for method in METHODS:
                 if method == "zero-shot" and seed:
                     continue  # zero-shot does not depend on the seed
-                yield Cell("main", model, method, seed, eps=EPS, attacks=ATTACKS, **_PHOTOS)
+                yield Cell("main", model, method, seed, eps=EPS, **_PHOTOS)
+
+
+def strong_cells() -> Iterator[Cell]:
+    """Yield the same prompts, judged by AutoAttack, or by its APGD parts alone."""
+    for cell in main_photo_cells():
+        if cell.method in WITH_AUTOATTACK or cell.seed == 0:
+            attacks = AUTOATTACK if cell.method in WITH_AUTOATTACK else APGD
+            yield replace(cell, part="strong", attacks=attacks)
 
 
 def _corrupted() -> Iterator[Cell]:
@@ -97,5 +105,13 @@ def losses_cells() -> Iterator[Cell]:
 
 def photo_cells() -> list[Cell]:
     """Return every cell, those of the main table first."""
-    cells = [*main_photo_cells(), *_corrupted(), *_new(), *_shots(), *_claims(), *losses_cells()]
+    cells = [
+        *main_photo_cells(),
+        *strong_cells(),
+        *_corrupted(),
+        *_new(),
+        *_shots(),
+        *_claims(),
+        *losses_cells(),
+    ]
     return list(dict.fromkeys(cells))

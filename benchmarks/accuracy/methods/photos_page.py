@@ -17,7 +17,7 @@ from . import run
 from .cells import SEEDS, cell_of
 from .photo_cells import (
     APGD,
-    ATTACKS,
+    AUTOATTACK,
     CORRUPTED,
     EPS,
     METHODS,
@@ -64,7 +64,16 @@ def main_table(cells: Sequence[Row]) -> str:
             own = _of(cells, part="main", model=model, method=method)
             if not own:
                 continue
-            found = [spread(accuracies(own, eps, attack)) for eps in EPS for attack in ATTACKS]
+            strong = _of(cells, part="strong", model=model, method=method)
+            found = [
+                spread(values) or "-"
+                for eps in EPS
+                for values in (
+                    accuracies(own, eps),
+                    [withstands_apgd(cell, eps) for cell in strong],
+                    accuracies(strong, eps, "autoattack"),
+                )
+            ]
             trained = f"{own[0]['parameters']:,}" if "parameters" in own[0] else ""
             minutes = [cell["tuning_seconds"] / 60 for cell in own if "tuning_seconds" in cell]
             took = f"{statistics.mean(minutes):.1f}" if minutes else ""
@@ -73,13 +82,19 @@ def main_table(cells: Sequence[Row]) -> str:
             rows.append(
                 [model, name_of(method), radius_of(own[0]), clean, *found, took, trained, seeds]
             )
-    attacks = [f"{_short(attack)}, {eps}" for eps in EPS for attack in ATTACKS]
+    attacks = [f"{name}, {eps}" for eps in EPS for name in ("PGD-100", "APGD", "AutoAttack")]
     head = ["", "method", "tuned at", "clean", *attacks, "minutes", "trained parameters", "seeds"]
     return markdown(head, rows) if rows else ""
 
 
-def _short(attack: str) -> str:
-    return {"autoattack": "AutoAttack", "pgd-100": "PGD-100"}[attack]
+def withstands_apgd(cell: Row, eps: str) -> float:
+    """Return the share of images that withstand both attacks of `APGD`, in percent."""
+    radius = parse_fraction(eps, "eps")
+    for row in cell["rows"]:
+        if row["attack"] == AUTOATTACK[0] and abs(row["eps"] - radius) < 1e-9:
+            (last,) = (part for part in row["parts"] if part["attack"] == APGD[-1])
+            return 100 * float(last["standing"]) / float(row["n"])
+    return statistics.mean(_withstand([cell], eps))
 
 
 def corrupted_table(cells: Sequence[Row]) -> str:
@@ -123,9 +138,11 @@ def choice_table(cells: Sequence[Row]) -> str:
 
     A difference is shown if all its images are evaluated, for at least one seed.
     """
-    columns: Sequence[tuple[str, dict[str, str], str | None, str]] = (
+    strong = {"part": "strong", "attacks": list(AUTOATTACK)}
+    columns: Sequence[tuple[str, dict[str, Any], str | None, str]] = (
         ("clean", {"part": "main"}, None, ""),
-        *((f"{_short(a)}, {EPS[0]}", {"part": "main"}, EPS[0], a) for a in ATTACKS),
+        (f"PGD-100, {EPS[0]}", {"part": "main"}, EPS[0], ""),
+        (f"AutoAttack, {EPS[0]}", strong, EPS[0], AUTOATTACK[0]),
         ("new classes, clean", {"part": "new", "test_classes": "new"}, None, ""),
         (f"new classes, PGD-100, {EPS[0]}", {"part": "new", "test_classes": "new"}, EPS[0], ""),
         ("corrupted, clean", {"part": "corrupted"}, None, ""),
@@ -260,9 +277,9 @@ def _pair(cell: Row) -> tuple[str, ...]:
     return tuple(changes.get(key, "") for key in ("objective", "attack_loss"))
 
 
-def _withstand(cells: Sequence[Row]) -> list[float]:
+def _withstand(cells: Sequence[Row], eps: str = EPS[0]) -> list[float]:
     """Return for each image how often it withstands both attacks, in percent of the cells."""
-    both = [zip(*(_flags(cell, EPS[0], attack) for attack in APGD), strict=True) for cell in cells]
+    both = [zip(*(_flags(cell, eps, attack) for attack in APGD), strict=True) for cell in cells]
     return shares(["".join(STANDS if set(p) == {STANDS} else FELL for p in c) for c in both])
 
 

@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import torch
 from fastprompt import evaluate, load_clip, load_data
 from fastprompt._utils.files import write_json
 from fastprompt._utils.run_folder import RunFolder
+from fastprompt.data.dataset import ImageDataset
 from fastprompt.methods.registry import TUNERS
 from fastprompt.model.classifier import CLIPClassifier
 from fastprompt.tuning.config import as_dict
@@ -26,7 +27,8 @@ from fastprompt.tuning.tuner import Tuner
 from ...common.paths import TWO_CORES
 from ...common.report import write
 from .cells import Cell, all_cells
-from .photo_cells import photo_cells
+from .photo_cells import APGD, AUTOATTACK, photo_cells
+from .radii import from_the_largest
 
 FOLDER = Path("runs") / "methods"
 RESULT = TWO_CORES / "methods.json"
@@ -35,10 +37,11 @@ SHOTS = 16
 # photographs are attacked in windows of eight batches, from which a stopped evaluation resumes
 BATCH: Mapping[str, int] = {"shapes": 400, "photos": 16}
 ATTACK = "pgd-100"
+STRONG = (*APGD, *AUTOATTACK)
 PRECISION = "bf16"  # of the tuning; the evaluation judges in float32
 KEPT = (
     *("attack", "eps", "accuracy", "n", "interval", "trusted", "settings", "flags"),
-    *("search_precision", "confirmed", "parts", "gradients", "forwards"),
+    *("search_precision", "confirmed", "parts", "gradients", "forwards", "withstood_before"),
 )
 Study = Literal["shapes", "photos"]
 STUDIES: dict[Study, tuple[Callable[[], list[Cell]], Path]] = {
@@ -120,21 +123,40 @@ def judge(cell: Cell) -> dict[str, Any]:
     images = getattr(data, cell.split)
     classifier, facts = classifier_of(cell, data.classnames, data.templates)
     options: dict[str, Any] = {"batch": BATCH[cell.data], "progress": False}
-    found = [evaluate(classifier, images, ["clean"], sanity="off", **options)]
-    if cell.eps:
-        options |= {"limit": cell.images, "out": FOLDER / "judged" / cell.name, "resume": True}
-        if cell.split == "val":  # selects settings: confirming would take as long again
-            options |= {"confirm": False, "sanity": "off"}
-        found.append(evaluate(classifier, images, list(cell.attacks), cell.eps, **options))
-    rows = [row for i, each in enumerate(found) for row in each.rows[i:]]  # clean on all images
+    clean = evaluate(classifier, images, ["clean"], sanity="off", **options)  # on all images
+    rows, reasons = clean.rows, clean.reasons
+    options |= {"limit": cell.images, "resume": True}
+    if cell.split == "val":  # selects settings: confirming would take as long again
+        options |= {"confirm": False, "sanity": "off"}
+    elif APGD[0] in cell.attacks:  # the same attack in float32 would follow a search in bfloat16
+        options["search_precision"] = "own"
+    for attack in cell.attacks if cell.eps else ():
+        out = FOLDER / "judged" / cell.name
+        more, doubts = _attacked(classifier, images, attack, cell.eps, out, **options)
+        rows, reasons = [*rows, *more], [*reasons, *doubts]
     return {
         "name": cell.name,
         **dataclasses.asdict(cell),
         "label": cell.label,
         **facts,
         "rows": [{k: row[k] for k in KEPT if k in row} for row in rows],
-        "reasons": [reason for each in found for reason in each.reasons],
+        "reasons": reasons,
     }
+
+
+def _attacked(
+    classifier: CLIPClassifier,
+    images: ImageDataset,
+    attack: str,
+    radii: Sequence[str],
+    out: Path,
+    **options: Any,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the rows of an attack at each radius, and reasons not to trust them."""
+    if attack in STRONG:
+        return from_the_largest(classifier, images, attack, radii, out, **options)
+    found = evaluate(classifier, images, attack, radii, out=out / attack, **options)
+    return found.rows[1:], found.reasons
 
 
 def measure(

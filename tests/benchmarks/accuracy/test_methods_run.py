@@ -62,7 +62,7 @@ def test_settings_are_selected_on_validation_images(folder, monkeypatch):
 
 def test_an_evaluation_that_was_stopped_resumes(folder, monkeypatch):
     whole = run.judge(CELL)
-    progress = folder / "judged" / CELL.name / "progress.jsonl"
+    progress = folder / "judged" / CELL.name / "pgd-2" / "progress.jsonl"
     lines = progress.read_text().splitlines(keepends=True)
     (progress.parent / "result.json").unlink()
     progress.write_text("".join(lines[:-1]))

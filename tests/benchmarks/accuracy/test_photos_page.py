@@ -153,10 +153,16 @@ def test_tables_have_the_numbers_of_the_rows():
     rows = [made_up("main", "nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)]
     for row in rows:
         row |= {"config": {"eps": 2 / 255}, "parameters": 1234, "tuning_seconds": 90.0}
-    (line,) = photos_page.main_table(rows).splitlines()[2:]
+    strong = [made_up("strong", "nap", seed, "preset", 40, 18) for seed in range(2)]
+    for row in strong:
+        parts = [{"attack": "apgd-ce", "standing": 20}, {"attack": "apgd-t", "standing": 19}]
+        row["rows"][2] |= {"n": 100, "parts": parts}
+        row["rows"].append({**row["rows"][2], "eps": 2 / 255, "accuracy": 0.1})
+    (line,) = photos_page.main_table([*rows, *strong]).splitlines()[2:]
     assert line == (
         "| tiny-photos-robust | NAP | 2/255 | 41.0 (40.0 to 42.0) | 21.0 (20.0 to 22.0) | "
-        "21.0 (20.0 to 22.0) |  |  | 1.5 | 1,234 | 3 |"
+        "19.0 (19.0 to 19.0) | 18.0 (18.0 to 18.0) | - | 19.0 (19.0 to 19.0) | "
+        "10.0 (10.0 to 10.0) | 1.5 | 1,234 | 3 |"
     )
     coop = made_up("main", "coop", 0, "preset", 40, 20) | {"config": {"eps": 2 / 255}}
     assert "2/255" not in photos_page.main_table([coop]).splitlines()[2]
@@ -179,8 +185,14 @@ def test_tables_have_the_numbers_of_the_rows():
 
 
 def test_the_choice_is_told_as_differences_from_the_zero_shot_classifier():
-    rows = [made_up("main", "zero-shot", 0, "preset", 30, 10)]
-    rows += [made_up("main", "nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)]
+    rows = [
+        made_up(part, *facts, attacks=["autoattack"])
+        for part in ("main", "strong")
+        for facts in (
+            ("zero-shot", 0, "preset", 30, 10),
+            *(("nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)),
+        )
+    ]
     rows += [made_up("new", m, 0, "preset", c, 5, test_classes="new") for m, c in CLEAN_NEW]
     (line,) = photos_page.choice_table(rows).splitlines()[2:]
     words = [cell.split(" ±")[0] for cell in line.strip("| ").split(" | ")]
