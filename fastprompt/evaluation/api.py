@@ -37,7 +37,7 @@ from .job import Job, Sanity
 from .plan import plan_attacks
 from .result import Evaluation
 from .sampling import Images, draw_rows
-from .search import SearchPrecision, check_search, search_targets
+from .search import SearchPrecision, at_once, check_search, search_targets
 from .stages import How, Planned
 
 Scoring = Literal["strict", "published"]
@@ -113,10 +113,11 @@ def evaluate(
         device: device of the models; by default that of the first model.
         search_precision: precision in which attacks search. ``"auto"``: ``"bf16"`` for this
             library's float32 classifiers (and any model that has ``in_precision``, unless it is
-            randomized) on a device that multiplies bfloat16 natively, ``"own"`` otherwise;
-            ``"own"``: that of each model; ``"fp64"``, ``"fp32"``, ``"bf16"``, ``"fp16"``: all
-            models and surrogates are converted, other modules as copies. Defenses before a model
-            keep their precision.
+            randomized) on a device that multiplies bfloat16 natively, ``"own"`` otherwise; on a CPU
+            also ``"own"`` for attacks that ``confirm`` would repeat in it (all but three parts of
+            AutoAttack), as most take longer twice. ``"own"``: that of each model; ``"fp64"``,
+            ``"fp32"``, ``"bf16"``, ``"fp16"``: all models and surrogates are converted, other
+            modules as copies. Defenses before a model keep their precision.
         confirm: attack images that stand after a search in another precision again in the model's
             own. Not done for randomized models, as a second random prediction would count too.
         scoring: ``"strict"``, as described above; or ``"published"``, as most published code
@@ -167,17 +168,19 @@ def evaluate(
     published = scoring == "published"
     where_to_run = runner_of(runner)
     how = How(check_seed(seed), check_count(batch, "batch"), stop, alone=published)
-    if published and search_precision == "auto":
-        search_precision = "own"
     hows = {name: _how(how, samples, model) for name, model in named.items()}
     plans = {name: plan_attacks(attacks, eps, own, list(others)) for name, own in hows.items()}
-    _check_encoders(next(iter(plans.values())), named, others)
+    plan = next(iter(plans.values()))
+    _check_encoders(plan, named, others)
     folder = None if out is None else check_folder(out, "out")
     if resume and folder is None:
         raise ValueError("resume needs out, the folder of the evaluation")
     first = next(iter(named.values()))
     where = module_device(first, torch.device("cpu")) if device is None else usable_device(device)
     _check_devices({**others, **named}, where)
+    single = all(len(attack.stages) == 1 for attack in plan)
+    if search_precision == "auto" and (published or (single and at_once(confirm, where))):
+        search_precision = "own"
     check_search(search_precision, where)
     val = None
     if calibrate is not None:

@@ -256,6 +256,8 @@ def test_what_the_page_says_of_the_searches():
     assert {row["n"] for row in rows} == {200}
     more = max(row["confirmed"]["fell"] for row in rows)
     assert f"up to\n{more} more would have stood" in ROBUSTNESS
+    slower = sum(row["seconds"]["low"] > row["seconds"]["own"] for row in rows)
+    assert f"{slower} of {len(rows)} evaluations under PGD-20 or\nAPGD-CE took" in ROBUSTNESS
 
 
 def test_the_table_of_errors_is_the_committed_file():

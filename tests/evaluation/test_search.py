@@ -238,7 +238,7 @@ def test_auto_converts_only_what_gives_a_twin_of_itself(monkeypatch, small_clip,
         "foreign": Foreign(),
         "function": lambda x: mine(x),
     }
-    result = evaluate(given, patterns.test, ["pgd-1"], limit=8, samples=1, **QUIET)
+    result = evaluate(given, patterns.test, "pgd-1", limit=8, samples=1, confirm=False, **QUIET)
     found = {row["model"]: row["search_precision"] for row in result.rows[len(given) :]}
     low = {"own", "defended"} if native else set()
     assert {name for name, precision in found.items() if precision == "bf16"} == low
@@ -269,9 +269,27 @@ def test_a_classifier_whose_twin_is_wrong_is_searched_itself_under_auto(monkeypa
             logits = super().forward(x)
             return logits if self.precision == "fp32" else logits.flip(1)
 
-    row = evaluate(Broken("early"), DATA, ["pgd-2"], **QUIET).rows[1]
+    row = evaluate(Broken("early"), DATA, ["pgd-2"], confirm=False, **QUIET).rows[1]
     assert row["search_precision"] == "own"
     assert "spread" in caplog.text
+
+
+def test_on_a_cpu_auto_attacks_no_image_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "multiplies_bf16", lambda device: True)
+    for name, steps in {"apgd-ce": 5, "apgd-t": 5, "fab-t": 2, "square": 5}.items():
+        monkeypatch.setitem(plan._STEPS, name, steps)
+    model = Planted("flat")
+    single = evaluate(model, DATA, ["pgd-9", "apgd-t-9", "square-5"], "4/255", **QUIET)
+    assert {row["search_precision"] for row in single.rows[1:]} == {"own"}
+    assert "search_precision" not in single.how
+    both = evaluate(model, DATA, ["pgd-9", "autoattack"], "4/255", out=tmp_path, **QUIET)
+    assert [row["search_precision"] for row in both.rows[1:]] == ["own", "bf16"]
+    lines = (tmp_path / "progress.jsonl").read_text().splitlines()[1:]
+    done = {"/".join(line["unit"][1:-1]): line["outcome"] for line in map(json.loads, lines)}
+    twins = {name.split("/")[-1] for name, outcome in done.items() if "fooled_twin" in outcome}
+    assert twins == {"apgd-ce", "fab-t", "square"}
+    assert not [name for name in done if name.endswith("apgd-t, confirmed")]
+    assert both.rows[1]["flags"] == both.rows[2]["flags"] == single.rows[1]["flags"]
 
 
 # ---- other modules, and what cannot be converted ------------------------------------------------
