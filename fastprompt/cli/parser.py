@@ -137,7 +137,8 @@ def add_checks(parser: Parser) -> None:
         type=SearchPrecision,
         default="auto",
         help="precision in which attacks search; predictions are always the model's own. auto: "
-        "bf16 where the device multiplies it natively, else own (that of the model)",
+        "bf16 where the device multiplies it natively (on a CPU only in parts of autoattack), else "
+        "own (that of the model)",
     )
     parser.add_argument(
         "--confirm",

@@ -37,7 +37,7 @@ from .job import Job, Sanity
 from .plan import plan_attacks
 from .result import Evaluation
 from .sampling import Images, draw_rows
-from .search import SearchPrecision, at_once, check_search, search_targets
+from .search import SearchPrecision, check_search, confirms_directly, search_targets
 from .stages import How, Planned
 
 Scoring = Literal["strict", "published"]
@@ -113,9 +113,9 @@ def evaluate(
         device: device of the models; by default that of the first model.
         search_precision: precision in which attacks search. ``"auto"``: ``"bf16"`` for this
             library's float32 classifiers (and any model that has ``in_precision``, unless it is
-            randomized) on a device that multiplies bfloat16 natively, ``"own"`` otherwise; on a CPU
-            also ``"own"`` for attacks that ``confirm`` would repeat in it (all but three parts of
-            AutoAttack), as most take longer twice. ``"own"``: that of each model; ``"fp64"``,
+            randomized) on a device that multiplies bfloat16 natively, ``"own"`` otherwise; with
+            ``confirm`` on a CPU also ``"own"`` for what would be confirmed: all attacks but three
+            parts of AutoAttack. ``"own"``: that of each model; ``"fp64"``,
             ``"fp32"``, ``"bf16"``, ``"fp16"``: all models and surrogates are converted, other
             modules as copies. Defenses before a model keep their precision.
         confirm: attack images that stand after a search in another precision again in the model's
@@ -179,7 +179,7 @@ def evaluate(
     where = module_device(first, torch.device("cpu")) if device is None else usable_device(device)
     _check_devices({**others, **named}, where)
     single = all(len(attack.stages) == 1 for attack in plan)
-    if search_precision == "auto" and (published or (single and at_once(confirm, where))):
+    if search_precision == "auto" and (published or (single and confirms_directly(confirm, where))):
         search_precision = "own"
     check_search(search_precision, where)
     val = None

@@ -95,7 +95,8 @@ class ModelRun:
                 # a stalled image does not become robust by surviving a later stage
                 flags[place] = STALLED if flags[place] == STALLED and flag == STANDS else flag
             left = sum(flag != FELL for flag in flags)
-            stages.append({"attack": stage.name, "standing": left, **costs(outcomes)})
+            stood = {"standing": left, "flags": "".join(flags)}
+            stages.append({"attack": stage.name, **stood, **costs(outcomes)})
         reasons = [*clean["reasons"], *stalled_reasons(flags, attacked, done)]
         row = {
             **self._row(attack.name, attack.path, attack.eps, "".join(flags), done, attack.alone),

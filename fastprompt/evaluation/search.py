@@ -42,7 +42,8 @@ class Searched:
         own: precision of the model.
         confirm: whether images that stand after a search on the twin are attacked again on the
             model. False for a randomized model: of its two random predictions, either would count.
-        at_once: whether the attack that would confirm searches on the model in the first place.
+        direct: whether the confirming part of an attack runs on the model only, without a search on
+            the twin before it.
     """
 
     model: Model
@@ -50,7 +51,7 @@ class Searched:
     precision: str = "own"
     own: str = ""
     confirm: bool = False
-    at_once: bool = False
+    direct: bool = False
 
 
 def check_search(precision: str, device: torch.device) -> None:
@@ -63,11 +64,10 @@ def check_search(precision: str, device: torch.device) -> None:
             raise ValueError(f"search_{error}") from None
 
 
-def at_once(confirm: bool, device: torch.device) -> bool:
-    """Whether, by default, the attack that would confirm searches on the model in the first place.
+def confirms_directly(confirm: bool, device: torch.device) -> bool:
+    """Whether, by default, the confirming part of an attack runs on the model only.
 
-    On a CPU, bfloat16 is not fast enough for a second search to pay: in search_precision.json of
-    the benchmarks, 45 of 48 attacks took longer with it, as images that stand take the most steps.
+    On a CPU, a search in bfloat16 before it rarely pays: images that stand take all steps in both.
     """
     return confirm and device.type == "cpu"
 
@@ -104,6 +104,7 @@ def search_facts(
     return {
         "search_precision": {name: target.precision for name, target in twins.items()},
         "confirm": any(target.confirm for target in twins.values()),
+        **({"direct": True} if any(target.direct for target in twins.values()) else {}),
     }
 
 
@@ -142,8 +143,8 @@ def searched(model: Model, what: str, precision: str, confirm: bool, images: Ima
             f"search_precision must be 'auto' or 'own' for {what}, got {precision!r}, to which it "
             f"cannot be converted: {reason}"
         ) from error
-    direct = auto and at_once(confirm, images.device)
-    return Searched(model, twin, precision, own, confirm and not random, direct)
+    direct = auto and confirms_directly(confirm, images.device)
+    return Searched(model, twin, precision, own, confirm=confirm and not random, direct=direct)
 
 
 def _own_precision(model: Any) -> str:

@@ -143,8 +143,8 @@ class Units:
     def twin(self, attack: Planned, stage: Stage, model: str) -> Model | None:
         """Return the twin on which a stage searches; None if it searches on the model itself."""
         target = self.target(attack, model)
-        itself = target.at_once and stage is attack.confirming
-        return None if itself or not stage.takes_twin(target.model) else target.twin
+        direct = target.direct and stage is attack.confirming
+        return None if direct or not stage.takes_twin(target.model) else target.twin
 
     def _attack(self, task: Task) -> Done:
         """Classify the adversarial images of the task's places."""

@@ -101,7 +101,7 @@ class Cells:
             **{f"data {name!r}": content_of(plan.load(name).test) for name in plan.sets},
         }
         asked = any(config.precision == AUTO for config in plan.configs.values())
-        if asked or settings["scoring"] == STRICT:  # whose attacks search in bfloat16 if possible
+        if asked or settings["scoring"] == STRICT:  # whose attacks may search in bfloat16
             facts["bfloat16 units"] = "yes" if multiplies_bf16(clip.device) else "no"
         return facts
 

@@ -203,7 +203,7 @@ def test_a_stopped_evaluation_of_an_earlier_version_searches_as_it_did(
 ):
     assert evaluate(tuned, f"--out={tmp_path}", "--search_precision=own") in (0, 1)
     job = json.loads((tmp_path / "job.json").read_text())
-    old = {k: v for k, v in job.items() if k not in ("search_precision", "confirm")}
+    old = {k: v for k, v in job.items() if k != "search_precision"} | {"confirm": False}
     (tmp_path / "job.json").write_text(json.dumps(old))
     (tmp_path / "result.json").unlink()
     monkeypatch.setattr("fastprompt.evaluation.search.multiplies_bf16", lambda device: True)

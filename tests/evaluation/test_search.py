@@ -133,6 +133,7 @@ def test_autoattack_confirms_each_stage_that_was_misled_and_apgd_t_always(tmp_pa
     assert row["confirmed"]["attacked"] == len({4, *stand})
     assert row["confirmed"]["fell"] == 1
     assert [part["standing"] for part in row["parts"]] == [5] * 4
+    assert [part["flags"] for part in row["parts"]] == [row["flags"]] * 4
 
 
 def test_the_confirming_stage_is_the_last_that_climbs():
@@ -249,7 +250,7 @@ def test_without_native_bfloat16_auto_changes_nothing(monkeypatch, models, patte
     monkeypatch.setattr(search, "multiplies_bf16", lambda device: False)
     results = [
         evaluate(models, patterns.test, ["pgd-2"], limit=12, **QUIET, **options).as_dict()
-        for options in ({}, {"search_precision": "own", "confirm": False})
+        for options in ({"confirm": False}, {"search_precision": "own"})
     ]
     for result in results:
         for row in result["rows"]:
@@ -274,7 +275,7 @@ def test_a_classifier_whose_twin_is_wrong_is_searched_itself_under_auto(monkeypa
     assert "spread" in caplog.text
 
 
-def test_on_a_cpu_auto_attacks_no_image_twice(tmp_path, monkeypatch):
+def test_on_a_cpu_auto_attacks_no_image_twice_by_the_attack_that_confirms(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "multiplies_bf16", lambda device: True)
     for name, steps in {"apgd-ce": 5, "apgd-t": 5, "fab-t": 2, "square": 5}.items():
         monkeypatch.setitem(plan._STEPS, name, steps)
@@ -462,6 +463,19 @@ def test_another_precision_is_another_evaluation(tmp_path):
     ):
         with pytest.raises(ValueError, match=r"^resume.*another evaluation"):
             evaluate(Planted("early"), DATA, ["pgd-2"], resume=True, **options, **other)
+
+
+def test_auto_and_bfloat16_are_different_evaluations_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "multiplies_bf16", lambda device: True)
+    for name in ("apgd-ce", "apgd-t", "fab-t", "square"):
+        monkeypatch.setitem(plan._STEPS, name, 2)
+    options = {**QUIET, "out": tmp_path}
+    result = evaluate(Planted("early"), DATA, "autoattack", **options)
+    assert result.how["direct"] is True
+    with pytest.raises(ValueError, match=r"^resume.*another evaluation"):
+        evaluate(
+            Planted("early"), DATA, "autoattack", resume=True, search_precision="bf16", **options
+        )
 
 
 def test_a_record_without_what_the_twin_claimed_is_refused(tmp_path, monkeypatch):

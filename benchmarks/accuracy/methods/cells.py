@@ -20,7 +20,11 @@ PRECISIONS = ("fp32", "auto")  # of the tuning, compared
 PRECISION_EPS = {"tiny-shapes": "1/255", "tiny-shapes-robust": BASE_EPS}
 # of fields that earlier cells did not have: not part of their names
 _LATER: dict[str, Any] = {
-    **{"data": "shapes", "shots": 16, "attacks": ("pgd-100",), "split": "test", "images": IMAGES}
+    "data": "shapes",
+    "shots": 16,
+    "attacks": ("pgd-100",),
+    "split": "test",
+    "images": IMAGES,
 }
 
 
@@ -38,7 +42,8 @@ class Cell:
         classes: of the tuning.
         changes: settings that differ from the preset.
         data, shots: data set of the tuning, and its training images per class.
-        attacks, split: of the evaluation.
+        attacks: of the evaluation.
+        split: images of the evaluation, ``"test"`` or ``"val"``.
         images: number of images that are attacked, drawn by seed 0, the same in all cells.
     """
 

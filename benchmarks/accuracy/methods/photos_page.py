@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastprompt._utils.checks import parse_fraction
 from fastprompt._utils.files import read_json
-from fastprompt.evaluation.record import FELL, STANDS
 
 from ...common.report import NOT_YET, markdown
 from . import run
@@ -26,6 +24,7 @@ from .photo_cells import (
     SHOTS,
     photo_cells,
 )
+from .photo_rows import BOTH, select, standing
 from .results_page import (
     Row,
     accuracies,
@@ -34,7 +33,6 @@ from .results_page import (
     name_of,
     of_images,
     radius_of,
-    shares,
     spread,
 )
 
@@ -52,26 +50,22 @@ CHOICE = "photos-choice"  # block of docs/guides/choosing.md; all others are of 
 QUANTILE = 4.303
 
 
-def _of(cells: Sequence[Row], **facts: Any) -> list[Row]:
-    return [cell for cell in cells if all(cell[k] == v for k, v in facts.items())]
-
-
 def main_table(cells: Sequence[Row]) -> str:
     """Format accuracies with ranges over the seeds, and costs, of both models."""
     rows = []
     for model in MODELS:
         for method in METHODS:
-            own = _of(cells, part="main", model=model, method=method)
+            own = select(cells, part="main", model=model, method=method)
             if not own:
                 continue
-            strong = _of(cells, part="strong", model=model, method=method)
+            strong = select(cells, part="strong", model=model, method=method)
             found = [
                 spread(values) or "-"
                 for eps in EPS
                 for values in (
                     accuracies(own, eps),
-                    [withstands_apgd(cell, eps) for cell in strong],
-                    accuracies(strong, eps, "autoattack"),
+                    [statistics.mean(standing([cell], eps, BOTH)) for cell in strong],
+                    accuracies(strong, eps, AUTOATTACK[0]),
                 )
             ]
             trained = f"{own[0]['parameters']:,}" if "parameters" in own[0] else ""
@@ -87,23 +81,13 @@ def main_table(cells: Sequence[Row]) -> str:
     return markdown(head, rows) if rows else ""
 
 
-def withstands_apgd(cell: Row, eps: str) -> float:
-    """Return the share of images that withstand both attacks of `APGD`, in percent."""
-    radius = parse_fraction(eps, "eps")
-    for row in cell["rows"]:
-        if row["attack"] == AUTOATTACK[0] and abs(row["eps"] - radius) < 1e-9:
-            (last,) = (part for part in row["parts"] if part["attack"] == APGD[-1])
-            return 100 * float(last["standing"]) / float(row["n"])
-    return statistics.mean(_withstand([cell], eps))
-
-
 def corrupted_table(cells: Sequence[Row]) -> str:
     """Format the mean clean accuracy over the three strengths of each corruption."""
     kinds = list(dict.fromkeys(name.rsplit("-", 1)[0] for name in CORRUPTED))
     rows = []
     for model in MODELS:
         for method in METHODS:
-            own = _of(cells, part="corrupted", model=model, method=method)
+            own = select(cells, part="corrupted", model=model, method=method)
             if len(own) < len(CORRUPTED):
                 continue
             of = [
@@ -121,10 +105,10 @@ def new_table(cells: Sequence[Row]) -> str:
     rows = []
     for model in MODELS:
         for method in METHODS:
-            own = _of(cells, part="new", model=model, method=method)
+            own = select(cells, part="new", model=model, method=method)
             row = []
             for eps in (None, EPS[0]):
-                base, new = (accuracies(_of(own, test_classes=h), eps) for h in ("base", "new"))
+                base, new = (accuracies(select(own, test_classes=h), eps) for h in ("base", "new"))
                 row += [spread(base), spread(new), harmonic(base, new)]
             if all(row):
                 rows.append([model, name_of(method), *row])
@@ -142,6 +126,7 @@ def choice_table(cells: Sequence[Row]) -> str:
     columns: Sequence[tuple[str, dict[str, Any], str | None, str]] = (
         ("clean", {"part": "main"}, None, ""),
         (f"PGD-100, {EPS[0]}", {"part": "main"}, EPS[0], ""),
+        (f"APGD, {EPS[0]}", {"part": "strong", "seed": 0}, EPS[0], BOTH),
         (f"AutoAttack, {EPS[0]}", strong, EPS[0], AUTOATTACK[0]),
         ("new classes, clean", {"part": "new", "test_classes": "new"}, None, ""),
         (f"new classes, PGD-100, {EPS[0]}", {"part": "new", "test_classes": "new"}, EPS[0], ""),
@@ -152,10 +137,10 @@ def choice_table(cells: Sequence[Row]) -> str:
         for method in METHODS[1:]:
             row = [model, name_of(method)]
             for _, facts, eps, attack in columns:
-                both = [_of(cells, model=model, method=m, **facts) for m in (method, METHODS[0])]
+                both = [select(cells, model=model, method=m, **facts) for m in (method, METHODS[0])]
                 row.append(_gain(*both, eps, attack or run.ATTACK))
             if set(row[2:]) != {"-"}:
-                seeds = len(_of(cells, model=model, method=method, part="main"))
+                seeds = len(select(cells, model=model, method=method, part="main"))
                 rows.append([*row[:2], str(seeds), *row[2:]])
     head = ["", "method", "seeds", *(words for words, *_ in columns)]
     return markdown(head, rows) if rows else ""
@@ -170,18 +155,6 @@ def _gain(own: Sequence[Row], bare: Sequence[Row], eps: str | None, attack: str)
     return gain(standing(own, eps, attack), standing(bare, eps, attack))
 
 
-def standing(cells: Sequence[Row], eps: str | None, attack: str = run.ATTACK) -> list[float]:
-    """Return for each image how often it is classified correctly in these cells, in percent."""
-    return shares([_flags(cell, eps, attack) for cell in cells])
-
-
-def _flags(cell: Row, eps: str | None, attack: str) -> str:
-    """Return a cell's flags: one character for each image, see `fastprompt.evaluation.record`."""
-    name, radius = ("clean", 0.0) if eps is None else (attack, parse_fraction(eps, "eps"))
-    (row,) = (r for r in cell["rows"] if r["attack"] == name and abs(r["eps"] - radius) < 1e-9)
-    return str(row["flags"])
-
-
 def shots_table(cells: Sequence[Row]) -> str:
     """Format the accuracies of the first seed after tuning on 1, 4 and 16 images per class."""
     rows = []
@@ -190,7 +163,7 @@ def shots_table(cells: Sequence[Row]) -> str:
             row = [model, name_of(method)]
             for shots in (*few, 16):
                 part = "main" if shots == 16 else "shots"
-                own = _of(cells, part=part, model=model, method=method, shots=shots, seed=0)
+                own = select(cells, part=part, model=model, method=method, shots=shots, seed=0)
                 row += [spread(accuracies(own, eps)) or "-" for eps in (None, EPS[0])]
             if set(row[2:]) != {"-"}:
                 rows.append(row)
@@ -227,7 +200,7 @@ def claims_table(cells: Sequence[Row]) -> str:
     rows = []
     for part, yes, no, words in CLAIMS:
         by_label = [
-            {c["seed"]: c for c in _of(cells, part=part, label=label)} for label in (yes, no)
+            {c["seed"]: c for c in select(cells, part=part, label=label)} for label in (yes, no)
         ]
         seeds = sorted(by_label[0].keys() & by_label[1].keys())
         if not seeds:
@@ -250,18 +223,18 @@ def losses_table(cells: Sequence[Row]) -> str:
     """
     rows = []
     for model in MODELS:
-        own = _of(cells, part="losses", model=model)
+        own = select(cells, part="losses", model=model)
         for cell in own:
             pair = _pair(cell)
             bases = [
                 [c for c in own if c["method"] == METHODS[0]],
                 [c for c in own if c["method"] == cell["method"] and _pair(c) == PUBLISHED],
             ]
-            stands = _withstand([cell])
+            stands = standing([cell], EPS[0], BOTH)
             shown = [*accuracies([cell], None), *accuracies([cell], EPS[0], APGD[0])]
             shown += [statistics.mean(stands)]
             gains = [
-                gain(stands, _withstand(base)) if base and cell not in base else ""
+                gain(stands, standing(base, EPS[0], BOTH)) if base and cell not in base else ""
                 for base in bases
             ]
             words = [model, name_of(cell["method"]), *pair]
@@ -277,18 +250,12 @@ def _pair(cell: Row) -> tuple[str, ...]:
     return tuple(changes.get(key, "") for key in ("objective", "attack_loss"))
 
 
-def _withstand(cells: Sequence[Row], eps: str = EPS[0]) -> list[float]:
-    """Return for each image how often it withstands both attacks, in percent of the cells."""
-    both = [zip(*(_flags(cell, eps, attack) for attack in APGD), strict=True) for cell in cells]
-    return shares(["".join(STANDS if set(p) == {STANDS} else FELL for p in c) for c in both])
-
-
 def _missing(cells: Sequence[Row]) -> str:
     whole = photo_cells()
     counts = [f"{len(cells)} of {len(whole)} runs are measured."]
     parts = dict.fromkeys(cell.part for cell in whole)
     counts += [
-        f"`{part}`: {len(_of(cells, part=part))} of {sum(c.part == part for c in whole)}."
+        f"`{part}`: {len(select(cells, part=part))} of {sum(c.part == part for c in whole)}."
         for part in parts
     ]
     return " ".join(counts)

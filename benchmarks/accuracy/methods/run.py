@@ -125,12 +125,12 @@ def judge(cell: Cell) -> dict[str, Any]:
     options: dict[str, Any] = {"batch": BATCH[cell.data], "progress": False}
     clean = evaluate(classifier, images, ["clean"], sanity="off", **options)  # on all images
     rows, reasons = clean.rows, clean.reasons
-    options |= {"limit": cell.images, "resume": True}
     if cell.split == "val":  # selects settings: a search in bfloat16 alone takes half as long
         options |= {"confirm": False, "sanity": "off"}
     for attack in cell.attacks if cell.eps else ():
         out = FOLDER / "judged" / cell.name
-        more, doubts = _attacked(classifier, images, attack, cell.eps, out, **options)
+        own = (attack, cell.eps, cell.images, out)
+        more, doubts = _attacked(classifier, images, *own, **options)
         rows, reasons = [*rows, *more], [*reasons, *doubts]
     return {
         "name": cell.name,
@@ -147,13 +147,15 @@ def _attacked(
     images: ImageDataset,
     attack: str,
     radii: Sequence[str],
+    limit: int,
     out: Path,
     **options: Any,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the rows of an attack at each radius, and reasons not to trust them."""
     if attack in STRONG:
-        return from_the_largest(classifier, images, attack, radii, out, **options)
-    found = evaluate(classifier, images, attack, radii, out=out / attack, **options)
+        return from_the_largest(classifier, images, attack, radii, limit, out, **options)
+    options |= {"limit": limit, "out": out / attack, "resume": True}
+    found = evaluate(classifier, images, attack, radii, **options)
     return found.rows[1:], found.reasons
 
 

@@ -57,7 +57,18 @@ def test_settings_are_selected_on_validation_images(folder, monkeypatch):
     assert all(torch.equal(images.images, val.images) for images, _ in seen)
     assert [r["n"] for r in row["rows"]] == [len(val), 6, 6]
     assert not seen[1][1]["confirm"]
-    assert "confirmed" not in row["rows"][1]
+
+
+def test_a_strong_attack_goes_from_the_largest_radius_to_the_smallest(folder, monkeypatch):
+    monkeypatch.setattr(run, "STRONG", ("pgd-2",))
+    cell = replace(CELL, eps=("1/255", "4/255"))
+    row = run.judge(cell)
+    found = [(r["attack"], round(255 * r["eps"])) for r in row["rows"]]
+    assert found == [("clean", 0), ("pgd-1", 1), ("pgd-1", 4), ("pgd-2", 4), ("pgd-2", 1)]
+    assert "withstood_before" in row["rows"][-1]
+    last = folder / "judged" / cell.name / "pgd-2-1-255"
+    (last / "result.json").unlink()
+    assert run.judge(cell)["rows"] == row["rows"]
 
 
 def test_an_evaluation_that_was_stopped_resumes(folder, monkeypatch):

@@ -81,7 +81,7 @@ def made_up(part, method, seed, label, clean, robust, **facts):
         {"attack": attack, "eps": 1 / 255, "accuracy": robust / 100, "flags": flags(robust)}
         for attack in ("pgd-100", "autoattack")
     ]
-    about = {"part": part, "method": method, "seed": seed, "label": label}
+    about = {"part": part, "method": method, "seed": seed, "label": label, "attacks": ["pgd-100"]}
     return {"model": photo_cells.MODELS[1], "shots": 16, "test": "photos", **about, **facts} | {
         "rows": rows
     }
@@ -96,7 +96,7 @@ def of_losses(objective, loss, ce, t, method="nap"):
     ]
     changes = [["objective", objective], ["attack_loss", loss]] if objective else []
     about = {"part": "losses", "model": photo_cells.MODELS[1], "changes": changes}
-    return {**about, "method": method, "rows": rows}
+    return {**about, "method": method, "attacks": ["apgd-ce", "apgd-t"], "rows": rows}
 
 
 def test_an_image_withstands_apgd_if_it_withstands_both_parts():
@@ -117,6 +117,25 @@ def test_every_pair_is_a_cell_whose_settings_are_valid():
             config = kind.Config(**{**kind.presets[cell.model], **dict(cell.changes)})
             assert config.attacked_loss == dict(cell.changes)["attack_loss"]
     assert len(list(photo_cells.losses_cells())) == 2 * (1 + 3 * 2 * 6)
+
+
+def judged_by_autoattack(method, seed, apgd, standing):
+    """A run whose images fell to the two parts of APGD, or after them; one less at 2/255."""
+    rows = [
+        {
+            "attack": "autoattack",
+            "eps": eps / 255,
+            "accuracy": (standing + 1 - eps) / 100,
+            "flags": flags(standing + 1 - eps),
+            "parts": [
+                {"attack": "apgd-ce", "flags": flags(50)},
+                {"attack": "apgd-t", "flags": flags(apgd + 1 - eps)},
+            ],
+        }
+        for eps in (1, 2)
+    ]
+    about = {"model": photo_cells.MODELS[1], "part": "strong", "test": "photos"}
+    return about | {"method": method, "seed": seed, "attacks": ["autoattack"], "rows": rows}
 
 
 def test_a_claim_compares_the_same_seeds():
@@ -153,17 +172,20 @@ def test_tables_have_the_numbers_of_the_rows():
     rows = [made_up("main", "nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)]
     for row in rows:
         row |= {"config": {"eps": 2 / 255}, "parameters": 1234, "tuning_seconds": 90.0}
-    strong = [made_up("strong", "nap", seed, "preset", 40, 18) for seed in range(2)]
-    for row in strong:
-        parts = [{"attack": "apgd-ce", "standing": 20}, {"attack": "apgd-t", "standing": 19}]
-        row["rows"][2] |= {"n": 100, "parts": parts}
-        row["rows"].append({**row["rows"][2], "eps": 2 / 255, "accuracy": 0.1})
+    strong = [judged_by_autoattack("nap", seed, 19, 18) for seed in range(2)]
     (line,) = photos_page.main_table([*rows, *strong]).splitlines()[2:]
     assert line == (
         "| tiny-photos-robust | NAP | 2/255 | 41.0 (40.0 to 42.0) | 21.0 (20.0 to 22.0) | "
-        "19.0 (19.0 to 19.0) | 18.0 (18.0 to 18.0) | - | 19.0 (19.0 to 19.0) | "
-        "10.0 (10.0 to 10.0) | 1.5 | 1,234 | 3 |"
+        "19.0 (19.0 to 19.0) | 18.0 (18.0 to 18.0) | - | 18.0 (18.0 to 18.0) | "
+        "17.0 (17.0 to 17.0) | 1.5 | 1,234 | 3 |"
     )
+    for eps in (1, 2):
+        for attack, n in (("apgd-ce", 40), ("apgd-t", 15)):
+            row = {"attack": attack, "eps": eps / 255, "flags": flags(n)}
+            strong[0]["rows"].append(row)
+    strong[0]["attacks"] = ["apgd-ce", "apgd-t"]
+    (line,) = photos_page.main_table([*rows, strong[0]]).splitlines()[2:]
+    assert "| 15.0 | 18.0 | - | 15.0 | 17.0 | 1.5 |" in line
     coop = made_up("main", "coop", 0, "preset", 40, 20) | {"config": {"eps": 2 / 255}}
     assert "2/255" not in photos_page.main_table([coop]).splitlines()[2]
     rows = [made_up("new", "apt", 0, "preset", 40, 20, test_classes=h) for h in ("base", "new")]
@@ -185,18 +207,13 @@ def test_tables_have_the_numbers_of_the_rows():
 
 
 def test_the_choice_is_told_as_differences_from_the_zero_shot_classifier():
-    rows = [
-        made_up(part, *facts, attacks=["autoattack"])
-        for part in ("main", "strong")
-        for facts in (
-            ("zero-shot", 0, "preset", 30, 10),
-            *(("nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)),
-        )
-    ]
+    rows = [made_up("main", "zero-shot", 0, "preset", 30, 10)]
+    rows += [made_up("main", "nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)]
+    rows += [judged_by_autoattack("zero-shot", 0, 10, 9), judged_by_autoattack("nap", 0, 18, 16)]
     rows += [made_up("new", m, 0, "preset", c, 5, test_classes="new") for m, c in CLEAN_NEW]
     (line,) = photos_page.choice_table(rows).splitlines()[2:]
     words = [cell.split(" ±")[0] for cell in line.strip("| ").split(" | ")]
-    assert words[1:] == ["NAP", "3", "+11.0", "+11.0", "+11.0", "-18.0", "+0.0", "-"]
+    assert words[1:] == ["NAP", "3", "+11.0", "+11.0", "+8.0", "+7.0", "-18.0", "+0.0", "-"]
     one = made_up("corrupted", "nap", 0, "preset", 30, 0, test="photos-noise-1")
     every = [
         made_up("corrupted", "zero-shot", 0, "preset", 10 * int(name[-1]), 0, test=name)
