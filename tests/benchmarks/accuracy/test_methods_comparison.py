@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.accuracy import caltech
-from benchmarks.accuracy.methods import autoattack, cells, preset_search, results_page, run
+from benchmarks.accuracy.methods import (
+    autoattack,
+    cells,
+    photo_cells,
+    photo_rows,
+    preset_search,
+    results_page,
+    run,
+)
 from benchmarks.common.paths import ROOT
 from fastprompt import load_clip
 from fastprompt.data.photos import MODELS
@@ -153,7 +161,8 @@ def test_the_presets_of_photographs_are_the_best_recorded_attempts(model):
     for method in ("apt", "ampt", "capt", "nap"):
         own = [row for row in attempts if row["method"] == method]
         today = as_dict(TUNERS[method](clip, names, precision=run.PRECISION).config)
-        ignored = {"class_chunk", "guide_template"}  # they follow from the data set
+        # they follow from the data set, and from the comparison of losses
+        ignored = {"class_chunk", "guide_template", "objective", "attack_loss"}
         (chosen,) = (
             row
             for row in own
@@ -162,6 +171,22 @@ def test_the_presets_of_photographs_are_the_best_recorded_attempts(model):
         both = [row["clean@0"] + row["pgd-20@1"] for row in own]
         assert chosen["clean@0"] + chosen["pgd-20@1"] == max(both)
         assert chosen["clean@0"] >= bare["clean@0"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_losses_of_photographs_are_the_best_measured_pair(model):
+    rows = [row for row in run.rows_of(run.PHOTOS) if row["part"] == "losses"]
+    for method in photo_cells.WITH_TRADES:
+        own = photo_rows.select(rows, model=model, method=method)
+        if not own:
+            continue
+        stands = [
+            statistics.mean(photo_rows.standing([cell], photo_cells.EPS[0], photo_rows.BOTH))
+            for cell in own
+        ]
+        best = dict(own[stands.index(max(stands))]["changes"])
+        today = TUNERS[method](load_clip(model), ["cat", "dog"]).config
+        assert (today.objective, today.attacked_loss) == (best["objective"], best["attack_loss"])
 
 
 def test_the_search_never_saw_a_test_image():
