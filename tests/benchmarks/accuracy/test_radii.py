@@ -18,10 +18,10 @@ def case():
 
 def test_all_radii_are_as_if_each_were_evaluated_alone(case, tmp_path):
     how = {"limit": 24, "batch": 16, "sanity": "off", "progress": False}
-    rows, reasons = radii.from_the_largest(*case, "apgd-ce", RADII, out=tmp_path, **how)
+    rows, reasons = radii.from_the_largest(*case, "apgd-ce-9", RADII, out=tmp_path, **how)
     assert reasons == []
-    alone = evaluate(*case, "apgd-ce", RADII, **how)
-    small, large = (alone.row("model", "apgd-ce", radius) for radius in RADII)
+    alone = evaluate(*case, "apgd-ce-9", RADII, **how)
+    small, large = (alone.row("model", "apgd-ce-9", radius) for radius in RADII)
     assert {k: rows[0][k] for k in KEYS} == {k: large[k] for k in KEYS}
     # random starts depend on an image's place in the data
     assert abs(rows[1]["correct"] - small["correct"]) <= 1
