@@ -108,8 +108,10 @@ def measure(
     The models of photographs get photographs, the others drawn shapes. The prompts of a method are
     those of ``python -m benchmarks.accuracy methods measure``, with the first seed.
     """
+    threads = torch.get_num_threads()
     data = load_data("photos" if clip.startswith("tiny-photos") else "shapes", shots=1)
     model = _classifier(clip, method, data.classnames, data.templates)
+    torch.set_num_threads(threads)  # tuning uses one
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))[:images]
     pictures, labels = zip(*(data.test[row] for row in order.tolist()), strict=True)
     chosen = ImageTensors(torch.stack(pictures), torch.tensor(labels))
@@ -129,14 +131,15 @@ def measure(
         "seed": seed,
     }
     rows = [row for row in rows if {k: row[k] for k in about} != about]
-    rows.append({**about, "clean": clean, "fastprompt": ours, "torchattacks": theirs})
-    write(path, {"threads": torch.get_num_threads(), "rows": rows})
+    measured = {"threads": threads, "clean": clean, "fastprompt": ours, "torchattacks": theirs}
+    rows.append({**about, **measured})
+    write(path, {"rows": rows})
     show(out)
 
 
 def lines(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of the result's table."""
-    head = ["", "method", "eps", "clean"]
+    head = ["", "method", "eps", "threads", "clean"]
     for what in ("stand", "s", "forwards", "gradients"):
         head += [what, f"{what} (torchattacks)"]
     found = [[*head, "ratio"]]
@@ -148,6 +151,7 @@ def lines(result: Mapping[str, Any]) -> list[list[str]]:
                 row["clip"],
                 name_of(row["method"]),
                 row["eps"],
+                str(row["threads"]),
                 *(f"{100 * k / n:.1f}" for k in counts),
                 f"{ours['seconds']:.0f}",
                 f"{theirs['seconds']:.0f}",

@@ -223,16 +223,16 @@ def test_the_drop_in_diffs_are_those_of_the_examples():
 
 
 def test_autoattack_is_as_strong_as_torchattacks_and_faster():
-    """Four times as fast where few images stand, by fewer gradients; no more images stand.
+    """Four times as fast where few images stand, by fewer gradients; at most one image fewer does.
 
     When measured, what stood after the search in a low precision took its gradients twice.
     """
     for row in json.loads(autoattack.RESULT.read_text("utf-8"))["rows"]:
         ours, theirs = row["fastprompt"], row["torchattacks"]
-        assert ours["standing"] <= theirs["standing"]
+        assert theirs["standing"] - 1 <= ours["standing"] <= theirs["standing"]
         assert theirs["seconds"] > 1.5 * ours["seconds"]
         assert {part["attack"] for part in ours["parts"]} == set(STANDARD)
-        if row["eps"] == "4/255":
+        if row["eps"] == "4/255" and row["method"] == "zero-shot":
             assert ours["standing"] / row["images"] <= 0.15
             assert ours["gradients"] < theirs["gradients"]
             assert theirs["seconds"] > 4 * ours["seconds"]
