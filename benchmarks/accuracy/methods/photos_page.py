@@ -36,14 +36,26 @@ from .results_page import (
     spread,
 )
 
-FOUR = "n_prompts=4, n_ctx=4"
-# what a claim compares: its part, the setting of each side, and their names
-CLAIMS: Sequence[tuple[str, str, str, str]] = (
-    ("mixture", FOUR, "n_prompts=1, n_ctx=4", "AMPT: four prompts of 4 tokens, not one of 4"),
-    ("mixture", FOUR, "n_prompts=1, n_ctx=16", "AMPT: four prompts of 4 tokens, not one of 16"),
-    ("refiners", "refiners=True", "refiners=False", "NAP: token refiners"),
-    ("layers", "consistency=cosine", "consistency=none", "NAP: consistency of the layers"),
-    ("balance", "preset", "lam=0.0", "CAPT: the consistency term"),
+# what a claim compares: method, part and changed setting of one side, whether the preset, which is
+# the other side, is the one with the part that the claim is about; and its name
+CLAIMS: Sequence[tuple[str, str, str, bool, str]] = (
+    (
+        "ampt",
+        "mixture",
+        "n_prompts=1, n_ctx=4",
+        True,
+        "AMPT: eight prompts of 4 tokens, not one of 4",
+    ),
+    (
+        "ampt",
+        "mixture",
+        "n_prompts=1, n_ctx=16",
+        True,
+        "AMPT: eight prompts of 4 tokens, not one of 16",
+    ),
+    ("nap", "refiners", "refiners=False", True, "NAP: token refiners"),
+    ("nap", "layers", "consistency=cosine", False, "NAP: consistency of the layers"),
+    ("capt", "balance", "lam=0.0", True, "CAPT: the consistency term"),
 )
 CHOICE = "photos-choice"  # block of docs/guides/choosing.md; all others are of the other page
 # two-sided 95 % quantile of Student's t distribution for three seeds
@@ -198,16 +210,17 @@ def difference(
 def claims_table(cells: Sequence[Row]) -> str:
     """Format each claim's difference, clean and robust, with its verdict."""
     rows = []
-    for part, yes, no, words in CLAIMS:
-        by_label = [
-            {c["seed"]: c for c in select(cells, part=part, label=label)} for label in (yes, no)
-        ]
-        seeds = sorted(by_label[0].keys() & by_label[1].keys())
+    for method, part, label, preset_has, words in CLAIMS:
+        preset = select(cells, part="main", method=method, model=MODELS[1])
+        changed = select(cells, part=part, label=label)
+        by_seed = [{c["seed"]: c for c in side} for side in (preset, changed)]
+        with_, without = by_seed if preset_has else reversed(by_seed)
+        seeds = sorted(with_.keys() & without.keys())
         if not seeds:
             continue
         row = [words, str(len(seeds))]
         for eps in (None, EPS[0]):
-            sides = ([own[seed] for seed in seeds] for own in by_label)
+            sides = ([own[seed] for seed in seeds] for own in (with_, without))
             mean, half, verdict = difference(*sides, eps)
             width = f" ± {half:.1f}" if math.isfinite(half) else ""
             row += [f"{mean:+.1f}{width}", verdict]

@@ -139,24 +139,36 @@ def judged_by_autoattack(method, seed, apgd, standing):
 
 
 def test_a_claim_compares_the_same_seeds():
-    rows = [
-        made_up("refiners", "nap", seed, f"refiners={r}", 40, robust + seed)
-        for r, robust in ((True, 20), (False, 10))
-        for seed in range(3)
-    ]
-    (line,) = photos_page.claims_table(rows).splitlines()[2:]
-    words = [cell.strip() for cell in line.strip("| ").split("|")]
-    assert words[:4] == ["NAP: token refiners", "3", "+0.0 ± 0.0", "within noise"]
-    assert words[4].startswith("+10.0 ± 5.")
-    assert words[5] == "seen"
+    rows = [made_up("main", "nap", seed, "preset", 40, 20 + seed) for seed in range(3)]
+    rows += [made_up("refiners", "nap", s, "refiners=False", 40, 10 + s) for s in range(3)]
+    rows += [made_up("layers", "nap", s, "consistency=cosine", 40, 10 + s) for s in range(3)]
+    first, second = (
+        [cell.strip() for cell in line.strip("| ").split("|")]
+        for line in photos_page.claims_table(rows).splitlines()[2:]
+    )
+    assert first[:4] == ["NAP: token refiners", "3", "+0.0 ± 0.0", "within noise"]
+    assert first[4].startswith("+10.0 ± 5.")
+    assert first[5] == "seen"
+    # the preset has no consistency of the layers
+    assert second[0] == "NAP: consistency of the layers"
+    assert second[4].startswith("-10.0 ± 5.")
+    assert second[5] == "not seen (lower)"
     (line,) = photos_page.claims_table([*rows[:3], rows[4]]).splitlines()[2:]
     assert "| 1 | +0.0 | not yet measured | +10.0 | not yet measured |" in line
 
 
-def test_every_claim_names_two_cells():
-    labels = {(cell.part, cell.label) for cell in EVERY.values()}
-    for part, yes, no, _ in photos_page.CLAIMS:
-        assert {(part, yes), (part, no)} <= labels
+def test_every_claim_changes_one_part_of_the_preset():
+    labels = {(cell.method, cell.part, cell.label) for cell in EVERY.values()}
+    for method, part, label, preset_has, words in photos_page.CLAIMS:
+        assert (method, part, label) in labels, words
+        kind = TUNERS[method]
+        preset = kind.Config(**kind.presets[photo_cells.MODELS[1]])
+        assert {
+            "mixture": preset.n_prompts == 8 if method == "ampt" else None,
+            "refiners": getattr(preset, "refiners", False),
+            "layers": getattr(preset, "consistency", "none") != "none",
+            "balance": getattr(preset, "lam", 0) > 0,
+        }[part] == preset_has, words
 
 
 def test_rows_of_other_plans_are_left_out(tmp_path):
