@@ -105,7 +105,7 @@ def test_an_evaluation(machines, tmp_path, workers, precision):
 
 
 def test_autoattack(machines, tmp_path):
-    options = {"attacks": "autoattack", "count": 6, "eps": "1/255", "sanity": "off"}
+    options = {"attacks": "autoattack", "count": 4, "eps": "1/255", "sanity": "off"}
     judge(tmp_path / "one", **options)
     judge(tmp_path / "many", runner="ray", **options)
     assert result_of(tmp_path / "many") == result_of(tmp_path / "one")
