@@ -33,7 +33,7 @@ class NAPConfig(OnlineConfig):
     Attributes:
         depth: number of layers with prompts, from the first, in both encoders; by default all that
             both have.
-        refiners: use token refiners in the image encoder.
+        refiners: use token refiners in the image encoder; `text_refiners` is separate.
         text_refiners: use token refiners in the text encoder, as the paper describes; the authors'
             code has none.
         refiner_start: initialization of the token refiners: ``"identity"`` starts from the frozen

@@ -210,6 +210,8 @@ def make_plan(
     clip = clip if isinstance(clip, FrozenCLIP) else load_clip(clip)
     own = {"name": clip.name, "source": clip.source, "fingerprint": clip.fingerprint}
     facts |= {"clip": own, "device": str(clip.device)}
+    if presets := {name: dict(preset) for name in names if (preset := _preset(name, clip))}:
+        facts["presets"] = presets  # another version's may differ
     drawn = facts["shots"], facts["seeds"]
     facts["contents"] = {name: each.contents(*drawn) for name, each in sets.items()}
     configs = _configs(facts, clip)
@@ -256,11 +258,16 @@ def _configs(facts: Mapping[str, Any], clip: FrozenCLIP) -> dict[str, TunerConfi
             own.setdefault("eps", facts["eps"])
         if "workers" in facts and "workers" in field_names(kind.Config):
             own.setdefault("workers", facts["workers"])
-        preset = kind.presets.get((clip.source or {}).get("model", ""), {})
+        preset = _preset(method, clip)
         if own.pop("published", False):
             preset = as_dict(kind.Config.published())
         out[method] = build(kind.Config, preset, own, {})
     return out
+
+
+def _preset(method: str, clip: FrozenCLIP) -> Mapping[str, Any]:
+    kind = TUNERS.get(method)
+    return kind.presets.get((clip.source or {}).get("model", ""), {}) if kind else {}
 
 
 def _given(method: str, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -323,6 +323,15 @@ def test_pictures_that_have_changed_are_told(two, tmp_path):
         run(out, "few-shot", "zero-shot,apt", True, **two)
 
 
+def test_another_preset_is_another_plan(two, tmp_path, monkeypatch):
+    """A later version's preset does not get among the cells of an earlier one."""
+    out = tmp_path / "out"
+    run(out, "few-shot", "zero-shot,apt", **two)
+    monkeypatch.setattr(APTTuner, "presets", {"tiny-shapes": {"lr": 0.25}})
+    with pytest.raises(ValueError, match=r"^out: .* holds another plan: presets is \{'apt':"):
+        run(out, "few-shot", "zero-shot,apt", True, **two)
+
+
 def test_a_few_shot_file_is_part_of_the_plan(two):
     before = plan("few-shot", "apt", **two).facts["contents"]
     split = json.loads(next(two["root"].rglob("split_zhou_Caltech101.json")).read_text())

@@ -36,8 +36,7 @@ from .results_page import (
     spread,
 )
 
-# what a claim compares: method, part and changed setting of one side, whether the preset, which is
-# the other side, is the one with the part that the claim is about; and its name
+# method, part and changed settings of the cells, whether the preset has the part, words
 CLAIMS: Sequence[tuple[str, str, str, bool, str]] = (
     (
         "ampt",
@@ -49,11 +48,18 @@ CLAIMS: Sequence[tuple[str, str, str, bool, str]] = (
     (
         "ampt",
         "mixture",
-        "n_prompts=1, n_ctx=16",
+        "n_prompts=1, n_ctx=32",
         True,
-        "AMPT: eight prompts of 4 tokens, not one of 16",
+        "AMPT: eight prompts of 4 tokens, not one of 32",
     ),
-    ("nap", "refiners", "refiners=False", True, "NAP: token refiners"),
+    (
+        "nap",
+        "refiners",
+        "refiners=False, text_refiners=False",
+        True,
+        "NAP: all token refiners",
+    ),
+    ("nap", "refiners", "text_refiners=False", True, "NAP: text token refiners"),
     ("nap", "layers", "consistency=cosine", False, "NAP: consistency of the layers"),
     ("capt", "balance", "lam=0.0", True, "CAPT: the consistency term"),
 )

@@ -8,7 +8,10 @@ from helpers.coop_trees import CUT
 from helpers.models import small_model
 
 from benchmarks.accuracy import caltech
+from benchmarks.common.paths import ROOT
 from fastprompt.clip import bundled
+from fastprompt.protocols import make_plan
+from fastprompt.tuning.config import as_dict
 
 LITTLE = {"epochs": 1, "steps": 1, "n_ctx": 2, "warmup_epochs": 0, "precision": "fp32"}
 
@@ -33,6 +36,17 @@ def test_finished_cells_are_collected(small, tmp_path, capsys):
     assert all(0 <= r["pgd-20"] <= r["clean"] <= 1 for r in found["few-shot"])
     assert found["base-to-new"] == []
     assert caltech.text(found) in capsys.readouterr().out
+
+
+def test_nap_has_the_settings_that_the_pages_name():
+    settings = caltech.OPTIONS["settings"]
+    plan = make_plan("few-shot", "nap", "coop:Caltech101", root=CUT, settings=settings)
+    config = as_dict(plan.configs["nap"])
+    named = {"epochs": 3, "adv_share": 0.5, "text_refiners": False, "attack_loss": "ce"}
+    assert config | named | {"eps": 2 / 255} == config
+    for page in ("guides/protocols.md", "results_photos.md"):
+        words = " ".join((ROOT / "docs" / page).read_text("utf-8").split())
+        assert "radius 2/255, 3 epochs, `adv_share=0.5`" in words
 
 
 def row(method, column, clean, robust, seed=1, shots=None):
