@@ -181,5 +181,6 @@ def _stored(name: str, folder: Path) -> Plan:
     clip = clip_of(facts, facts.pop("device"))
     facts.pop("clip")
     facts.pop("protocol")
-    facts.pop("contents", None)  # of the data as they are now; compared when the plan is resumed
+    for key in ("contents", "presets"):  # those of today are compared when the plan is resumed
+        facts.pop(key, None)
     return make_plan(name, clip=clip, **facts)
