@@ -32,7 +32,10 @@ SHOTS = {"few-shot": (1, 4, 16), "base-to-new": (16,)}
 SEEDS = (1, 2, 3)
 # 500 test images, drawn by seed 0; the presets of the bundled model, for NAP the earlier one
 OPTIONS: dict[str, Any] = {
-    **{"seeds": SEEDS, "eval_eps": "1/255", "limit": 500, "sanity": "off"},
+    "seeds": SEEDS,
+    "eval_eps": "1/255",
+    "limit": 500,
+    "sanity": "off",
     "settings": {"nap": {**EARLIER_NAP, "attack_loss": "ce"}},
 }
 
