@@ -165,7 +165,7 @@ def test_the_presets_of_photographs_are_the_best_recorded_attempts(model):
         own = [row for row in attempts if row["method"] == method]
         today = as_dict(TUNERS[method](clip, names, precision=run.PRECISION).config)
         ignored = {"class_chunk", "guide_template"}  # they follow from the data set
-        if method in photo_cells.WITH_TRADES:  # from the comparison of losses
+        if method in photo_cells.PAIRS:  # from the comparison of losses
             ignored |= {"objective", "attack_loss"}
         (chosen,) = (
             row
@@ -180,7 +180,7 @@ def test_the_presets_of_photographs_are_the_best_recorded_attempts(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_the_losses_of_photographs_are_the_best_measured_pair(model):
     rows = [row for row in run.rows_of(run.PHOTOS) if row["part"] == "losses"]
-    for method in photo_cells.WITH_TRADES:
+    for method in photo_cells.PAIRS:
         own = photo_rows.select(rows, model=model, method=method)
         if not own:
             continue
