@@ -178,17 +178,27 @@ def module_of(op: str) -> ModuleType:
     return importlib.import_module(f"launches_{op}")
 
 
-def all_cases() -> Iterator[Any]:
-    """Op, case, dtype and target of each launch, for `pytest.mark.parametrize`."""
+def all_cases() -> Iterator[tuple[str, str, str, str]]:
+    """Op, case, dtype and target of each launch."""
     for path in sorted(AOT.glob("launches_*.py")):
         op = path.stem.removeprefix("launches_")
         for dtype in DTYPES:
             for case in module_of(op).cases(DTYPES[dtype]):
                 for target in TARGETS:
-                    # compiling takes seconds each: one target runs in the fast tests
-                    marks = [] if target == "sm_90" else [pytest.mark.slow]
-                    name = f"{case}-{dtype}-{target}"
-                    yield pytest.param(op, case, dtype, target, id=name, marks=marks)
+                    yield op, case, dtype, target
+
+
+def cases_of_tests() -> Iterator[Any]:
+    """The launches that the tests compile, for `pytest.mark.parametrize`.
+
+    Compiling takes seconds each: those for sm_90 are fast tests, those for other targets slow ones
+    in bfloat16 alone (or the case's only dtype). `resources.py` compiles all.
+    """
+    for op, case, dtype, target in all_cases():
+        main = target == "sm_90"
+        if main or dtype == "bf16" or case not in module_of(op).cases(DTYPES["bf16"]):
+            marks = [] if main else [pytest.mark.slow]
+            yield pytest.param(op, case, dtype, target, id=f"{case}-{dtype}-{target}", marks=marks)
 
 
 def compiled(op: str, case: str, dtype: str, target: str) -> list[tuple[str, ModuleType, Any]]:

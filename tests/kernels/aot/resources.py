@@ -23,8 +23,7 @@ def main(only: list[str]) -> None:
 
     table = {}
     with tempfile.TemporaryDirectory() as folder:
-        for parameters in all_cases():
-            op, case, dtype, target = parameters.values
+        for op, case, dtype, target in all_cases():
             if only and op not in only:
                 continue
             for name, _, built in compiled(op, case, dtype, target):

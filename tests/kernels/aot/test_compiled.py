@@ -1,4 +1,4 @@
-"""Every kernel, dtype and target: it compiles, in 32 bits, with 64-bit addresses, unspilled."""
+"""Every kernel and target: it compiles, in 32 bits, with 64-bit addresses, unspilled."""
 
 import json
 import os
@@ -6,13 +6,13 @@ import re
 
 import pytest
 import triton
-from helpers.compiled_kernels import TABLE, all_cases, compiled, slow_products, usage
+from helpers.compiled_kernels import TABLE, cases_of_tests, compiled, slow_products, usage
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles for real targets", allow_module_level=True)
 
 
-@pytest.mark.parametrize(("op", "case", "dtype", "target"), list(all_cases()))
+@pytest.mark.parametrize(("op", "case", "dtype", "target"), list(cases_of_tests()))
 def test_compiles_for_a_gpu_that_is_not_here(op, case, dtype, target, tmp_path):
     table = json.loads(TABLE.read_text())
     exact = table.get(triton.__version__, {})
