@@ -87,8 +87,7 @@ def main_table(cells: Sequence[Row]) -> str:
                 )
             ]
             trained = f"{own[0]['parameters']:,}" if "parameters" in own[0] else ""
-            minutes = [cell["tuning_seconds"] / 60 for cell in own if "tuning_seconds" in cell]
-            took = f"{statistics.mean(minutes):.1f}" if minutes else ""
+            took = _minutes(own)
             seeds = "" if method == METHODS[0] else str(len(own))
             clean = spread(accuracies(own, None))
             rows.append(
@@ -97,6 +96,17 @@ def main_table(cells: Sequence[Row]) -> str:
     attacks = [f"{name}, {eps}" for eps in EPS for name in ("PGD-100", "APGD", "AutoAttack")]
     head = ["", "method", "tuned at", "clean", *attacks, "minutes", "trained parameters", "seeds"]
     return markdown(head, rows) if rows else ""
+
+
+def _minutes(cells: Sequence[Row]) -> str:
+    """Format the mean time of the tunings on each processor."""
+    tuned = [cell for cell in cells if "tuning_seconds" in cell]
+    found = []
+    for processor in dict.fromkeys(cell["processor"] for cell in tuned):
+        times = [c["tuning_seconds"] / 60 for c in tuned if c["processor"] == processor]
+        name = processor.replace("(R)", "").removesuffix(" Processor")
+        found.append(f"{statistics.mean(times):.1f} ({name})")
+    return ", ".join(found)
 
 
 def corrupted_table(cells: Sequence[Row]) -> str:

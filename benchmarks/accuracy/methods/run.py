@@ -24,6 +24,7 @@ from fastprompt.model.classifier import CLIPClassifier
 from fastprompt.tuning.config import as_dict
 from fastprompt.tuning.tuner import Tuner
 
+from ...common.machine import facts as machine
 from ...common.paths import TWO_CORES
 from ...common.report import write
 from .cells import Cell, all_cells
@@ -33,6 +34,7 @@ from .radii import from_the_largest
 FOLDER = Path("runs") / "methods"
 RESULT = TWO_CORES / "methods.json"
 PHOTOS = TWO_CORES / "methods_photos.json"
+COST = "cost.json"  # in the folder of each tuning
 SHOTS = 16
 # photographs are attacked in windows of eight batches, from which a stopped evaluation resumes
 BATCH: Mapping[str, int] = {"shapes": 400, "photos": 16}
@@ -88,7 +90,8 @@ def _fit(tuner: Tuner, train: Any, folder: Path) -> None:
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     began = time.process_time()  # of one thread: what else runs, or a pause, does not count
     tuner.fit(train, out=part, progress=False)
-    write_json(part / "seconds.json", {"fit": time.process_time() - began})
+    seconds = time.process_time() - began
+    write_json(part / COST, {"tuning_seconds": seconds, "processor": machine()["processor"]})
     if folder.exists():  # another process was faster
         shutil.rmtree(part)
     else:
@@ -105,7 +108,7 @@ def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
         "config": as_dict(tuner.config),
         "parameters": sum(p.numel() for p in tuner.prompts.parameters()),
         "step_seconds": statistics.median(each),
-        "tuning_seconds": json.loads((_folder(cell) / "seconds.json").read_text())["fit"],
+        **json.loads((_folder(cell) / COST).read_text()),
     }
 
 

@@ -34,7 +34,7 @@ def tuned(folder):
 
 def test_a_cell_is_tuned_once_and_its_row_has_what_the_tables_need(folder):
     row = json.loads(json.dumps(run.judge(CELL)))
-    assert {"config", "parameters", "step_seconds", "tuning_seconds"} <= row.keys()
+    assert {"config", "parameters", "step_seconds", "tuning_seconds", "processor"} <= row.keys()
     assert [(r["attack"], r["n"]) for r in row["rows"]] == [("clean", 24), ("pgd-2", 6)]
     assert all(len(r["flags"]) == r["n"] for r in row["rows"])
     assert row["reasons"] == []
@@ -89,7 +89,7 @@ def test_a_tuning_that_was_stopped_leaves_no_run(folder, monkeypatch, when):
             run.tune(CELL)
     assert not run._folder(CELL).exists()
     run.tune(CELL)
-    assert (run._folder(CELL) / "seconds.json").exists()
+    assert (run._folder(CELL) / run.COST).exists()
 
 
 def test_prompts_of_another_preset_are_refused(folder, monkeypatch):

@@ -190,13 +190,15 @@ def test_rows_of_other_plans_are_left_out(tmp_path):
 def test_tables_have_the_numbers_of_the_rows():
     rows = [made_up("main", "nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)]
     for row in rows:
-        row |= {"config": {"eps": 2 / 255}, "parameters": 1234, "tuning_seconds": 90.0}
+        row |= {"config": {"eps": 2 / 255}, "parameters": 1234}
+        row |= {"tuning_seconds": 90.0, "processor": "A(R) B(R) Processor"}
+    rows[2] |= {"tuning_seconds": 60.0, "processor": "C"}
     strong = [judged_by_autoattack("nap", seed, 19, 18) for seed in range(2)]
     (line,) = photos_page.main_table([*rows, *strong]).splitlines()[2:]
     assert line == (
         "| tiny-photos-robust | NAP | 2/255 | 41.0 (40.0 to 42.0) | 21.0 (20.0 to 22.0) | "
         "19.0 (19.0 to 19.0) | 18.0 (18.0 to 18.0) | - | 18.0 (18.0 to 18.0) | "
-        "17.0 (17.0 to 17.0) | 1.5 | 1,234 | 3 |"
+        "17.0 (17.0 to 17.0) | 1.5 (A B), 1.0 (C) | 1,234 | 3 |"
     )
     for eps in (1, 2):
         for attack, n in (("apgd-ce", 40), ("apgd-t", 15)):
@@ -204,7 +206,7 @@ def test_tables_have_the_numbers_of_the_rows():
             strong[0]["rows"].append(row)
     strong[0]["attacks"] = ["apgd-ce", "apgd-t"]
     (line,) = photos_page.main_table([*rows, strong[0]]).splitlines()[2:]
-    assert "| 15.0 | 18.0 | - | 15.0 | 17.0 | 1.5 |" in line
+    assert "| 15.0 | 18.0 | - | 15.0 | 17.0 | 1.5 (A B), 1.0 (C) |" in line
     coop = made_up("main", "coop", 0, "preset", 40, 20) | {"config": {"eps": 2 / 255}}
     assert "2/255" not in photos_page.main_table([coop]).splitlines()[2]
     rows = [made_up("new", "apt", 0, "preset", 40, 20, test_classes=h) for h in ("base", "new")]
