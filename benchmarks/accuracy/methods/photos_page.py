@@ -102,8 +102,8 @@ def _minutes(cells: Sequence[Row]) -> str:
     """Format the mean time of the tunings on each processor."""
     tuned = [cell for cell in cells if "tuning_seconds" in cell]
     found = []
-    for processor in dict.fromkeys(cell["processor"] for cell in tuned):
-        times = [c["tuning_seconds"] / 60 for c in tuned if c["processor"] == processor]
+    for processor in dict.fromkeys(cell["machine"]["processor"] for cell in tuned):
+        times = [c["tuning_seconds"] / 60 for c in tuned if c["machine"]["processor"] == processor]
         name = processor.replace("(R)", "").removesuffix(" Processor")
         found.append(f"{statistics.mean(times):.1f} ({name})")
     return ", ".join(found)

@@ -26,7 +26,6 @@ from fastprompt.tuning.tuner import Tuner
 
 from ...common.machine import facts as machine
 from ...common.paths import TWO_CORES
-from ...common.report import write
 from .cells import Cell, all_cells
 from .photo_cells import APGD, AUTOATTACK, photo_cells
 from .radii import from_the_largest
@@ -34,7 +33,6 @@ from .radii import from_the_largest
 FOLDER = Path("runs") / "methods"
 RESULT = TWO_CORES / "methods.json"
 PHOTOS = TWO_CORES / "methods_photos.json"
-COST = "cost.json"  # in the folder of each tuning
 SHOTS = 16
 # photographs are attacked in windows of eight batches, from which a stopped evaluation resumes
 BATCH: Mapping[str, int] = {"shapes": 400, "photos": 16}
@@ -90,8 +88,7 @@ def _fit(tuner: Tuner, train: Any, folder: Path) -> None:
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     began = time.process_time()  # of one thread: what else runs, or a pause, does not count
     tuner.fit(train, out=part, progress=False)
-    seconds = time.process_time() - began
-    write_json(part / COST, {"tuning_seconds": seconds, "processor": machine()["processor"]})
+    write_json(part / "seconds.json", {"fit": time.process_time() - began})
     if folder.exists():  # another process was faster
         shutil.rmtree(part)
     else:
@@ -108,7 +105,7 @@ def _tuning_facts(cell: Cell, tuner: Tuner) -> dict[str, Any]:
         "config": as_dict(tuner.config),
         "parameters": sum(p.numel() for p in tuner.prompts.parameters()),
         "step_seconds": statistics.median(each),
-        **json.loads((_folder(cell) / COST).read_text()),
+        "tuning_seconds": json.loads((_folder(cell) / "seconds.json").read_text())["fit"],
     }
 
 
@@ -128,8 +125,6 @@ def judge(cell: Cell) -> dict[str, Any]:
     options: dict[str, Any] = {"batch": BATCH[cell.data], "progress": False}
     clean = evaluate(classifier, images, ["clean"], sanity="off", **options)  # on all images
     rows, reasons = clean.rows, clean.reasons
-    if cell.split == "val":  # selects settings: a search in bfloat16 alone takes half as long
-        options |= {"confirm": False, "sanity": "off"}
     for attack in cell.attacks if cell.eps else ():
         out = FOLDER / "judged" / cell.name
         own = (attack, cell.eps, cell.images, out)
@@ -139,6 +134,8 @@ def judge(cell: Cell) -> dict[str, Any]:
         "name": cell.name,
         **dataclasses.asdict(cell),
         "label": cell.label,
+        "machine": machine(),
+        "weights": clean.models["model"]["weights"],
         **facts,
         "rows": [{k: row[k] for k in KEPT if k in row} for row in rows],
         "reasons": reasons,
@@ -212,4 +209,5 @@ def collect(study: Study = "shapes") -> None:
         file = FOLDER / "cells" / f"{cell.name}.json"
         if file.exists():
             rows[cell.name] = {"name": cell.name, **json.loads(file.read_text("utf-8"))}
-    write(result, {"cells": [rows[c.name] for c in cells() if c.name in rows]})
+    write_json(result, {"cells": [rows[c.name] for c in cells() if c.name in rows]})
+    print(f"written: {result}")

@@ -153,6 +153,23 @@ def test_presets_are_those_that_were_measured():
             assert {**measured, **later} == today
 
 
+def test_rows_of_photographs_that_share_prompts_have_the_same_ones():
+    """Prompts that were lost and tuned again on another machine may differ."""
+    seen = {}
+    for row in run.rows_of(run.PHOTOS):
+        cell = cells.cell_of(row)
+        evaluated = (*cell.tuning, cell.test, cell.test_classes, cell.split)
+        clean = (row["rows"][0]["attack"], row["rows"][0]["flags"])
+        assert seen.setdefault(evaluated, clean) == clean, cell.name
+
+
+def test_autoattack_on_photographs_searched_in_bfloat16_as_the_page_says():
+    for row in run.rows_of(run.PHOTOS):
+        for found in row["rows"]:
+            if found["attack"] == "autoattack":
+                assert found["search_precision"] == "bf16"
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_presets_of_photographs_are_the_best_recorded_attempts(model):
     every = json.loads(preset_search.RESULTS["photos"].read_text("utf-8"))["attempts"]

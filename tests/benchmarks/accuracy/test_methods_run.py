@@ -34,7 +34,8 @@ def tuned(folder):
 
 def test_a_cell_is_tuned_once_and_its_row_has_what_the_tables_need(folder):
     row = json.loads(json.dumps(run.judge(CELL)))
-    assert {"config", "parameters", "step_seconds", "tuning_seconds", "processor"} <= row.keys()
+    assert {"config", "parameters", "step_seconds", "tuning_seconds"} <= row.keys()
+    assert {"machine", "weights"} <= row.keys()
     assert [(r["attack"], r["n"]) for r in row["rows"]] == [("clean", 24), ("pgd-2", 6)]
     assert all(len(r["flags"]) == r["n"] for r in row["rows"])
     assert row["reasons"] == []
@@ -48,13 +49,12 @@ def test_settings_are_selected_on_validation_images(folder, monkeypatch):
     monkeypatch.setattr(
         run,
         "evaluate",
-        lambda c, images, *a, **k: seen.append((images, k)) or evaluate(c, images, *a, **k),
+        lambda c, images, *a, **k: seen.append(images) or evaluate(c, images, *a, **k),
     )
     row = run.judge(replace(CELL, split="val"))
     val = load_data("counts").val
-    assert all(torch.equal(images.images, val.images) for images, _ in seen)
+    assert all(torch.equal(images.images, val.images) for images in seen)
     assert [r["n"] for r in row["rows"]] == [len(val), 6]
-    assert not seen[1][1]["confirm"]
 
 
 def test_a_strong_attack_goes_from_the_largest_radius_to_the_smallest(folder, monkeypatch):
@@ -89,7 +89,7 @@ def test_a_tuning_that_was_stopped_leaves_no_run(folder, monkeypatch, when):
             run.tune(CELL)
     assert not run._folder(CELL).exists()
     run.tune(CELL)
-    assert (run._folder(CELL) / run.COST).exists()
+    assert (run._folder(CELL) / "seconds.json").exists()
 
 
 def test_prompts_of_another_preset_are_refused(folder, monkeypatch):

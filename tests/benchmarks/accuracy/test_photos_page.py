@@ -191,8 +191,8 @@ def test_tables_have_the_numbers_of_the_rows():
     rows = [made_up("main", "nap", seed, "preset", 40 + seed, 20 + seed) for seed in range(3)]
     for row in rows:
         row |= {"config": {"eps": 2 / 255}, "parameters": 1234}
-        row |= {"tuning_seconds": 90.0, "processor": "A(R) B(R) Processor"}
-    rows[2] |= {"tuning_seconds": 60.0, "processor": "C"}
+        row |= {"tuning_seconds": 90.0, "machine": {"processor": "A(R) B(R) Processor"}}
+    rows[2] |= {"tuning_seconds": 60.0, "machine": {"processor": "C"}}
     strong = [judged_by_autoattack("nap", seed, 19, 18) for seed in range(2)]
     (line,) = photos_page.main_table([*rows, *strong]).splitlines()[2:]
     assert line == (
