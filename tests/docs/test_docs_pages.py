@@ -102,7 +102,7 @@ def few_photos(monkeypatch, few_shapes):
 
 
 def test_the_first_example_runs(few_photos, tmp_path, monkeypatch, capsys):
-    shorter = {"shots=16": "shots=1", "epochs=8": "epochs=1, steps=1"} | LITTLE
+    shorter = {"shots=16": "shots=1", "epochs=6": "epochs=1, steps=1"} | LITTLE
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     (code,) = python_blocks()
