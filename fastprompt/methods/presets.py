@@ -1,6 +1,6 @@
 """Presets for the bundled models, whose text encoders were trained on short captions only.
 
-Selected on validation images, but for CoOp's and AdvPT's on the models of photographs:
+Selected on validation images, but for CoOp's and AdvPT's:
 benchmarks/results/cpu-2-cores/method_sweep.json and method_sweep_photos.json
 """
 

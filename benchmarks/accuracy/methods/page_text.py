@@ -14,8 +14,8 @@ in [methods.json](../benchmarks/results/cpu-2-cores/methods.json). Results on th
 models need not hold for large ones; they check the methods' code and the direction of each effect.
 
 - Data: `shapes`, <shots> images for each of 80 classes. The presets were chosen by hand after 38
-  recorded runs on training and validation images (28 of NAP, none of AdvPT), which are in
-  [method_sweep.json](../benchmarks/results/cpu-2-cores/method_sweep.json). They used no test images.
+  recorded runs on training and validation images (28 of NAP, none of AdvPT):
+  [method_sweep.json](../benchmarks/results/cpu-2-cores/method_sweep.json).
 - NAP was measured with refiners before five blocks, except under *Precision of the tuning*; today's
   code has three, before the blocks with deep prompts, as in the authors' code. AdvPT was measured
   before a [correction of its learning rate](../CHANGELOG.md).
@@ -33,14 +33,15 @@ Findings:
 
 - Under PGD-100, NAP improves most over the zero-shot classifier at 1/255 and 2/255 on both models,
   and on the robust model also in clean accuracy. There, NAP without token refiners is close to the
-  other methods (one seed). The refiners contain most of its trainable parameters. On new classes NAP
-  loses more than half of the zero-shot classifier's clean accuracy, while the other methods keep
-  nearly all of it.
+  other methods (one seed). The refiners contain most of its trainable parameters. On new classes
+  NAP loses more than half of the zero-shot classifier's clean accuracy, while the other methods
+  keep nearly all of it.
 - On the robust model, the gains of APT, AMPT, CAPT and NAP at 1/255 and 2/255 exceed the range
   over the seeds, and their clean accuracy does not decrease; at 4/255 no method improves. On the
   plain model, CAPT loses clean accuracy, and APT too, most of it at one of three seeds.
 - AdvPT, which is tuned on adversarial embeddings computed without the prompts, improves clean
-  accuracy, and robust accuracy less: by 3.5 points on the robust model at 1/255, else by about one.
+  accuracy. Robust accuracy changes less: by +3.4 points on the robust model at 1/255, by -1.5 there
+  at 4/255, and by at most 1.2 otherwise.
 - AutoAttack (below) lowers the accuracy of every method on the robust model further than PGD-100.
   NAP loses most and no longer leads there: at 2/255 all methods are slightly above the zero-shot
   classifier, with overlapping confidence intervals. On the plain model only NAP keeps more than

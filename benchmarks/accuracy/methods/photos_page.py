@@ -100,13 +100,12 @@ def main_table(cells: Sequence[Row]) -> str:
 
 def _minutes(cells: Sequence[Row]) -> str:
     """Format the mean time of the tunings on each processor."""
-    tuned = [cell for cell in cells if "tuning_seconds" in cell]
-    found = []
-    for processor in dict.fromkeys(cell["machine"]["processor"] for cell in tuned):
-        times = [c["tuning_seconds"] / 60 for c in tuned if c["machine"]["processor"] == processor]
-        name = processor.replace("(R)", "").removesuffix(" Processor")
-        found.append(f"{statistics.mean(times):.1f} ({name})")
-    return ", ".join(found)
+    times: dict[str, list[float]] = {}
+    for cell in cells:
+        if "tuning_seconds" in cell:
+            name = cell["machine"]["processor"].replace("(R)", "").removesuffix(" Processor")
+            times.setdefault(name, []).append(cell["tuning_seconds"] / 60)
+    return ", ".join(f"{statistics.mean(own):.1f} ({name})" for name, own in times.items())
 
 
 def corrupted_table(cells: Sequence[Row]) -> str:
@@ -246,7 +245,7 @@ def claims_table(cells: Sequence[Row]) -> str:
 
 
 def losses_table(cells: Sequence[Row]) -> str:
-    """Format the validation accuracies of every pair of `objective` and `attack_loss`.
+    """Format the validation accuracies of the compared pairs of `objective` and `attack_loss`.
 
     Differences are those of the images that withstand both attacks, in points.
     """
@@ -266,11 +265,17 @@ def losses_table(cells: Sequence[Row]) -> str:
                 gain(stands, standing(base, EPS[0], BOTH)) if base and cell not in base else ""
                 for base in bases
             ]
-            words = [model, name_of(cell["method"]), *pair]
+            words = [model, name_of(cell["method"]), *pair, _searched(cell)]
             rows.append([*words, *(f"{value:.1f}" for value in shown), *gains])
-    head = ["", "method", "objective", "attack_loss", "clean", APGD[0], "both"]
+    head = ["", "method", "objective", "attack_loss", "search", "clean", APGD[0], "both"]
     head += ["from zero-shot", "from the published pair"]
     return markdown(head, rows) if rows else ""
+
+
+def _searched(cell: Row) -> str:
+    """Return the precision in which a cell's attacks searched."""
+    found = {row["search_precision"] for row in cell["rows"] if row["attack"] in APGD}
+    return ", ".join(sorted("fp32" if precision == "own" else precision for precision in found))
 
 
 def _pair(cell: Row) -> tuple[str, ...]:

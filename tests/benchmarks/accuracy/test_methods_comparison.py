@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -105,7 +106,11 @@ def test_what_the_page_for_choosing_a_method_reads_from_caltech101():
     assert f"from {new('zero-shot', 'clean'):.1f} to {new('nap', 'clean'):.1f} %" in page
     assert new("nap", "pgd-20") > new("zero-shot", "pgd-20")
     for method in ("apt", "ampt", "capt"):
-        assert abs(new(method, "clean") - new("zero-shot", "clean")) < 2.1
+        on_shapes = (
+            found(None, part="new", test_classes="new", method=m)[0] for m in (method, "zero-shot")
+        )
+        for own, bare in (on_shapes, (new(m, "clean") for m in (method, "zero-shot"))):
+            assert abs(own - bare) < 2.45  # the page says 2.4
 
 
 def test_every_row_is_a_cell_that_was_judged_as_said():
@@ -158,9 +163,12 @@ def test_rows_of_photographs_that_share_prompts_have_the_same_ones():
     seen = {}
     for row in run.rows_of(run.PHOTOS):
         cell = cells.cell_of(row)
-        evaluated = (*cell.tuning, cell.test, cell.test_classes, cell.split)
-        clean = (row["rows"][0]["attack"], row["rows"][0]["flags"])
+        evaluated = (cell.tuning, cell.test, cell.test_classes, cell.split)
+        clean = row["rows"][0]["flags"]
         assert seen.setdefault(evaluated, clean) == clean, cell.name
+        if "weights" in row:  # not in the oldest rows
+            classifier = (cell.tuning, cell.test_classes)
+            assert seen.setdefault(classifier, row["weights"]) == row["weights"], cell.name
 
 
 def test_autoattack_on_photographs_searched_in_bfloat16_as_the_page_says():
@@ -215,7 +223,8 @@ def test_the_search_never_saw_a_test_image():
     assert record["base"] == preset_search.BASE
     source = Path(preset_search.__file__).read_text("utf-8")
     assert ".test" not in source
-    assert len(record["attempts"]) >= 10
+    counts = Counter(row["method"] for row in record["attempts"])
+    assert counts == {"nap": 28, "apt": 4, "ampt": 3, "capt": 3}  # the page says 38, 28 and none
 
 
 def test_autoattack_leaves_no_more_than_pgd_and_no_check_fails():

@@ -93,7 +93,13 @@ def of_losses(objective, loss, ce, t, method="nap"):
     """A run where the first ``ce`` images withstand `apgd-ce`, and the last ``t`` `apgd-t`."""
     rows = [{"attack": "clean", "eps": 0.0, "accuracy": 0.5, "flags": flags(50)}]
     rows += [
-        {"attack": attack, "eps": 1 / 255, "accuracy": of.count("1") / 100, "flags": of}
+        {
+            "attack": attack,
+            "eps": 1 / 255,
+            "accuracy": of.count("1") / 100,
+            "flags": of,
+            "search_precision": "own",
+        }
         for attack, of in (("apgd-ce", flags(ce)), ("apgd-t", flags(t)[::-1]))
     ]
     changes = [["objective", objective], ["attack_loss", loss]] if objective else []
@@ -105,11 +111,11 @@ def test_an_image_withstands_apgd_if_it_withstands_both_parts():
     rows = [of_losses("", "", 40, 70, "zero-shot")]  # 10 withstand both
     rows += [of_losses("ce", "ce", 40, 80), of_losses("trades", "kl", 60, 90)]
     lines = [line.strip("| ").split(" | ") for line in photos_page.losses_table(rows).splitlines()]
-    assert lines[2][1:7] == ["zero-shot", "", "", "50.0", "40.0", "10.0"]
-    assert lines[3][2:7] == ["ce", "ce", "50.0", "40.0", "20.0"]
-    assert lines[3][7].startswith("+10.0 ± 5.")
-    assert lines[4][2:7] == ["trades", "kl", "50.0", "60.0", "50.0"]
-    assert [cell[:5] for cell in lines[4][7:]] == ["+40.0", "+30.0"]
+    assert lines[2][1:8] == ["zero-shot", "", "", "fp32", "50.0", "40.0", "10.0"]
+    assert lines[3][2:8] == ["ce", "ce", "fp32", "50.0", "40.0", "20.0"]
+    assert lines[3][8].startswith("+10.0 ± 5.")
+    assert lines[4][2:8] == ["trades", "kl", "fp32", "50.0", "60.0", "50.0"]
+    assert [cell[:5] for cell in lines[4][8:]] == ["+40.0", "+30.0"]
 
 
 def test_every_compared_pair_is_a_cell_whose_settings_are_valid():
