@@ -30,13 +30,13 @@ DATA, CLEAN, ROBUST = "coop:Caltech101", "clean", "pgd-20"
 METHODS = ("zero-shot", "advpt", "apt", "ampt", "capt", "nap")
 SHOTS = {"few-shot": (1, 4, 16), "base-to-new": (16,)}
 SEEDS = (1, 2, 3)
-# 500 test images, drawn by seed 0; the presets of the bundled model, for NAP the earlier one
+# 500 test images, drawn by seed 0; the presets of the bundled model, for NAP and AMPT earlier ones
 OPTIONS: dict[str, Any] = {
     "seeds": SEEDS,
     "eval_eps": "1/255",
     "limit": 500,
     "sanity": "off",
-    "settings": {"nap": {**EARLIER_NAP, "attack_loss": "ce"}},
+    "settings": {"nap": {**EARLIER_NAP, "attack_loss": "ce"}, "ampt": {"attack_loss": "ce"}},
 }
 
 

@@ -47,10 +47,13 @@ CAPT: Presets = {
     **dict.fromkeys(("tiny-shapes", "tiny-shapes-robust"), _CAPT),
     **{model: {**_PHOTO, "ce": "clean", "lam": 4.0} for model in PHOTOS},
 }
+_AMPT_PHOTO: dict[str, Any] = {**_PHOTO, "clean_share": 0.5}
 AMPT: Presets = {
     "tiny-shapes": {**_ONLINE, "clean_share": 0.5},
     "tiny-shapes-robust": _ONLINE,
-    **{model: {**_PHOTO, "clean_share": 0.5} for model in PHOTOS},
+    # the best under APGD on validation images, within noise of "ce"
+    PHOTOS[0]: {**_AMPT_PHOTO, "attack_loss": "margin"},
+    PHOTOS[1]: _AMPT_PHOTO,
 }
 
 # in a few hundred steps, the linear schedule is too slow, and a larger radius works better

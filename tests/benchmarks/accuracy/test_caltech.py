@@ -38,9 +38,10 @@ def test_finished_cells_are_collected(small, tmp_path, capsys):
     assert caltech.text(found) in capsys.readouterr().out
 
 
-def test_nap_has_the_settings_that_the_pages_name():
+def test_nap_and_ampt_have_the_settings_that_the_pages_name():
     settings = caltech.OPTIONS["settings"]
-    plan = make_plan("few-shot", "nap", "coop:Caltech101", root=CUT, settings=settings)
+    plan = make_plan("few-shot", ["nap", "ampt"], "coop:Caltech101", root=CUT, settings=settings)
+    assert as_dict(plan.configs["ampt"])["attack_loss"] == "ce"
     config = as_dict(plan.configs["nap"])
     named = {"epochs": 3, "adv_share": 0.5, "text_refiners": False, "attack_loss": "ce"}
     assert config | named | {"eps": 2 / 255} == config
