@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from fastprompt import evaluate, load_data
 from fastprompt._utils.checks import check_choice, parse_fraction
-from fastprompt._utils.files import read_json
+from fastprompt._utils.files import read_json, write_json
 from fastprompt.data import ImageTensors
 from fastprompt.evaluation.scoring import Counted
 
+from ..common.machine import facts
 from ..common.paths import TWO_CORES
-from ..common.report import table, write
+from ..common.report import table
 from .methods.cells import main_cells
 from .methods.photo_cells import main_photo_cells
 from .methods.results_page import name_of
@@ -132,8 +133,8 @@ def measure(
     }
     rows = [row for row in rows if {k: row[k] for k in about} != about]
     measured = {"threads": threads, "clean": clean, "fastprompt": ours, "torchattacks": theirs}
-    rows.append({**about, **measured})
-    write(path, {"rows": rows})
+    rows.append({**about, **measured, "machine": facts()})
+    write_json(path, {"rows": rows})
     show(out)
 
 
