@@ -7,6 +7,8 @@ import statistics
 import pytest
 
 from benchmarks.accuracy.methods import cells, photo_cells, photos_page, run
+from benchmarks.accuracy.methods.photo_rows import standing
+from benchmarks.accuracy.methods.results_page import accuracies
 from fastprompt import load_clip
 from fastprompt.methods.registry import TUNERS
 from fastprompt.tuning.config import as_dict
@@ -52,6 +54,12 @@ def of_seeds(*values, of=flags):
         {"rows": [{"attack": "clean", "eps": 0.0, "accuracy": v / 100, "flags": of(v)}]}
         for v in values
     ]
+
+
+def test_27_25_percent_is_shown_alike_from_an_accuracy_and_from_flags():
+    """100 * 0.2725 is more than 27.25: it would be shown as 27.3 beside 27.2 of the same images."""
+    cells = of_seeds(27.25, of=lambda share: flags(share, n=400))
+    assert accuracies(cells, None) == [statistics.mean(standing(cells, None))] == [27.25]
 
 
 def test_the_verdict_follows_from_the_interval_over_seeds_and_images():
