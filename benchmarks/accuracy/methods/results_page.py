@@ -173,7 +173,7 @@ def precision_table(cells: Sequence[Row]) -> str:
                     ", ".join(f"{value:.1f}" for value in one) for one in zip(*pairs, strict=True)
                 )
                 mean = statistics.mean(auto - own for own, auto in pairs)
-                lines.append([model, name_of(method), eps or "clean", *seeds, f"{mean:+.1f}"])
+                lines.append([model, name_of(method), eps or "clean", *seeds, f"{mean:+z.1f}"])
     head = ["", "method", "accuracy", "float32", '`"auto"`', "mean difference"]
     return markdown(head, lines)
 
