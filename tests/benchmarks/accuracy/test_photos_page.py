@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from benchmarks.accuracy.methods import cells, photo_cells, photos_page, run
-from benchmarks.accuracy.methods.photo_rows import standing
+from benchmarks.accuracy.methods.photo_rows import select, standing
 from benchmarks.accuracy.methods.results_page import accuracies
 from fastprompt import load_clip
 from fastprompt.methods.registry import TUNERS
@@ -42,6 +42,20 @@ def test_an_accuracy_is_the_share_of_its_flags():
         for r in row["rows"]:
             assert len(r["flags"]) == r["n"]
             assert r["accuracy"] == r["flags"].count("1") / r["n"]
+
+
+@pytest.mark.parametrize("model", photo_cells.MODELS)
+def test_nap_keeps_eight_points_over_zero_shot_under_autoattack(model):
+    """The README says so, and so does the page on choosing a method."""
+
+    def mean(method, seeds, eps, attack):
+        cells = select(ROWS, part="strong", model=model, method=method)
+        assert [cell["seed"] for cell in cells] == seeds
+        return statistics.mean(accuracies(cells, eps, attack))
+
+    at_1, clean = ("1/255", "autoattack"), (None, "clean")
+    assert mean("nap", [0, 1, 2], *at_1) >= mean("zero-shot", [0], *at_1) + 8
+    assert mean("nap", [0, 1, 2], *clean) >= mean("zero-shot", [0], *clean)
 
 
 def flags(share, n=100):
