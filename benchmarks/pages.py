@@ -1,6 +1,6 @@
-"""Writes the ladder's tables and drawing from the committed results, and checks the pages.
+"""Writes the pages' tables and a drawing from the committed results, and checks the pages.
 
-python -m benchmarks.pages            # prints the README's table, checks the pages
+python -m benchmarks.pages            # prints the ladder's short table, checks the pages
 python -m benchmarks.pages --write    # writes the marked tables of the pages and the drawing
 
 A page's tables are between ``<!-- ladder -->`` and ``<!-- /ladder -->``; docs/benchmarks.md also
@@ -9,7 +9,8 @@ estimate of a step, docs/guides/many_devices.md the bytes that a step sends, an 
 scaling and the times of Ray workers, docs/guides/predict.md the rates of predictions,
 docs/guides/export.md the accuracies of int8 files, docs/guides/protocols.md the accuracies on
 Caltech101, docs/guides/robustness.md the comparison with torchattacks' AutoAttack,
-docs/results_photos.md and docs/guides/choosing.md the comparison of the methods on photographs.
+docs/results_photos.md, docs/guides/choosing.md and README.md the comparison of the methods on
+photographs.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
     strength = _of_machines(results, autoattack.RESULT.name, _table_of(autoattack.lines))
     accuracies = _of_machines(results, caltech.RESULT.name, caltech.text)
     photos = photos_page.blocks(results / TWO_CORES.name)
-    choosing = {photos_page.CHOICE: photos.pop(photos_page.CHOICE)}
+    of_readme, of_choosing = ({n: photos.pop(n)} for n in (photos_page.SHORT, photos_page.CHOICE))
     return {
-        README: {"ladder": short},
+        README: {"ladder": short, **of_readme},
         PAGE: {"ladder": whole, "growth": growth, "gpu": gpu},
         NOTES: {"profile": profiles},
         BUDGET: {"budget": budget_table(results)},
@@ -82,7 +83,7 @@ def wanted(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
         PROTOCOLS: {"caltech101": accuracies},
         ROBUSTNESS: {"autoattack": strength},
         PHOTOS: photos,
-        CHOOSING: choosing,
+        CHOOSING: of_choosing,
     }
 
 
@@ -175,7 +176,7 @@ def write(root: Path = ROOT, results: Path = RESULTS) -> None:
 
 
 def main(write_pages: bool = False, root: Path = ROOT, results: Path = RESULTS) -> int:
-    """Print the README's table; return 1 if a page or the drawing differs from the results.
+    """Print the ladder's short table; return 1 if a page or the drawing differs from the results.
 
     Args:
         write_pages: write the tables between the markers first.

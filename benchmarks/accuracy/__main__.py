@@ -5,7 +5,7 @@ python -m benchmarks.accuracy methods measure       # tunes and evaluates all mi
 python -m benchmarks.accuracy methods measure --share 0 --shares 2   # half, in one of two processes
 python -m benchmarks.accuracy methods collect       # writes finished runs into the result file
 python -m benchmarks.accuracy methods autoattack    # AutoAttack on the first seeds, an hour
-python -m benchmarks.accuracy methods table         # docs/results.md and the README's table
+python -m benchmarks.accuracy methods table         # writes docs/results.md
 python -m benchmarks.accuracy advpt measure         # or table, as for the others
 python -m benchmarks.accuracy autoattack measure --eps 4/255 --images 200
 python -m benchmarks.accuracy strength measure

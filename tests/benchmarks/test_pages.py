@@ -22,7 +22,8 @@ def root(tmp_path):
     """A checkout whose pages have markers, and results."""
     (tmp_path / "docs" / "guides").mkdir(parents=True)
     block = "<!-- {0} -->\n<!-- /{0} -->\n"
-    (tmp_path / "README.md").write_text("# Title\n\n" + block.format("ladder") + "\nThe end.\n")
+    text = f"# Title\n\n{block.format(photos_page.SHORT)}\n{block.format('ladder')}\nThe end.\n"
+    (tmp_path / "README.md").write_text(text)
     text = block.format("ladder") + "\n" + block.format("gpu")
     (tmp_path / "docs" / "benchmarks.md").write_text(text + "\n" + block.format("growth"))
     (tmp_path / "benchmarks").mkdir()
@@ -56,7 +57,8 @@ def test_written_pages_are_those_of_the_results(root, capsys):
     assert f"missing from the page: | `{STEP}` | 45 s |" in capsys.readouterr().err
     assert pages.main(True, root, root / "results") == 0
     readme = (root / "README.md").read_text(encoding="utf-8")
-    assert readme.startswith("# Title\n\n<!-- ladder -->\n\nA processor, 2 threads, torch 2.15.0")
+    assert readme.startswith(f"# Title\n\n<!-- {photos_page.SHORT} -->\n\nNot yet measured.")
+    assert "\n\n<!-- ladder -->\n\nA processor, 2 threads, torch 2.15.0" in readme
     assert readme.endswith("| **6.0x** | 78 % (matmul) |\n\n<!-- /ladder -->\n\nThe end.\n")
     assert capsys.readouterr().out.strip() in readme
     page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
@@ -123,8 +125,9 @@ def test_a_row_twice_is_found(root):
 def test_a_page_without_markers_is_named(root):
     (root / "README.md").write_text("# Title\n")
     pages.write(root, root / "results")
-    (problem,) = pages.problems(root, root / "results")
-    assert problem.startswith("README.md: there is no <!-- ladder -->")
+    ladder, photos = pages.problems(root, root / "results")
+    assert ladder.startswith("README.md: there is no <!-- ladder -->")
+    assert photos.startswith("README.md: there is no <!-- photos-short -->")
 
 
 def test_the_pages_are_those_of_the_committed_files():

@@ -1,4 +1,4 @@
-"""Tables of docs/results_photos.md and docs/guides/choosing.md, from the committed results."""
+"""Tables of README.md, docs/results_photos.md and docs/guides/choosing.md, from the results."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ CLAIMS: Sequence[tuple[str, str, str, bool, str]] = (
     ("nap", "layers", "consistency=cosine", False, "NAP: consistency of the layers"),
     ("capt", "balance", "lam=0.0", True, "CAPT: the consistency term"),
 )
-CHOICE = "photos-choice"  # block of docs/guides/choosing.md; all others are of the other page
+# blocks of README.md and docs/guides/choosing.md; all others are of docs/results_photos.md
+SHORT, CHOICE = "photos-short", "photos-choice"
 # two-sided 95 % quantile of Student's t distribution for three seeds
 QUANTILE = 4.303
 
@@ -106,6 +107,20 @@ def _minutes(cells: Sequence[Row]) -> str:
             name = cell["machine"]["processor"].replace("(R)", "").removesuffix(" Processor")
             times.setdefault(name, []).append(cell["tuning_seconds"] / 60)
     return ", ".join(f"{statistics.mean(own):.1f} ({name})" for name, own in times.items())
+
+
+def short_table(cells: Sequence[Row]) -> str:
+    """Format the means over the seeds: both models side by side."""
+    rows = []
+    for method in METHODS:
+        row = [name_of(method)]
+        for model in MODELS:
+            own = select(cells, part="main", model=model, method=method)
+            means = (accuracies(own, eps) for eps in (None, *EPS))
+            row += [f"{statistics.mean(values):.1f}" if values else "-" for values in means]
+        rows.append(row)
+    head = ["method", *(f"{model}: {k}" for model in MODELS for k in ("clean", *EPS))]
+    return markdown(head, rows) if cells else ""
 
 
 def corrupted_table(cells: Sequence[Row]) -> str:
@@ -296,7 +311,7 @@ def _missing(cells: Sequence[Row]) -> str:
 
 
 def blocks(results: Path) -> dict[str, str]:
-    """Return the text of each marked block of both pages."""
+    """Return the text of each marked block."""
     file = results / run.PHOTOS.name
     cells = read_json(file)["cells"] if file.exists() else []
     known = {cell.name for cell in photo_cells()}
@@ -308,6 +323,7 @@ def blocks(results: Path) -> dict[str, str]:
         "photos-shots": shots_table,
         "photos-claims": claims_table,
         "photos-losses": losses_table,
+        SHORT: short_table,
         CHOICE: choice_table,
         "photos-missing": _missing,
     }

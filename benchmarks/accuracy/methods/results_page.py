@@ -214,21 +214,6 @@ def strong_table(path: Path = autoattack.RESULT) -> str:
     return markdown(head, lines)
 
 
-def short_table(path: Path = RESULT) -> str:
-    """Format the README's table: both models side by side, means over the seeds."""
-    cells = [row for row in rows_of(path) if row["part"] == "main"]
-    rows = []
-    for method in METHODS:
-        row = [name_of(method)]
-        for model in MODELS:
-            own = [c for c in cells if (c["model"], c["method"]) == (model, method)]
-            means = (accuracies(own, eps) for eps in (None, "1/255", "2/255"))
-            row += [f"{statistics.mean(values):.1f}" if values else "" for values in means]
-        rows.append(row)
-    head = ["method", *(f"{model}: {k}" for model in MODELS for k in ("clean", "1/255", "2/255"))]
-    return markdown(head, rows)
-
-
 def _counts(cells: Sequence[Row]) -> str:
     """Return the evaluated iterates, as recorded in the rows."""
     said = (row["settings"].get("counts") for cell in cells for row in cell["rows"])
@@ -256,6 +241,6 @@ def page(path: Path = RESULT) -> str:
 
 
 def table() -> None:
-    """Write the page and print the README's table."""
+    """Write the page."""
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"written: {PAGE}\n\nfor the README:\n\n{short_table()}")
+    print(f"written: {PAGE}")

@@ -37,10 +37,6 @@ def test_the_page_is_made_of_the_committed_file():
     assert "<" not in results_page.page().replace("<=", "")
 
 
-def test_the_readme_has_its_short_table():
-    assert results_page.short_table() in (ROOT / "README.md").read_text("utf-8")
-
-
 def found(eps, **facts):
     """The accuracies of the cells that are so, in percent."""
     rows = [row for row in ROWS if all(row[k] == v for k, v in facts.items())]
